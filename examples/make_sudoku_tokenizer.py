@@ -1,0 +1,50 @@
+"""Makes the tokenizer and the configuration of the embedded model, `sudoku_tiny`; its weights come from sudoku_tiny_sft.yaml.
+
+Usage: python examples/make_sudoku_tokenizer.py DIR
+"""
+
+import sys
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from dmpo_lightning.models.llada import CHAT_TEMPLATE, LLaDAConfig
+
+SPECIAL = ["<|endoftext|>", "<|startoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|mdm_mask|>"]
+WORDS = ["system", "user", "assistant", "<answer>", "</answer>", "\n\n", "\n", " ", *"0123456789", "<unk>"]
+
+
+def main(directory: str) -> None:
+    vocabulary = {token: index for index, token in enumerate(SPECIAL + WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"</?answer>|system|user|assistant|\n\n|[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        mask_token="<|mdm_mask|>",
+        unk_token="<unk>",
+        additional_special_tokens=["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"],
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(directory)
+    LLaDAConfig(
+        d_model=64,
+        n_layers=4,
+        n_heads=4,
+        mlp_hidden_size=192,
+        vocab_size=32,
+        max_sequence_length=128,
+        rope_theta=10000.0,
+        mask_token_id=vocabulary["<|mdm_mask|>"],
+        eos_token_id=vocabulary["<|endoftext|>"],
+        pad_token_id=vocabulary["<|endoftext|>"],
+        architectures=["LLaDAForMaskedDiffusion"],
+    ).save_pretrained(directory)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

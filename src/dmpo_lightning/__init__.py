@@ -1,0 +1,50 @@
+"""DMPO for diffusion language models, as a PyTorch Lightning plug-in.
+
+Everything a project usually needs is importable from here; heavy dependencies load on first use.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DMPO": "modules.dmpo",
+    "MaskedSFT": "modules.sft",
+    "WDCE": "objectives",
+    "WDDO": "objectives",
+    "Objective": "objectives",
+    "ElboEstimator": "objectives",
+    "TrajectoryEstimator": "objectives",
+    "ConfidenceSampler": "samplers",
+    "RandomOrderSampler": "samplers",
+    "Sampler": "samplers",
+    "PromptBatch": "data.prompts",
+    "PromptLoader": "data.prompts",
+    "TaskDataModule": "data.tasks",
+    "SudokuDataModule": "data.tasks",
+    "DemonstrationsDataModule": "data.demonstrations",
+    "Reward": "rewards",
+    "Rollouts": "rollout",
+    "Policy": "policy",
+    "Task": "tasks",
+    "Sudoku": "tasks",
+    "LatinSquareDemonstrations": "tasks",
+    "BeforeAfterReport": "callbacks.report",
+    "CompletionWriter": "callbacks.completions",
+    "SavePretrained": "callbacks.export",
+    "load_model": "models.loading",
+    "load_tokenizer": "models.loading",
+}
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604  names resolved below
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,58 @@
+"""The command ``dmpo-lightning``. Answers what needs no torch by itself and leaves the rest to the Lightning CLI."""
+
+import sys
+from collections.abc import Sequence
+
+from dmpo_lightning import __version__
+from dmpo_lightning.configs import config_directory, resolve_arguments, shipped_configs
+
+USAGE = """\
+usage: dmpo-lightning COMMAND [--config NAME_OR_FILE ...] [--key value ...]
+
+Reinforcement learning of diffusion language models with DMPO.
+
+commands:
+  fit        train; start with: dmpo-lightning fit --config sudoku_tiny.yaml
+  validate   evaluate the validation split
+  test       evaluate the test split
+  predict    write completions of the test split as JSON lines
+  configs    list the configurations that --config takes by name
+
+  dmpo-lightning COMMAND --help                              all options of a command
+  dmpo-lightning COMMAND --config X --print_config           the configuration that would run
+  several --config are merged in order, and options on the command line win
+
+options:
+  -h, --help     this text
+  --version      the version
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+    elif arguments[0] == "--version":
+        print(f"dmpo-lightning {__version__}")
+    elif arguments[0] == "configs":
+        print(f"in {config_directory()}:", *shipped_configs(), sep="\n  ")
+    else:
+        return _run(arguments)
+    return 0
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        resolved = resolve_arguments(arguments)
+    except ValueError as error:
+        print(f"dmpo-lightning: {error}", file=sys.stderr)
+        return 2
+    from dmpo_lightning.cli import run
+
+    run(resolved)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Before and after: what a run of DMPO changed on held-out examples, as a table, `summary.json` and a learning curve."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from dmpo_lightning.modules.dmpo import DMPO
+from dmpo_lightning.modules.metrics import MeanWithError
+from dmpo_lightning.samplers import Sampler
+
+Result = dict[str, tuple[float, float]]
+"""Mean and standard error of each score component."""
+
+
+class BeforeAfterReport(Callback):
+    """Evaluates the test split before and after fitting, and writes what changed into the run directory.
+
+    ``summary.json`` holds `solve_rate_before`, `solve_rate_best_temperature_before`, `solve_rate_after` (T = 1 unless `sampled` says
+    otherwise), `greedy_before`, `greedy_after`, `seconds` of fitting (validation included, the two evaluations of this report not),
+    `rollouts`, `seed` and all results; ``learning_curve.png`` the validation accuracy. Evaluates the final weights.
+    Not for strategies that shard the model's forward (it runs outside of the training loop).
+
+    Args:
+        samplers: by name, all evaluated before fitting.
+        sampled: the name of the sampler at T = 1.
+        greedy: the name of the greedy sampler; it and ``sampled`` are evaluated again afterwards.
+        curve: names of logged validation metrics to draw.
+
+    Raises:
+        ValueError: ``sampled`` or ``greedy`` is not among the samplers.
+    """
+
+    def __init__(
+        self,
+        samplers: Mapping[str, Sampler],
+        *,
+        sampled: str = "temperature_1",
+        greedy: str = "greedy",
+        curve: tuple[str, ...] = ("val/sampled/accuracy", "val/greedy/accuracy"),
+    ) -> None:
+        for name in (sampled, greedy):
+            if name not in samplers:
+                raise ValueError(f"`samplers` must contain {name!r}, got {sorted(samplers)}.")
+        self.samplers, self.sampled, self.greedy, self.curve_names = dict(samplers), sampled, greedy, curve
+        self.before: dict[str, Result] = {}
+        self.after: dict[str, Result] = {}
+        self.curve: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self._started = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.before:
+            self.before = self._evaluate(trainer, pl_module, list(self.samplers))
+        self._started = time.perf_counter() - self.seconds
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        values = {name: float(trainer.callback_metrics[name]) for name in self.curve_names if name in trainer.callback_metrics}
+        if values and not trainer.sanity_checking:
+            self.curve.append({"step": float(trainer.global_step), **values})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds = time.perf_counter() - self._started
+        self.after = self._evaluate(trainer, pl_module, [self.sampled, self.greedy])
+        if trainer.is_global_zero:
+            self._write(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        seconds = time.perf_counter() - self._started
+        return {"before": self.before, "curve": self.curve, "seconds": seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before, self.curve, self.seconds = state_dict["before"], state_dict["curve"], state_dict["seconds"]
+
+    def _evaluate(self, trainer: Trainer, module: LightningModule, names: list[str]) -> dict[str, Result]:
+        assert isinstance(module, DMPO)
+        loader = getattr(trainer, "datamodule").test_dataloader()
+        metrics: dict[str, dict[str, MeanWithError]] = {name: {} for name in names}
+        for batch in loader:
+            batch = batch.to(module.device)
+            for name in names:
+                values, _ = module.evaluate_batch(batch, self.samplers[name])
+                for component, value in values.items():
+                    metric = metrics[name].setdefault(component, MeanWithError().to(module.device))
+                    metric.update(value[~batch.is_filler.cpu()])
+        return {
+            name: {component: tuple(float(part) for part in metric.compute()) for component, metric in found.items()}  # type: ignore[misc]
+            for name, found in metrics.items()
+        }
+
+    def _write(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, DMPO)
+        directory = Path(trainer.log_dir or trainer.default_root_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        rollouts = module.rollouts_seen
+        (directory / "summary.json").write_text(json.dumps(self.summary(module.seed, rollouts), indent=2) + "\n", encoding="utf-8")
+        if self.curve:
+            draw_curve(self.curve, self.before, {self.curve_names[0]: self.sampled, self.curve_names[-1]: self.greedy}, directory / "learning_curve.png")
+        print(self.table(rollouts))
+        print(f"Written to {directory}: summary.json" + (", learning_curve.png" if self.curve else ""))
+
+    def summary(self, seed: int, rollouts: int) -> dict[str, Any]:
+        """The content of ``summary.json``."""
+        rate = {name: result["accuracy"][0] for name, result in self.before.items()}
+        return {
+            "solve_rate_before": rate[self.sampled],
+            "solve_rate_best_temperature_before": max(rate.values()),
+            "solve_rate_after": self.after[self.sampled]["accuracy"][0],
+            "greedy_before": rate[self.greedy],
+            "greedy_after": self.after[self.greedy]["accuracy"][0],
+            "seconds": round(self.seconds, 1),
+            "rollouts": rollouts,
+            "seed": seed,
+            "weights": "final",
+            "before": {name: _named(result) for name, result in self.before.items()},
+            "after": {name: _named(result) for name, result in self.after.items()},
+        }
+
+    def table(self, rollouts: int) -> str:
+        """One line per sampler and moment."""
+        components = [name for name in next(iter(self.before.values())) if name not in ("accuracy", "reward")]
+        lines = [f"{'held-out examples':<28}" + "".join(f"{name:>18}" for name in components)]
+        for moment, results in (("before", self.before), ("after", self.after)):
+            for name, result in results.items():
+                cells = "".join(f"{result[c][0]:>10.3f} +-{result[c][1]:.3f}" for c in components)
+                lines.append(f"{moment + ', ' + name:<28}{cells}")
+        lines.append(f"trained for {self.seconds:.0f} s on {rollouts} rollouts; final weights")
+        return "\n".join(lines)
+
+
+def _named(result: Result) -> dict[str, dict[str, float]]:
+    return {component: {"mean": mean, "standard_error": error} for component, (mean, error) in result.items()}
+
+
+def draw_curve(curve: list[dict[str, float]], before: Mapping[str, Result], baselines: Mapping[str, str], path: Path) -> None:
+    """Validation metrics over optimizer steps, and the base's test accuracy as dashed lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for metric, sampler in baselines.items():
+        points = [(point["step"], point[metric]) for point in curve if metric in point]
+        line = axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=metric)[0] if points else None
+        if line is not None:
+            axes.axhline(before[sampler]["accuracy"][0], color=line.get_color(), linestyle="--", linewidth=1, label=f"base, {sampler}")
+    axes.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,47 @@
+"""The shipped configurations: where they lie, and bare names for them. Imports nothing heavy."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def config_directory() -> Path:
+    """The repository's ``configs`` in an editable install, else the copy inside the package."""
+    repository = Path(__file__).parents[2] / "configs"
+    return repository if repository.is_dir() and (repository.parent / "pyproject.toml").is_file() else Path(__file__).parent / "shipped_configs"
+
+
+def shipped_configs() -> list[str]:
+    """Names of the shipped configurations, as ``--config`` takes them."""
+    root = config_directory()
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml"))
+
+
+def resolve_config(name: str) -> str:
+    """A file as it is; the name of a shipped configuration, with or without ``.yaml``, as its path.
+
+    Raises:
+        ValueError: neither a file nor a shipped name; lists what exists.
+    """
+    if Path(name).is_file() or "\n" in name or "{" in name:
+        return name
+    for candidate in (name, f"{name}.yaml"):
+        if (path := config_directory() / candidate).is_file():
+            return str(path)
+    names = shipped_configs()
+    close = difflib.get_close_matches(name.removesuffix(".yaml"), [n.removesuffix(".yaml") for n in names], n=1)
+    hint = f" Did you mean {close[0]}.yaml?" if close else ""
+    raise ValueError(f"No configuration {name!r}: it is neither a file nor shipped.{hint} Shipped: {', '.join(names)}.")
+
+
+def resolve_arguments(arguments: Sequence[str]) -> list[str]:
+    """Replaces the values of ``--config X``, ``--config=X`` and ``-c X`` by paths."""
+    resolved: list[str] = []
+    for argument in arguments:
+        if resolved and resolved[-1] in ("--config", "-c"):
+            resolved.append(resolve_config(argument))
+        elif argument.startswith("--config="):
+            resolved.append("--config=" + resolve_config(argument.partition("=")[2]))
+        else:
+            resolved.append(argument)
+    return resolved

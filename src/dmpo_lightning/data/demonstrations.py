@@ -1,0 +1,98 @@
+"""Prompt and completion pairs for supervised fine-tuning."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import torch
+from jaxtyping import Bool, Int
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dmpo_lightning.data.prompts import pad_left, tokenize_prompt
+from dmpo_lightning.models.llada import END_TOKENS
+from dmpo_lightning.models.loading import load_tokenizer
+from dmpo_lightning.tasks.base import Split, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class DemonstrationBatch:
+    """Prompts padded left, completions filled up with end tokens."""
+
+    prompt_ids: Int[Tensor, "batch prompt"]
+    prompt_mask: Bool[Tensor, "batch prompt"]
+    completion_ids: Int[Tensor, "batch length"]
+    index: Int[Tensor, " batch"]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+class _Row(TypedDict):
+    prompt: list[int]
+    completion: list[int]
+    index: int
+
+
+class DemonstrationsDataModule(LightningDataModule):
+    """Pairs from a task whose examples hold a ``completion``.
+
+    Args:
+        task: gives examples and prompts.
+        tokenizer: a tokenizer, or the id or folder of one.
+        completion_length: completions are ended and filled up to this many tokens with end tokens, which stay targets.
+        batch_size: pairs per batch and rank.
+
+    Raises:
+        ValueError: a completion that does not fit, named by its row (at setup).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        tokenizer: "str | PreTrainedTokenizerBase",
+        completion_length: int,
+        batch_size: int,
+    ) -> None:
+        super().__init__()
+        self.task, self.completion_length, self.batch_size = task, completion_length, batch_size
+        self.tokenizer = load_tokenizer(tokenizer)
+        self._rows: dict[str, list[_Row]] = {}
+
+    def setup(self, stage: str) -> None:
+        splits: tuple[Split, ...] = ("train", "validation")
+        for split in splits:
+            if split not in self._rows:
+                self._rows[split] = [self._row(index, example) for index, example in enumerate(self.task.examples(split))]
+
+    def train_dataloader(self) -> "DataLoader[_Row]":
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> "DataLoader[_Row]":
+        return self._loader("validation", shuffle=False)
+
+    def _loader(self, split: str, *, shuffle: bool) -> "DataLoader[_Row]":
+        rows: Any = self._rows[split]
+        return DataLoader(rows, batch_size=self.batch_size, shuffle=shuffle, collate_fn=self._collate, drop_last=shuffle)
+
+    def _row(self, index: int, example: Mapping[str, Any]) -> _Row:
+        vocabulary, eos = self.tokenizer.get_vocab(), self.tokenizer.eos_token_id
+        end_of_turn = vocabulary.get(END_TOKENS[1], eos)
+        ids = [*self.tokenizer(example["completion"], add_special_tokens=False)["input_ids"], end_of_turn]
+        if len(ids) > self.completion_length:
+            raise ValueError(
+                f"The completion of row {index} has {len(ids)} tokens with its end token, more than `completion_length` "
+                f"{self.completion_length}; raise it or remove the row."
+            )
+        ids += [eos] * (self.completion_length - len(ids))
+        return {"prompt": tokenize_prompt(self.tokenizer, self.task.prompt(example)), "completion": ids, "index": index}
+
+    def _collate(self, rows: Sequence[_Row]) -> DemonstrationBatch:
+        prompt_ids, prompt_mask = pad_left([row["prompt"] for row in rows], self.tokenizer.pad_token_id or 0)
+        completions = torch.tensor([row["completion"] for row in rows])
+        return DemonstrationBatch(prompt_ids, prompt_mask, completions, torch.tensor([row["index"] for row in rows]))

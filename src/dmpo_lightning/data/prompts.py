@@ -1,0 +1,191 @@
+"""Prompt batches: tokenised, padded left, sharded over ranks, repeated for the rollout buffer, resumable."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from dmpo_lightning.models.loading import load_tokenizer
+from dmpo_lightning.tasks.base import Example, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PromptFunction = Callable[[Any], "str | Sequence[Message]"]
+LongPrompts = Literal["error", "drop"]
+
+
+@dataclass
+class PromptBatch:
+    """Prompts of one rollout buffer (or of one evaluation batch) on one rank."""
+
+    prompt_ids: Int[Tensor, "batch prompt"]
+    """Padded on the left."""
+    prompt_mask: Bool[Tensor, "batch prompt"]
+    """False on the padding."""
+    prompt_index: Int[Tensor, " batch"]
+    """Position in the dataset: the prompt id that all randomness is keyed by."""
+    examples: list[Example]
+    is_filler: Bool[Tensor, " batch"]
+    """Rows that only keep ranks in step; never counted in an evaluation."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PromptBatch":
+        """On another device; Lightning calls it."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()})
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def tokenize_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequence[Message]") -> list[int]:
+    """Ids of a conversation through the chat template, ready for the assistant's turn; a plain string is the user's turn.
+
+    A tokenizer without a chat template takes plain strings as they are.
+    """
+    if tokenizer.chat_template is None:
+        if not isinstance(prompt, str):
+            raise ValueError("The tokenizer has no chat template, so prompts must be plain strings, got a conversation; set tokenizer.chat_template.")
+        return tokenizer(prompt)["input_ids"]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Int[Tensor, "batch prompt"], Bool[Tensor, "batch prompt"]]:
+    """Ids padded on the left to the longest row, and the mask that is False on the padding."""
+    width = max(map(len, rows))
+    empty = torch.tensor([width - len(row) for row in rows])
+    return torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows]), torch.arange(width) >= empty[:, None]
+
+
+class PromptLoader:
+    """Batches of prompts for `DMPO`; the only kind of training loader that it takes.
+
+    In training each batch comes as many times as the rollouts made of it are used (`DMPO` sets that number), so nothing is skipped and
+    an epoch has a length. Groups never cross ranks: each rank takes its own prompts, and the last batch wraps around to stay full.
+    In evaluation every example comes exactly once over all ranks; filler rows keep the ranks in step.
+
+    Args:
+        dataset: a sequence of examples of any kind.
+        tokenizer: a tokenizer, or the id or folder of one.
+        batch_size: prompts per batch and rank.
+        prompt: an example's user turn or conversation; None takes example["prompt"].
+        shuffle: a new keyed order each epoch (training).
+        seed: of that order; None takes the module's seed.
+        max_prompt_length: in tokens; None leaves it to the model's own limit.
+        on_long_prompt: ``error`` names the first prompt above the limit, ``drop`` leaves such prompts out and counts them in `dropped`.
+
+    Raises:
+        ValueError: an empty dataset, a batch size below 1, a prompt longer than allowed.
+
+    Example:
+        ```python
+        loader = PromptLoader([{"prompt": "2 + 2 ="}, {"prompt": "3 + 4 ="}], tokenizer, batch_size=2)
+        Trainer(max_steps=100).fit(DMPO(...), loader)
+        ```
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence[Any],
+        tokenizer: "str | PreTrainedTokenizerBase",
+        *,
+        batch_size: int,
+        prompt: PromptFunction | None = None,
+        shuffle: bool = True,
+        seed: int | None = None,
+        max_prompt_length: int | None = None,
+        on_long_prompt: LongPrompts = "error",
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1 prompt, got {batch_size}.")
+        if len(dataset) == 0:
+            raise ValueError("`dataset` is empty; DMPO needs at least one prompt.")
+        self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
+        self.tokenizer = load_tokenizer(tokenizer)
+        prompt = prompt or (lambda example: example["prompt"])
+        self._ids = [tokenize_prompt(self.tokenizer, prompt(example)) for example in dataset]
+        self._kept = list(range(len(dataset)))
+        self.dropped = 0
+        if max_prompt_length is not None:
+            self.limit_prompt_length(max_prompt_length, on_long_prompt)
+        self.repeats, self.is_training = 1, False
+        self._epoch, self._handed_out, self._resume_at = -1, 0, 0
+
+    def limit_prompt_length(self, limit: int, on_long_prompt: LongPrompts = "error") -> None:
+        """Drops prompts above ``limit`` tokens, or raises ValueError that names the first; prompts are never cut."""
+        too_long = [index for index in self._kept if len(self._ids[index]) > limit]
+        if too_long and on_long_prompt == "error":
+            row = too_long[0]
+            raise ValueError(
+                f"Prompt {row} of the dataset has {len(self._ids[row])} tokens, but at most {limit} are allowed ({len(too_long)} of "
+                f"{len(self._ids)} prompts are too long); raise `max_prompt_length`, shorten the completion, or set on_long_prompt: drop."
+            )
+        self._kept = [index for index in self._kept if len(self._ids[index]) <= limit]
+        self.dropped += len(too_long)
+        if not self._kept:
+            raise ValueError(f"All {len(self._ids)} prompts are longer than {limit} tokens; raise `max_prompt_length`.")
+
+    def bind(self, *, repeats: int, seed: int) -> "PromptLoader":
+        """Called by the module for its training loader: how often each batch is used, and the seed of the order if it has none."""
+        self.repeats, self.is_training = repeats, True
+        self.seed = seed if self.seed is None else self.seed
+        return self
+
+    def __len__(self) -> int:
+        return -(-len(self._kept) // (self.batch_size * _shard()[1])) * self.repeats
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        """One epoch; after `load_state_dict` the rest of the interrupted one."""
+        start, self._resume_at = self._resume_at, 0
+        if not 0 < start < len(self):
+            start, self._epoch = 0, self._epoch + 1
+        order = self._order()
+        for step in range(start, len(self)):
+            self._handed_out = step + 1
+            yield self._batch(order, step // self.repeats)
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and batches handed out in it."""
+        return {"epoch": self._epoch, "handed_out": self._handed_out}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continues after the last batch handed out."""
+        self._epoch, self._handed_out, self._resume_at = state["epoch"], state["handed_out"], state["handed_out"]
+
+    def _order(self) -> list[int]:
+        if not self.shuffle:
+            return self._kept
+        return random.Random(f"{self.seed}-prompts-{self._epoch}").sample(self._kept, len(self._kept))
+
+    def _batch(self, order: list[int], number: int) -> PromptBatch:
+        rank, world_size = _shard()
+        first = (number * world_size + rank) * self.batch_size
+        places = range(first, first + self.batch_size)
+        rows = [order[place % len(order)] for place in places]
+        filler = [not self.is_training and place >= len(order) for place in places]
+        prompt_ids, prompt_mask = pad_left([self._ids[row] for row in rows], self.tokenizer.pad_token_id or 0)
+        return PromptBatch(
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            prompt_index=torch.tensor(rows),
+            examples=[self.dataset[row] for row in rows],
+            is_filler=torch.tensor(filler),
+        )
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt that is used."""
+        return max(len(self._ids[index]) for index in self._kept)
+
+
+def _shard() -> tuple[int, int]:
+    """This process's rank and the number of processes; a single one where nothing is distributed."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

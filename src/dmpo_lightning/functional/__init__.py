@@ -1,0 +1,50 @@
+"""The mathematics of DMPO on plain tensors: masks, likelihoods, weights, baselines, losses and keyed randomness."""
+
+from dmpo_lightning.functional.baselines import (
+    group_baseline,
+    negative_baseline,
+    negative_reward_baseline,
+    no_baseline,
+    policy_baseline,
+)
+from dmpo_lightning.functional.likelihood import elbo, elbo_log_rnd, elbo_replicates, trajectory_log_prob
+from dmpo_lightning.functional.losses import denoising_cross_entropy, wddo_loss, wdce_loss
+from dmpo_lightning.functional.masking import antithetic_pair, draw_masks, mask_count, position_ranks, trajectory_masks
+from dmpo_lightning.functional.randomness import Purpose, fold_in, inverse_cdf, row_keys, uniforms
+from dmpo_lightning.functional.weights import (
+    adaptive_proximal_coefficient,
+    effective_sample_size,
+    equal_reward_groups,
+    importance_weights,
+    reward_weights,
+)
+
+__all__ = [
+    "Purpose",
+    "adaptive_proximal_coefficient",
+    "antithetic_pair",
+    "denoising_cross_entropy",
+    "draw_masks",
+    "effective_sample_size",
+    "elbo",
+    "elbo_log_rnd",
+    "elbo_replicates",
+    "equal_reward_groups",
+    "fold_in",
+    "group_baseline",
+    "importance_weights",
+    "inverse_cdf",
+    "mask_count",
+    "negative_baseline",
+    "negative_reward_baseline",
+    "no_baseline",
+    "policy_baseline",
+    "position_ranks",
+    "reward_weights",
+    "row_keys",
+    "trajectory_log_prob",
+    "trajectory_masks",
+    "uniforms",
+    "wdce_loss",
+    "wddo_loss",
+]

@@ -1,0 +1,52 @@
+"""Random maskings of a completion with exact counts."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dmpo_lightning.functional.randomness import uniforms
+
+
+def draw_masks(
+    keys: Int[Tensor, "*rows"], *, length: int, replicates: int, antithetic: bool = True
+) -> Bool[Tensor, "*rows {replicates} {length}"]:
+    """Masks (True = masked) with a count uniform on 1..length and uniform positions, one set per key.
+
+    ``antithetic`` draws them in pairs (see `antithetic_pair`) and needs an even number of ``replicates`` (ValueError).
+    """
+    if antithetic and replicates % 2:
+        raise ValueError(f"`replicates` must be even when `antithetic` is true, got {replicates}; use {replicates + 1} or antithetic: false.")
+    draws = replicates // 2 if antithetic else replicates
+    noise = uniforms(keys, draws * (length + 1)).unflatten(-1, (draws, length + 1))
+    rank, count = position_ranks(noise[..., :length]), mask_count(noise[..., length], length)
+    if antithetic:
+        return torch.stack(antithetic_pair(rank, count), dim=-2).flatten(-3, -2)
+    return rank < count[..., None]
+
+
+def position_ranks(noise: Float[Tensor, "*rows length"]) -> Int[Tensor, "*rows length"]:
+    """The place of each position in the random permutation that sorts ``noise``: 0 comes first."""
+    return noise.argsort(dim=-1, stable=True).argsort(dim=-1)
+
+
+def mask_count(uniform: Float[Tensor, "*rows"], length: int) -> Int[Tensor, "*rows"]:
+    """A count uniform on 1..length from a uniform draw in (0, 1)."""
+    return (uniform * length).long().clamp(max=length - 1) + 1
+
+
+def antithetic_pair(
+    rank: Int[Tensor, "*rows length"], count: Int[Tensor, "*rows"]
+) -> tuple[Bool[Tensor, "*rows length"], Bool[Tensor, "*rows length"]]:
+    """The masks {s_1..s_m} and {s_m..s_L} of a permutation s: both counts are uniform on 1..L, neither mask is empty.
+
+    They share one position; plain complements would leave one mask empty or bias the ELBO.
+    """
+    return rank < count[..., None], rank >= count[..., None] - 1
+
+
+def trajectory_masks(
+    reveal_step: Int[Tensor, "*rows length"], steps: int
+) -> tuple[Bool[Tensor, "*rows {steps} length"], Bool[Tensor, "*rows {steps} length"]]:
+    """What was masked before each denoising step of a recorded order, and what that step revealed."""
+    step = torch.arange(steps, device=reveal_step.device)[:, None]
+    return reveal_step[..., None, :] >= step, reveal_step[..., None, :] == step

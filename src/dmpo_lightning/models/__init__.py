@@ -1,0 +1,1 @@
+"""Backbones: native architectures, and loading by hub id, folder or embedded name."""

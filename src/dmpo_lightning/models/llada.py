@@ -1,0 +1,223 @@
+"""LLaDA (arXiv 2502.09992) as a native transformers model, with the parameter names of the published checkpoints."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import MaskedLMOutput
+
+from dmpo_lightning.models.layers import (
+    RMSNorm,
+    apply_rotary,
+    gather_positions,
+    log_probs_of,
+    padded_position_ids,
+    rotary_tables,
+)
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+"""Used where the tokenizer carries no template of its own; adds the bos token itself."""
+
+END_TOKENS = ("<|endoftext|>", "<|eot_id|>")
+"""A completion ends at the first of these."""
+
+_FIXED = {
+    "activation_type": "silu",
+    "block_type": "llama",
+    "layer_norm_type": "rms",
+    "alibi": False,
+    "attention_layer_norm": False,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "input_emb_norm": False,
+    "rope": True,
+    "rope_full_precision": True,
+    "scale_logits": False,
+    "weight_tying": False,
+}
+"""Switches of the published configuration that no published LLaDA uses otherwise."""
+
+
+class LLaDAConfig(PreTrainedConfig):
+    """Configuration of a LLaDA; the keys and defaults are those of the published 8B model.
+
+    Raises:
+        ValueError: a head size that does not divide, or one of the switches no published LLaDA uses.
+    """
+
+    model_type = "llada"
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "num_key_value_heads": "n_kv_heads",
+        "intermediate_size": "mlp_hidden_size",
+        "max_position_embeddings": "max_sequence_length",
+    }
+
+    d_model: int = 4096
+    n_layers: int = 32
+    n_heads: int = 32
+    n_kv_heads: int | None = None
+    mlp_hidden_size: int = 12288
+    vocab_size: int = 126464
+    embedding_size: int | None = None
+    max_sequence_length: int = 4096
+    rope_theta: float = 500000.0
+    rms_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    mask_token_id: int | None = 126336
+    eos_token_id: int | list[int] | None = 126081
+    pad_token_id: int | None = 126081
+    bos_token_id: int | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: object) -> None:
+        self.n_kv_heads = self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+        self.embedding_size = self.vocab_size if self.embedding_size is None else self.embedding_size
+        if self.d_model % self.n_heads or self.n_heads % self.n_kv_heads or (self.d_model // self.n_heads) % 2:
+            raise ValueError(
+                f"`n_heads` must divide `d_model` into even head sizes and be a multiple of `n_kv_heads`, "
+                f"got {self.n_heads}, {self.d_model} and {self.n_kv_heads}."
+            )
+        for name, value in _FIXED.items():
+            if kwargs.get(name, value) != value:
+                raise ValueError(f"LLaDA with {name}={kwargs[name]!r} is not supported; published checkpoints have {value!r}.")
+        super().__post_init__(**kwargs)
+
+
+class LLaDABlock(GradientCheckpointingLayer):
+    """Pre-norm transformer block with bidirectional attention and a SiLU-gated MLP."""
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        width, head_size = config.d_model, config.d_model // config.n_heads
+        self.head_size = head_size
+        self.attn_norm = RMSNorm(width, config.rms_norm_eps)
+        self.ff_norm = RMSNorm(width, config.rms_norm_eps)
+        self.q_proj = nn.Linear(width, config.n_heads * head_size, bias=False)
+        self.k_proj = nn.Linear(width, config.n_kv_heads * head_size, bias=False)
+        self.v_proj = nn.Linear(width, config.n_kv_heads * head_size, bias=False)
+        self.attn_out = nn.Linear(config.n_heads * head_size, width, bias=False)
+        self.ff_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
+        self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
+        self.ff_out = nn.Linear(config.mlp_hidden_size, width, bias=False)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], key_mask: Tensor | None) -> Tensor:
+        x = x + self.attn_out(self._attention(self.attn_norm(x), rotary, key_mask))
+        h = self.ff_norm(x)
+        return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
+
+    def _attention(self, h: Tensor, rotary: tuple[Tensor, Tensor], key_mask: Tensor | None) -> Tensor:
+        query, key, value = (self._heads(projection(h)) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        attended = F.scaled_dot_product_attention(
+            apply_rotary(query, rotary),
+            apply_rotary(key, rotary),
+            value,
+            attn_mask=key_mask,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return attended.transpose(1, 2).flatten(2)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+
+
+class LLaDAModel(nn.Module):
+    """Embeddings, blocks and final norm under the published name ``model.transformer``; the head lives here too."""
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.embedding_size, config.d_model),
+                "blocks": nn.ModuleList(LLaDABlock(config) for _ in range(config.n_layers)),
+                "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
+                "ff_out": nn.Linear(config.d_model, config.embedding_size, bias=False),
+            }
+        )
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Final hidden states ``[rows length d_model]``, normalised."""
+        x = self.transformer["wte"](input_ids)
+        head_size = self.config.d_model // self.config.n_heads
+        rotary = rotary_tables(padded_position_ids(input_ids, attention_mask), head_size, self.config.rope_theta)
+        key_mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        for block in self.transformer["blocks"]:
+            x = block(x, rotary, key_mask)
+        return self.transformer["ln_f"](x)
+
+
+class LLaDAForMaskedDiffusion(PreTrainedModel):
+    """LLaDA with its head; logit i predicts token i.
+
+    Example:
+        ```python
+        model = LLaDAForMaskedDiffusion.from_pretrained("GSAI-ML/LLaDA-8B-Instruct", dtype=torch.bfloat16)
+        logits = model(input_ids, attention_mask).logits
+        ```
+    """
+
+    config_class = LLaDAConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LLaDABlock"]
+    _supports_sdpa = True
+    main_input_name = "input_ids"
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__(config)
+        self.model = LLaDAModel(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.transformer["wte"]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.transformer["wte"] = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.model.transformer["ff_out"]
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.model.transformer["ff_out"] = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        targets: Tensor | None = None,
+        logit_bias: Tensor | None = None,
+        temperature: float = 1.0,
+        return_dict: bool | None = None,
+    ) -> MaskedLMOutput | Tensor:
+        """Logits at all positions, or what is asked for at a few.
+
+        Args:
+            input_ids: ``[rows length]``.
+            attention_mask: ``[rows length]``, 1 or True where attended; left padding is masked and takes no position.
+            positions: flat indices into ``rows x length``, any shape; the head is computed there only.
+            targets: token ids shaped like ``positions``; float32 log-probs of them are returned instead of logits.
+            logit_bias: ``[vocab]``, added to the logits (minus infinity bans a token).
+            temperature: divides the logits before log-probs are taken.
+            return_dict: accepted for transformers' sake.
+
+        Returns:
+            `MaskedLMOutput` without ``positions``; a tensor of logits or log-probs with it.
+        """
+        hidden = gather_positions(self.model(input_ids, attention_mask), positions)
+        logits = self.model.transformer["ff_out"](hidden)
+        if logit_bias is not None:
+            logits = logits + logit_bias
+        if positions is None:
+            return MaskedLMOutput(logits=logits)
+        return logits if targets is None else log_probs_of(logits, targets, temperature)
+
+
+AutoConfig.register("llada", LLaDAConfig)
+AutoModelForMaskedLM.register(LLaDAConfig, LLaDAForMaskedDiffusion)

@@ -1,0 +1,75 @@
+"""What `DMPO` and `MaskedSFT` share: the policy, the optimizer, and checkpoints of trainable weights only."""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from dmpo_lightning.models.loading import load_model, load_tokenizer
+from dmpo_lightning.policy import Policy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+
+def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """AdamW as published for DMPO: lr 1e-6, betas 0.9 and 0.99, weight decay 0.1."""
+    return torch.optim.AdamW(parameters, lr=1e-6, betas=(0.9, 0.99), weight_decay=0.1)
+
+
+class PolicyModule(LightningModule):
+    """A LightningModule around a `Policy`; not used by itself."""
+
+    strict_loading = False
+
+    def __init__(
+        self,
+        *,
+        model: str | nn.Module,
+        tokenizer: "str | PreTrainedTokenizerBase | None",
+        random_weights: bool,
+        mask_token_id: int | None,
+        with_reference: bool,
+        optimizer: OptimizerFactory | None,
+        lr_scheduler: SchedulerFactory | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if tokenizer is None and not isinstance(model, str):
+            raise ValueError("`tokenizer` is needed when `model` is a module; pass a tokenizer, or the id or folder of one.")
+        network = load_model(model, random_weights=random_weights, seed=seed) if isinstance(model, str) else model
+        self.policy = Policy(
+            network, load_tokenizer(tokenizer or model), mask_token_id=mask_token_id, with_reference=with_reference
+        )
+        self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
+        self.seed = seed
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over the trainable parameters; the scheduler, if any, advances once per optimizer step."""
+        optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
+        if self.scheduler_factory is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler_factory(optimizer), "interval": "step"}}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Trainable weights only, frozen ones come from the model's source again; and the reference once it was refreshed."""
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        if self.policy.reference_is_refreshed:
+            frozen -= set(self.policy.reference_parameter_names("policy."))
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name not in frozen}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Makes room for a refreshed reference before the weights are read."""
+        if checkpoint.get("reference_is_refreshed"):
+            self.policy.refresh_reference()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Says whether the weights hold a refreshed reference."""
+        checkpoint["reference_is_refreshed"] = self.policy.reference_is_refreshed

@@ -1,0 +1,320 @@
+"""DMPO as a LightningModule: collects rollouts, hands micro-batches to the objective, evaluates with named samplers."""
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
+from torch import Tensor, nn
+
+from dmpo_lightning.data.prompts import PromptBatch, PromptLoader
+from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule, SchedulerFactory
+from dmpo_lightning.modules.metrics import MeanWithError
+from dmpo_lightning.objectives import Objective
+from dmpo_lightning.policy import evaluating
+from dmpo_lightning.rewards import Reward, ScoreFunction, Scores
+from dmpo_lightning.rollout import RolloutBuffer, collect, sample_completions, score_completions
+from dmpo_lightning.samplers import Sampler
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+EVALUATION = -1
+"""The iteration that keys evaluation draws: the same at every validation, so that curves share their noise."""
+
+logger = logging.getLogger(__name__)
+
+
+class DMPO(PolicyModule):
+    """Distribution Matching Policy Optimization (arXiv 2510.08233) of a masked diffusion language model.
+
+    One optimizer step uses ``micro_batch_size x accumulate_grad_batches`` rollouts per rank; a buffer of ``prompts x group_size``
+    rollouts is passed ``num_iterations`` times.
+
+    Args:
+        model: a hub id, a folder, the name of an embedded model, or a module like `LLaDAForMaskedDiffusion`.
+        objective: `WDCE` or `WDDO`, or your own.
+        sampler: draws the rollouts.
+        completion_length: tokens per completion.
+        group_size: rollouts per prompt (paper: N).
+        micro_batch_size: rollouts per training step and rank; must divide the buffer.
+        num_iterations: passes over one buffer (paper: F).
+        reward: a `Reward`, or a function of an example and a completion; None takes the datamodule's ``reward``.
+        validation_samplers: by name; each is evaluated and logged. None evaluates with ``sampler`` under the name ``sampled``.
+        tokenizer: defaults to that of ``model``.
+        random_weights: start from fresh weights of the same architecture.
+        mask_token_id: overrides what the model's configuration or the tokenizer names.
+        reference_refresh_interval: the reference becomes the current policy every so many buffers; None never.
+        rows_per_forward: rollouts per forward in sampling and scoring; None takes ``micro_batch_size`` for scoring and all for sampling.
+        optimizer: from parameters to an optimizer; None is AdamW as published.
+        lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step.
+        seed: of all draws: rollouts, masks, prompt order.
+
+    Raises:
+        ValueError: settings that do not fit together, at construction; or prompts and trainer flags that do not fit, at fit start.
+
+    Example:
+        ```python
+        module = DMPO(
+            "GSAI-ML/LLaDA-8B-Instruct",
+            objective=WDCE(reward_temperature=0.04),
+            sampler=ConfidenceSampler(block_length=32, denoising_steps=128, temperature=0.2),
+            completion_length=256, group_size=16, micro_batch_size=8, num_iterations=8,
+            reward=lambda example, completion: float(example["answer"] in completion),
+        )
+        Trainer(accumulate_grad_batches=2).fit(module, PromptLoader(dataset, module.policy.tokenizer, batch_size=1))
+        ```
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        *,
+        objective: Objective,
+        sampler: Sampler,
+        completion_length: int,
+        group_size: int,
+        micro_batch_size: int,
+        num_iterations: int = 1,
+        reward: Reward | ScoreFunction | None = None,
+        validation_samplers: Mapping[str, Sampler] | None = None,
+        tokenizer: "str | PreTrainedTokenizerBase | None" = None,
+        random_weights: bool = False,
+        mask_token_id: int | None = None,
+        reference_refresh_interval: int | None = None,
+        rows_per_forward: int | None = None,
+        optimizer: OptimizerFactory | None = None,
+        lr_scheduler: SchedulerFactory | None = None,
+        seed: int = 0,
+    ) -> None:
+        counts = {
+            "completion_length": completion_length,
+            "micro_batch_size": micro_batch_size,
+            "num_iterations": num_iterations,
+            "reference_refresh_interval": reference_refresh_interval,
+            "rows_per_forward": rows_per_forward,
+        }
+        for name, value in counts.items():
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        objective.validate(group_size=group_size, completion_length=completion_length, sampler=sampler)
+        self_samplers = dict(validation_samplers) if validation_samplers is not None else {"sampled": sampler}
+        for each in (sampler, *self_samplers.values()):
+            each.validate(completion_length)
+        super().__init__(
+            model=model,
+            tokenizer=tokenizer,
+            random_weights=random_weights,
+            mask_token_id=mask_token_id,
+            with_reference=True,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            seed=seed,
+        )
+        self.objective, self.sampler, self.validation_samplers = objective, sampler, self_samplers
+        self.completion_length, self.group_size, self.micro_batch_size = completion_length, group_size, micro_batch_size
+        self.reference_refresh_interval, self.rows_per_forward = reference_refresh_interval, rows_per_forward
+        self._own_reward = Reward(reward) if callable(reward) and not isinstance(reward, Reward) else reward
+        self.buffer = RolloutBuffer(num_iterations=num_iterations, micro_batch_size=micro_batch_size)
+        self.buffers_collected = 0
+        self.rollouts_seen = 0
+        self._metrics = nn.ModuleDict()
+
+    # Lightning: fitting -----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Checks the training loader and tells it how often a batch of prompts is used."""
+        if stage == "fit":
+            source = self.trainer.fit_loop._data_source
+            loader = source.dataloader()
+            if not isinstance(loader, PromptLoader):
+                raise ValueError(
+                    f"DMPO trains on a PromptLoader, got {type(loader).__name__}: each batch of prompts must be repeated while its rollouts "
+                    "are used, which another loader would not do, and prompts would be skipped. Wrap your data in "
+                    "dmpo_lightning.PromptLoader(dataset, tokenizer, batch_size=...)."
+                )
+            self._bind_training_loader(loader)
+            self.trainer.fit_loop._data_source = _DataLoaderSource(loader, "")
+
+    def _bind_training_loader(self, loader: PromptLoader) -> None:
+        rollouts = loader.batch_size * self.group_size
+        if rollouts % self.micro_batch_size:
+            raise ValueError(
+                f"`micro_batch_size` must divide the buffer of {rollouts} rollouts ({loader.batch_size} prompts x group_size "
+                f"{self.group_size}), got {self.micro_batch_size}."
+            )
+        micro_batches, accumulation = rollouts // self.micro_batch_size, self.trainer.accumulate_grad_batches
+        if micro_batches % accumulation:
+            raise ValueError(
+                f"A pass over the buffer has {micro_batches} micro-batches ({rollouts} rollouts / micro_batch_size {self.micro_batch_size}), "
+                f"which must be a multiple of accumulate_grad_batches, got {accumulation}: else an optimizer step would straddle two buffers."
+            )
+        if self.policy.max_length is not None:
+            loader.limit_prompt_length(self.policy.max_length - self.completion_length)
+        loader.bind(repeats=self.buffer.num_iterations * micro_batches, seed=self.seed)
+
+    @property
+    def reward(self) -> Reward:
+        """The reward given at construction, else the datamodule's.
+
+        Raises:
+            ValueError: there is neither.
+        """
+        reward = self._own_reward or getattr(self.trainer.datamodule, "reward", None)
+        if reward is None:
+            raise ValueError("DMPO needs a reward: pass `reward=` (a function of an example and a completion), or a datamodule that has one.")
+        return reward if isinstance(reward, Reward) else Reward(reward)
+
+    def on_train_start(self) -> None:
+        """A buffer restored from a checkpoint was read on the CPU."""
+        self.buffer.to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """An epoch that `limit_train_batches` cut short leaves a half-used buffer behind; a new epoch starts with new prompts."""
+        self.buffer.clear()
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+        if self.buffer.needs_rollouts:
+            self._collect(batch)
+        iteration, rows = self.buffer.advance()
+        rollouts, targets = self.buffer.rollouts, self.buffer.targets
+        assert rollouts is not None
+        if rows.start // self.micro_batch_size % self.trainer.accumulate_grad_batches == 0:
+            self._before_step(rows.start)
+        loss, diagnostics = self.objective.loss(
+            self.policy,
+            rollouts.rows()[rows],
+            {name: value.flatten(0, 1)[rows] for name, value in targets.items()},
+            iteration=iteration,
+            planned_rollouts=self.micro_batch_size,
+        )
+        self.log("train/loss", loss, batch_size=self.micro_batch_size)
+        self.log_dict(diagnostics, batch_size=self.micro_batch_size)
+        return loss
+
+    def _collect(self, prompts: PromptBatch) -> None:
+        interval = self.reference_refresh_interval
+        if interval is not None and self.buffers_collected and self.buffers_collected % interval == 0:
+            self.policy.refresh_reference()
+        rollouts, scores, _ = collect(
+            self.policy,
+            self.sampler,
+            self.reward,
+            prompts,
+            group_size=self.group_size,
+            completion_length=self.completion_length,
+            seed=self.seed,
+            iteration=self.buffers_collected,
+            rows_per_forward=self.rows_per_forward,
+        )
+        with evaluating(self.policy):
+            targets, diagnostics = self.objective.prepare(self.policy, rollouts, rows_per_forward=self._scoring_rows)
+        self.buffer.fill(rollouts, targets)
+        self.buffers_collected += 1
+        self.rollouts_seen += len(rollouts) * self.trainer.world_size
+        self._log_rollouts(scores, diagnostics)
+
+    def _before_step(self, first_row: int) -> None:
+        assert self.buffer.rollouts is not None
+        last_row = first_row + self.micro_batch_size * self.trainer.accumulate_grad_batches - 1
+        groups = slice(first_row // self.group_size, last_row // self.group_size + 1)
+        with evaluating(self.policy):
+            self.objective.before_step(
+                self.policy, self.buffer.rollouts, self.buffer.targets, groups, rows_per_forward=self._scoring_rows
+            )
+
+    @property
+    def _scoring_rows(self) -> int:
+        return self.rows_per_forward or self.micro_batch_size
+
+    def _log_rollouts(self, scores: Scores, diagnostics: Mapping[str, Tensor]) -> None:
+        means = {f"reward/{name}": value.mean() for name, value in scores.components.items()}
+        facts = {"reward/total": scores.total.mean(), "reward/spread": scores.total.std(-1).mean(), "reward/failures": float(scores.failures)}
+        self.log_dict({**means, **facts, **diagnostics}, batch_size=len(scores.total))
+        self.log("reward/mean", scores.total.mean(), prog_bar=True, logger=False, batch_size=len(scores.total))
+
+    # Lightning: evaluation and prediction -----------------------------------------------------------------------------
+
+    def evaluate_batch(self, batch: PromptBatch, sampler: Sampler) -> tuple[dict[str, Tensor], list[str]]:
+        """One completion per prompt: score components ``[batch]``, with ``accuracy``, and the texts."""
+        samples, _ = sample_completions(
+            self.policy,
+            sampler,
+            batch,
+            group_size=1,
+            completion_length=self.completion_length,
+            seed=self.seed,
+            iteration=EVALUATION,
+            rows_per_forward=self.rows_per_forward,
+        )
+        reward = self.reward
+        scores, texts = score_completions(self.policy, reward, batch, samples, group_size=1)
+        values = {**scores.components, "reward": scores.total}
+        values["accuracy"] = values[reward.accuracy]
+        return {name: value.squeeze(1) for name, value in values.items()}, texts
+
+    def _evaluation_step(self, batch: PromptBatch, stage: str) -> None:
+        for name, sampler in self.validation_samplers.items():
+            values, _ = self.evaluate_batch(batch, sampler)
+            for component, value in values.items():
+                self._metric(f"{stage}/{name}/{component}").update(value[~batch.is_filler.cpu()])
+
+    def _metric(self, name: str) -> MeanWithError:
+        key = name.replace(".", "_")
+        if key not in self._metrics:
+            self._metrics[key] = MeanWithError().to(self.device)
+        metric = self._metrics[key]
+        assert isinstance(metric, MeanWithError)
+        return metric
+
+    def _log_metrics(self, stage: str) -> None:
+        for name, metric in self._metrics.items():
+            if name.startswith(f"{stage}/"):
+                assert isinstance(metric, MeanWithError)
+                mean, error = metric.compute()
+                self.log(name, mean, prog_bar=name.endswith("/accuracy"), rank_zero_only=True)
+                if name.endswith("/accuracy"):
+                    self.log(f"{name}_stderr", error, rank_zero_only=True)
+                metric.reset()
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        self._evaluation_step(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        self._evaluation_step(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """One record per prompt and sampler: prompt id, sampler, example, completion, score components."""
+        records = []
+        for name, sampler in self.validation_samplers.items():
+            values, texts = self.evaluate_batch(batch, sampler)
+            for row, text in enumerate(texts):
+                if not batch.is_filler[row]:
+                    scores = {component: float(value[row]) for component, value in values.items()}
+                    index = int(batch.prompt_index[row])
+                    records.append({"index": index, "sampler": name, "example": batch.examples[row], "completion": text, "scores": scores})
+        return records
+
+    # Lightning: checkpoints -------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The buffer and the counters: with keyed randomness nothing else is needed to continue mid-buffer."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["dmpo"] = {
+            "buffers_collected": self.buffers_collected,
+            "rollouts_seen": self.rollouts_seen,
+            "buffer": self.buffer.state_dict(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint["dmpo"]
+        self.buffers_collected, self.rollouts_seen = state["buffers_collected"], state["rollouts_seen"]
+        self.buffer.load_state_dict(state["buffer"])

@@ -1,0 +1,78 @@
+"""Masked-diffusion supervised fine-tuning."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dmpo_lightning.data.demonstrations import DemonstrationBatch
+from dmpo_lightning.functional import Purpose, denoising_cross_entropy, draw_masks, fold_in, row_keys
+from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule, SchedulerFactory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class MaskedSFT(PolicyModule):
+    """Minimises the denoising cross-entropy of given completions (LLaDA's supervised fine-tuning objective, exact mask counts).
+
+    Args:
+        model: a hub id, a folder, the name of an embedded model, or a module like `LLaDAForMaskedDiffusion`.
+        tokenizer: defaults to that of ``model``.
+        random_weights: start from fresh weights of the same architecture.
+        mask_token_id: overrides what the model's configuration or the tokenizer names.
+        replicates: random maskings per completion and step; even when antithetic.
+        antithetic: draw the maskings in pairs.
+        optimizer: from parameters to an optimizer.
+        lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step.
+        seed: of masks and fresh weights.
+
+    Raises:
+        ValueError: replicates below 1, or odd with antithetic; nothing to load from ``model``.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        *,
+        tokenizer: "str | PreTrainedTokenizerBase | None" = None,
+        random_weights: bool = False,
+        mask_token_id: int | None = None,
+        replicates: int = 2,
+        antithetic: bool = True,
+        optimizer: OptimizerFactory | None = None,
+        lr_scheduler: SchedulerFactory | None = None,
+        seed: int = 0,
+    ) -> None:
+        if replicates < 1 or (antithetic and replicates % 2):
+            raise ValueError(f"`replicates` must be positive, and even when `antithetic` is true, got {replicates}.")
+        super().__init__(
+            model=model,
+            tokenizer=tokenizer,
+            random_weights=random_weights,
+            mask_token_id=mask_token_id,
+            with_reference=False,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            seed=seed,
+        )
+        self.replicates, self.antithetic = replicates, antithetic
+
+    def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
+        loss = self._loss(batch, iteration=self.trainer.fit_loop.total_batch_idx)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: DemonstrationBatch, batch_idx: int) -> None:
+        self.log("val/loss", self._loss(batch, iteration=-1), prog_bar=True, batch_size=len(batch), sync_dist=True)
+
+    def _loss(self, batch: DemonstrationBatch, *, iteration: int) -> Tensor:
+        keys = row_keys(self.seed, batch.index, group_size=1, iteration=iteration).squeeze(1)
+        masks = draw_masks(
+            fold_in(keys, Purpose.LOSS),
+            length=batch.completion_ids.shape[1],
+            replicates=self.replicates,
+            antithetic=self.antithetic,
+        )
+        log_prob = self.policy.completion_log_probs(batch.prompt_ids, batch.prompt_mask, batch.completion_ids, masks)
+        return torch.mean(denoising_cross_entropy(log_prob, masks))

@@ -1,0 +1,97 @@
+"""Estimators of completion log-probs, and of log_rnd = log p_ref - log p_old from them."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dmpo_lightning.functional import Purpose, draw_masks, elbo, fold_in, trajectory_log_prob, trajectory_masks
+from dmpo_lightning.policy import Policy
+from dmpo_lightning.rollout import RolloutRows, Rollouts
+
+
+class LogProbEstimator(ABC):
+    """Log-probs of rollouts under the current or the reference policy, from randomness that is fixed per rollout.
+
+    Fixed, so that the two sides of a difference share their masks: they are drawn again from the rollout's key, not stored.
+    """
+
+    def validate(self, sampler: object) -> None:  # noqa: B027  optional hook
+        """Raises ValueError where the estimate means nothing for rollouts of this sampler."""
+
+    @abstractmethod
+    def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
+        """Estimates in nats for a chunk of rollouts."""
+
+    def log_prob(
+        self, policy: Policy, rollouts: Rollouts, *, reference: bool = False, rows_per_forward: int
+    ) -> Float[Tensor, "batch group"]:
+        """Estimates in nats for all rollouts, in chunks."""
+        rows = rollouts.rows()
+        chunks = range(0, len(rows), rows_per_forward)
+        parts = [self.rows_log_prob(policy, rows[start : start + rows_per_forward], reference=reference) for start in chunks]
+        return torch.cat(parts).view(rollouts.group_shape)
+
+    def log_rnd(
+        self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int
+    ) -> tuple[Float[Tensor, "batch group"], Float[Tensor, "batch group"]]:
+        """log p_ref - log p_old, and log p_old; the behaviour policy is ``policy`` as it is now."""
+        behaviour = self.log_prob(policy, rollouts, rows_per_forward=rows_per_forward)
+        return self.log_prob(policy, rollouts, reference=True, rows_per_forward=rows_per_forward) - behaviour, behaviour
+
+
+class ElboEstimator(LogProbEstimator):
+    """Monte Carlo ELBO on ``samples`` random maskings.
+
+    Unbiased for the ELBO; assumes rollouts at T = 1, so a lower sampling temperature aims a little beside the target.
+
+    Raises:
+        ValueError: fewer than one sample, or an odd number with antithetic pairs.
+    """
+
+    def __init__(self, samples: int = 4, *, antithetic: bool = True) -> None:
+        if samples < 1 or (antithetic and samples % 2):
+            raise ValueError(f"`samples` must be positive, and even when `antithetic` is true, got {samples}.")
+        self.samples, self.antithetic = samples, antithetic
+
+    def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
+        masks = draw_masks(
+            fold_in(rows.keys, Purpose.ELBO), length=rows.completion_ids.shape[1], replicates=self.samples, antithetic=self.antithetic
+        )
+        return elbo(
+            policy.completion_log_probs(rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks, reference=reference), masks
+        )
+
+
+class TrajectoryEstimator(LogProbEstimator):
+    """log p(completion | order), exact along the order in which a random-order sampler revealed the tokens, at its temperature."""
+
+    def validate(self, sampler: object) -> None:
+        if not getattr(sampler, "order_is_independent", False):
+            raise ValueError(
+                f"Trajectory log-probs need a sampler whose order ignores the tokens, got {sampler!r}; use RandomOrderSampler or an "
+                "ElboEstimator."
+            )
+        if getattr(sampler, "temperature", 1.0) == 0:
+            raise ValueError("Trajectory log-probs need a sampling `temperature` above 0, got 0: greedy samples have no density.")
+
+    def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
+        masks, revealed = trajectory_masks(rows.reveal_step, int(rows.reveal_step.max()) + 1)
+        log_prob = policy.completion_log_probs(
+            rows.prompt_ids,
+            rows.prompt_mask,
+            rows.completion_ids,
+            masks,
+            at=revealed,
+            reference=reference,
+            temperature=rows.temperature,
+        )
+        return trajectory_log_prob(log_prob, revealed)
+
+    def log_rnd(
+        self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int
+    ) -> tuple[Float[Tensor, "batch group"], Float[Tensor, "batch group"]]:
+        """The behaviour side was recorded while sampling; only the reference replays the order."""
+        behaviour = rollouts.sampled_log_prob.sum(-1)
+        return self.log_prob(policy, rollouts, reference=True, rows_per_forward=rows_per_forward) - behaviour, behaviour

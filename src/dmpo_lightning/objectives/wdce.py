@@ -1,0 +1,135 @@
+"""Weighted denoising cross-entropy with a weight baseline, DMPO's own objective."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dmpo_lightning.functional import (
+    Purpose,
+    denoising_cross_entropy,
+    draw_masks,
+    equal_reward_groups,
+    fold_in,
+    group_baseline,
+    negative_baseline,
+    negative_reward_baseline,
+    no_baseline,
+    policy_baseline,
+    wdce_loss,
+)
+from dmpo_lightning.functional.losses import LossScale
+from dmpo_lightning.objectives.base import Diagnostics, Targets
+from dmpo_lightning.objectives.log_rnd import LogProbEstimator
+from dmpo_lightning.objectives.weighted import WeightedObjective, weight_diagnostics
+from dmpo_lightning.policy import Policy
+from dmpo_lightning.rollout import RolloutRows, Rollouts
+
+BaselineName = Literal["none", "group", "negative", "policy"]
+BaselineFunction = Callable[[Tensor, Tensor, Rollouts], Tensor]
+"""From weights, log_rnd (both [batch group]) and the rollouts to b [batch group]."""
+
+
+class WDCE(WeightedObjective):
+    """``mean (w - b) (1/m) sum_masked -log p_theta``.
+
+    Args:
+        reward_temperature: alpha, see `WeightedObjective`.
+        baseline: ``none``, ``group`` (b = 1), ``negative`` (the weights of -r) or ``policy`` (the current policy's own weights,
+            renewed before each optimizer step); or a function of weights, log_rnd and rollouts.
+        replicates: random maskings per rollout and step; even when antithetic.
+        antithetic: draw the maskings in pairs.
+        scale: ``count`` (1/m) or ``length`` (the paper's L/m).
+        reward_scale: eta, see `WeightedObjective`.
+        proximal_coefficient: c, see `WeightedObjective`.
+        target_ess: see `WeightedObjective`.
+        log_prob: estimator of log-probs, see `WeightedObjective`.
+
+    Raises:
+        ValueError: a value outside its range, or two that exclude each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        reward_temperature: float,
+        baseline: BaselineName | BaselineFunction = "negative",
+        replicates: int = 4,
+        antithetic: bool = True,
+        scale: LossScale = "count",
+        reward_scale: float | None = None,
+        proximal_coefficient: float | None = None,
+        target_ess: float | None = None,
+        log_prob: LogProbEstimator | None = None,
+    ) -> None:
+        super().__init__(
+            reward_temperature=reward_temperature,
+            reward_scale=reward_scale,
+            proximal_coefficient=proximal_coefficient,
+            target_ess=target_ess,
+            log_prob=log_prob,
+        )
+        if not callable(baseline) and baseline not in ("none", "group", "negative", "policy"):
+            raise ValueError(f"`baseline` must be none, group, negative, policy or a function, got {baseline!r}.")
+        if baseline == "policy" and reward_scale is not None:
+            raise ValueError("`baseline` policy needs log-probs of the behaviour policy, which reward_temperature 0 does not compute.")
+        if replicates < 1 or (antithetic and replicates % 2):
+            raise ValueError(f"`replicates` must be positive, and even when `antithetic` is true, got {replicates}.")
+        if scale not in ("count", "length"):
+            raise ValueError(f"`scale` must be count or length, got {scale!r}.")
+        self.baseline, self.replicates, self.antithetic, self.scale = baseline, replicates, antithetic, scale
+
+    def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:
+        log_rnd, behaviour = self.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)
+        coefficient = self.coefficient(log_rnd, rollouts.reward)
+        weights = self.weights(log_rnd, rollouts.reward, coefficient)
+        targets = {"weight": weights, "signal": weights - self._baseline(weights, log_rnd, rollouts, coefficient)}
+        if self.baseline == "policy" and behaviour is not None:
+            targets["behaviour_log_prob"] = behaviour
+        informative = (~equal_reward_groups(rollouts.reward)).float().mean()
+        return targets, weight_diagnostics(weights, log_rnd, coefficient) | {"reward/informative_groups": informative}
+
+    def _baseline(self, weights: Tensor, log_rnd: Tensor, rollouts: Rollouts, coefficient: float | Tensor) -> Tensor:
+        if callable(self.baseline):
+            return self.baseline(weights, log_rnd, rollouts)
+        if self.baseline == "none":
+            return no_baseline(rollouts.reward)
+        if self.baseline == "negative" and self.reward_scale is not None:
+            return negative_reward_baseline(weights, rollouts.reward, reward_scale=self.reward_scale)
+        if self.baseline == "negative":
+            return negative_baseline(
+                weights,
+                log_rnd,
+                rollouts.reward,
+                reward_temperature=self.reward_temperature,
+                proximal_coefficient=coefficient,
+            )
+        return group_baseline(rollouts.reward)
+
+    def before_step(
+        self, policy: Policy, rollouts: Rollouts, targets: Targets, groups: slice, *, rows_per_forward: int
+    ) -> None:
+        """Renews the ``policy`` baseline, on the masks (or orders) of the behaviour log-probs."""
+        if self.baseline == "policy":
+            current = self.log_prob.log_prob(policy, rollouts.groups(groups), rows_per_forward=rows_per_forward)
+            baseline = policy_baseline(current, targets["behaviour_log_prob"][groups])
+            targets["signal"][groups] = targets["weight"][groups] - baseline
+
+    def loss(
+        self, policy: Policy, rows: RolloutRows, targets: Targets, *, iteration: int, planned_rollouts: int
+    ) -> tuple[Tensor, Diagnostics]:
+        """Rollouts whose signal is exactly zero are left out of the forward; one always stays, so that every rank runs it."""
+        kept = targets["signal"].nonzero().squeeze(-1)
+        kept = kept if len(kept) else torch.zeros_like(targets["signal"][:1], dtype=torch.int64)
+        rows, signal = rows[kept], targets["signal"][kept]
+        masks = draw_masks(
+            fold_in(fold_in(rows.keys, Purpose.LOSS), iteration),
+            length=rows.completion_ids.shape[1],
+            replicates=self.replicates,
+            antithetic=self.antithetic,
+        )
+        log_prob = policy.completion_log_probs(rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks)
+        cross_entropy = denoising_cross_entropy(log_prob, masks, scale=self.scale)
+        loss = wdce_loss(cross_entropy, signal, planned_rollouts=planned_rollouts)
+        return loss, {"policy/cross_entropy": cross_entropy.detach().mean()}

@@ -1,0 +1,83 @@
+"""Weighted direct discriminative optimisation: the same target, reached through a bounded logistic loss."""
+
+import torch
+from torch import Tensor
+
+from dmpo_lightning.functional import Purpose, draw_masks, elbo, fold_in, wddo_loss
+from dmpo_lightning.objectives.base import Diagnostics, Targets
+from dmpo_lightning.objectives.log_rnd import LogProbEstimator
+from dmpo_lightning.objectives.weighted import WeightedObjective, weight_diagnostics
+from dmpo_lightning.policy import Policy
+from dmpo_lightning.rollout import RolloutRows, Rollouts
+
+
+class WDDO(WeightedObjective):
+    """``-[w log sigma(beta D) + log sigma(-beta D)]`` with D = log p_theta - log p_old on common masks; needs no baseline.
+
+    Args:
+        reward_temperature: alpha, see `WeightedObjective`.
+        beta: inverse temperature of the discriminator, positive; 1 has the target as its minimiser.
+        replicates: maskings of D per rollout, drawn once per buffer; even when antithetic.
+        antithetic: draw the maskings in pairs.
+        reward_scale: eta, see `WeightedObjective`.
+        proximal_coefficient: c, see `WeightedObjective`.
+        target_ess: see `WeightedObjective`.
+        log_prob: estimator of log-probs, see `WeightedObjective`.
+
+    Raises:
+        ValueError: a value outside its range, or two that exclude each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        reward_temperature: float,
+        beta: float = 1.0,
+        replicates: int = 4,
+        antithetic: bool = True,
+        reward_scale: float | None = None,
+        proximal_coefficient: float | None = None,
+        target_ess: float | None = None,
+        log_prob: LogProbEstimator | None = None,
+    ) -> None:
+        super().__init__(
+            reward_temperature=reward_temperature,
+            reward_scale=reward_scale,
+            proximal_coefficient=proximal_coefficient,
+            target_ess=target_ess,
+            log_prob=log_prob,
+        )
+        if beta <= 0:
+            raise ValueError(f"`beta` must be positive, got {beta}.")
+        if replicates < 1 or (antithetic and replicates % 2):
+            raise ValueError(f"`replicates` must be positive, and even when `antithetic` is true, got {replicates}.")
+        self.beta, self.replicates, self.antithetic = beta, replicates, antithetic
+
+    def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:
+        log_rnd, _ = self.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)
+        coefficient = self.coefficient(log_rnd, rollouts.reward)
+        weights = self.weights(log_rnd, rollouts.reward, coefficient)
+        rows = rollouts.rows()
+        chunks = range(0, len(rows), rows_per_forward)
+        behaviour = torch.cat([self._elbo(policy, rows[start : start + rows_per_forward]) for start in chunks])
+        targets = {"weight": weights, "behaviour_elbo": behaviour.view(rollouts.group_shape)}
+        return targets, weight_diagnostics(weights, log_rnd, coefficient)
+
+    def loss(
+        self, policy: Policy, rows: RolloutRows, targets: Targets, *, iteration: int, planned_rollouts: int
+    ) -> tuple[Tensor, Diagnostics]:
+        log_ratio = self._elbo(policy, rows) - targets["behaviour_elbo"]
+        loss = wddo_loss(
+            log_ratio,
+            targets["weight"],
+            length=rows.completion_ids.shape[1],
+            beta=self.beta,
+            planned_rollouts=planned_rollouts,
+        )
+        return loss, {"policy/log_ratio": log_ratio.detach().mean()}
+
+    def _elbo(self, policy: Policy, rows: RolloutRows) -> Tensor:
+        masks = draw_masks(
+            fold_in(rows.keys, Purpose.LOSS), length=rows.completion_ids.shape[1], replicates=self.replicates, antithetic=self.antithetic
+        )
+        return elbo(policy.completion_log_probs(rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks), masks)

@@ -1,0 +1,181 @@
+"""What the algorithm needs of a model: logits at positions, completion log-probs, the reference policy, decoding."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from dmpo_lightning.models.loading import TokenFacts, token_facts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+REFERENCE_ADAPTER = "reference"
+
+
+class Policy(nn.Module):
+    """A masked diffusion language model with its tokenizer, seen by samplers and objectives.
+
+    The reference policy is the same model with its adapters off when the model carries PEFT adapters (after `refresh_reference`, a
+    frozen adapter named ``reference``), otherwise a frozen copy of the model, made at construction.
+
+    Args:
+        model: called as ``model(ids, mask, positions=, targets=, logit_bias=)``, see `LLaDAForMaskedDiffusion`.
+        tokenizer: decodes completions; also the source of the token facts.
+        mask_token_id: overrides the id named by the model's configuration or the tokenizer.
+        with_reference: False saves the frozen copy where no reference is needed (supervised fine-tuning, prediction).
+
+    Raises:
+        ValueError: no mask token id can be found.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        mask_token_id: int | None = None,
+        with_reference: bool = True,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.facts: TokenFacts = token_facts(model, tokenizer, mask_token_id)
+        self.max_length: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        self.has_adapters = hasattr(model, "peft_config")
+        self.reference_is_refreshed = False
+        self.reference_model: nn.Module | None = None
+        if with_reference and not self.has_adapters:
+            self.reference_model = copy.deepcopy(model).requires_grad_(False).eval()
+        vocab_size = getattr(getattr(model, "config", None), "embedding_size", None) or model.config.vocab_size
+        ban = torch.zeros(vocab_size)
+        ban[list(self.facts.banned_token_ids)] = -torch.inf
+        self.register_buffer("_ban", ban, persistent=False)
+
+    def train(self, mode: bool = True) -> "Policy":
+        """The reference stays in eval mode, always."""
+        super().train(mode)
+        if self.reference_model is not None:
+            self.reference_model.eval()
+        return self
+
+    def logits(
+        self,
+        ids: Int[Tensor, "rows length"],
+        attention_mask: Bool[Tensor, "rows length"],
+        positions: Int[Tensor, "*at"],
+        *,
+        reference: bool = False,
+    ) -> Float[Tensor, "*at vocab"]:
+        """Float32 logits at flat indices into ``rows x length``; never-occurring ids and the mask token are minus infinity."""
+        with self._selected(reference) as model:
+            return model(ids, attention_mask, positions=positions, logit_bias=self._ban).float()
+
+    def completion_log_probs(
+        self,
+        prompt_ids: Int[Tensor, "rows prompt"],
+        prompt_mask: Bool[Tensor, "rows prompt"],
+        completion_ids: Int[Tensor, "rows length"],
+        masks: Bool[Tensor, "rows replicate length"],
+        *,
+        at: Bool[Tensor, "rows replicate length"] | None = None,
+        reference: bool = False,
+        temperature: float = 1.0,
+    ) -> Float[Tensor, "rows replicate length"]:
+        """Float32 log-probs of the completion's own tokens, given the prompt and what each replicate leaves unmasked.
+
+        Computed at the masked positions only (or at ``at``, a subset of them); zero everywhere else. ``temperature`` divides the
+        logits; 1 is the model itself.
+        """
+        at = masks if at is None else at
+        replicates, prompt_length = masks.shape[1], prompt_ids.shape[1]
+        noisy = torch.where(masks, self.facts.mask_token_id, completion_ids[:, None])
+        prompt = prompt_ids[:, None].expand(-1, replicates, -1)
+        ids = torch.cat((prompt, noisy), dim=-1).flatten(0, 1)
+        attention_mask = full_attention_mask(prompt_mask.repeat_interleave(replicates, 0), masks.shape[-1])
+        flat = torch.nn.functional.pad(at.flatten(0, 1), (prompt_length, 0)).flatten().nonzero().squeeze(-1)
+        targets = completion_ids[:, None].expand_as(masks)[at]
+        with self._selected(reference) as model:
+            log_probs = model(
+                ids, attention_mask, positions=flat, targets=targets, logit_bias=self._ban, temperature=temperature
+            )
+        return torch.zeros(masks.shape, dtype=torch.float32, device=masks.device).masked_scatter(at, log_probs.float())
+
+    @torch.no_grad()
+    def refresh_reference(self) -> None:
+        """The reference becomes the policy as it is now."""
+        if self.reference_model is not None:
+            self.reference_model.load_state_dict(self.model.state_dict())
+        elif self.has_adapters:
+            self._copy_adapter()
+        self.reference_is_refreshed = True
+
+    def reference_parameter_names(self, prefix: str = "") -> list[str]:
+        """Names of the parameters that belong to the reference alone: its frozen copy or its frozen adapter."""
+        mark = f".{REFERENCE_ADAPTER}."
+        return [prefix + name for name, _ in self.named_parameters() if name.startswith("reference_model.") or mark in name]
+
+    def decode(self, completion_ids: Int[Tensor, "rows length"]) -> list[str]:
+        """Text of each completion up to its first end token, special tokens left out."""
+        rows = [row[:length] for row, length in zip(completion_ids.tolist(), self.effective_length(completion_ids).tolist(), strict=True)]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    def effective_length(self, completion_ids: Int[Tensor, "rows length"]) -> Int[Tensor, " rows"]:
+        """Tokens before the first end token; the whole length where there is none."""
+        ends = torch.isin(completion_ids, torch.tensor(self.facts.end_token_ids, device=completion_ids.device))
+        length = completion_ids.shape[-1]
+        return torch.where(ends.any(-1), ends.int().argmax(-1), length)
+
+    @contextmanager
+    def _selected(self, reference: bool) -> Iterator[nn.Module]:
+        if not reference:
+            yield self.model
+        elif self.reference_model is not None:
+            yield self.reference_model
+        elif not self.has_adapters:
+            raise ValueError("This policy was built without a reference; construct it with with_reference=True.")
+        elif REFERENCE_ADAPTER in self.model.peft_config:
+            active = self.model.active_adapter
+            self.model.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
+            try:
+                yield self.model
+            finally:
+                self.model.set_adapter(active)
+        else:
+            with self.model.disable_adapter():
+                yield self.model
+
+    def _copy_adapter(self) -> None:
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        active = self.model.active_adapter
+        if REFERENCE_ADAPTER not in self.model.peft_config:
+            self.model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(self.model.peft_config[active]))
+            self.model.set_adapter(active)
+        weights = get_peft_model_state_dict(self.model, adapter_name=active)
+        set_peft_model_state_dict(self.model, {k: v.clone() for k, v in weights.items()}, adapter_name=REFERENCE_ADAPTER)
+        for name, parameter in self.model.named_parameters():
+            if f".{REFERENCE_ADAPTER}." in name:
+                parameter.requires_grad_(False)
+
+
+def full_attention_mask(prompt_mask: Bool[Tensor, "rows prompt"], length: int) -> Bool[Tensor, "rows total"]:
+    """The prompt's padding mask, extended over a completion of ``length`` tokens that are all attended."""
+    return torch.nn.functional.pad(prompt_mask.bool(), (0, length), value=True)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradient: how completions are sampled and scored. Restores each submodule's own mode."""
+    modes = {submodule: submodule.training for submodule in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for submodule, mode in modes.items():
+            submodule.training = mode

@@ -1,0 +1,82 @@
+"""From completions to reward tensors: named components, weights, and completions on which scoring fails."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dmpo_lightning.tasks.base import Example, Task
+
+logger = logging.getLogger(__name__)
+
+ScoreFunction = Callable[[Example, str], "float | Mapping[str, float]"]
+
+
+@dataclass
+class Scores:
+    """Components and their weighted sum, for each rollout of each prompt."""
+
+    components: dict[str, Float[Tensor, "batch group"]]
+    total: Float[Tensor, "batch group"]
+    failures: int
+    """Completions on which the score function raised; each got 0 in every component."""
+
+
+class Reward:
+    """A score function with weights for its components.
+
+    Args:
+        score: from an example and a completion to a number, or to named components (a task's ``score``, for one).
+        weights: of the components in the reward; None takes each with weight 1. Components without a weight are only logged.
+        accuracy: the component reported as accuracy; None takes the reward itself.
+        max_failure_share: of the completions scored in one call; above it the exception is raised again.
+
+    Raises:
+        ValueError: a weight for a component that the score function does not return (at the first call).
+    """
+
+    def __init__(
+        self,
+        score: ScoreFunction,
+        *,
+        weights: Mapping[str, float] | None = None,
+        accuracy: str | None = None,
+        max_failure_share: float = 0.1,
+    ) -> None:
+        self.score, self.weights, self.accuracy = score, weights, accuracy or "reward"
+        self.max_failure_share = max_failure_share
+
+    @classmethod
+    def of_task(cls, task: Task, weights: Mapping[str, float] | None = None) -> "Reward":
+        """The reward of a task's own components."""
+        return cls(task.score, weights=weights, accuracy=task.accuracy)
+
+    def __call__(self, examples: Sequence[Example], completions: Sequence[Sequence[str]]) -> Scores:
+        """Scores ``completions[i][j]``, the j-th rollout of ``examples[i]``."""
+        failures: list[Exception] = []
+        rows = [[self._components(example, text, failures) for text in texts] for example, texts in zip(examples, completions, strict=True)]
+        count = sum(map(len, rows))
+        if len(failures) > self.max_failure_share * count:
+            raise RuntimeError(f"The reward failed on {len(failures)} of {count} completions; the last error follows.") from failures[-1]
+        names = dict.fromkeys(name for row in rows for components in row for name in components)
+        components = {name: torch.tensor([[float(c.get(name, 0.0)) for c in row] for row in rows]) for name in names}
+        return Scores(components, self._total(components, (len(rows), len(rows[0]))), len(failures))
+
+    def _components(self, example: Example, completion: str, failures: list[Exception]) -> Mapping[str, float]:
+        try:
+            value = self.score(example, completion)
+        except Exception as error:  # a foreign function on model output: one bad completion must not end a run of a week
+            logger.warning("The reward raised %r on a completion of example %.200r; it scores 0.", error, example)
+            failures.append(error)
+            return {}
+        return value if isinstance(value, Mapping) else {"reward": float(value)}
+
+    def _total(self, components: dict[str, Tensor], shape: tuple[int, int]) -> Tensor:
+        weights = self.weights if self.weights is not None else dict.fromkeys(components, 1.0)
+        unknown = set(weights) - set(components)
+        if unknown and components:
+            raise ValueError(f"`weights` names components that the score function did not return: {sorted(unknown)}; it returns {sorted(components)}.")
+        return sum((weight * components[name] for name, weight in weights.items() if name in components), torch.zeros(shape))

@@ -1,0 +1,212 @@
+"""Rollouts: sampled completions with everything that is a fact about them, and the buffer they are trained from."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dmpo_lightning.data.prompts import PromptBatch
+from dmpo_lightning.functional import row_keys
+from dmpo_lightning.policy import Policy, evaluating
+from dmpo_lightning.rewards import Reward, Scores
+from dmpo_lightning.samplers import Sampler, Samples
+
+
+@dataclass
+class RolloutRows:
+    """Some rollouts, flat: what one micro-batch needs."""
+
+    prompt_ids: Int[Tensor, "rows prompt"]
+    prompt_mask: Bool[Tensor, "rows prompt"]
+    completion_ids: Int[Tensor, "rows length"]
+    keys: Int[Tensor, " rows"]
+    reveal_step: Int[Tensor, "rows length"]
+    temperature: float
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: slice | Tensor) -> "RolloutRows":
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value[index] for name, value in tensors.items()})
+
+
+@dataclass
+class Rollouts:
+    """The rollouts of one buffer, groups kept together. Facts only; objectives derive weights from them."""
+
+    prompt_ids: Int[Tensor, "batch prompt"]
+    prompt_mask: Bool[Tensor, "batch prompt"]
+    completion_ids: Int[Tensor, "batch group length"]
+    keys: Int[Tensor, "batch group"]
+    """What all randomness about a rollout is keyed by."""
+    reveal_step: Int[Tensor, "batch group length"]
+    sampled_log_prob: Float[Tensor, "batch group length"]
+    """Of each token in the step that revealed it, at the sampling temperature."""
+    reward: Float[Tensor, "batch group"]
+    components: dict[str, Float[Tensor, "batch group"]]
+    order_is_independent: bool
+    """Whether the unmasking order did not depend on the tokens."""
+    temperature: float
+
+    @property
+    def group_shape(self) -> tuple[int, int]:
+        """Prompts and rollouts per prompt."""
+        return self.keys.shape[0], self.keys.shape[1]
+
+    def __len__(self) -> int:
+        return self.keys.numel()
+
+    def rows(self) -> RolloutRows:
+        """All rollouts, flat, group by group."""
+        group = self.keys.shape[1]
+        return RolloutRows(
+            self.prompt_ids.repeat_interleave(group, 0),
+            self.prompt_mask.repeat_interleave(group, 0),
+            self.completion_ids.flatten(0, 1),
+            self.keys.flatten(),
+            self.reveal_step.flatten(0, 1),
+            self.temperature,
+        )
+
+    def groups(self, index: slice) -> "Rollouts":
+        """Some of the groups."""
+        tensors = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, components={name: value[index] for name, value in self.components.items()}, **tensors)
+
+
+def sample_completions(
+    policy: Policy,
+    sampler: Sampler,
+    prompts: PromptBatch,
+    *,
+    group_size: int,
+    completion_length: int,
+    seed: int,
+    iteration: int,
+    rows_per_forward: int | None = None,
+) -> tuple[Samples, Int[Tensor, "batch group"]]:
+    """``group_size`` completions of each prompt, flat and group by group, and their keys; in eval mode, without gradient."""
+    keys = row_keys(seed, prompts.prompt_index, group_size=group_size, iteration=iteration)
+    prompt_ids = prompts.prompt_ids.repeat_interleave(group_size, 0)
+    prompt_mask = prompts.prompt_mask.repeat_interleave(group_size, 0)
+    chunk = rows_per_forward or len(prompt_ids)
+    parts = []
+    with evaluating(policy):
+        for start in range(0, len(prompt_ids), chunk):
+            rows = slice(start, start + chunk)
+            parts.append(
+                sampler.sample(
+                    policy, prompt_ids[rows], prompt_mask[rows], completion_length=completion_length, keys=keys.flatten()[rows]
+                )
+            )
+    joined = {field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Samples)}
+    return Samples(**joined), keys
+
+
+def score_completions(policy: Policy, reward: Reward, prompts: PromptBatch, samples: Samples, group_size: int) -> tuple[Scores, list[str]]:
+    """Decodes completions and scores them."""
+    texts = policy.decode(samples.completion_ids)
+    grouped = [texts[start : start + group_size] for start in range(0, len(texts), group_size)]
+    return reward(prompts.examples, grouped), texts
+
+
+def collect(
+    policy: Policy,
+    sampler: Sampler,
+    reward: Reward,
+    prompts: PromptBatch,
+    *,
+    group_size: int,
+    completion_length: int,
+    seed: int,
+    iteration: int,
+    rows_per_forward: int | None = None,
+) -> tuple[Rollouts, Scores, list[str]]:
+    """One rollout buffer: samples, decodes and scores ``group_size`` completions of each prompt."""
+    samples, keys = sample_completions(
+        policy,
+        sampler,
+        prompts,
+        group_size=group_size,
+        completion_length=completion_length,
+        seed=seed,
+        iteration=iteration,
+        rows_per_forward=rows_per_forward,
+    )
+    scores, texts = score_completions(policy, reward, prompts, samples, group_size)
+    device, shape = keys.device, (*keys.shape, completion_length)
+    rollouts = Rollouts(
+        prompt_ids=prompts.prompt_ids,
+        prompt_mask=prompts.prompt_mask,
+        completion_ids=samples.completion_ids.view(shape),
+        keys=keys,
+        reveal_step=samples.reveal_step.view(shape),
+        sampled_log_prob=samples.log_prob.view(shape),
+        reward=scores.total.to(device),
+        components={name: value.to(device) for name, value in scores.components.items()},
+        order_is_independent=sampler.order_is_independent,
+        temperature=sampler.temperature,
+    )
+    return rollouts, scores, texts
+
+
+class RolloutBuffer:
+    """Rollouts with their targets, and the place in them: ``num_iterations`` passes over equal micro-batches."""
+
+    def __init__(self, *, num_iterations: int, micro_batch_size: int) -> None:
+        self.num_iterations, self.micro_batch_size = num_iterations, micro_batch_size
+        self.rollouts: Rollouts | None = None
+        self.targets: dict[str, Tensor] = {}
+        self.position = 0
+
+    def fill(self, rollouts: Rollouts, targets: dict[str, Tensor]) -> None:
+        """Starts over with new rollouts."""
+        self.rollouts, self.targets, self.position = rollouts, targets, 0
+
+    def clear(self) -> None:
+        """Forgets the rollouts; the next step collects afresh."""
+        self.rollouts, self.targets, self.position = None, {}, 0
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches in one pass."""
+        assert self.rollouts is not None
+        return len(self.rollouts) // self.micro_batch_size
+
+    @property
+    def needs_rollouts(self) -> bool:
+        """Whether there is nothing left to train on."""
+        return self.rollouts is None or self.position >= self.num_iterations * self.micro_batches
+
+    def advance(self) -> tuple[int, slice]:
+        """The pass and the rows of the next micro-batch."""
+        iteration, number = divmod(self.position, self.micro_batches)
+        self.position += 1
+        return iteration, slice(number * self.micro_batch_size, (number + 1) * self.micro_batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and primitives only."""
+        if self.rollouts is None:
+            return {"position": 0}
+        return {"position": self.position, "rollouts": dict(vars(self.rollouts)), "targets": self.targets}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where `state_dict` was taken."""
+        self.position = state["position"]
+        self.rollouts = Rollouts(**state["rollouts"]) if "rollouts" in state else None
+        self.targets = state.get("targets", {})
+
+    def to(self, device: torch.device) -> None:
+        """Moves what it holds."""
+        if self.rollouts is not None:
+            self.rollouts = Rollouts(**_move(vars(self.rollouts), device))
+            self.targets = _move(self.targets, device)
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {name: _move(item, device) for name, item in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value

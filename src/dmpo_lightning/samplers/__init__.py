@@ -1,0 +1,7 @@
+"""Samplers unmask completions; see `Sampler` for the seam."""
+
+from dmpo_lightning.samplers.base import Sampler, Samples
+from dmpo_lightning.samplers.confidence import ConfidenceSampler
+from dmpo_lightning.samplers.random_order import RandomOrderSampler
+
+__all__ = ["ConfidenceSampler", "RandomOrderSampler", "Sampler", "Samples"]

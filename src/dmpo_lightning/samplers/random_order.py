@@ -1,0 +1,40 @@
+"""Unmasking in a uniformly random order."""
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from dmpo_lightning.functional.masking import position_ranks
+from dmpo_lightning.functional.randomness import Purpose, fold_in, uniforms
+from dmpo_lightning.policy import Policy
+from dmpo_lightning.samplers.base import Canvas, Sampler, Samples, draw_tokens, reveal_counts
+
+
+class RandomOrderSampler(Sampler):
+    """Reveals positions in a random order that no token influences, over the whole completion.
+
+    At T = 1 with one token per step this samples the any-order model exactly, and `trajectory` log_rnd is exact for it at every
+    temperature above 0.
+    """
+
+    order_is_independent = True
+
+    def sample(
+        self,
+        policy: Policy,
+        prompt_ids: Int[Tensor, "rows prompt"],
+        prompt_mask: Bool[Tensor, "rows prompt"],
+        *,
+        completion_length: int,
+        keys: Int[Tensor, " rows"],
+    ) -> Samples:
+        canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length)
+        order = position_ranks(uniforms(fold_in(keys, Purpose.ORDER), completion_length)).argsort(-1)
+        start = 0
+        for step, count in enumerate(reveal_counts(completion_length, self.num_steps(completion_length))):
+            places = order[:, start : start + count]
+            draw = draw_tokens(
+                canvas.logits_at(places), places, temperature=self.temperature, keys=keys, step=step, completion_length=completion_length
+            )
+            canvas.reveal(places, draw, step)
+            start += count
+        return canvas.samples()
