@@ -1,4 +1,5 @@
-"""Makes the tokenizer and the configuration of the embedded model, `sudoku_tiny`; its weights come from sudoku_tiny_sft.yaml.
+"""Makes the tokenizer and the configuration of the embedded model, `sudoku_tiny`; its weights come from
+sudoku_tiny_sft.yaml.
 
 Usage: python examples/make_sudoku_tokenizer.py DIR
 """
@@ -17,7 +18,9 @@ WORDS = ["system", "user", "assistant", "<answer>", "</answer>", "\n\n", "\n", "
 def main(directory: str) -> None:
     vocabulary = {token: index for index, token in enumerate(SPECIAL + WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"</?answer>|system|user|assistant|\n\n|[\s\S]"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r"</?answer>|system|user|assistant|\n\n|[\s\S]"), behavior="isolated"
+    )
     tokenizer.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -1,4 +1,6 @@
-"""The Lightning CLI of DMPO: model and data by class, tokenizer and seed filled in from the rest of the configuration."""
+"""The Lightning CLI of DMPO: model and data by class, tokenizer and seed filled in from the rest of the
+configuration.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +12,15 @@ from dmpo_lightning.modules.base import PolicyModule
 
 
 class DMPOCLI(LightningCLI):
-    """``fit``, ``validate``, ``test`` and ``predict`` for a `PolicyModule` and any datamodule, both named in the configuration."""
+    """``fit``, ``validate``, ``test`` and ``predict`` for a `PolicyModule` and any datamodule, both named in the
+    configuration.
+    """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments(
-            ("model.init_args.model", "model.init_args.tokenizer"), "data.init_args.tokenizer", compute_fn=_tokenizer_source
+            ("model.init_args.model", "model.init_args.tokenizer"),
+            "data.init_args.tokenizer",
+            compute_fn=_tokenizer_source,
         )
         parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=int)
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +20,8 @@ REFERENCE_ADAPTER = "reference"
 class Policy(nn.Module):
     """A masked diffusion language model with its tokenizer, seen by samplers and objectives.
 
-    The reference policy is the same model with its adapters off when the model carries PEFT adapters (after `refresh_reference`, a
+    The reference policy is the same model with its adapters off when the model carries PEFT adapters (after
+    `refresh_reference`, a
     frozen adapter named ``reference``), otherwise a frozen copy of the model, made at construction.
 
     Args:
@@ -42,17 +43,17 @@ class Policy(nn.Module):
         with_reference: bool = True,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.tokenizer = tokenizer
         self.facts: TokenFacts = token_facts(model, tokenizer, mask_token_id)
-        self.max_length: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        config: Any = getattr(model, "config", None)
+        self.max_length: int | None = getattr(config, "max_position_embeddings", None)
         self.has_adapters = hasattr(model, "peft_config")
         self.reference_is_refreshed = False
         self.reference_model: nn.Module | None = None
         if with_reference and not self.has_adapters:
             self.reference_model = copy.deepcopy(model).requires_grad_(False).eval()
-        vocab_size = getattr(getattr(model, "config", None), "embedding_size", None) or model.config.vocab_size
-        ban = torch.zeros(vocab_size)
+        ban = torch.zeros(getattr(config, "embedding_size", None) or config.vocab_size)
         ban[list(self.facts.banned_token_ids)] = -torch.inf
         self.register_buffer("_ban", ban, persistent=False)
 
@@ -71,7 +72,9 @@ class Policy(nn.Module):
         *,
         reference: bool = False,
     ) -> Float[Tensor, "*at vocab"]:
-        """Float32 logits at flat indices into ``rows x length``; never-occurring ids and the mask token are minus infinity."""
+        """Float32 logits at flat indices into ``rows x length``; never-occurring ids and the mask token are minus
+        infinity.
+        """
         with self._selected(reference) as model:
             return model(ids, attention_mask, positions=positions, logit_bias=self._ban).float()
 
@@ -88,7 +91,8 @@ class Policy(nn.Module):
     ) -> Float[Tensor, "rows replicate length"]:
         """Float32 log-probs of the completion's own tokens, given the prompt and what each replicate leaves unmasked.
 
-        Computed at the masked positions only (or at ``at``, a subset of them); zero everywhere else. ``temperature`` divides the
+        Computed at the masked positions only (or at ``at``, a subset of them); zero everywhere else. ``temperature``
+        divides the
         logits; 1 is the model itself.
         """
         at = masks if at is None else at
@@ -117,11 +121,16 @@ class Policy(nn.Module):
     def reference_parameter_names(self, prefix: str = "") -> list[str]:
         """Names of the parameters that belong to the reference alone: its frozen copy or its frozen adapter."""
         mark = f".{REFERENCE_ADAPTER}."
-        return [prefix + name for name, _ in self.named_parameters() if name.startswith("reference_model.") or mark in name]
+        return [
+            prefix + name for name, _ in self.named_parameters() if name.startswith("reference_model.") or mark in name
+        ]
 
     def decode(self, completion_ids: Int[Tensor, "rows length"]) -> list[str]:
         """Text of each completion up to its first end token, special tokens left out."""
-        rows = [row[:length] for row, length in zip(completion_ids.tolist(), self.effective_length(completion_ids).tolist(), strict=True)]
+        rows = [
+            row[:length]
+            for row, length in zip(completion_ids.tolist(), self.effective_length(completion_ids).tolist(), strict=True)
+        ]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     def effective_length(self, completion_ids: Int[Tensor, "rows length"]) -> Int[Tensor, " rows"]:
@@ -131,7 +140,7 @@ class Policy(nn.Module):
         return torch.where(ends.any(-1), ends.int().argmax(-1), length)
 
     @contextmanager
-    def _selected(self, reference: bool) -> Iterator[nn.Module]:
+    def _selected(self, reference: bool) -> Iterator[Any]:
         if not reference:
             yield self.model
         elif self.reference_model is not None:
@@ -157,7 +166,9 @@ class Policy(nn.Module):
             self.model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(self.model.peft_config[active]))
             self.model.set_adapter(active)
         weights = get_peft_model_state_dict(self.model, adapter_name=active)
-        set_peft_model_state_dict(self.model, {k: v.clone() for k, v in weights.items()}, adapter_name=REFERENCE_ADAPTER)
+        set_peft_model_state_dict(
+            self.model, {k: v.clone() for k, v in weights.items()}, adapter_name=REFERENCE_ADAPTER
+        )
         for name, parameter in self.model.named_parameters():
             if f".{REFERENCE_ADAPTER}." in name:
                 parameter.requires_grad_(False)

@@ -30,7 +30,8 @@ class Reward:
 
     Args:
         score: from an example and a completion to a number, or to named components (a task's ``score``, for one).
-        weights: of the components in the reward; None takes each with weight 1. Components without a weight are only logged.
+        weights: of the components in the reward; None takes each with weight 1. Components without a weight are only
+            logged.
         accuracy: the component reported as accuracy; None takes the reward itself.
         max_failure_share: of the completions scored in one call; above it the exception is raised again.
 
@@ -57,10 +58,15 @@ class Reward:
     def __call__(self, examples: Sequence[Example], completions: Sequence[Sequence[str]]) -> Scores:
         """Scores ``completions[i][j]``, the j-th rollout of ``examples[i]``."""
         failures: list[Exception] = []
-        rows = [[self._components(example, text, failures) for text in texts] for example, texts in zip(examples, completions, strict=True)]
+        rows = [
+            [self._components(example, text, failures) for text in texts]
+            for example, texts in zip(examples, completions, strict=True)
+        ]
         count = sum(map(len, rows))
         if len(failures) > self.max_failure_share * count:
-            raise RuntimeError(f"The reward failed on {len(failures)} of {count} completions; the last error follows.") from failures[-1]
+            raise RuntimeError(
+                f"The reward failed on {len(failures)} of {count} completions; the last error follows."
+            ) from failures[-1]
         names = dict.fromkeys(name for row in rows for components in row for name in components)
         components = {name: torch.tensor([[float(c.get(name, 0.0)) for c in row] for row in rows]) for name in names}
         return Scores(components, self._total(components, (len(rows), len(rows[0]))), len(failures))
@@ -68,7 +74,9 @@ class Reward:
     def _components(self, example: Example, completion: str, failures: list[Exception]) -> Mapping[str, float]:
         try:
             value = self.score(example, completion)
-        except Exception as error:  # a foreign function on model output: one bad completion must not end a run of a week
+        except (
+            Exception
+        ) as error:  # a foreign function on model output: one bad completion must not end a run of a week
             logger.warning("The reward raised %r on a completion of example %.200r; it scores 0.", error, example)
             failures.append(error)
             return {}
@@ -78,5 +86,10 @@ class Reward:
         weights = self.weights if self.weights is not None else dict.fromkeys(components, 1.0)
         unknown = set(weights) - set(components)
         if unknown and components:
-            raise ValueError(f"`weights` names components that the score function did not return: {sorted(unknown)}; it returns {sorted(components)}.")
-        return sum((weight * components[name] for name, weight in weights.items() if name in components), torch.zeros(shape))
+            raise ValueError(
+                f"`weights` names components that the score function did not return: {sorted(unknown)}; it "
+                f"returns {sorted(components)}."
+            )
+        return sum(
+            (weight * components[name] for name, weight in weights.items() if name in components), torch.zeros(shape)
+        )

@@ -29,7 +29,7 @@ class RolloutRows:
         return len(self.keys)
 
     def __getitem__(self, index: slice | Tensor) -> "RolloutRows":
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: Any = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: value[index] for name, value in tensors.items()})
 
 
@@ -73,7 +73,7 @@ class Rollouts:
 
     def groups(self, index: slice) -> "Rollouts":
         """Some of the groups."""
-        tensors = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: Any = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, components={name: value[index] for name, value in self.components.items()}, **tensors)
 
 
@@ -88,7 +88,9 @@ def sample_completions(
     iteration: int,
     rows_per_forward: int | None = None,
 ) -> tuple[Samples, Int[Tensor, "batch group"]]:
-    """``group_size`` completions of each prompt, flat and group by group, and their keys; in eval mode, without gradient."""
+    """``group_size`` completions of each prompt, flat and group by group, and their keys; in eval mode, without
+    gradient.
+    """
     keys = row_keys(seed, prompts.prompt_index, group_size=group_size, iteration=iteration)
     prompt_ids = prompts.prompt_ids.repeat_interleave(group_size, 0)
     prompt_mask = prompts.prompt_mask.repeat_interleave(group_size, 0)
@@ -99,14 +101,20 @@ def sample_completions(
             rows = slice(start, start + chunk)
             parts.append(
                 sampler.sample(
-                    policy, prompt_ids[rows], prompt_mask[rows], completion_length=completion_length, keys=keys.flatten()[rows]
+                    policy,
+                    prompt_ids[rows],
+                    prompt_mask[rows],
+                    completion_length=completion_length,
+                    keys=keys.flatten()[rows],
                 )
             )
     joined = {field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Samples)}
     return Samples(**joined), keys
 
 
-def score_completions(policy: Policy, reward: Reward, prompts: PromptBatch, samples: Samples, group_size: int) -> tuple[Scores, list[str]]:
+def score_completions(
+    policy: Policy, reward: Reward, prompts: PromptBatch, samples: Samples, group_size: int
+) -> tuple[Scores, list[str]]:
     """Decodes completions and scores them."""
     texts = policy.decode(samples.completion_ids)
     grouped = [texts[start : start + group_size] for start in range(0, len(texts), group_size)]

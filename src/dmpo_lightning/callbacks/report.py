@@ -1,4 +1,6 @@
-"""Before and after: what a run of DMPO changed on held-out examples, as a table, `summary.json` and a learning curve."""
+"""Before and after: what a run of DMPO changed on held-out examples, as a table, `summary.json` and a learning
+curve.
+"""
 
 import json
 import time
@@ -19,8 +21,10 @@ Result = dict[str, tuple[float, float]]
 class BeforeAfterReport(Callback):
     """Evaluates the test split before and after fitting, and writes what changed into the run directory.
 
-    ``summary.json`` holds `solve_rate_before`, `solve_rate_best_temperature_before`, `solve_rate_after` (T = 1 unless `sampled` says
-    otherwise), `greedy_before`, `greedy_after`, `seconds` of fitting (validation included, the two evaluations of this report not),
+    ``summary.json`` holds `solve_rate_before`, `solve_rate_best_temperature_before`, `solve_rate_after` (T = 1 unless
+    `sampled` says
+    otherwise), `greedy_before`, `greedy_after`, `seconds` of fitting (validation included, the two evaluations of
+    this report not),
     `rollouts`, `seed` and all results; ``learning_curve.png`` the validation accuracy. Evaluates the final weights.
     Not for strategies that shard the model's forward (it runs outside of the training loop).
 
@@ -58,7 +62,9 @@ class BeforeAfterReport(Callback):
         self._started = time.perf_counter() - self.seconds
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        values = {name: float(trainer.callback_metrics[name]) for name in self.curve_names if name in trainer.callback_metrics}
+        values = {
+            name: float(trainer.callback_metrics[name]) for name in self.curve_names if name in trainer.callback_metrics
+        }
         if values and not trainer.sanity_checking:
             self.curve.append({"step": float(trainer.global_step), **values})
 
@@ -79,8 +85,8 @@ class BeforeAfterReport(Callback):
         assert isinstance(module, DMPO)
         loader = getattr(trainer, "datamodule").test_dataloader()
         metrics: dict[str, dict[str, MeanWithError]] = {name: {} for name in names}
-        for batch in loader:
-            batch = batch.to(module.device)
+        for host_batch in loader:
+            batch = host_batch.to(module.device)
             for name in names:
                 values, _ = module.evaluate_batch(batch, self.samplers[name])
                 for component, value in values.items():
@@ -96,9 +102,16 @@ class BeforeAfterReport(Callback):
         directory = Path(trainer.log_dir or trainer.default_root_dir)
         directory.mkdir(parents=True, exist_ok=True)
         rollouts = module.rollouts_seen
-        (directory / "summary.json").write_text(json.dumps(self.summary(module.seed, rollouts), indent=2) + "\n", encoding="utf-8")
+        (directory / "summary.json").write_text(
+            json.dumps(self.summary(module.seed, rollouts), indent=2) + "\n", encoding="utf-8"
+        )
         if self.curve:
-            draw_curve(self.curve, self.before, {self.curve_names[0]: self.sampled, self.curve_names[-1]: self.greedy}, directory / "learning_curve.png")
+            draw_curve(
+                self.curve,
+                self.before,
+                {self.curve_names[0]: self.sampled, self.curve_names[-1]: self.greedy},
+                directory / "learning_curve.png",
+            )
         print(self.table(rollouts))
         print(f"Written to {directory}: summary.json" + (", learning_curve.png" if self.curve else ""))
 
@@ -135,7 +148,9 @@ def _named(result: Result) -> dict[str, dict[str, float]]:
     return {component: {"mean": mean, "standard_error": error} for component, (mean, error) in result.items()}
 
 
-def draw_curve(curve: list[dict[str, float]], before: Mapping[str, Result], baselines: Mapping[str, str], path: Path) -> None:
+def draw_curve(
+    curve: list[dict[str, float]], before: Mapping[str, Result], baselines: Mapping[str, str], path: Path
+) -> None:
     """Validation metrics over optimizer steps, and the base's test accuracy as dashed lines."""
     from matplotlib.figure import Figure
 
@@ -145,7 +160,13 @@ def draw_curve(curve: list[dict[str, float]], before: Mapping[str, Result], base
         points = [(point["step"], point[metric]) for point in curve if metric in point]
         line = axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=metric)[0] if points else None
         if line is not None:
-            axes.axhline(before[sampler]["accuracy"][0], color=line.get_color(), linestyle="--", linewidth=1, label=f"base, {sampler}")
+            axes.axhline(
+                before[sampler]["accuracy"][0],
+                color=line.get_color(),
+                linestyle="--",
+                linewidth=1,
+                label=f"base, {sampler}",
+            )
     axes.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()

@@ -68,7 +68,9 @@ class DemonstrationsDataModule(LightningDataModule):
         splits: tuple[Split, ...] = ("train", "validation")
         for split in splits:
             if split not in self._rows:
-                self._rows[split] = [self._row(index, example) for index, example in enumerate(self.task.examples(split))]
+                self._rows[split] = [
+                    self._row(index, example) for index, example in enumerate(self.task.examples(split))
+                ]
 
     def train_dataloader(self) -> "DataLoader[_Row]":
         return self._loader("train", shuffle=True)
@@ -78,7 +80,9 @@ class DemonstrationsDataModule(LightningDataModule):
 
     def _loader(self, split: str, *, shuffle: bool) -> "DataLoader[_Row]":
         rows: Any = self._rows[split]
-        return DataLoader(rows, batch_size=self.batch_size, shuffle=shuffle, collate_fn=self._collate, drop_last=shuffle)
+        return DataLoader(
+            rows, batch_size=self.batch_size, shuffle=shuffle, collate_fn=self._collate, drop_last=shuffle
+        )
 
     def _row(self, index: int, example: Mapping[str, Any]) -> _Row:
         vocabulary, eos = self.tokenizer.get_vocab(), self.tokenizer.eos_token_id
@@ -86,7 +90,8 @@ class DemonstrationsDataModule(LightningDataModule):
         ids = [*self.tokenizer(example["completion"], add_special_tokens=False)["input_ids"], end_of_turn]
         if len(ids) > self.completion_length:
             raise ValueError(
-                f"The completion of row {index} has {len(ids)} tokens with its end token, more than `completion_length` "
+                f"The completion of row {index} has {len(ids)} tokens with its end token, more than "
+                f"`completion_length` "
                 f"{self.completion_length}; raise it or remove the row."
             )
         ids += [eos] * (self.completion_length - len(ids))

@@ -35,7 +35,7 @@ class PromptBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PromptBatch":
         """On another device; Lightning calls it."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: Any = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()})
 
     def __len__(self) -> int:
@@ -43,20 +43,26 @@ class PromptBatch:
 
 
 def tokenize_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequence[Message]") -> list[int]:
-    """Ids of a conversation through the chat template, ready for the assistant's turn; a plain string is the user's turn.
+    """Ids of a conversation through the chat template, ready for the assistant's turn; a plain string is the user's
+    turn.
 
     A tokenizer without a chat template takes plain strings as they are.
     """
     if tokenizer.chat_template is None:
         if not isinstance(prompt, str):
-            raise ValueError("The tokenizer has no chat template, so prompts must be plain strings, got a conversation; set tokenizer.chat_template.")
+            raise ValueError(
+                "The tokenizer has no chat template, so prompts must be plain strings, got a conversation; set "
+                "tokenizer.chat_template."
+            )
         return tokenizer(prompt)["input_ids"]
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Int[Tensor, "batch prompt"], Bool[Tensor, "batch prompt"]]:
+def pad_left(
+    rows: Sequence[Sequence[int]], pad: int
+) -> tuple[Int[Tensor, "batch prompt"], Bool[Tensor, "batch prompt"]]:
     """Ids padded on the left to the longest row, and the mask that is False on the padding."""
     width = max(map(len, rows))
     empty = torch.tensor([width - len(row) for row in rows])
@@ -66,8 +72,10 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Int[Tensor, "batc
 class PromptLoader:
     """Batches of prompts for `DMPO`; the only kind of training loader that it takes.
 
-    In training each batch comes as many times as the rollouts made of it are used (`DMPO` sets that number), so nothing is skipped and
-    an epoch has a length. Groups never cross ranks: each rank takes its own prompts, and the last batch wraps around to stay full.
+    In training each batch comes as many times as the rollouts made of it are used (`DMPO` sets that number), so
+    nothing is skipped and
+    an epoch has a length. Groups never cross ranks: each rank takes its own prompts, and the last batch wraps around
+    to stay full.
     In evaluation every example comes exactly once over all ranks; filler rows keep the ranks in step.
 
     Args:
@@ -78,7 +86,8 @@ class PromptLoader:
         shuffle: a new keyed order each epoch (training).
         seed: of that order; None takes the module's seed.
         max_prompt_length: in tokens; None leaves it to the model's own limit.
-        on_long_prompt: ``error`` names the first prompt above the limit, ``drop`` leaves such prompts out and counts them in `dropped`.
+        on_long_prompt: ``error`` names the first prompt above the limit, ``drop`` leaves such prompts out and counts
+            them in `dropped`.
 
     Raises:
         ValueError: an empty dataset, a batch size below 1, a prompt longer than allowed.
@@ -123,8 +132,10 @@ class PromptLoader:
         if too_long and on_long_prompt == "error":
             row = too_long[0]
             raise ValueError(
-                f"Prompt {row} of the dataset has {len(self._ids[row])} tokens, but at most {limit} are allowed ({len(too_long)} of "
-                f"{len(self._ids)} prompts are too long); raise `max_prompt_length`, shorten the completion, or set on_long_prompt: drop."
+                f"Prompt {row} of the dataset has {len(self._ids[row])} tokens, but at most {limit} are allowed "
+                f"({len(too_long)} of "
+                f"{len(self._ids)} prompts are too long); raise `max_prompt_length`, shorten the completion, or "
+                f"set on_long_prompt: drop."
             )
         self._kept = [index for index in self._kept if len(self._ids[index]) <= limit]
         self.dropped += len(too_long)
@@ -132,7 +143,9 @@ class PromptLoader:
             raise ValueError(f"All {len(self._ids)} prompts are longer than {limit} tokens; raise `max_prompt_length`.")
 
     def bind(self, *, repeats: int, seed: int) -> "PromptLoader":
-        """Called by the module for its training loader: how often each batch is used, and the seed of the order if it has none."""
+        """Called by the module for its training loader: how often each batch is used, and the seed of the order if it
+        has none.
+        """
         self.repeats, self.is_training = repeats, True
         self.seed = seed if self.seed is None else self.seed
         return self

@@ -8,7 +8,7 @@ from dmpo_lightning.functional.baselines import (
     policy_baseline,
 )
 from dmpo_lightning.functional.likelihood import elbo, elbo_log_rnd, elbo_replicates, trajectory_log_prob
-from dmpo_lightning.functional.losses import denoising_cross_entropy, wddo_loss, wdce_loss
+from dmpo_lightning.functional.losses import denoising_cross_entropy, wdce_loss, wddo_loss
 from dmpo_lightning.functional.masking import antithetic_pair, draw_masks, mask_count, position_ranks, trajectory_masks
 from dmpo_lightning.functional.randomness import Purpose, fold_in, inverse_cdf, row_keys, uniforms
 from dmpo_lightning.functional.weights import (

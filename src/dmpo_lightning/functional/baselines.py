@@ -1,4 +1,6 @@
-"""Weight baselines b of ``w - b``; DMPO (arXiv 2510.08233). All are detached and have mean 1 over a group, or are zero."""
+"""Weight baselines b of ``w - b``; DMPO (arXiv 2510.08233). All are detached and have mean 1 over a group, or are
+zero.
+"""
 
 import torch
 from jaxtyping import Float
@@ -8,12 +10,12 @@ from dmpo_lightning.functional.weights import equal_reward_groups, importance_we
 
 
 def no_baseline(reward: Float[Tensor, "batch group"]) -> Float[Tensor, "batch group"]:
-    """b = 0: plain weighted cross-entropy."""
+    """B = 0: plain weighted cross-entropy."""
     return torch.zeros_like(reward, dtype=torch.float32)
 
 
 def group_baseline(reward: Float[Tensor, "batch group"]) -> Float[Tensor, "batch group"]:
-    """b = 1: the mean of the self-normalised weights."""
+    """B = 1: the mean of the self-normalised weights."""
     return torch.ones_like(reward, dtype=torch.float32)
 
 
@@ -27,7 +29,8 @@ def negative_baseline(
 ) -> Float[Tensor, "batch group"]:
     """The weights of the opposite reward, -r, with the same c: what is worse than it should be is pushed down.
 
-    A group of equal rewards gets ``weights`` themselves, so that ``w - b`` is exactly zero there and its forward passes can be skipped.
+    A group of equal rewards gets ``weights`` themselves, so that ``w - b`` is exactly zero there and its forward
+    passes can be skipped.
     The objective has no interior fixed point: watch reward, entropy and ESS.
     """
     opposite = importance_weights(
@@ -47,7 +50,8 @@ def negative_reward_baseline(
 def policy_baseline(
     log_prob: Float[Tensor, "batch group"], behaviour_log_prob: Float[Tensor, "batch group"]
 ) -> Float[Tensor, "batch group"]:
-    """``G softmax(log p_theta - log p_old)``, detached: the weights under which the current policy itself is the target.
+    """``G softmax(log p_theta - log p_old)``, detached: the weights under which the current policy itself is the
+    target.
 
     Both log-probs must come from the same masks (or the same recorded orders).
     """

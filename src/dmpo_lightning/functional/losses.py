@@ -26,7 +26,8 @@ def wdce_loss(
 ) -> Float[Tensor, ""]:
     """Weighted denoising cross-entropy of DMPO (arXiv 2510.08233) with ``signal`` = w - b, detached.
 
-    Divided by the number of rollouts that were planned, never by how many were left after skipping those of zero signal.
+    Divided by the number of rollouts that were planned, never by how many were left after skipping those of zero
+    signal.
     """
     return (signal.detach() * cross_entropy).sum() / planned_rollouts
 
@@ -39,10 +40,13 @@ def wddo_loss(
     beta: float,
     planned_rollouts: int,
 ) -> Float[Tensor, ""]:
-    """Weighted direct discriminative optimisation: ``(2 / beta L) F``, ``F = -[w log sigma(beta D) + log sigma(-beta D)]``.
+    """Weighted direct discriminative optimisation: ``(2 / beta L) F``, ``F = -[w log sigma(beta D) + log sigma(-beta
+    D)]``.
 
-    ``log_ratio`` D estimates log p_theta - log p_old on common masks. The factor makes the gradient at theta = old equal that of
-    WDCE with the group baseline, so learning rate and clipping carry over. With exact log-probs and weights of mean 1, beta = 1, the
+    ``log_ratio`` D estimates log p_theta - log p_old on common masks. The factor makes the gradient at theta = old
+    equal that of
+    WDCE with the group baseline, so learning rate and clipping carry over. With exact log-probs and weights of mean
+    1, beta = 1, the
     minimiser is the target itself. The discriminative form follows DDO (arXiv 2503.01103).
     """
     value = -(weight.detach() * F.logsigmoid(beta * log_ratio) + F.logsigmoid(-beta * log_ratio))

@@ -15,7 +15,10 @@ def draw_masks(
     ``antithetic`` draws them in pairs (see `antithetic_pair`) and needs an even number of ``replicates`` (ValueError).
     """
     if antithetic and replicates % 2:
-        raise ValueError(f"`replicates` must be even when `antithetic` is true, got {replicates}; use {replicates + 1} or antithetic: false.")
+        raise ValueError(
+            f"`replicates` must be even when `antithetic` is true, got {replicates}; use {replicates + 1} or "
+            f"antithetic: false."
+        )
     draws = replicates // 2 if antithetic else replicates
     noise = uniforms(keys, draws * (length + 1)).unflatten(-1, (draws, length + 1))
     rank, count = position_ranks(noise[..., :length]), mask_count(noise[..., length], length)

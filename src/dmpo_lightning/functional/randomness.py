@@ -1,4 +1,6 @@
-"""Keyed randomness: every draw is a hash of what it is for, so a completion never depends on its batch, its rank or a restart."""
+"""Keyed randomness: every draw is a hash of what it is for, so a completion never depends on its batch, its rank or a
+restart.
+"""
 
 from enum import IntEnum
 
@@ -22,7 +24,9 @@ class Purpose(IntEnum):
     LOSS = 5
 
 
-def row_keys(seed: int, prompt_index: Int[Tensor, " batch"], *, group_size: int, iteration: int) -> Int[Tensor, "batch group"]:
+def row_keys(
+    seed: int, prompt_index: Int[Tensor, " batch"], *, group_size: int, iteration: int
+) -> Int[Tensor, "batch group"]:
     """One key per rollout, from (seed, prompt id, rollout index, iteration); ``iteration`` counts rollout buffers."""
     base = fold_in(fold_in(torch.full_like(prompt_index, _wrap(seed), dtype=torch.int64), iteration), prompt_index)
     return fold_in(base[:, None], torch.arange(group_size, device=prompt_index.device))
@@ -41,7 +45,9 @@ def uniforms(keys: Int[Tensor, "*rows"], count: int) -> Float[Tensor, "*rows {co
 
 
 def inverse_cdf(probabilities: Float[Tensor, "*rows vocab"], uniform: Float[Tensor, "*rows"]) -> Int[Tensor, "*rows"]:
-    """Exact categorical draw: the first token whose cumulative probability reaches ``uniform``; zero probabilities are never drawn."""
+    """Exact categorical draw: the first token whose cumulative probability reaches ``uniform``; zero probabilities
+    are never drawn.
+    """
     cumulative = probabilities.cumsum(-1)
     return torch.searchsorted(cumulative, (uniform[..., None] * cumulative[..., -1:])).squeeze(-1)
 

@@ -15,9 +15,11 @@ def importance_weights(
     reward_temperature: float,
     proximal_coefficient: float | Float[Tensor, "batch 1"] = 1.0,
 ) -> Float[Tensor, "batch group"]:
-    """Weights (mean 1 over each group) towards ``p_ref exp(r / alpha) / Z``; ``log_rnd`` = log p_ref - log p_old in nats.
+    """Weights (mean 1 over each group) towards ``p_ref exp(r / alpha) / Z``; ``log_rnd`` = log p_ref - log p_old in
+    nats.
 
-    ``proximal_coefficient`` c in (0, 1] raises the density ratio to the power c: 1 aims at the target itself, less takes a shorter step.
+    ``proximal_coefficient`` c in (0, 1] raises the density ratio to the power c: 1 aims at the target itself, less
+    takes a shorter step.
     """
     return _normalised(proximal_coefficient * (log_rnd.float() + reward.float() / reward_temperature))
 
@@ -40,13 +42,20 @@ def adaptive_proximal_coefficient(
     target_ess: float,
     iterations: int = 40,
 ) -> Float[Tensor, "batch 1"]:
-    """The largest c in (0, 1] per group whose effective sample size is at least ``target_ess``, by bisection (the size falls with c)."""
+    """The largest c in (0, 1] per group whose effective sample size is at least ``target_ess``, by bisection (the
+    size falls with c).
+    """
 
     def ess(coefficient: Float[Tensor, "batch 1"]) -> Float[Tensor, "batch 1"]:
-        weights = importance_weights(log_rnd, reward, reward_temperature=reward_temperature, proximal_coefficient=coefficient)
+        weights = importance_weights(
+            log_rnd, reward, reward_temperature=reward_temperature, proximal_coefficient=coefficient
+        )
         return effective_sample_size(weights)[:, None]
 
-    low, high = torch.zeros_like(log_rnd[:, :1], dtype=torch.float32), torch.ones_like(log_rnd[:, :1], dtype=torch.float32)
+    low, high = (
+        torch.zeros_like(log_rnd[:, :1], dtype=torch.float32),
+        torch.ones_like(log_rnd[:, :1], dtype=torch.float32),
+    )
     full_step = ess(high) >= target_ess
     for _ in range(iterations):
         middle = (low + high) / 2

@@ -1,4 +1,6 @@
-"""Building blocks shared by the native backbones: RMSNorm, rotary positions, padding masks, and log-probs at chosen positions."""
+"""Building blocks shared by the native backbones: RMSNorm, rotary positions, padding masks, and log-probs at chosen
+positions.
+"""
 
 import torch
 import torch.nn.functional as F

@@ -1,5 +1,7 @@
 """LLaDA (arXiv 2502.09992) as a native transformers model, with the parameter names of the published checkpoints."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
@@ -85,7 +87,9 @@ class LLaDAConfig(PreTrainedConfig):
             )
         for name, value in _FIXED.items():
             if kwargs.get(name, value) != value:
-                raise ValueError(f"LLaDA with {name}={kwargs[name]!r} is not supported; published checkpoints have {value!r}.")
+                raise ValueError(
+                    f"LLaDA with {name}={kwargs[name]!r} is not supported; published checkpoints have {value!r}."
+                )
         super().__post_init__(**kwargs)
 
 
@@ -95,12 +99,13 @@ class LLaDABlock(GradientCheckpointingLayer):
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
         width, head_size = config.d_model, config.d_model // config.n_heads
+        key_heads = config.n_kv_heads or config.n_heads
         self.head_size = head_size
         self.attn_norm = RMSNorm(width, config.rms_norm_eps)
         self.ff_norm = RMSNorm(width, config.rms_norm_eps)
         self.q_proj = nn.Linear(width, config.n_heads * head_size, bias=False)
-        self.k_proj = nn.Linear(width, config.n_kv_heads * head_size, bias=False)
-        self.v_proj = nn.Linear(width, config.n_kv_heads * head_size, bias=False)
+        self.k_proj = nn.Linear(width, key_heads * head_size, bias=False)
+        self.v_proj = nn.Linear(width, key_heads * head_size, bias=False)
         self.attn_out = nn.Linear(config.n_heads * head_size, width, bias=False)
         self.ff_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
         self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
@@ -132,12 +137,13 @@ class LLaDAModel(nn.Module):
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
         self.config = config
-        self.transformer = nn.ModuleDict(
+        vocab_size = config.embedding_size or config.vocab_size
+        self.transformer: Any = nn.ModuleDict(
             {
-                "wte": nn.Embedding(config.embedding_size, config.d_model),
+                "wte": nn.Embedding(vocab_size, config.d_model),
                 "blocks": nn.ModuleList(LLaDABlock(config) for _ in range(config.n_layers)),
                 "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
-                "ff_out": nn.Linear(config.d_model, config.embedding_size, bias=False),
+                "ff_out": nn.Linear(config.d_model, vocab_size, bias=False),
             }
         )
 

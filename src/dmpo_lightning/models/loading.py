@@ -1,4 +1,6 @@
-"""From a hub id, a local folder or the name of an embedded model to a model, a tokenizer and the facts about its tokens."""
+"""From a hub id, a local folder or the name of an embedded model to a model, a tokenizer and the facts about its
+tokens.
+"""
 
 import os
 from dataclasses import dataclass
@@ -35,7 +37,12 @@ def resolve_source(source: str) -> str:
 
 
 def load_model(
-    source: str, *, dtype: str | torch.dtype = "float32", revision: str | None = None, random_weights: bool = False, seed: int = 0
+    source: str,
+    *,
+    dtype: str | torch.dtype = "float32",
+    revision: str | None = None,
+    random_weights: bool = False,
+    seed: int = 0,
 ) -> "PreTrainedModel":
     """A masked diffusion language model by hub id, folder or embedded name; never runs remote code.
 
@@ -61,13 +68,15 @@ def load_model(
         raise ValueError(_missing_source("model", source)) from error
 
 
-def load_tokenizer(source: "str | PreTrainedTokenizerBase", *, revision: str | None = None) -> "PreTrainedTokenizerBase":
+def load_tokenizer(
+    source: "str | PreTrainedTokenizerBase", *, revision: str | None = None
+) -> "PreTrainedTokenizerBase":
     """A tokenizer by hub id, folder or embedded name, with its family's chat template where it has none of its own."""
     if not isinstance(source, str):
         return source
     from transformers import AutoTokenizer
 
-    import dmpo_lightning.models.llada as llada
+    from dmpo_lightning.models import llada
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_source(source), revision=revision)
@@ -84,7 +93,7 @@ def token_facts(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", mask_tok
     Raises:
         ValueError: no mask token id, or one outside the vocabulary.
     """
-    import dmpo_lightning.models.llada as llada
+    from dmpo_lightning.models import llada
 
     config: Any = getattr(model, "config", None)
     mask = mask_token_id if mask_token_id is not None else getattr(config, "mask_token_id", None)
@@ -92,7 +101,8 @@ def token_facts(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", mask_tok
     vocab_size = getattr(config, "vocab_size", None) or len(tokenizer)
     if mask is None or not 0 <= mask < vocab_size:
         raise ValueError(
-            f"`mask_token_id` must be an id below the vocabulary size {vocab_size}, got {mask}: neither the model's configuration "
+            f"`mask_token_id` must be an id below the vocabulary size {vocab_size}, got {mask}: neither the "
+            f"model's configuration "
             "nor the tokenizer names one; pass mask_token_id=... or use a tokenizer with a mask token."
         )
     vocabulary = tokenizer.get_vocab()
@@ -106,7 +116,10 @@ def token_facts(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", mask_tok
 def _missing_source(what: str, source: str) -> str:
     offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE") else ""
     return (
-        f"Cannot load the {what} {source!r}: it is neither a local folder nor reachable on the Hugging Face hub{offline}. "
-        f"Download it where there is a network (`hf download {source} --local-dir DIR`) and pass the folder (`--model.model=DIR`). "
-        f"Embedded and needing no download: {', '.join(EMBEDDED_MODELS)} (`dmpo-lightning fit --config sudoku_tiny.yaml`)."
+        f"Cannot load the {what} {source!r}: it is neither a local folder nor reachable on the Hugging Face "
+        f"hub{offline}. "
+        f"Download it where there is a network (`hf download {source} --local-dir DIR`) and pass the folder "
+        f"(`--model.model=DIR`). "
+        f"Embedded and needing no download: {', '.join(EMBEDDED_MODELS)} (`dmpo-lightning fit --config "
+        f"sudoku_tiny.yaml`)."
     )

@@ -43,11 +43,13 @@ class PolicyModule(LightningModule):
     ) -> None:
         super().__init__()
         if tokenizer is None and not isinstance(model, str):
-            raise ValueError("`tokenizer` is needed when `model` is a module; pass a tokenizer, or the id or folder of one.")
+            raise ValueError(
+                "`tokenizer` is needed when `model` is a module; pass a tokenizer, or the id or folder of one."
+            )
         network = load_model(model, random_weights=random_weights, seed=seed) if isinstance(model, str) else model
-        self.policy = Policy(
-            network, load_tokenizer(tokenizer or model), mask_token_id=mask_token_id, with_reference=with_reference
-        )
+        words = load_tokenizer(tokenizer if tokenizer is not None else str(model))
+        network.train()  # transformers hands out models in eval mode, which would switch off dropout and checkpointing
+        self.policy = Policy(network, words, mask_token_id=mask_token_id, with_reference=with_reference)
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
         self.seed = seed
 
@@ -56,10 +58,15 @@ class PolicyModule(LightningModule):
         optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
         if self.scheduler_factory is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler_factory(optimizer), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.scheduler_factory(optimizer), "interval": "step"},
+        }
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Trainable weights only, frozen ones come from the model's source again; and the reference once it was refreshed."""
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """Trainable weights only, frozen ones come from the model's source again; and the reference once it was
+        refreshed.
+        """
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         if self.policy.reference_is_refreshed:
             frozen -= set(self.policy.reference_parameter_names("policy."))

@@ -1,10 +1,10 @@
 """DMPO as a LightningModule: collects rollouts, hands micro-batches to the objective, evaluates with named samplers."""
 
 import logging
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from torch import Tensor, nn
 
@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 class DMPO(PolicyModule):
     """Distribution Matching Policy Optimization (arXiv 2510.08233) of a masked diffusion language model.
 
-    One optimizer step uses ``micro_batch_size x accumulate_grad_batches`` rollouts per rank; a buffer of ``prompts x group_size``
+    One optimizer step uses ``micro_batch_size x accumulate_grad_batches`` rollouts per rank; a buffer of ``prompts x
+    group_size``
     rollouts is passed ``num_iterations`` times.
 
     Args:
@@ -41,18 +42,21 @@ class DMPO(PolicyModule):
         micro_batch_size: rollouts per training step and rank; must divide the buffer.
         num_iterations: passes over one buffer (paper: F).
         reward: a `Reward`, or a function of an example and a completion; None takes the datamodule's ``reward``.
-        validation_samplers: by name; each is evaluated and logged. None evaluates with ``sampler`` under the name ``sampled``.
+        validation_samplers: by name; each is evaluated and logged. None evaluates with ``sampler`` under the name
+            ``sampled``.
         tokenizer: defaults to that of ``model``.
         random_weights: start from fresh weights of the same architecture.
         mask_token_id: overrides what the model's configuration or the tokenizer names.
         reference_refresh_interval: the reference becomes the current policy every so many buffers; None never.
-        rows_per_forward: rollouts per forward in sampling and scoring; None takes ``micro_batch_size`` for scoring and all for sampling.
+        rows_per_forward: rollouts per forward in sampling and scoring; None takes ``micro_batch_size`` for scoring
+            and all for sampling.
         optimizer: from parameters to an optimizer; None is AdamW as published.
         lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step.
         seed: of all draws: rollouts, masks, prompt order.
 
     Raises:
-        ValueError: settings that do not fit together, at construction; or prompts and trainer flags that do not fit, at fit start.
+        ValueError: settings that do not fit together, at construction; or prompts and trainer flags that do not fit,
+            at fit start.
 
     Example:
         ```python
@@ -126,11 +130,14 @@ class DMPO(PolicyModule):
     def setup(self, stage: str) -> None:
         """Checks the training loader and tells it how often a batch of prompts is used."""
         if stage == "fit":
+            # The reference policy is in eval mode by design; Lightning would warn about it at every start.
+            warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
             source = self.trainer.fit_loop._data_source
             loader = source.dataloader()
             if not isinstance(loader, PromptLoader):
                 raise ValueError(
-                    f"DMPO trains on a PromptLoader, got {type(loader).__name__}: each batch of prompts must be repeated while its rollouts "
+                    f"DMPO trains on a PromptLoader, got {type(loader).__name__}: each batch of prompts must be "
+                    f"repeated while its rollouts "
                     "are used, which another loader would not do, and prompts would be skipped. Wrap your data in "
                     "dmpo_lightning.PromptLoader(dataset, tokenizer, batch_size=...)."
                 )
@@ -141,14 +148,17 @@ class DMPO(PolicyModule):
         rollouts = loader.batch_size * self.group_size
         if rollouts % self.micro_batch_size:
             raise ValueError(
-                f"`micro_batch_size` must divide the buffer of {rollouts} rollouts ({loader.batch_size} prompts x group_size "
+                f"`micro_batch_size` must divide the buffer of {rollouts} rollouts ({loader.batch_size} prompts x "
+                f"group_size "
                 f"{self.group_size}), got {self.micro_batch_size}."
             )
         micro_batches, accumulation = rollouts // self.micro_batch_size, self.trainer.accumulate_grad_batches
         if micro_batches % accumulation:
             raise ValueError(
-                f"A pass over the buffer has {micro_batches} micro-batches ({rollouts} rollouts / micro_batch_size {self.micro_batch_size}), "
-                f"which must be a multiple of accumulate_grad_batches, got {accumulation}: else an optimizer step would straddle two buffers."
+                f"A pass over the buffer has {micro_batches} micro-batches ({rollouts} rollouts / "
+                f"micro_batch_size {self.micro_batch_size}), "
+                f"which must be a multiple of accumulate_grad_batches, got {accumulation}: else an optimizer step "
+                f"would straddle two buffers."
             )
         if self.policy.max_length is not None:
             loader.limit_prompt_length(self.policy.max_length - self.completion_length)
@@ -161,9 +171,12 @@ class DMPO(PolicyModule):
         Raises:
             ValueError: there is neither.
         """
-        reward = self._own_reward or getattr(self.trainer.datamodule, "reward", None)
+        reward = self._own_reward or getattr(getattr(self.trainer, "datamodule", None), "reward", None)
         if reward is None:
-            raise ValueError("DMPO needs a reward: pass `reward=` (a function of an example and a completion), or a datamodule that has one.")
+            raise ValueError(
+                "DMPO needs a reward: pass `reward=` (a function of an example and a completion), or a "
+                "datamodule that has one."
+            )
         return reward if isinstance(reward, Reward) else Reward(reward)
 
     def on_train_start(self) -> None:
@@ -171,7 +184,9 @@ class DMPO(PolicyModule):
         self.buffer.to(self.device)
 
     def on_train_epoch_start(self) -> None:
-        """An epoch that `limit_train_batches` cut short leaves a half-used buffer behind; a new epoch starts with new prompts."""
+        """An epoch that `limit_train_batches` cut short leaves a half-used buffer behind; a new epoch starts with new
+        prompts.
+        """
         self.buffer.clear()
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
@@ -230,8 +245,12 @@ class DMPO(PolicyModule):
 
     def _log_rollouts(self, scores: Scores, diagnostics: Mapping[str, Tensor]) -> None:
         means = {f"reward/{name}": value.mean() for name, value in scores.components.items()}
-        facts = {"reward/total": scores.total.mean(), "reward/spread": scores.total.std(-1).mean(), "reward/failures": float(scores.failures)}
-        self.log_dict({**means, **facts, **diagnostics}, batch_size=len(scores.total))
+        facts: dict[str, Any] = {
+            "reward/total": scores.total.mean(),
+            "reward/spread": scores.total.std(-1).mean(),
+            "reward/failures": float(scores.failures),
+        }
+        self.log_dict(facts | means | dict(diagnostics), batch_size=len(scores.total))
         self.log("reward/mean", scores.total.mean(), prog_bar=True, logger=False, batch_size=len(scores.total))
 
     # Lightning: evaluation and prediction -----------------------------------------------------------------------------
@@ -299,7 +318,15 @@ class DMPO(PolicyModule):
                 if not batch.is_filler[row]:
                     scores = {component: float(value[row]) for component, value in values.items()}
                     index = int(batch.prompt_index[row])
-                    records.append({"index": index, "sampler": name, "example": batch.examples[row], "completion": text, "scores": scores})
+                    records.append(
+                        {
+                            "index": index,
+                            "sampler": name,
+                            "example": batch.examples[row],
+                            "completion": text,
+                            "scores": scores,
+                        }
+                    )
         return records
 
     # Lightning: checkpoints -------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 class MaskedSFT(PolicyModule):
-    """Minimises the denoising cross-entropy of given completions (LLaDA's supervised fine-tuning objective, exact mask counts).
+    """Minimises the denoising cross-entropy of given completions (LLaDA's supervised fine-tuning objective, exact
+    mask counts).
 
     Args:
         model: a hub id, a folder, the name of an embedded model, or a module like `LLaDAForMaskedDiffusion`.

@@ -32,4 +32,6 @@ class Objective(ABC):
     def loss(
         self, policy: Policy, rows: RolloutRows, targets: Targets, *, iteration: int, planned_rollouts: int
     ) -> tuple[Tensor, Diagnostics]:
-        """The loss of one micro-batch of rollouts; ``iteration`` counts the passes over the buffer and keys fresh masks."""
+        """The loss of one micro-batch of rollouts; ``iteration`` counts the passes over the buffer and keys fresh
+        masks.
+        """

@@ -14,7 +14,8 @@ from dmpo_lightning.rollout import RolloutRows, Rollouts
 class LogProbEstimator(ABC):
     """Log-probs of rollouts under the current or the reference policy, from randomness that is fixed per rollout.
 
-    Fixed, so that the two sides of a difference share their masks: they are drawn again from the rollout's key, not stored.
+    Fixed, so that the two sides of a difference share their masks: they are drawn again from the rollout's key, not
+    stored.
     """
 
     def validate(self, sampler: object) -> None:  # noqa: B027  optional hook
@@ -30,13 +31,15 @@ class LogProbEstimator(ABC):
         """Estimates in nats for all rollouts, in chunks."""
         rows = rollouts.rows()
         chunks = range(0, len(rows), rows_per_forward)
-        parts = [self.rows_log_prob(policy, rows[start : start + rows_per_forward], reference=reference) for start in chunks]
+        parts = [
+            self.rows_log_prob(policy, rows[start : start + rows_per_forward], reference=reference) for start in chunks
+        ]
         return torch.cat(parts).view(rollouts.group_shape)
 
     def log_rnd(
         self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int
     ) -> tuple[Float[Tensor, "batch group"], Float[Tensor, "batch group"]]:
-        """log p_ref - log p_old, and log p_old; the behaviour policy is ``policy`` as it is now."""
+        """Log p_ref - log p_old, and log p_old; the behaviour policy is ``policy`` as it is now."""
         behaviour = self.log_prob(policy, rollouts, rows_per_forward=rows_per_forward)
         return self.log_prob(policy, rollouts, reference=True, rows_per_forward=rows_per_forward) - behaviour, behaviour
 
@@ -57,24 +60,35 @@ class ElboEstimator(LogProbEstimator):
 
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
         masks = draw_masks(
-            fold_in(rows.keys, Purpose.ELBO), length=rows.completion_ids.shape[1], replicates=self.samples, antithetic=self.antithetic
+            fold_in(rows.keys, Purpose.ELBO),
+            length=rows.completion_ids.shape[1],
+            replicates=self.samples,
+            antithetic=self.antithetic,
         )
         return elbo(
-            policy.completion_log_probs(rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks, reference=reference), masks
+            policy.completion_log_probs(
+                rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks, reference=reference
+            ),
+            masks,
         )
 
 
 class TrajectoryEstimator(LogProbEstimator):
-    """log p(completion | order), exact along the order in which a random-order sampler revealed the tokens, at its temperature."""
+    """log p(completion | order), exact along the order in which a random-order sampler revealed the tokens, at its
+    temperature.
+    """
 
     def validate(self, sampler: object) -> None:
         if not getattr(sampler, "order_is_independent", False):
             raise ValueError(
-                f"Trajectory log-probs need a sampler whose order ignores the tokens, got {sampler!r}; use RandomOrderSampler or an "
+                f"Trajectory log-probs need a sampler whose order ignores the tokens, got {sampler!r}; use "
+                f"RandomOrderSampler or an "
                 "ElboEstimator."
             )
         if getattr(sampler, "temperature", 1.0) == 0:
-            raise ValueError("Trajectory log-probs need a sampling `temperature` above 0, got 0: greedy samples have no density.")
+            raise ValueError(
+                "Trajectory log-probs need a sampling `temperature` above 0, got 0: greedy samples have no density."
+            )
 
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
         masks, revealed = trajectory_masks(rows.reveal_step, int(rows.reveal_step.max()) + 1)

@@ -36,7 +36,8 @@ class WDCE(WeightedObjective):
 
     Args:
         reward_temperature: alpha, see `WeightedObjective`.
-        baseline: ``none``, ``group`` (b = 1), ``negative`` (the weights of -r) or ``policy`` (the current policy's own weights,
+        baseline: ``none``, ``group`` (b = 1), ``negative`` (the weights of -r) or ``policy`` (the current policy's
+            own weights,
             renewed before each optimizer step); or a function of weights, log_rnd and rollouts.
         replicates: random maskings per rollout and step; even when antithetic.
         antithetic: draw the maskings in pairs.
@@ -73,7 +74,10 @@ class WDCE(WeightedObjective):
         if not callable(baseline) and baseline not in ("none", "group", "negative", "policy"):
             raise ValueError(f"`baseline` must be none, group, negative, policy or a function, got {baseline!r}.")
         if baseline == "policy" and reward_scale is not None:
-            raise ValueError("`baseline` policy needs log-probs of the behaviour policy, which reward_temperature 0 does not compute.")
+            raise ValueError(
+                "`baseline` policy needs log-probs of the behaviour policy, which reward_temperature 0 does not "
+                "compute."
+            )
         if replicates < 1 or (antithetic and replicates % 2):
             raise ValueError(f"`replicates` must be positive, and even when `antithetic` is true, got {replicates}.")
         if scale not in ("count", "length"):
@@ -119,7 +123,9 @@ class WDCE(WeightedObjective):
     def loss(
         self, policy: Policy, rows: RolloutRows, targets: Targets, *, iteration: int, planned_rollouts: int
     ) -> tuple[Tensor, Diagnostics]:
-        """Rollouts whose signal is exactly zero are left out of the forward; one always stays, so that every rank runs it."""
+        """Rollouts whose signal is exactly zero are left out of the forward; one always stays, so that every rank
+        runs it.
+        """
         kept = targets["signal"].nonzero().squeeze(-1)
         kept = kept if len(kept) else torch.zeros_like(targets["signal"][:1], dtype=torch.int64)
         rows, signal = rows[kept], targets["signal"][kept]

@@ -12,7 +12,8 @@ from dmpo_lightning.rollout import RolloutRows, Rollouts
 
 
 class WDDO(WeightedObjective):
-    """``-[w log sigma(beta D) + log sigma(-beta D)]`` with D = log p_theta - log p_old on common masks; needs no baseline.
+    """``-[w log sigma(beta D) + log sigma(-beta D)]`` with D = log p_theta - log p_old on common masks; needs no
+    baseline.
 
     Args:
         reward_temperature: alpha, see `WeightedObjective`.
@@ -78,6 +79,9 @@ class WDDO(WeightedObjective):
 
     def _elbo(self, policy: Policy, rows: RolloutRows) -> Tensor:
         masks = draw_masks(
-            fold_in(rows.keys, Purpose.LOSS), length=rows.completion_ids.shape[1], replicates=self.replicates, antithetic=self.antithetic
+            fold_in(rows.keys, Purpose.LOSS),
+            length=rows.completion_ids.shape[1],
+            replicates=self.replicates,
+            antithetic=self.antithetic,
         )
         return elbo(policy.completion_log_probs(rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks), masks)

@@ -23,7 +23,8 @@ class WeightedObjective(Objective):
         reward_temperature: alpha. Smaller trusts the reward more; 0 drops the reference and needs ``reward_scale``.
         reward_scale: eta, only with alpha = 0: weights proportional to exp(eta r).
         proximal_coefficient: c in (0, 1], the power of the density ratio; 1 aims at the target itself.
-        target_ess: in (0, 1]; chooses c per group as the largest whose effective sample size reaches this share. Not with c.
+        target_ess: in (0, 1]; chooses c per group as the largest whose effective sample size reaches this share. Not
+            with c.
         log_prob: how log p_ref - log p_old is estimated; None takes an `ElboEstimator`.
 
     Raises:
@@ -43,10 +44,13 @@ class WeightedObjective(Objective):
             raise ValueError(f"`reward_temperature` (alpha) must be at least 0, got {reward_temperature}.")
         if (reward_temperature == 0) != (reward_scale is not None):
             raise ValueError(
-                f"`reward_scale` (eta) goes with reward_temperature 0 and with nothing else, got {reward_scale} and {reward_temperature}."
+                f"`reward_scale` (eta) goes with reward_temperature 0 and with nothing else, got {reward_scale} "
+                f"and {reward_temperature}."
             )
         if reward_temperature == 0 and (proximal_coefficient is not None or target_ess is not None):
-            raise ValueError("`proximal_coefficient` and `target_ess` need reward_temperature > 0; at 0 set `reward_scale` alone.")
+            raise ValueError(
+                "`proximal_coefficient` and `target_ess` need reward_temperature > 0; at 0 set `reward_scale` alone."
+            )
         if proximal_coefficient is not None and target_ess is not None:
             raise ValueError("Set `proximal_coefficient` or `target_ess`, not both: the second chooses the first.")
         for name, value in (("proximal_coefficient", proximal_coefficient), ("target_ess", target_ess)):
@@ -60,14 +64,16 @@ class WeightedObjective(Objective):
 
     def validate(self, *, group_size: int, completion_length: int, sampler: object) -> None:
         if group_size < 2:
-            raise ValueError(f"`group_size` must be at least 2: weights compare the rollouts of one prompt, got {group_size}.")
+            raise ValueError(
+                f"`group_size` must be at least 2: weights compare the rollouts of one prompt, got {group_size}."
+            )
         if self.reward_scale is None:
             self.log_prob.validate(sampler)
 
     def log_rnd(
         self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int
     ) -> tuple[Float[Tensor, "batch group"], Float[Tensor, "batch group"] | None]:
-        """log p_ref - log p_old and log p_old in nats; zero and None at alpha = 0, which uses neither."""
+        """Log p_ref - log p_old and log p_old in nats; zero and None at alpha = 0, which uses neither."""
         if self.reward_scale is not None:
             return torch.zeros_like(rollouts.reward), None
         return self.log_prob.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)

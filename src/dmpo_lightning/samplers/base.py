@@ -40,7 +40,9 @@ class Sampler(ABC):
         if temperature < 0:
             raise ValueError(f"`temperature` must be at least 0 (0 = greedy), got {temperature}.")
         if denoising_steps is not None and denoising_steps < 1:
-            raise ValueError(f"`denoising_steps` must be at least 1, or null for one token per step, got {denoising_steps}.")
+            raise ValueError(
+                f"`denoising_steps` must be at least 1, or null for one token per step, got {denoising_steps}."
+            )
         self.temperature = temperature
         self.denoising_steps = denoising_steps
 
@@ -49,7 +51,8 @@ class Sampler(ABC):
         steps = self.denoising_steps
         if steps is not None and steps > completion_length:
             raise ValueError(
-                f"`denoising_steps` must be at most `completion_length`, got {steps} and {completion_length}; use null for one token per step."
+                f"`denoising_steps` must be at most `completion_length`, got {steps} and {completion_length}; use "
+                f"null for one token per step."
             )
 
     def num_steps(self, completion_length: int) -> int:
@@ -99,7 +102,9 @@ class Canvas:
 
     def logits_at(self, places: Int[Tensor, "rows places"]) -> Float[Tensor, "rows places vocab"]:
         """Logits at places of the completion (0 is its first token)."""
-        offset = torch.arange(self.ids.shape[0], device=self.ids.device)[:, None] * self.ids.shape[1] + self.prompt_length
+        offset = (
+            torch.arange(self.ids.shape[0], device=self.ids.device)[:, None] * self.ids.shape[1] + self.prompt_length
+        )
         return self.policy.logits(self.ids, self.attention_mask, places + offset)
 
     def reveal(self, places: Int[Tensor, "rows places"], draw: "Draw", step: int) -> None:

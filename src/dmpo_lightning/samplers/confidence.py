@@ -1,4 +1,6 @@
-"""Block-wise unmasking of the most confident tokens first (LLaDA's low-confidence remasking), with a static schedule."""
+"""Block-wise unmasking of the most confident tokens first (LLaDA's low-confidence remasking), with a static
+schedule.
+"""
 
 from typing import Literal
 
@@ -46,11 +48,14 @@ class ConfidenceSampler(Sampler):
         super().validate(completion_length)
         block = self.block_length or completion_length
         if completion_length % block:
-            raise ValueError(f"`completion_length` must be a multiple of `block_length`, got {completion_length} and {block}.")
+            raise ValueError(
+                f"`completion_length` must be a multiple of `block_length`, got {completion_length} and {block}."
+            )
         blocks = completion_length // block
         if self.num_steps(completion_length) % blocks:
             raise ValueError(
-                f"`denoising_steps` must be a multiple of the number of blocks, {blocks} (completion_length {completion_length} / "
+                f"`denoising_steps` must be a multiple of the number of blocks, {blocks} (completion_length "
+                f"{completion_length} / "
                 f"block_length {block}), got {self.denoising_steps}; each block takes the same number of steps."
             )
 
@@ -76,7 +81,12 @@ class ConfidenceSampler(Sampler):
         """Reveals ``count`` of the block's masked places; returns those that stay masked, in order."""
         length = canvas.reveal_step.shape[1]
         draw = draw_tokens(
-            canvas.logits_at(masked), masked, temperature=self.temperature, keys=keys, step=step, completion_length=length
+            canvas.logits_at(masked),
+            masked,
+            temperature=self.temperature,
+            keys=keys,
+            step=step,
+            completion_length=length,
         )
         ranking = self._score(draw, masked, keys, step, length).argsort(dim=1, descending=True, stable=True)
         chosen, rest = ranking[:, :count], ranking[:, count:].sort(dim=1).values

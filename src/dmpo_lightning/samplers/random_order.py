@@ -12,7 +12,8 @@ from dmpo_lightning.samplers.base import Canvas, Sampler, Samples, draw_tokens, 
 class RandomOrderSampler(Sampler):
     """Reveals positions in a random order that no token influences, over the whole completion.
 
-    At T = 1 with one token per step this samples the any-order model exactly, and `trajectory` log_rnd is exact for it at every
+    At T = 1 with one token per step this samples the any-order model exactly, and `trajectory` log_rnd is exact for
+    it at every
     temperature above 0.
     """
 
@@ -33,7 +34,12 @@ class RandomOrderSampler(Sampler):
         for step, count in enumerate(reveal_counts(completion_length, self.num_steps(completion_length))):
             places = order[:, start : start + count]
             draw = draw_tokens(
-                canvas.logits_at(places), places, temperature=self.temperature, keys=keys, step=step, completion_length=completion_length
+                canvas.logits_at(places),
+                places,
+                temperature=self.temperature,
+                keys=keys,
+                step=step,
+                completion_length=completion_length,
             )
             canvas.reveal(places, draw, step)
             start += count

@@ -41,4 +41,6 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, example: Example, completion: str) -> Mapping[str, float]:
-        """Named components of the score of one completion (decoded without special tokens); pure, never raises on any text."""
+        """Named components of the score of one completion (decoded without special tokens); pure, never raises on any
+        text.
+        """

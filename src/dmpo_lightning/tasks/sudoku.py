@@ -17,7 +17,11 @@ HELD_OUT_GRIDS = {"validation": 24, "test": 48}
 def latin_squares() -> tuple[str, ...]:
     """All 576 Latin squares of order 4 as 16 digits, rows first, in lexicographic order."""
     rows = [a + b + c + d for a, b, c, d in permutations("1234")]
-    squares = ("".join(square) for square in permutations(rows, 4) if all(len(set(column)) == 4 for column in zip(*square, strict=True)))
+    squares = (
+        "".join(square)
+        for square in permutations(rows, 4)
+        if all(len(set(column)) == 4 for column in zip(*square, strict=True))
+    )
     return tuple(sorted(squares))
 
 
@@ -73,17 +77,20 @@ def correct_cells(puzzle: str, solution: str, answer: str) -> tuple[int, int]:
 class Sudoku(Task):
     """4x4 Sudoku puzzles with exactly one solution, split by solution: no grid of one split appears in another.
 
-    Score components: ``cells``, the published reward (share of the blank cells equal to the solution, from the digits of the last
+    Score components: ``cells``, the published reward (share of the blank cells equal to the solution, from the digits
+    of the last
     <answer>), and ``solved``, 1 for a completely right grid.
 
     Args:
-        blanks: least and most blank cells, both between 1 and 12 (four clues are the least that can determine a 4x4 grid).
+        blanks: least and most blank cells, both between 1 and 12 (four clues are the least that can determine a 4x4
+            grid).
         sizes: number of different puzzles per split.
         seed: of the split and the puzzles.
         prompt_template: the user's turn; ``{puzzle}`` is replaced by 16 digits, 0 for a blank.
 
     Raises:
-        ValueError: blanks outside that range, an unknown or empty split, a template without ``{puzzle}``, or more puzzles than exist.
+        ValueError: blanks outside that range, an unknown or empty split, a template without ``{puzzle}``, or more
+            puzzles than exist.
     """
 
     accuracy = "solved"
@@ -106,14 +113,20 @@ class Sudoku(Task):
         self.prompt_template = prompt_template
         for split, size in self.sizes.items():
             if split not in ("train", "validation", "test") or size < 1:
-                raise ValueError(f"`sizes` must map train, validation or test to a positive count, got {split}: {size}.")
+                raise ValueError(
+                    f"`sizes` must map train, validation or test to a positive count, got {split}: {size}."
+                )
 
     @cached_property
     def grids(self) -> dict[str, list[str]]:
         """The complete grids of each split."""
         shuffled = random.Random(f"{self.seed}-grids").sample(sudoku_grids(), len(sudoku_grids()))
         test, validation = HELD_OUT_GRIDS["test"], HELD_OUT_GRIDS["validation"]
-        return {"test": shuffled[:test], "validation": shuffled[test : test + validation], "train": shuffled[test + validation :]}
+        return {
+            "test": shuffled[:test],
+            "validation": shuffled[test : test + validation],
+            "train": shuffled[test + validation :],
+        }
 
     def examples(self, split: Split) -> Sequence[Example]:
         """Distinct puzzles with their one solution: ``{"puzzle", "solution"}``."""
@@ -125,7 +138,8 @@ class Sudoku(Task):
                 return [{"puzzle": puzzle, "solution": solution} for puzzle, solution in puzzles.items()]
             if attempt > 100 * self.sizes[split]:
                 raise ValueError(
-                    f"Found only {len(puzzles)} different {split} puzzles with {self.blanks[0]}-{self.blanks[1]} blanks, "
+                    f"Found only {len(puzzles)} different {split} puzzles with {self.blanks[0]}-{self.blanks[1]} "
+                    f"blanks, "
                     f"but `sizes` asks for {self.sizes[split]}; ask for fewer or widen `blanks`."
                 )
         raise AssertionError("candidates never end")
@@ -150,7 +164,8 @@ class Sudoku(Task):
 class LatinSquareDemonstrations(Task):
     """Demonstrations for supervised fine-tuning that teach the format and *Latin squares*, not Sudoku.
 
-    Half of the Latin squares break the boxes of Sudoku, and ``corruption`` of the blanks are answered with a random digit. A model of
+    Half of the Latin squares break the boxes of Sudoku, and ``corruption`` of the blanks are answered with a random
+    digit. A model of
     them therefore has something to learn that no sampling temperature gives it.
 
     Args:
@@ -198,5 +213,7 @@ class LatinSquareDemonstrations(Task):
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
         answer, puzzle = tag_text(completion), example["puzzle"]
-        keeps_clues = len(answer) == CELLS and all(clue in ("0", digit) for clue, digit in zip(puzzle, answer, strict=True))
+        keeps_clues = len(answer) == CELLS and all(
+            clue in ("0", digit) for clue, digit in zip(puzzle, answer, strict=True)
+        )
         return {"latin": float(keeps_clues and answer in latin_squares()), "clues": float(keeps_clues)}

@@ -1,0 +1,30 @@
+SEED ?= 0
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: demo test test-all lint types clean
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: .venv/.installed  ## DMPO on 4x4 Sudoku from the embedded base
+	$(BIN)/dmpo-lightning fit --config sudoku_tiny.yaml --seed_everything $(SEED) $(ARGS)
+
+test: .venv/.installed  ## the fast tier
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: .venv/.installed  ## everything
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.installed
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs dist build

@@ -1,0 +1,73 @@
+"""A DMPO run small enough for tests: random weights of the embedded architecture, a reward that any text can earn."""
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+
+from dmpo_lightning import DMPO, WDCE, ConfidenceSampler, PromptLoader, load_tokenizer
+
+TOKENIZER = load_tokenizer("sudoku_tiny")
+PROMPTS = [{"prompt": f"{i:04d}", "digit": str(i % 10)} for i in range(6)]
+
+
+def digit_share(example, completion):
+    return sum(character.isdigit() for character in completion) / 8 + completion.count(example["digit"])
+
+
+def module(**options) -> DMPO:
+    defaults = dict(
+        objective=WDCE(reward_temperature=0.1, replicates=2),
+        sampler=ConfidenceSampler(denoising_steps=4),
+        validation_samplers={
+            "sampled": ConfidenceSampler(denoising_steps=4),
+            "greedy": ConfidenceSampler(temperature=0.0),
+        },
+        completion_length=8,
+        group_size=4,
+        micro_batch_size=4,
+        num_iterations=2,
+        reward=digit_share,
+        random_weights=True,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
+    )
+    return DMPO("sudoku_tiny", **{**defaults, **options})
+
+
+def loader(batch_size: int = 2, **options) -> PromptLoader:
+    return PromptLoader(PROMPTS, TOKENIZER, batch_size=batch_size, **options)
+
+
+def trainer(tmp_path, **options) -> Trainer:
+    defaults = dict(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+    )
+    return Trainer(**{**defaults, **options})
+
+
+class Recorder(Callback):
+    """Losses, learning rates and prompts, batch by batch, as they really happened."""
+
+    def __init__(self):
+        self.losses, self.learning_rates, self.prompts, self.gradient_norms, self.validated_at = [], [], [], [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(outputs["loss"].item())
+        self.prompts.append(batch.prompt_index.tolist())
+        self.learning_rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        gradients = [p.grad.norm() for p in pl_module.parameters() if p.grad is not None]
+        self.gradient_norms.append(torch.stack(gradients).norm().item())
+
+    def on_validation_start(self, trainer, pl_module):
+        self.validated_at.append(trainer.global_step)
+
+
+def weights(module: DMPO) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.policy.model.parameters()])

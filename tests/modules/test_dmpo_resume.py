@@ -1,0 +1,70 @@
+"""A resumed run equals the uninterrupted one, bit for bit."""
+
+import pytest
+import torch
+from dmpo_runs import Recorder, loader, module, trainer, weights
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from dmpo_lightning import WDCE, WDDO, RandomOrderSampler, TrajectoryEstimator
+
+OBJECTIVES = {
+    "negative": {"objective": WDCE(reward_temperature=0.1, replicates=2)},
+    "policy": {"objective": WDCE(reward_temperature=0.1, replicates=2, baseline="policy")},
+    "wddo": {"objective": WDDO(reward_temperature=0.1, replicates=2)},
+    "trajectory": {
+        "objective": WDCE(reward_temperature=0.1, replicates=2, baseline="group", log_prob=TrajectoryEstimator()),
+        "sampler": RandomOrderSampler(denoising_steps=4),
+    },
+    "refreshed reference": {"reference_refresh_interval": 1},
+}
+
+
+def options_for(name):
+    scheduler = {"lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=10)}
+    return OBJECTIVES[name] | scheduler
+
+
+MID_BUFFER, BUFFER_END, EPOCH_END, SECOND_EPOCH = 3, 4, 12, 14
+CUTS = [(name, MID_BUFFER) for name in OBJECTIVES] + [
+    (name, stop) for name in ("negative", "refreshed reference") for stop in (BUFFER_END, EPOCH_END, SECOND_EPOCH)
+]
+
+
+@pytest.mark.parametrize(("name", "stop"), CUTS)
+def test_resumed_equals_uninterrupted(tmp_path, name, stop):
+    whole, whole_record = module(**options_for(name)), Recorder()
+    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=stop, save_top_k=-1)
+    trainer(tmp_path, max_steps=18, callbacks=[whole_record, save], enable_checkpointing=True).fit(whole, loader())
+
+    resumed, record = module(**options_for(name)), Recorder()
+    checkpoint = tmp_path / f"step={stop}.ckpt"
+    trainer(tmp_path, max_steps=18, callbacks=[record]).fit(resumed, loader(), ckpt_path=checkpoint, weights_only=True)
+    assert record.prompts == whole_record.prompts[stop:]
+    assert record.losses == whole_record.losses[stop:]
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_checkpoint_holds_trainable_weights_only(tmp_path):
+    dmpo = module()
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(dmpo, loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    trainable = {f"policy.model.{name}" for name, _ in dmpo.policy.model.named_parameters()}
+    assert set(saved["state_dict"]) == trainable
+
+
+def test_a_refreshed_reference_survives_a_resume(tmp_path):
+    dmpo = module(reference_refresh_interval=2)
+    run = trainer(tmp_path, max_steps=14)
+    run.fit(dmpo, loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    reference = {name: value.clone() for name, value in dmpo.policy.reference_model.state_dict().items()}
+    again = module(reference_refresh_interval=2)
+    trainer(tmp_path, max_steps=14).fit(again, loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    for name, value in again.policy.reference_model.state_dict().items():
+        assert torch.equal(value, reference[name])
+    assert not torch.equal(
+        reference["model.transformer.ff_out.weight"],
+        module().policy.model.state_dict()["model.transformer.ff_out.weight"],
+    )

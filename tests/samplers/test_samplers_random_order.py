@@ -1,0 +1,97 @@
+import pytest
+import torch
+from helpers import FixedLogits, perturb, prompt_batch, tiny_policy
+from scipy.stats import chisquare
+
+from dmpo_lightning.functional import row_keys
+from dmpo_lightning.objectives import TrajectoryEstimator
+from dmpo_lightning.policy import Policy, evaluating
+from dmpo_lightning.rewards import Reward
+from dmpo_lightning.rollout import Rollouts, collect
+from dmpo_lightning.samplers import RandomOrderSampler, Samples
+
+LENGTH = 6
+
+
+def sample(policy: Policy, sampler: RandomOrderSampler, rows: int, length: int = LENGTH) -> Samples:
+    batch = prompt_batch(policy, ["12"] * rows)
+    keys = row_keys(0, batch.prompt_index, group_size=1, iteration=0).squeeze(1)
+    with evaluating(policy):
+        return sampler.sample(policy, batch.prompt_ids, batch.prompt_mask, completion_length=length, keys=keys)
+
+
+def rollouts_of(policy: Policy, sampler: RandomOrderSampler) -> Rollouts:
+    return collect(
+        policy,
+        sampler,
+        Reward(lambda example, text: float(len(text))),
+        prompt_batch(policy, ["12", "1234", "3"]),
+        group_size=4,
+        completion_length=LENGTH,
+        seed=0,
+        iteration=0,
+    )[0]
+
+
+def test_the_order_is_uniform():
+    policy = tiny_policy(model=FixedLogits(torch.zeros(32)), with_reference=False)
+    revealed = sample(policy, RandomOrderSampler(), 6000, length=4).reveal_step
+    counts = (revealed * torch.tensor([64, 16, 4, 1])).sum(-1).unique(return_counts=True)[1]
+    assert len(counts) == 24
+    assert chisquare(counts.numpy()).pvalue > 1e-3
+
+
+def test_the_order_does_not_depend_on_the_tokens():
+    flat = tiny_policy(model=FixedLogits(torch.zeros(32)), with_reference=False)
+    orders = [sample(policy, RandomOrderSampler(), 8).reveal_step for policy in (flat, tiny_policy(0), tiny_policy(1))]
+    assert torch.equal(orders[0], orders[1])
+    assert torch.equal(orders[0], orders[2])
+    assert RandomOrderSampler().order_is_independent
+
+
+@pytest.mark.parametrize(("steps", "counts"), [(None, [1] * 6), (4, [2, 2, 1, 1]), (1, [6])])
+def test_each_step_reveals_the_planned_number_of_positions(steps, counts):
+    for row in sample(tiny_policy(with_reference=False), RandomOrderSampler(denoising_steps=steps), 5).reveal_step:
+        assert row.bincount(minlength=len(counts)).tolist() == counts
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("steps", [None, 3, 4])
+def test_the_recorded_log_prob_equals_a_replay_of_the_order(temperature, steps):
+    policy = tiny_policy()
+    rollouts = rollouts_of(policy, RandomOrderSampler(temperature=temperature, denoising_steps=steps))
+    with evaluating(policy):
+        replayed = TrajectoryEstimator().log_prob(policy, rollouts, rows_per_forward=5)
+    torch.testing.assert_close(rollouts.sampled_log_prob.sum(-1), replayed, atol=1e-5, rtol=1e-5)
+    assert (replayed < -1).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("steps", [None, 4])
+def test_log_rnd_is_zero_where_the_reference_is_the_policy(temperature, steps):
+    policy = tiny_policy()
+    rollouts = rollouts_of(policy, RandomOrderSampler(temperature=temperature, denoising_steps=steps))
+    with evaluating(policy):
+        log_rnd, behaviour = TrajectoryEstimator().log_rnd(policy, rollouts, rows_per_forward=5)
+    torch.testing.assert_close(log_rnd, torch.zeros(3, 4), atol=2e-5, rtol=0)
+    torch.testing.assert_close(behaviour, rollouts.sampled_log_prob.sum(-1))
+
+
+def test_log_rnd_is_the_difference_of_the_two_replays_once_the_policy_has_moved():
+    policy = tiny_policy()
+    perturb(policy.model)
+    rollouts = rollouts_of(policy, RandomOrderSampler())
+    with evaluating(policy):
+        replays = [TrajectoryEstimator().log_prob(policy, rollouts, reference=r, rows_per_forward=12) for r in (True, False)]
+        log_rnd, _ = TrajectoryEstimator().log_rnd(policy, rollouts, rows_per_forward=12)
+    torch.testing.assert_close(log_rnd, replays[0] - replays[1], atol=1e-5, rtol=1e-5)
+    assert log_rnd.abs().max() > 0.1
+
+
+def test_the_policy_prefers_its_own_completions_to_the_references():
+    """The mean of log p_ref - log p_old under p_old is a negative KL divergence."""
+    policy = tiny_policy()
+    perturb(policy.model)
+    with evaluating(policy):
+        log_rnd, _ = TrajectoryEstimator().log_rnd(policy, rollouts_of(policy, RandomOrderSampler()), rows_per_forward=12)
+    assert log_rnd.mean() < 0
