@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from dmpo_lightning.data.prompts import PromptBatch, pad_left, tokenize_prompt
@@ -46,6 +47,14 @@ def tiny_policy(seed: int = 0, *, model: nn.Module | None = None, **options) -> 
     return Policy(tiny_model(seed) if model is None else model, load_tokenizer("sudoku_tiny"), **options)
 
 
+def lora_policy(seed: int = 0, *, dropout: float = 0.0) -> Policy:
+    """`tiny_policy` with adapters on two of the seven linears that already differ from the base."""
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=dropout, init_lora_weights=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return tiny_policy(model=get_peft_model(tiny_model(seed), config))
+
+
 class FixedLogits(nn.Module):
     """A backbone whose logits depend on the place in the sequence alone: ``table[place]``, or ``table`` everywhere."""
 
@@ -67,7 +76,7 @@ def perturb(module: nn.Module, scale: float = 0.1, seed: int = 0) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.requires_grad:
-                parameter += scale * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=scale)
 
 
 def prompt_batch(policy: Policy, prompts: list[str], index: list[int] | None = None) -> PromptBatch:

@@ -2,34 +2,24 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
+
+from dmpo_lightning.models.loading import load_tokenizer
+from dmpo_lightning.policy import Policy, evaluating, full_attention_mask
 from helpers import (
     END_OF_TEXT,
     END_OF_TURN,
     MASK,
     NEVER_SAMPLED,
     FixedLogits,
+    lora_policy,
     pad_more,
     perturb,
     prompt_batch,
-    tiny_model,
     tiny_policy,
 )
-from peft import LoraConfig, get_peft_model
-from torch import nn
-
-from dmpo_lightning.models.loading import load_tokenizer
-from dmpo_lightning.policy import Policy, evaluating, full_attention_mask
 
 LENGTH = 6
-
-
-def lora_policy(seed: int = 0, *, dropout: float = 0.0) -> Policy:
-    """Adapters that already differ from the base, on two of the seven linears."""
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=dropout, init_lora_weights=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = get_peft_model(tiny_model(seed), config)
-    return tiny_policy(model=model)
 
 
 def scoring_inputs(policy: Policy, *, replicates: int = 3, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -49,7 +39,9 @@ def naive_log_probs(
     result = torch.zeros(masks.shape)
     for row, replicate in ((row, replicate) for row in range(masks.shape[0]) for replicate in range(masks.shape[1])):
         prompt = prompt_ids[row][prompt_mask[row]]
-        noisy = [MASK if masked else token for masked, token in zip(masks[row, replicate], completions[row], strict=True)]
+        noisy = [
+            MASK if masked else token for masked, token in zip(masks[row, replicate], completions[row], strict=True)
+        ]
         logits = policy.model(torch.cat((prompt, torch.tensor(noisy)))[None]).logits[0, len(prompt) :]
         for place in range(LENGTH):
             if masks[row, replicate, place]:
@@ -63,7 +55,7 @@ def log_probs(policy: Policy, **options) -> torch.Tensor:
     return policy.completion_log_probs(*scoring_inputs(policy), **options)
 
 
-# Logits and log-probs -----------------------------------------------------------------------------------------------------
+# Logits and log-probs -------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -156,7 +148,7 @@ def test_log_probs_carry_the_gradient_of_the_naive_ones():
     torch.testing.assert_close(found, weight.grad, atol=1e-4, rtol=1e-4)
 
 
-# The reference: a frozen copy ---------------------------------------------------------------------------------------------
+# The reference: a frozen copy -----------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -206,7 +198,7 @@ def test_without_a_reference_asking_for_it_is_an_error():
         log_probs(policy, reference=True)
 
 
-# The reference: adapters off, or a frozen adapter -------------------------------------------------------------------------
+# The reference: adapters off, or a frozen adapter ---------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -288,7 +280,7 @@ def test_a_refresh_does_not_ask_the_hub_for_the_base_model(monkeypatch):
     assert asked == []
 
 
-# Modes --------------------------------------------------------------------------------------------------------------------
+# Modes ----------------------------------------------------------------------------------------------------------------
 
 
 def test_evaluating_restores_the_mode_of_every_submodule():
@@ -327,7 +319,7 @@ def test_scoring_draws_nothing_from_the_global_generator():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# Decoding -----------------------------------------------------------------------------------------------------------------
+# Decoding -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -361,7 +353,7 @@ def test_without_end_tokens_no_completion_ends_early():
     assert policy.effective_length(torch.tensor([[0, 2, 3]])).tolist() == [3]
 
 
-# Construction -------------------------------------------------------------------------------------------------------------
+# Construction ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_policy_knows_how_long_its_model_reads():

@@ -2,19 +2,55 @@
 configuration.
 """
 
+import difflib
+import inspect
+import re
 from collections.abc import Sequence
-from typing import Any
+from importlib import import_module
+from typing import Any, NoReturn
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from dmpo_lightning.modules.base import PolicyModule
 
 
+class DMPOArgumentParser(LightningArgumentParser):
+    """Says what exists where a key is misspelt, instead of printing every option of the Trainer."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        parser = getattr(ex, "subcommand_parser", None) or self
+        parser.usage = f"{parser.prog} [--config NAME_OR_FILE ...] [--key value ...]"
+        hint = _existing_keys(message, parser)
+        super().error(message if hint in message else f"{message}\n{hint}", ex)
+
+
+def _existing_keys(message: str, parser: LightningArgumentParser) -> str:
+    """What could have been meant by a key that was not accepted."""
+    if refused := re.search(r"Option '([\w.]+)' is not accepted", message):
+        owners = re.findall(r"given class_path '([\w.]+)'", message[: refused.start()])
+        names = _constructor_arguments(owners[-1]) if owners else []
+        return f"{owners[-1]} has: {', '.join(names)}.{_closest(refused[1], names)}" if names else ""
+    if unknown := re.search(r"unrecognized arguments: --([\w.]+)", message):
+        options = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
+        group = unknown[1].rpartition(".")[0]
+        names = sorted(name for name in options if name.rpartition(".")[0] == group)
+        return f"Options there: {', '.join(names)}.{_closest(unknown[1], names)}" if names else ""
+    return ""
+
+
+def _constructor_arguments(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    return list(inspect.signature(getattr(import_module(module), name)).parameters)
+
+
+def _closest(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
 class DMPOCLI(LightningCLI):
-    """``fit``, ``validate``, ``test`` and ``predict`` for a `PolicyModule` and any datamodule, both named in the
-    configuration.
-    """
+    """``fit``, ``validate``, ``test`` and ``predict`` for a `PolicyModule` and any datamodule, both by class path."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments(
@@ -23,6 +59,12 @@ class DMPOCLI(LightningCLI):
             compute_fn=_tokenizer_source,
         )
         parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """As Lightning does it, without its warning that arguments are passed in: the entry point always passes
+        them.
+        """
+        self.config = parser.parse_args(args)
 
 
 def _tokenizer_source(model: Any, tokenizer: Any) -> Any:
@@ -36,6 +78,7 @@ def run(arguments: Sequence[str]) -> None:
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
+        parser_class=DMPOArgumentParser,
         seed_everything_default=0,
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},

@@ -2,10 +2,10 @@ import json
 
 import pytest
 import torch
-from helpers import END_OF_TEXT, pad_more, tiny_config, tiny_model
 from transformers import AutoConfig, AutoModelForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from dmpo_lightning.models.llada import LLaDAConfig, LLaDAForMaskedDiffusion
+from helpers import END_OF_TEXT, pad_more, tiny_config, tiny_model
 
 PUBLISHED_CONFIG = {
     "activation_type": "silu",
@@ -56,7 +56,7 @@ def published_names(n_layers: int) -> set[str]:
     return blocks | {f"model.transformer.{part}.weight" for part in ("wte", "ln_f", "ff_out")}
 
 
-# Shapes and names ---------------------------------------------------------------------------------------------------------
+# Shapes and names -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +76,16 @@ def test_llada_8b_has_the_published_names(llada_8b):
 
 
 def test_llada_8b_has_the_published_shapes(llada_8b):
-    shapes = {name.removeprefix("model.transformer."): tuple(value.shape) for name, value in llada_8b.state_dict().items()}
+    shapes = {
+        name.removeprefix("model.transformer."): tuple(value.shape) for name, value in llada_8b.state_dict().items()
+    }
     assert shapes["wte.weight"] == shapes["ff_out.weight"] == (126464, 4096)
     assert shapes["blocks.31.attn_out.weight"] == (4096, 4096)
     assert shapes["blocks.31.ff_proj.weight"] == shapes["blocks.31.up_proj.weight"] == (12288, 4096)
     assert shapes["blocks.31.ff_out.weight"] == (4096, 12288)
 
 
-# Configuration ------------------------------------------------------------------------------------------------------------
+# Configuration --------------------------------------------------------------------------------------------------------
 
 
 def test_the_published_configuration_loads_and_equals_the_defaults(tmp_path, monkeypatch):
@@ -117,7 +119,7 @@ def test_head_sizes_that_do_not_fit_are_an_error(sizes):
         tiny_config(**sizes)
 
 
-# Equality with transformers' Llama ----------------------------------------------------------------------------------------
+# Equality with transformers' Llama ------------------------------------------------------------------------------------
 
 LLAMA_NAMES = {
     "attn_norm": "input_layernorm",
@@ -171,7 +173,9 @@ def test_the_twin_is_really_bidirectional():
     changed = ids.clone()
     changed[0, -1] = (ids[0, -1] + 1) % 32
     attended = torch.ones(1, 7, dtype=torch.bool)
-    assert not torch.allclose(llama_logits(twin, ids, attended)[0, 0], llama_logits(twin, changed, attended)[0, 0], atol=1e-3)
+    assert not torch.allclose(
+        llama_logits(twin, ids, attended)[0, 0], llama_logits(twin, changed, attended)[0, 0], atol=1e-3
+    )
 
 
 @torch.no_grad()
@@ -190,7 +194,7 @@ def test_logits_equal_those_of_a_bidirectional_llama_with_left_padding():
     torch.testing.assert_close(model(ids, attended).logits[attended], expected[attended], atol=1e-5, rtol=1e-5)
 
 
-# The forward that the policy uses -----------------------------------------------------------------------------------------
+# The forward that the policy uses -------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -248,7 +252,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     torch.testing.assert_close(checkpointed, plain, atol=1e-7, rtol=1e-6)
 
 
-# Saving and loading -------------------------------------------------------------------------------------------------------
+# Saving and loading ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shard_size", ["10MB", "20KB"], ids=["one file", "shards"])

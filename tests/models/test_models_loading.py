@@ -1,10 +1,10 @@
 import huggingface_hub
 import pytest
 import torch
-from helpers import END_OF_TEXT, END_OF_TURN, MASK, NEVER_SAMPLED, FixedLogits, tiny_model
 
 from dmpo_lightning.models.llada import CHAT_TEMPLATE, LLaDAForMaskedDiffusion
 from dmpo_lightning.models.loading import load_model, load_tokenizer, token_facts
+from helpers import END_OF_TEXT, END_OF_TURN, MASK, NEVER_SAMPLED, FixedLogits, tiny_model
 
 CONVERSATION = [{"role": "system", "content": "4"}, {"role": "user", "content": " 12\n"}]
 CONVERSATION_TEXT = (
@@ -26,7 +26,7 @@ def tokenizer():
     return load_tokenizer("sudoku_tiny")
 
 
-# Models -------------------------------------------------------------------------------------------------------------------
+# Models ---------------------------------------------------------------------------------------------------------------
 
 
 def test_random_weights_depend_on_the_seed_alone():
@@ -84,7 +84,7 @@ def test_loading_an_unknown_source_with_random_weights_is_the_same_error():
         load_model("nobody/nothing", random_weights=True)
 
 
-# Tokenizers ---------------------------------------------------------------------------------------------------------------
+# Tokenizers -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_tokenizer_given_as_an_object_is_left_as_it_is(tokenizer):
@@ -110,7 +110,7 @@ def test_a_template_of_the_tokenizer_itself_is_kept(tokenizer, tmp_path):
     assert load_tokenizer(str(tmp_path)).chat_template == "{{ messages[0]['content'] }}"
 
 
-# Token facts --------------------------------------------------------------------------------------------------------------
+# Token facts ----------------------------------------------------------------------------------------------------------
 
 
 def test_token_facts_of_the_embedded_tokenizer(tokenizer):

@@ -15,21 +15,21 @@ def digit_share(example, completion):
 
 
 def module(**options) -> DMPO:
-    defaults = dict(
-        objective=WDCE(reward_temperature=0.1, replicates=2),
-        sampler=ConfidenceSampler(denoising_steps=4),
-        validation_samplers={
+    defaults = {
+        "objective": WDCE(reward_temperature=0.1, replicates=2),
+        "sampler": ConfidenceSampler(denoising_steps=4),
+        "validation_samplers": {
             "sampled": ConfidenceSampler(denoising_steps=4),
             "greedy": ConfidenceSampler(temperature=0.0),
         },
-        completion_length=8,
-        group_size=4,
-        micro_batch_size=4,
-        num_iterations=2,
-        reward=digit_share,
-        random_weights=True,
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
-    )
+        "completion_length": 8,
+        "group_size": 4,
+        "micro_batch_size": 4,
+        "num_iterations": 2,
+        "reward": digit_share,
+        "random_weights": True,
+        "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
+    }
     return DMPO("sudoku_tiny", **{**defaults, **options})
 
 
@@ -38,15 +38,15 @@ def loader(batch_size: int = 2, **options) -> PromptLoader:
 
 
 def trainer(tmp_path, **options) -> Trainer:
-    defaults = dict(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=tmp_path,
-    )
+    defaults = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "default_root_dir": tmp_path,
+    }
     return Trainer(**{**defaults, **options})
 
 

@@ -1,5 +1,8 @@
 """Trainer flags keep their meaning."""
 
+import functools
+import operator
+
 import pytest
 import torch
 from dmpo_runs import Recorder, loader, module, trainer, weights
@@ -33,7 +36,7 @@ def test_each_buffer_is_passed_num_iterations_times_over_all_its_micro_batches(t
 def test_no_prompt_is_skipped_in_an_epoch(tmp_path):
     _, recorder, _ = fit(tmp_path, max_epochs=1)
     assert len(recorder.prompts) == 12  # 3 buffers x 4 uses
-    assert sorted(sum(recorder.prompts[::4], [])) == list(range(6))
+    assert sorted(functools.reduce(operator.iadd, recorder.prompts[::4], [])) == list(range(6))
 
 
 def test_accumulated_micro_batches_equal_one_large_micro_batch(tmp_path):

@@ -1,8 +1,8 @@
 """The enumerable oracle: any-order policies over 3 tokens of 2 values, held in a table, with every expectation a sum.
 
 A table ``[*batch context position value]`` holds free logits for each partial assignment and position. It defines the
-sequence distribution of unmasking in a uniformly random order, one token per step, at T = 1. Losses and weights are those
-of `dmpo_lightning.functional`; the batch axis runs over independent problems (one reference policy each).
+sequence distribution of unmasking in a uniformly random order, one token per step, at T = 1. Losses and weights are
+those of `dmpo_lightning.functional`; the batch axis runs over independent problems (one reference policy each).
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ _AGREES = ((CONTEXTS[:, None] == MASK) | (CONTEXTS[:, None] == COMPLETIONS))[:, 
 )[:, None]
 _HOLDS = COMPLETIONS.T[:, None] == torch.arange(VALUES)[:, None]
 MATCHES = _AGREES.all(-1)[:, :, None] & _HOLDS
-"""``[context position value completion]``: whether it agrees with the context elsewhere and has the value at the position."""
+"""``[context position value completion]``: the completion has the value there and agrees with the context elsewhere."""
 
 
 def context_index(ids: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def context_index(ids: Tensor) -> Tensor:
 
 
 def token_log_prob(table: Tensor, completions: Tensor, masks: Tensor) -> Tensor:
-    """Log-probs ``[*batch row replicate position]`` of ``completions [row position]``; ``masks [row replicate position]``."""
+    """Log-probs ``[*batch row replicate position]`` of ``completions [row position]`` under each replicate's mask."""
     context = context_index(torch.where(masks, MASK, completions[:, None]))
     chosen = completions[:, None, :, None].expand(*masks.shape, 1)
     log_probs = table.log_softmax(-1)[..., context, :, :]
@@ -80,10 +80,10 @@ def conditionals(joint: Tensor) -> Tensor:
 
 
 def stationarity_residual(table: Tensor, target: Tensor) -> Tensor:
-    """``sum_o (target - p_theta)(o) [o agrees with context] ([o_d = v] - p_theta(v | context))``, an entry of the table each.
+    """``sum_o (target - p_theta)(o) [o agrees with context] ([o_d = v] - p_theta(v | context))``, shaped like a table.
 
-    Zero where the expected denoising gradient under the target and under the policy itself cancel; computed from probabilities
-    alone, without a loss or autograd.
+    Zero where the denoising gradients expected under the target and under the policy itself cancel; computed from
+    probabilities alone, without a loss or autograd.
     """
     difference = target - sequence_log_prob(table).exp()
     agreeing = (difference[..., None, None, None, :] * MATCHES).sum(-1)

@@ -1,4 +1,4 @@
-"""Where the population gradient leads: ``p_ref exp(r / alpha) / Z`` where theory says so, the exact other statement elsewhere."""
+"""Where the population gradient leads: ``p_ref exp(r / alpha) / Z``, or what theory says instead."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The negative baseline: a constant push at the all-masked context, no interior fixed point, nothing for equal rewards."""
+"""The negative baseline: a constant push at the all-masked context, and exactly nothing for equal rewards."""
 
 import pytest
 import torch

@@ -14,6 +14,7 @@ from dmpo_lightning.samplers import RandomOrderSampler
 from oracle.tabular import (
     PAIR_COMPLETIONS,
     PAIR_REVEAL_STEPS,
+    conditionals,
     exact_elbo,
     pair_log_prob,
     random_tables,
@@ -115,11 +116,33 @@ def test_recorded_log_probs_of_the_sampler_equal_replaying_its_orders():
     torch.testing.assert_close(replayed, rollouts.sampled_log_prob.sum(-1))
 
 
-@pytest.mark.parametrize(("baseline", "iterations"), [("none", 4), ("group", 1), ("policy", 4)])
+@pytest.mark.parametrize(("baseline", "iterations"), [("none", 4), ("group", 1), ("policy", 2)])
 def test_wdce_with_trajectory_log_rnd_reaches_the_target(baseline, iterations):
     objective = WDCE(reward_temperature=ALPHA, baseline=baseline, replicates=8, log_prob=TrajectoryEstimator())
     reached = trained_on_policy(objective, REWARD, batch=1, group_size=512, buffers=100, iterations=iterations)
     assert total_variation(reached, TARGET) < 0.05
+
+
+def test_policy_baseline_is_renewed_so_that_it_cancels_the_weights_once_the_policy_is_the_target():
+    reference = conditionals(sequence_log_prob(REFERENCE).exp())
+    target = conditionals((sequence_log_prob(reference) + REWARD / ALPHA).softmax(-1))
+    policy, rollouts = tabular_policy(torch.zeros_like(reference), reference), every_pair(REWARD)
+    objective = WDCE(reward_temperature=ALPHA, baseline="policy", log_prob=TrajectoryEstimator())
+    targets = prepare(objective, policy, rollouts)
+    torch.testing.assert_close(targets["signal"], targets["weight"] - 1)
+    policy.model.table.data.copy_(target)
+    with evaluating(policy):
+        objective.before_step(policy, rollouts, targets, slice(None), rows_per_forward=1024)
+    torch.testing.assert_close(targets["signal"], torch.zeros(1, 48), rtol=0, atol=1e-5)
+
+
+def test_wddo_of_the_behaviour_policy_itself_is_exact_whatever_the_masks():
+    policy, rollouts = tabular_policy(random_tables(4).float(), REFERENCE), every_pair(REWARD)
+    objective = WDDO(reward_temperature=ALPHA, replicates=2)
+    targets = {name: value.flatten(0, 1) for name, value in prepare(objective, policy, rollouts).items()}
+    loss, _ = objective.loss(policy, rollouts.rows(), targets, iteration=0, planned_rollouts=48)
+    # D = 0 in every row: the mean of (w + 1) log 2 over weights of mean 1, times 2 / L.
+    assert loss.item() == pytest.approx(2 * math.log(2) * 2 / 3)
 
 
 def test_wdce_with_elbo_log_rnd_and_no_baseline_reaches_the_tilted_elbo():
@@ -129,7 +152,7 @@ def test_wdce_with_elbo_log_rnd_and_no_baseline_reaches_the_tilted_elbo():
 
 
 def test_wddo_with_trajectory_log_rnd_reaches_the_target():
-    objective = WDDO(reward_temperature=ALPHA, replicates=8, log_prob=TrajectoryEstimator())
+    objective = WDDO(reward_temperature=ALPHA, replicates=16, log_prob=TrajectoryEstimator())
     reached = trained_on_policy(objective, REWARD, batch=1, group_size=512, buffers=100, iterations=2)
     assert total_variation(reached, TARGET) < 0.05
 

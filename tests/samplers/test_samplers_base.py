@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from helpers import MASK, NEVER_SAMPLED, FixedLogits, pad_more, prompt_batch, tiny_policy
 from scipy.stats import chisquare
 
 from dmpo_lightning.functional import row_keys
 from dmpo_lightning.policy import evaluating, full_attention_mask
 from dmpo_lightning.samplers import ConfidenceSampler, RandomOrderSampler, Sampler, Samples
 from dmpo_lightning.samplers.base import reveal_counts
+from helpers import MASK, NEVER_SAMPLED, FixedLogits, pad_more, prompt_batch, tiny_policy
 
 LENGTH = 8
 SAMPLERS = {
@@ -35,12 +35,16 @@ def keys_of(index: list[int], seed: int = 0) -> torch.Tensor:
     return row_keys(seed, torch.tensor(index), group_size=1, iteration=0).squeeze(1)
 
 
-def sample(policy, sampler, prompts=PROMPTS, index=None, *, seed: int = 0, padding: int = 0, length: int = LENGTH) -> Samples:
+def sample(
+    policy, sampler, prompts=PROMPTS, index=None, *, seed: int = 0, padding: int = 0, length: int = LENGTH
+) -> Samples:
     """One completion per prompt; ``index`` tells prompts apart in the keys."""
     batch = prompt_batch(policy, prompts, index)
     ids, mask = pad_more(batch.prompt_ids, batch.prompt_mask, padding)
     with evaluating(policy):
-        return sampler.sample(policy, ids, mask, completion_length=length, keys=keys_of(batch.prompt_index.tolist(), seed))
+        return sampler.sample(
+            policy, ids, mask, completion_length=length, keys=keys_of(batch.prompt_index.tolist(), seed)
+        )
 
 
 def assert_same(found: Samples, expected: Samples) -> None:
@@ -53,7 +57,7 @@ def rows_of(samples: Samples, rows) -> Samples:
     return Samples(samples.completion_ids[rows], samples.reveal_step[rows], samples.log_prob[rows])
 
 
-# Completions --------------------------------------------------------------------------------------------------------------
+# Completions ----------------------------------------------------------------------------------------------------------
 
 
 def test_no_mask_is_left_and_no_banned_id_is_drawn(policy, sampler):
@@ -68,9 +72,13 @@ def test_prompts_are_never_touched(policy, sampler):
     batch = prompt_batch(policy, PROMPTS)
     ids, mask = batch.prompt_ids.clone(), batch.prompt_mask.clone()
     seen = []
-    handle = policy.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][:, : ids.shape[1]].clone()))
+    handle = policy.model.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0][:, : ids.shape[1]].clone())
+    )
     with evaluating(policy):
-        sampler.sample(policy, batch.prompt_ids, batch.prompt_mask, completion_length=LENGTH, keys=keys_of([0, 1, 2, 3]))
+        sampler.sample(
+            policy, batch.prompt_ids, batch.prompt_mask, completion_length=LENGTH, keys=keys_of([0, 1, 2, 3])
+        )
     handle.remove()
     assert torch.equal(batch.prompt_ids, ids)
     assert torch.equal(batch.prompt_mask, mask)
@@ -120,7 +128,7 @@ def test_other_keys_give_other_completions_unless_greedy(policy, sampler):
     assert torch.equal(other_seed.completion_ids, samples.completion_ids) == (sampler.temperature == 0)
 
 
-# Draws --------------------------------------------------------------------------------------------------------------------
+# Draws ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -132,7 +140,11 @@ def test_draws_follow_the_softmax_at_the_sampling_temperature(kind, temperature)
     prompt = torch.zeros(rows, 1, dtype=torch.long)
     with evaluating(fixed):
         samples = kind(temperature=temperature).sample(
-            fixed, prompt, torch.ones_like(prompt, dtype=torch.bool), completion_length=1, keys=keys_of(list(range(rows)))
+            fixed,
+            prompt,
+            torch.ones_like(prompt, dtype=torch.bool),
+            completion_length=1,
+            keys=keys_of(list(range(rows))),
         )
     allowed = [token for token in range(32) if token not in NEVER_SAMPLED]
     probabilities = (logits[allowed].double() / temperature).softmax(0)
@@ -140,24 +152,34 @@ def test_draws_follow_the_softmax_at_the_sampling_temperature(kind, temperature)
     assert counts.sum() == rows
     assert (probabilities * rows).min() > 5
     assert chisquare(counts.numpy(), (probabilities * rows).numpy()).pvalue > 1e-3
-    expected = (logits[allowed] / temperature).log_softmax(0)[[allowed.index(t) for t in samples.completion_ids.flatten().tolist()]]
+    expected = (logits[allowed] / temperature).log_softmax(0)[
+        [allowed.index(t) for t in samples.completion_ids.flatten().tolist()]
+    ]
     torch.testing.assert_close(samples.log_prob.flatten(), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     "sampler_of_pairs",
-    [RandomOrderSampler(), RandomOrderSampler(denoising_steps=1), ConfidenceSampler(remasking="random", block_length=1)],
+    [
+        RandomOrderSampler(),
+        RandomOrderSampler(denoising_steps=1),
+        ConfidenceSampler(remasking="random", block_length=1),
+    ],
     ids=["in two steps", "in one step", "in two blocks"],
 )
 def test_draws_at_two_positions_are_independent(sampler_of_pairs):
-    rows, allowed, probabilities = 4000, [6, 14, 24], torch.tensor([0.2, 0.3, 0.5]).double()
+    rows, allowed, probabilities = 4000, [6, 14, 24], torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
     logits = torch.full((32,), -1e9)
     logits[allowed] = probabilities.log().float()
     fixed = tiny_policy(model=FixedLogits(logits), with_reference=False)
     prompt = torch.zeros(rows, 1, dtype=torch.long)
     with evaluating(fixed):
         ids = sampler_of_pairs.sample(
-            fixed, prompt, torch.ones_like(prompt, dtype=torch.bool), completion_length=2, keys=keys_of(list(range(rows)))
+            fixed,
+            prompt,
+            torch.ones_like(prompt, dtype=torch.bool),
+            completion_length=2,
+            keys=keys_of(list(range(rows))),
         ).completion_ids
     pairs = torch.searchsorted(torch.tensor(allowed), ids.contiguous())
     counts = (pairs[:, 0] * 3 + pairs[:, 1]).bincount(minlength=9)
@@ -179,7 +201,7 @@ def test_temperature_zero_takes_the_most_likely_allowed_token(policy, kind):
     assert (samples.log_prob == 0).all()
 
 
-# Options ------------------------------------------------------------------------------------------------------------------
+# Options --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [ConfidenceSampler, RandomOrderSampler])

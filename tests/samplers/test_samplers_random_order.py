@@ -1,6 +1,5 @@
 import pytest
 import torch
-from helpers import FixedLogits, perturb, prompt_batch, tiny_policy
 from scipy.stats import chisquare
 
 from dmpo_lightning.functional import row_keys
@@ -9,6 +8,7 @@ from dmpo_lightning.policy import Policy, evaluating
 from dmpo_lightning.rewards import Reward
 from dmpo_lightning.rollout import Rollouts, collect
 from dmpo_lightning.samplers import RandomOrderSampler, Samples
+from helpers import FixedLogits, perturb, prompt_batch, tiny_policy
 
 LENGTH = 6
 
@@ -82,7 +82,9 @@ def test_log_rnd_is_the_difference_of_the_two_replays_once_the_policy_has_moved(
     perturb(policy.model)
     rollouts = rollouts_of(policy, RandomOrderSampler())
     with evaluating(policy):
-        replays = [TrajectoryEstimator().log_prob(policy, rollouts, reference=r, rows_per_forward=12) for r in (True, False)]
+        replays = [
+            TrajectoryEstimator().log_prob(policy, rollouts, reference=r, rows_per_forward=12) for r in (True, False)
+        ]
         log_rnd, _ = TrajectoryEstimator().log_rnd(policy, rollouts, rows_per_forward=12)
     torch.testing.assert_close(log_rnd, replays[0] - replays[1], atol=1e-5, rtol=1e-5)
     assert log_rnd.abs().max() > 0.1
@@ -93,5 +95,7 @@ def test_the_policy_prefers_its_own_completions_to_the_references():
     policy = tiny_policy()
     perturb(policy.model)
     with evaluating(policy):
-        log_rnd, _ = TrajectoryEstimator().log_rnd(policy, rollouts_of(policy, RandomOrderSampler()), rows_per_forward=12)
+        log_rnd, _ = TrajectoryEstimator().log_rnd(
+            policy, rollouts_of(policy, RandomOrderSampler()), rows_per_forward=12
+        )
     assert log_rnd.mean() < 0

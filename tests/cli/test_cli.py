@@ -1,0 +1,138 @@
+"""The command line, from any directory."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dmpo_lightning.__main__ import main
+from dmpo_lightning.configs import config_directory, resolve_config, shipped_configs
+
+RUNNABLE = [name for name in shipped_configs() if "/" not in name]
+
+
+def command(*arguments, cwd, timeout=240):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "dmpo_lightning", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def printed_config(capsys, *arguments):
+    import yaml
+
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *arguments, "--print_config"])
+    assert stop.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def refusal(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", "sudoku_tiny", *arguments])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+SHORT = ["--trainer.max_steps=4", "--trainer.val_check_interval=4", "--model.micro_batch_size=16"]
+SMALL = ["--data.prompts_per_buffer=2", "--data.sizes={train: 64, validation: 16, test: 16}"]
+
+
+def test_fit_from_any_directory_writes_summary_curve_and_config(tmp_path):
+    done = command("fit", "--config", "sudoku_tiny.yaml", "--seed_everything=7", *SHORT, *SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "sudoku_tiny" / "version_0"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["seed"] == 7
+    rates = [
+        "solve_rate_before",
+        "solve_rate_best_temperature_before",
+        "solve_rate_after",
+        "greedy_before",
+        "greedy_after",
+    ]
+    assert all(0 <= summary[name] <= 1 for name in rates)
+    assert summary["solve_rate_best_temperature_before"] == max(
+        result["accuracy"]["mean"] for result in summary["before"].values()
+    )
+    assert summary["seconds"] > 0
+    assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "config.yaml").is_file()
+    assert "after, greedy" in done.stdout
+
+
+def test_predict_writes_one_json_line_per_completion(tmp_path):
+    done = command("predict", "--config", "sudoku_tiny", *SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = next(tmp_path.rglob("completions.jsonl")).read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert len(records) == 2 * 16  # two samplers
+    assert sorted({record["index"] for record in records}) == list(range(16))
+    assert set(records[0]) == {"index", "sampler", "example", "completion", "scores"}
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_every_shipped_configuration_parses(name, capsys):
+    assert printed_config(capsys, "--config", name)["model"]["class_path"].startswith("dmpo_lightning.")
+
+
+def test_a_bare_name_is_found_with_and_without_ending_and_a_file_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        resolve_config("sudoku_tiny")
+        == resolve_config("sudoku_tiny.yaml")
+        == str(config_directory() / "sudoku_tiny.yaml")
+    )
+    Path("sudoku_tiny.yaml").write_text("{}")
+    assert resolve_config("sudoku_tiny.yaml") == "sudoku_tiny.yaml"
+
+
+def test_a_misspelt_config_name_lists_what_exists(capsys):
+    assert main(["fit", "--config", "sudoku_tinny"]) == 2
+    error = capsys.readouterr().err
+    assert "Did you mean sudoku_tiny.yaml?" in error
+    assert all(name in error for name in shipped_configs())
+
+
+def test_several_configs_merge_in_order_and_the_command_line_wins(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("model:\n  init_args:\n    group_size: 4\n    num_iterations: 2\n")
+    (tmp_path / "b.yaml").write_text("model:\n  init_args:\n    num_iterations: 3\n")
+    files = ["--config", "sudoku_tiny", "--config", str(tmp_path / "a.yaml"), f"--config={tmp_path / 'b.yaml'}"]
+    merged = printed_config(capsys, *files, "--model.completion_length=24")["model"]["init_args"]
+    assert (merged["group_size"], merged["num_iterations"], merged["completion_length"]) == (4, 3, 24)
+
+
+@pytest.mark.parametrize(
+    ("argument", "owner", "meant"),
+    [
+        ("--model.group_sizes=4", "dmpo_lightning.DMPO has:", "group_size"),
+        ("--model.objective.baselin=none", "dmpo_lightning.WDCE has:", "baseline"),
+        ("--data.blankz=3", "dmpo_lightning.SudokuDataModule has:", "blanks"),
+        ("--trainer.max_stepz=4", "Options there: trainer.accelerator", "trainer.max_steps"),
+    ],
+)
+def test_a_misspelt_key_lists_what_exists(argument, owner, meant, capsys):
+    error = refusal(capsys, argument)
+    assert owner in error
+    assert f"Did you mean {meant}?" in error
+
+
+def test_a_misspelt_key_in_a_file_lists_what_exists(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("model:\n  init_args:\n    group_sizes: 4\n")
+    assert "Did you mean group_size?" in refusal(capsys, "--config", str(tmp_path / "a.yaml"))
+
+
+def test_help_version_and_configs_answer_by_themselves(capsys):
+    assert main(["--help"]) == main(["--version"]) == main(["configs"]) == 0
+    printed = capsys.readouterr().out
+    assert "sudoku_tiny.yaml" in printed
+    assert "validate" in printed

@@ -1,0 +1,55 @@
+"""The wheel, installed elsewhere, is complete."""
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(REPOSITORY)]
+    subprocess.run(build, check=True, timeout=280)
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_holds_configs_and_the_embedded_model_and_stays_small(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "dmpo_lightning/shipped_configs/sudoku_tiny.yaml" in names
+    assert "dmpo_lightning/assets/sudoku_tiny/model.safetensors" in names
+    assert "dmpo_lightning/py.typed" in names
+    assert wheel.stat().st_size < 1_500_000
+
+
+def test_an_installed_wheel_trains_from_any_directory(wheel, tmp_path):
+    """A new environment with the wheel itself; its dependencies come from this environment through a path file."""
+    venv.create(tmp_path / "env", with_pip=False)
+    site = next((tmp_path / "env" / "lib").glob("python*")) / "site-packages"
+    zipfile.ZipFile(wheel).extractall(site)
+    dependencies = Path(next(path for path in sys.path if path.endswith("site-packages")))
+    (site / "dependencies.pth").write_text(f"{dependencies}\n")
+    python = tmp_path / "env" / "bin" / "python"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    where = subprocess.run(
+        [python, "-c", "import dmpo_lightning; print(dmpo_lightning.__file__)"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert where.stdout.startswith(str(site))
+    options = ["--trainer.max_steps=4", "--trainer.val_check_interval=4", "--model.micro_batch_size=16"]
+    options += ["--data.prompts_per_buffer=2", "--data.sizes={train: 64, validation: 16, test: 16}"]
+    done = subprocess.run(
+        [python, "-m", "dmpo_lightning", "fit", "--config", "sudoku_tiny.yaml", *options],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "sudoku_tiny" / "version_0" / "summary.json").is_file()

@@ -1,0 +1,133 @@
+"""Importance weights, effective sample size and the proximal coefficient against constants worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from dmpo_lightning.functional import (
+    adaptive_proximal_coefficient,
+    effective_sample_size,
+    equal_reward_groups,
+    importance_weights,
+    reward_weights,
+)
+
+NO_LOG_RND = torch.zeros(1, 2)
+
+
+def test_weights_are_the_density_ratio_with_mean_one():
+    # exp(log 2 + 0) = 2 and exp(0 + 1 log 4) = 4 (alpha = 0.5, r = 0.5 log 4); sum 6, so w = 2 (2, 4) / 6.
+    log_rnd = torch.tensor([[math.log(2), 0.0]])
+    reward = torch.tensor([[0.0, 0.5 * math.log(4)]])
+    weights = importance_weights(log_rnd, reward, reward_temperature=0.5)
+    torch.testing.assert_close(weights, torch.tensor([[2 / 3, 4 / 3]]))
+
+
+def test_proximal_coefficient_is_a_power_of_the_density_ratio():
+    # Ratios 1 and 9, c = 1/2: 1 and 3, so w = 2 (1, 3) / 4.
+    weights = importance_weights(
+        torch.tensor([[0.0, math.log(9)]]), torch.zeros(1, 2), reward_temperature=1.0, proximal_coefficient=0.5
+    )
+    torch.testing.assert_close(weights, torch.tensor([[0.5, 1.5]]))
+
+
+def test_proximal_coefficient_may_differ_from_group_to_group():
+    # Ratios 1 and 9 in both groups; c = 1/2 gives 2 (1, 3) / 4, c = 1 gives 2 (1, 9) / 10.
+    weights = importance_weights(
+        torch.tensor([[0.0, math.log(9)]]).repeat(2, 1),
+        torch.zeros(2, 2),
+        reward_temperature=1.0,
+        proximal_coefficient=torch.tensor([[0.5], [1.0]]),
+    )
+    torch.testing.assert_close(weights, torch.tensor([[0.5, 1.5], [0.2, 1.8]]))
+
+
+def test_groups_do_not_see_each_other():
+    generator = torch.Generator().manual_seed(0)
+    log_rnd, reward = torch.randn(2, 3, 5, generator=generator).unbind()
+    together = importance_weights(log_rnd, reward, reward_temperature=0.3)
+    alone = importance_weights(log_rnd[1:2], reward[1:2], reward_temperature=0.3)
+    torch.testing.assert_close(together[1:2], alone)
+    torch.testing.assert_close(together.mean(-1), torch.ones(3))
+
+
+def test_a_constant_added_to_log_rnd_or_reward_changes_nothing():
+    log_rnd, reward = torch.tensor([[0.1, -0.4, 2.0]]), torch.tensor([[1.0, 0.0, 0.5]])
+    weights = importance_weights(log_rnd, reward, reward_temperature=0.3)
+    torch.testing.assert_close(importance_weights(log_rnd + 7, reward - 3, reward_temperature=0.3), weights)
+
+
+def test_weights_of_extreme_rewards_stay_finite():
+    weights = importance_weights(NO_LOG_RND, torch.tensor([[0.0, 1.0]]), reward_temperature=1e-6)
+    assert weights.tolist() == [[0.0, 2.0]]
+
+
+def test_weights_are_float32_whatever_comes_in():
+    half = torch.zeros(1, 2, dtype=torch.bfloat16)
+    assert importance_weights(half, half, reward_temperature=1.0).dtype == torch.float32
+    assert reward_weights(half, reward_scale=1.0).dtype == torch.float32
+
+
+def test_without_a_reference_weights_are_the_exponential_of_the_scaled_reward():
+    # eta = 2, r = (0, 0.5 log 3): exp gives 1 and 3, so w = 2 (1, 3) / 4.
+    weights = reward_weights(torch.tensor([[0.0, 0.5 * math.log(3)]]), reward_scale=2.0)
+    torch.testing.assert_close(weights, torch.tensor([[0.5, 1.5]]))
+
+
+def test_ess_is_one_for_uniform_weights():
+    assert effective_sample_size(torch.ones(1, 4)).tolist() == [1.0]
+
+
+def test_ess_is_one_over_the_group_size_when_one_rollout_carries_everything():
+    assert effective_sample_size(torch.tensor([[0.0, 4.0, 0.0, 0.0]])).tolist() == [0.25]
+
+
+def test_ess_by_hand():
+    # (1 + 3)^2 / (2 (1 + 9)) = 16 / 20.
+    torch.testing.assert_close(effective_sample_size(torch.tensor([[1.0, 3.0]])), torch.tensor([0.8]))
+
+
+def test_adaptive_coefficient_by_hand():
+    # Two rollouts with log ratio d have ESS (1 + x)^2 / (2 (1 + x^2)) at x = exp(c d); 0.8 is reached at x = 3.
+    # With d = log 81, c = log 3 / log 81 = 1/4.
+    coefficient = adaptive_proximal_coefficient(
+        NO_LOG_RND, torch.tensor([[0.0, math.log(81)]]), reward_temperature=1.0, target_ess=0.8
+    )
+    torch.testing.assert_close(coefficient, torch.tensor([[0.25]]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("target_ess", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("reward_temperature", [0.01, 0.1])
+def test_adaptive_coefficient_reaches_the_target_in_every_group(target_ess, reward_temperature):
+    generator = torch.Generator().manual_seed(0)
+    log_rnd = 3 * torch.randn(20, 8, generator=generator)
+    reward = torch.rand(20, 8, generator=generator)
+    options = {"reward_temperature": reward_temperature}
+    coefficient = adaptive_proximal_coefficient(log_rnd, reward, target_ess=target_ess, **options)
+    reached = effective_sample_size(importance_weights(log_rnd, reward, proximal_coefficient=coefficient, **options))
+    assert coefficient.shape == (20, 1)
+    assert (coefficient < 1).any()
+    assert len(coefficient[coefficient < 1].unique()) > 1
+    shortened = coefficient.squeeze(-1) < 1
+    torch.testing.assert_close(reached[shortened], torch.full_like(reached[shortened], target_ess), rtol=0, atol=1e-4)
+    assert (reached[~shortened] >= target_ess).all()
+
+
+def test_adaptive_coefficient_is_one_where_the_full_step_keeps_enough_samples():
+    reward = torch.tensor([[0.0, 0.1], [0.0, 10.0], [0.5, 0.5]])
+    coefficient = adaptive_proximal_coefficient(torch.zeros(3, 2), reward, reward_temperature=1.0, target_ess=0.8)
+    assert coefficient[[0, 2]].tolist() == [[1.0], [1.0]]
+    assert coefficient[1] < 1
+
+
+def test_adaptive_coefficient_stays_positive_when_no_step_is_short_enough():
+    coefficient = adaptive_proximal_coefficient(
+        NO_LOG_RND, torch.tensor([[0.0, 1.0]]), reward_temperature=1e-3, target_ess=1.0
+    )
+    assert 0 < coefficient.item() < 1e-3
+
+
+def test_rewards_within_a_millionth_are_equal():
+    reward = torch.tensor([[0.3, 0.3, 0.3], [0.3, 0.3 + 5e-7, 0.3], [0.3, 0.3 + 3e-6, 0.3], [0.0, 1.0, 0.0]])
+    assert equal_reward_groups(reward).tolist() == [True, True, False, False]

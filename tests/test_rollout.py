@@ -1,0 +1,273 @@
+import io
+
+import pytest
+import torch
+
+from dmpo_lightning.functional import row_keys
+from dmpo_lightning.policy import Policy
+from dmpo_lightning.rewards import Reward
+from dmpo_lightning.rollout import RolloutBuffer, Rollouts, collect, sample_completions
+from dmpo_lightning.samplers import ConfidenceSampler, RandomOrderSampler, Sampler
+from helpers import lora_policy, prompt_batch, tiny_policy
+
+GROUP, LENGTH = 4, 6
+PROMPTS = ["12", "1234", "3"]
+
+
+def score(example, completion):
+    return {"length": float(len(completion)), "prompt": float(len(example["prompt"]))}
+
+
+def rollouts_of(
+    policy: Policy | None = None,
+    prompts: list[str] = PROMPTS,
+    index: list[int] | None = None,
+    *,
+    sampler: Sampler | None = None,
+    seed: int = 0,
+    iteration: int = 0,
+    rows_per_forward: int | None = None,
+) -> Rollouts:
+    policy = policy or tiny_policy()
+    return collect(
+        policy,
+        sampler or ConfidenceSampler(block_length=3, temperature=1.0),
+        Reward(score, weights={"length": 1.0}),
+        prompt_batch(policy, prompts, index),
+        group_size=GROUP,
+        completion_length=LENGTH,
+        seed=seed,
+        iteration=iteration,
+        rows_per_forward=rows_per_forward,
+    )[0]
+
+
+# Collecting -----------------------------------------------------------------------------------------------------------
+
+
+def test_rollouts_are_grouped_by_prompt():
+    rollouts = rollouts_of()
+    assert rollouts.group_shape == (3, GROUP)
+    assert len(rollouts) == 12
+    assert rollouts.prompt_ids.shape == rollouts.prompt_mask.shape == (3, 14)
+    assert (
+        rollouts.completion_ids.shape
+        == rollouts.reveal_step.shape
+        == rollouts.sampled_log_prob.shape
+        == (3, GROUP, LENGTH)
+    )
+    assert rollouts.reward.shape == rollouts.keys.shape == (3, GROUP)
+    assert set(rollouts.components) == {"length", "prompt"}
+    assert rollouts.components["prompt"].tolist() == [[2.0] * 4, [4.0] * 4, [1.0] * 4]
+
+
+def test_rewards_belong_to_their_completions():
+    policy = tiny_policy()
+    rollouts = rollouts_of(policy)
+    for prompt in range(3):
+        texts = policy.decode(rollouts.completion_ids[prompt])
+        assert rollouts.reward[prompt].tolist() == [float(len(text)) for text in texts]
+    assert rollouts.reward.unique().numel() > 2
+
+
+def test_texts_and_scores_come_along():
+    policy = tiny_policy()
+    rollouts, scores, texts = collect(
+        policy,
+        RandomOrderSampler(),
+        Reward(score),
+        prompt_batch(policy, PROMPTS),
+        group_size=GROUP,
+        completion_length=LENGTH,
+        seed=0,
+        iteration=0,
+    )
+    assert texts == policy.decode(rollouts.completion_ids.flatten(0, 1))
+    assert torch.equal(scores.total, rollouts.reward)
+
+
+def test_keys_are_those_of_the_prompt_ids():
+    rollouts = rollouts_of(index=[7, 3, 100], seed=5, iteration=2)
+    assert torch.equal(rollouts.keys, row_keys(5, torch.tensor([7, 3, 100]), group_size=GROUP, iteration=2))
+    assert rollouts.keys.unique().numel() == 12
+
+
+def test_a_group_holds_different_completions():
+    for group in rollouts_of().completion_ids:
+        assert len({tuple(row) for row in group.tolist()}) > 1
+
+
+def test_a_prompt_gets_the_same_completions_in_another_batch():
+    policy = tiny_policy()
+    expected = rollouts_of(policy, index=[0, 1, 2])
+    shuffled = rollouts_of(policy, [PROMPTS[2], PROMPTS[0]], [2, 0])
+    assert torch.equal(shuffled.completion_ids, expected.completion_ids[[2, 0]])
+    assert torch.equal(shuffled.reward, expected.reward[[2, 0]])
+
+
+@pytest.mark.parametrize("rows_per_forward", [1, 5, 12, 100])
+def test_rows_per_forward_changes_nothing(rows_per_forward):
+    policy = tiny_policy()
+    expected, chunked = rollouts_of(policy), rollouts_of(policy, rows_per_forward=rows_per_forward)
+    assert torch.equal(chunked.completion_ids, expected.completion_ids)
+    assert torch.equal(chunked.reveal_step, expected.reveal_step)
+    torch.testing.assert_close(chunked.sampled_log_prob, expected.sampled_log_prob, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"iteration": 1}, {"index": [3, 4, 5]}], ids=str)
+def test_another_seed_iteration_or_prompt_id_gives_other_completions(change):
+    policy = tiny_policy()
+    expected = rollouts_of(policy)
+    assert torch.equal(rollouts_of(policy).completion_ids, expected.completion_ids)
+    assert not torch.equal(rollouts_of(policy, **change).completion_ids, expected.completion_ids)
+
+
+def test_rollouts_remember_how_they_were_sampled():
+    independent = rollouts_of(sampler=RandomOrderSampler(temperature=0.7))
+    assert independent.order_is_independent
+    assert independent.temperature == 0.7
+    assert not rollouts_of().order_is_independent
+
+
+def test_sampling_is_without_dropout_and_without_gradient_and_restores_the_mode():
+    policy = lora_policy(dropout=0.5).train()
+    options = {"group_size": GROUP, "completion_length": LENGTH, "seed": 0, "iteration": 0}
+    samples, _ = sample_completions(policy, RandomOrderSampler(), prompt_batch(policy, PROMPTS), **options)
+    assert policy.training
+    assert not samples.log_prob.requires_grad
+    expected, _ = sample_completions(policy.eval(), RandomOrderSampler(), prompt_batch(policy, PROMPTS), **options)
+    assert torch.equal(samples.completion_ids, expected.completion_ids)
+    assert torch.equal(samples.log_prob, expected.log_prob)
+
+
+# Rows and groups ------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_flat_group_by_group():
+    rollouts = rollouts_of()
+    rows = rollouts.rows()
+    assert len(rows) == 12
+    for row in range(12):
+        prompt, member = divmod(row, GROUP)
+        assert torch.equal(rows.prompt_ids[row], rollouts.prompt_ids[prompt])
+        assert torch.equal(rows.prompt_mask[row], rollouts.prompt_mask[prompt])
+        assert torch.equal(rows.completion_ids[row], rollouts.completion_ids[prompt, member])
+        assert torch.equal(rows.reveal_step[row], rollouts.reveal_step[prompt, member])
+        assert rows.keys[row] == rollouts.keys[prompt, member]
+
+
+@pytest.mark.parametrize("index", [slice(3, 7), torch.tensor([11, 0])], ids=["slice", "tensor"])
+def test_some_rows_are_those_rows(index):
+    rows = rollouts_of(sampler=RandomOrderSampler(temperature=0.7)).rows()
+    some = rows[index]
+    expected = torch.arange(12)[index]
+    assert len(some) == len(expected)
+    assert torch.equal(some.keys, rows.keys[expected])
+    assert torch.equal(some.prompt_ids, rows.prompt_ids[expected])
+    assert torch.equal(some.completion_ids, rows.completion_ids[expected])
+    assert some.temperature == 0.7
+
+
+def test_some_groups_are_those_groups():
+    rollouts = rollouts_of()
+    some = rollouts.groups(slice(1, 3))
+    assert some.group_shape == (2, GROUP)
+    assert torch.equal(some.completion_ids, rollouts.completion_ids[1:])
+    assert torch.equal(some.components["length"], rollouts.components["length"][1:])
+    assert torch.equal(some.rows().keys, rollouts.rows().keys[GROUP:])
+
+
+# The buffer -----------------------------------------------------------------------------------------------------------
+
+
+def full_buffer(num_iterations: int = 2, micro_batch_size: int = 4) -> RolloutBuffer:
+    buffer = RolloutBuffer(num_iterations=num_iterations, micro_batch_size=micro_batch_size)
+    rollouts = rollouts_of()
+    buffer.fill(rollouts, {"weight": torch.rand(3, GROUP, generator=torch.Generator().manual_seed(0))})
+    return buffer
+
+
+def test_a_buffer_hands_out_equal_micro_batches_pass_by_pass_and_then_wants_rollouts():
+    buffer = full_buffer()
+    assert buffer.micro_batches == 3
+    handed_out = []
+    while not buffer.needs_rollouts:
+        handed_out.append(buffer.advance())
+    one_pass = [slice(0, 4), slice(4, 8), slice(8, 12)]
+    assert handed_out == [(0, rows) for rows in one_pass] + [(1, rows) for rows in one_pass]
+
+
+def test_a_new_buffer_and_a_cleared_one_want_rollouts():
+    buffer = RolloutBuffer(num_iterations=2, micro_batch_size=4)
+    assert buffer.needs_rollouts
+    buffer = full_buffer()
+    buffer.advance()
+    buffer.clear()
+    assert buffer.needs_rollouts
+    assert (buffer.rollouts, buffer.targets, buffer.position) == (None, {}, 0)
+
+
+def test_filling_starts_over():
+    buffer = full_buffer()
+    buffer.advance()
+    assert buffer.rollouts is not None
+    buffer.fill(buffer.rollouts, {})
+    assert buffer.advance() == (0, slice(0, 4))
+
+
+def through_a_checkpoint(state: dict) -> dict:
+    """As Lightning reads it: tensors and primitives only."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def test_a_buffer_continues_mid_pass_from_a_checkpoint():
+    buffer, resumed = full_buffer(), RolloutBuffer(num_iterations=2, micro_batch_size=4)
+    for _ in range(4):
+        buffer.advance()
+    resumed.load_state_dict(through_a_checkpoint(buffer.state_dict()))
+    assert resumed.rollouts is not None
+    assert buffer.rollouts is not None
+    assert not resumed.needs_rollouts
+    for name, value in vars(buffer.rollouts).items():
+        found = getattr(resumed.rollouts, name)
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(found, value), name
+            assert found.dtype == value.dtype, name
+        elif isinstance(value, dict):
+            assert value.keys() == found.keys()
+            assert all(torch.equal(found[key], value[key]) for key in value)
+        else:
+            assert found == value, name
+    assert torch.equal(resumed.targets["weight"], buffer.targets["weight"])
+    assert [resumed.advance(), resumed.advance()] == [(1, slice(4, 8)), (1, slice(8, 12))]
+    assert resumed.needs_rollouts
+
+
+def test_an_empty_buffer_stays_empty_through_a_checkpoint():
+    buffer = full_buffer()
+    buffer.load_state_dict(through_a_checkpoint(RolloutBuffer(num_iterations=2, micro_batch_size=4).state_dict()))
+    assert buffer.needs_rollouts
+    assert buffer.rollouts is None
+    assert buffer.targets == {}
+
+
+def test_a_used_up_buffer_stays_used_up_through_a_checkpoint():
+    buffer = full_buffer(num_iterations=1, micro_batch_size=12)
+    buffer.advance()
+    resumed = RolloutBuffer(num_iterations=1, micro_batch_size=12)
+    resumed.load_state_dict(through_a_checkpoint(buffer.state_dict()))
+    assert resumed.needs_rollouts
+
+
+def test_a_buffer_moves_as_a_whole():
+    buffer = full_buffer()
+    buffer.to(torch.device("meta"))
+    rollouts = buffer.rollouts
+    assert rollouts is not None
+    tensors = [value for value in vars(rollouts).values() if isinstance(value, torch.Tensor)]
+    tensors += [*rollouts.components.values(), *buffer.targets.values()]
+    assert all(tensor.device.type == "meta" for tensor in tensors)
+    RolloutBuffer(num_iterations=1, micro_batch_size=1).to(torch.device("meta"))
