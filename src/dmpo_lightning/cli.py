@@ -64,6 +64,7 @@ class DMPOCLI(LightningCLI):
         """As Lightning does it, without its warning that arguments are passed in: the entry point always passes
         them.
         """
+        assert args is None or isinstance(args, list)
         self.config = parser.parse_args(args)
 
 

@@ -17,7 +17,7 @@ def denoising_cross_entropy(
     scale: LossScale = "count",
 ) -> Float[Tensor, "*rows"]:
     """``-(1/m) sum_masked log p``, mean over replicates; with ``scale="length"`` an estimate of -ELBO in nats."""
-    loss = -((token_log_prob * masks).sum(-1) / masks.sum(-1)).mean(-1)
+    loss = -((token_log_prob.float() * masks).sum(-1) / masks.sum(-1)).mean(-1)
     return loss if scale == "count" else loss * masks.shape[-1]
 
 

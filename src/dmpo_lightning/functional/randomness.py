@@ -34,8 +34,8 @@ def row_keys(
 
 def fold_in(keys: Int[Tensor, "*rows"], value: int | Int[Tensor, "*others"]) -> Int[Tensor, "*results"]:
     """New keys, statistically independent for every ``value``; broadcasts."""
-    step = _wrap(_GOLDEN_GAMMA * (1 + value)) if isinstance(value, int) else _GOLDEN_GAMMA * (1 + value)
-    return _mix(_mix(keys) + step)
+    step = _wrap(_GOLDEN_GAMMA * (1 + value)) if isinstance(value, int) else _GOLDEN_GAMMA * (1 + value.long())
+    return _mix(_mix(keys.long()) + step)
 
 
 def uniforms(keys: Int[Tensor, "*rows"], count: int) -> Float[Tensor, "*rows {count}"]:

@@ -21,7 +21,7 @@ class MeanWithError(Metric):
     def update(self, values: Tensor) -> None:
         """Adds values of any shape."""
         values = values.to(self.total).flatten()
-        # Not in place: the states may have been made under inference mode (`Trainer.validate`) and be updated outside of it.
+        # Not in place: the states may have been made under inference mode and be updated outside of it.
         self.count = self.count + values.numel()
         self.total = self.total + values.sum()
         self.squares = self.squares + values.square().sum()
