@@ -9,7 +9,7 @@ from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
 
-CHECKED = ("functional", "models", "objectives", "policy", "rewards", "rollout", "samplers")
+CHECKED = ("functional", "models.layers", "models.loading", "objectives", "policy", "rewards", "rollout", "samplers")
 install_import_hook([f"dmpo_lightning.{name}" for name in CHECKED], "beartype.beartype")
 
 

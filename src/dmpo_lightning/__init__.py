@@ -19,7 +19,7 @@ _HOMES = {
     "ConfidenceSampler": "samplers",
     "RandomOrderSampler": "samplers",
     "Sampler": "samplers",
-    "PromptBatch": "data.prompts",
+    "PromptBatch": "rollout",
     "PromptLoader": "data.prompts",
     "TaskDataModule": "data.tasks",
     "SudokuDataModule": "data.tasks",

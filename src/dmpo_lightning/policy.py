@@ -50,6 +50,9 @@ class Policy(nn.Module):
         self.max_length: int | None = getattr(config, "max_position_embeddings", None)
         self.has_adapters = hasattr(model, "peft_config")
         self.reference_is_refreshed = False
+        self._equal_versions: tuple[int, ...] | None = None
+        if with_reference and not self.has_adapters:
+            self._equal_versions = self._versions()
         self.reference_model: nn.Module | None = None
         if with_reference and not self.has_adapters:
             self.reference_model = copy.deepcopy(model).requires_grad_(False).eval()
@@ -117,6 +120,22 @@ class Policy(nn.Module):
         elif self.has_adapters:
             self._copy_adapter()
         self.reference_is_refreshed = True
+        self._equal_versions = self._versions()
+
+    @property
+    def reference_is_current(self) -> bool:
+        """Whether the reference is known to equal the policy: no update was announced and no weight was written
+        since.
+        """
+        return self._equal_versions is not None and self._equal_versions == self._versions()
+
+    def announce_update(self) -> None:
+        """From now on the policy may differ from a reference that equalled it."""
+        self._equal_versions = None
+
+    def _versions(self) -> tuple[int, ...]:
+        """Torch's counters of in-place writes to the policy's weights."""
+        return tuple(parameter._version for parameter in self.model.parameters())
 
     def reference_parameter_names(self, prefix: str = "") -> list[str]:
         """Names of the parameters that belong to the reference alone: its frozen copy or its frozen adapter."""
@@ -165,7 +184,7 @@ class Policy(nn.Module):
         if REFERENCE_ADAPTER not in self.model.peft_config:
             self.model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(self.model.peft_config[active]))
             self.model.set_adapter(active)
-        weights = get_peft_model_state_dict(self.model, adapter_name=active)
+        weights = get_peft_model_state_dict(self.model, adapter_name=active, save_embedding_layers=False)
         set_peft_model_state_dict(
             self.model, {k: v.clone() for k, v in weights.items()}, adapter_name=REFERENCE_ADAPTER
         )

@@ -1,8 +1,10 @@
 """From completions to reward tensors: named components, weights, and completions on which scoring fails."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -33,7 +35,8 @@ class Reward:
         weights: of the components in the reward; None takes each with weight 1. Components without a weight are only
             logged.
         accuracy: the component reported as accuracy; None takes the reward itself.
-        max_failure_share: of the completions scored in one call; above it the exception is raised again.
+        max_failure_share: of all completions scored so far, counting at least 100; above it the last error stops the
+            run.
 
     Raises:
         ValueError: a weight for a component that the score function does not return (at the first call).
@@ -49,6 +52,7 @@ class Reward:
     ) -> None:
         self.score, self.weights, self.accuracy = score, weights, accuracy or "reward"
         self.max_failure_share = max_failure_share
+        self._scored = self._failed = 0
 
     @classmethod
     def of_task(cls, task: Task, weights: Mapping[str, float] | None = None) -> "Reward":
@@ -62,25 +66,25 @@ class Reward:
             [self._components(example, text, failures) for text in texts]
             for example, texts in zip(examples, completions, strict=True)
         ]
-        count = sum(map(len, rows))
-        if len(failures) > self.max_failure_share * count:
+        self._scored, self._failed = self._scored + sum(map(len, rows)), self._failed + len(failures)
+        if failures and self._failed > self.max_failure_share * max(self._scored, 100):
             raise RuntimeError(
-                f"The reward failed on {len(failures)} of {count} completions; the last error follows."
+                f"The reward failed on {self._failed} of {self._scored} completions, more than the share of "
+                f"{self.max_failure_share} allowed; the last error is above."
             ) from failures[-1]
         names = dict.fromkeys(name for row in rows for components in row for name in components)
-        components = {name: torch.tensor([[float(c.get(name, 0.0)) for c in row] for row in rows]) for name in names}
+        components = {name: torch.tensor([[c.get(name, 0.0) for c in row] for row in rows]) for name in names}
         return Scores(components, self._total(components, (len(rows), len(rows[0]))), len(failures))
 
     def _components(self, example: Example, completion: str, failures: list[Exception]) -> Mapping[str, float]:
         try:
-            value = self.score(example, completion)
+            return _numbers(self.score(example, completion))
         except (
             Exception
         ) as error:  # a foreign function on model output: one bad completion must not end a run of a week
             logger.warning("The reward raised %r on a completion of example %.200r; it scores 0.", error, example)
             failures.append(error)
             return {}
-        return value if isinstance(value, Mapping) else {"reward": float(value)}
 
     def _total(self, components: dict[str, Tensor], shape: tuple[int, int]) -> Tensor:
         weights = self.weights if self.weights is not None else dict.fromkeys(components, 1.0)
@@ -93,3 +97,12 @@ class Reward:
         return sum(
             (weight * components[name] for name, weight in weights.items() if name in components), torch.zeros(shape)
         )
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    """Named finite numbers; a bare number is called ``reward``."""
+    components = value.items() if isinstance(value, Mapping) else [("reward", value)]
+    numbers = {name: float(number) for name, number in components}
+    if not all(map(math.isfinite, numbers.values())):
+        raise ValueError(f"the score must be finite, got {numbers}")
+    return numbers

@@ -7,11 +7,33 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dmpo_lightning.data.prompts import PromptBatch
 from dmpo_lightning.functional import row_keys
 from dmpo_lightning.policy import Policy, evaluating
 from dmpo_lightning.rewards import Reward, Scores
 from dmpo_lightning.samplers import Sampler, Samples
+
+
+@dataclass
+class PromptBatch:
+    """Prompts of one rollout buffer (or of one evaluation batch) on one rank."""
+
+    prompt_ids: Int[Tensor, "batch prompt"]
+    """Padded on the left."""
+    prompt_mask: Bool[Tensor, "batch prompt"]
+    """False on the padding."""
+    prompt_index: Int[Tensor, " batch"]
+    """Position in the dataset: the prompt id that all randomness is keyed by."""
+    examples: list[Any]
+    is_filler: Bool[Tensor, " batch"]
+    """Rows that only keep ranks in step; never counted in an evaluation."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PromptBatch":
+        """On another device; Lightning calls it."""
+        tensors: Any = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()})
+
+    def __len__(self) -> int:
+        return len(self.examples)
 
 
 @dataclass

@@ -122,6 +122,20 @@ def test_confidence_is_the_probability_at_temperature_one_whatever_the_sampling_
     assert samples.reveal_step.tolist() == [[1, 0]]
 
 
+def test_candidates_that_are_not_kept_are_drawn_afresh():
+    """Two places, tokens H (.7) and L (.3), one place per step; the surer candidate stays, at a tie the left one.
+
+    First draws HH, HL and LL keep the left place, LH the right one; the other place is drawn again. So HH has
+    .7 x .7 + .21 x .7 = .637, HL .7 x .3 = .21, LH .21 x .3 + .09 x .7 = .126, LL .09 x .3 = .027.
+    """
+    logits = torch.full((32,), -1e9)
+    logits[[14, 15]] = torch.tensor([0.7, 0.3]).log()
+    policy = tiny_policy(model=FixedLogits(logits), with_reference=False)
+    drawn = sample(policy, ConfidenceSampler(), ["1"] * 4000, length=2).completion_ids - 14
+    counts = (drawn[:, 0] * 2 + drawn[:, 1]).bincount(minlength=4).tolist()
+    assert chisquare(counts, [4000 * share for share in (0.637, 0.21, 0.126, 0.027)]).pvalue > 1e-3
+
+
 # Random remasking -----------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -10,36 +9,14 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dmpo_lightning.models.loading import load_tokenizer
-from dmpo_lightning.tasks.base import Example, Message
+from dmpo_lightning.rollout import PromptBatch
+from dmpo_lightning.tasks.base import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PromptFunction = Callable[[Any], "str | Sequence[Message]"]
 LongPrompts = Literal["error", "drop"]
-
-
-@dataclass
-class PromptBatch:
-    """Prompts of one rollout buffer (or of one evaluation batch) on one rank."""
-
-    prompt_ids: Int[Tensor, "batch prompt"]
-    """Padded on the left."""
-    prompt_mask: Bool[Tensor, "batch prompt"]
-    """False on the padding."""
-    prompt_index: Int[Tensor, " batch"]
-    """Position in the dataset: the prompt id that all randomness is keyed by."""
-    examples: list[Example]
-    is_filler: Bool[Tensor, " batch"]
-    """Rows that only keep ranks in step; never counted in an evaluation."""
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PromptBatch":
-        """On another device; Lightning calls it."""
-        tensors: Any = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()})
-
-    def __len__(self) -> int:
-        return len(self.examples)
 
 
 def tokenize_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequence[Message]") -> list[int]:

@@ -19,9 +19,13 @@ from dmpo_lightning.models.layers import (
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
-    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}<|start_header_id|>assistant<|end_header_id|>\n\n"
+    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
 )
-"""Used where the tokenizer carries no template of its own; adds the bos token itself."""
+"""Used where the tokenizer carries no template of its own; adds the bos token itself.
+
+Ends in an expression, because Jinja strips a trailing newline of the template's text.
+"""
 
 END_TOKENS = ("<|endoftext|>", "<|eot_id|>")
 """A completion ends at the first of these."""

@@ -65,7 +65,7 @@ def load_model(
                 return AutoModelForMaskedLM.from_config(config).to(dtype)
         return AutoModelForMaskedLM.from_pretrained(path, revision=revision, dtype=dtype)
     except OSError as error:
-        raise ValueError(_missing_source("model", source)) from error
+        raise ValueError(_missing_source("model", source, error)) from error
 
 
 def load_tokenizer(
@@ -81,7 +81,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_source(source), revision=revision)
     except OSError as error:
-        raise ValueError(_missing_source("tokenizer", source)) from error
+        raise ValueError(_missing_source("tokenizer", source, error)) from error
     if tokenizer.chat_template is None and set(llada.END_TOKENS) <= set(tokenizer.get_vocab()):
         tokenizer.chat_template = llada.CHAT_TEMPLATE
     return tokenizer
@@ -98,7 +98,7 @@ def token_facts(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", mask_tok
     config: Any = getattr(model, "config", None)
     mask = mask_token_id if mask_token_id is not None else getattr(config, "mask_token_id", None)
     mask = mask if mask is not None else tokenizer.mask_token_id
-    vocab_size = getattr(config, "vocab_size", None) or len(tokenizer)
+    vocab_size = getattr(config, "embedding_size", None) or getattr(config, "vocab_size", None) or len(tokenizer)
     if mask is None or not 0 <= mask < vocab_size:
         raise ValueError(
             f"`mask_token_id` must be an id below the vocabulary size {vocab_size}, got {mask}: neither the "
@@ -113,13 +113,16 @@ def token_facts(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", mask_tok
     return TokenFacts(mask_token_id=mask, pad_token_id=pad, end_token_ids=ends, banned_token_ids=banned)
 
 
-def _missing_source(what: str, source: str) -> str:
+def _missing_source(what: str, source: str, error: OSError) -> str:
+    if Path(resolve_source(source)).is_dir():
+        return (
+            f"Cannot load the {what} from the folder {source!r}: {error}. Download it again, or name the right folder."
+        )
     offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE") else ""
     return (
         f"Cannot load the {what} {source!r}: it is neither a local folder nor reachable on the Hugging Face "
         f"hub{offline}. "
         f"Download it where there is a network (`hf download {source} --local-dir DIR`) and pass the folder "
-        f"(`--model.model=DIR`). "
-        f"Embedded and needing no download: {', '.join(EMBEDDED_MODELS)} (`dmpo-lightning fit --config "
-        f"sudoku_tiny.yaml`)."
+        f"(`--model.model=DIR`). Embedded and needing no download: {', '.join(EMBEDDED_MODELS)} "
+        "(`dmpo-lightning fit --config sudoku_tiny.yaml`)."
     )

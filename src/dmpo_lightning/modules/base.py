@@ -63,6 +63,10 @@ class PolicyModule(LightningModule):
             "lr_scheduler": {"scheduler": self.scheduler_factory(optimizer), "interval": "step"},
         }
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """The policy is about to move away from a reference that equals it."""
+        self.policy.announce_update()
+
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Trainable weights only, frozen ones come from the model's source again; and the reference once it was
         refreshed.
@@ -74,8 +78,10 @@ class PolicyModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes room for a refreshed reference before the weights are read."""
+        self.policy.announce_update()
         if checkpoint.get("reference_is_refreshed"):
             self.policy.refresh_reference()
+            self.policy.announce_update()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Says whether the weights hold a refreshed reference."""

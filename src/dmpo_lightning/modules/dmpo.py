@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from torch import Tensor, nn
 
-from dmpo_lightning.data.prompts import PromptBatch, PromptLoader
+from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule, SchedulerFactory
 from dmpo_lightning.modules.metrics import MeanWithError
 from dmpo_lightning.objectives import Objective
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards import Reward, ScoreFunction, Scores
-from dmpo_lightning.rollout import RolloutBuffer, collect, sample_completions, score_completions
+from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, collect, sample_completions, score_completions
 from dmpo_lightning.samplers import Sampler
 
 if TYPE_CHECKING:

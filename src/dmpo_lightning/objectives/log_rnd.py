@@ -36,12 +36,18 @@ class LogProbEstimator(ABC):
         ]
         return torch.cat(parts).view(rollouts.group_shape)
 
-    def log_rnd(
+    def behaviour_log_prob(
         self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int
-    ) -> tuple[Float[Tensor, "batch group"], Float[Tensor, "batch group"]]:
-        """Log p_ref - log p_old, and log p_old; the behaviour policy is ``policy`` as it is now."""
-        behaviour = self.log_prob(policy, rollouts, rows_per_forward=rows_per_forward)
-        return self.log_prob(policy, rollouts, reference=True, rows_per_forward=rows_per_forward) - behaviour, behaviour
+    ) -> Float[Tensor, "batch group"]:
+        """log p_old in nats; the behaviour policy is ``policy`` as it is when its rollouts were just collected."""
+        return self.log_prob(policy, rollouts, rows_per_forward=rows_per_forward)
+
+    def log_rnd(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> Float[Tensor, "batch group"]:
+        """log p_ref - log p_old in nats; exactly zero, without a forward, while the reference is the policy itself."""
+        if policy.reference_is_current:
+            return torch.zeros_like(rollouts.reward)
+        behaviour = self.behaviour_log_prob(policy, rollouts, rows_per_forward=rows_per_forward)
+        return self.log_prob(policy, rollouts, reference=True, rows_per_forward=rows_per_forward) - behaviour
 
 
 class ElboEstimator(LogProbEstimator):
@@ -103,9 +109,8 @@ class TrajectoryEstimator(LogProbEstimator):
         )
         return trajectory_log_prob(log_prob, revealed)
 
-    def log_rnd(
+    def behaviour_log_prob(
         self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int
-    ) -> tuple[Float[Tensor, "batch group"], Float[Tensor, "batch group"]]:
-        """The behaviour side was recorded while sampling; only the reference replays the order."""
-        behaviour = rollouts.sampled_log_prob.sum(-1)
-        return self.log_prob(policy, rollouts, reference=True, rows_per_forward=rows_per_forward) - behaviour, behaviour
+    ) -> Float[Tensor, "batch group"]:
+        """Was recorded while sampling; only the reference has to replay the order."""
+        return rollouts.sampled_log_prob.sum(-1)

@@ -85,12 +85,14 @@ class WDCE(WeightedObjective):
         self.baseline, self.replicates, self.antithetic, self.scale = baseline, replicates, antithetic, scale
 
     def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:
-        log_rnd, behaviour = self.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)
+        log_rnd = self.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)
         coefficient = self.coefficient(log_rnd, rollouts.reward)
         weights = self.weights(log_rnd, rollouts.reward, coefficient)
         targets = {"weight": weights, "signal": weights - self._baseline(weights, log_rnd, rollouts, coefficient)}
-        if self.baseline == "policy" and behaviour is not None:
-            targets["behaviour_log_prob"] = behaviour
+        if self.baseline == "policy":
+            targets["behaviour_log_prob"] = self.log_prob.behaviour_log_prob(
+                policy, rollouts, rows_per_forward=rows_per_forward
+            )
         informative = (~equal_reward_groups(rollouts.reward)).float().mean()
         return targets, weight_diagnostics(weights, log_rnd, coefficient) | {"reward/informative_groups": informative}
 

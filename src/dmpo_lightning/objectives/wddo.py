@@ -55,7 +55,7 @@ class WDDO(WeightedObjective):
         self.beta, self.replicates, self.antithetic = beta, replicates, antithetic
 
     def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:
-        log_rnd, _ = self.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)
+        log_rnd = self.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)
         coefficient = self.coefficient(log_rnd, rollouts.reward)
         weights = self.weights(log_rnd, rollouts.reward, coefficient)
         rows = rollouts.rows()

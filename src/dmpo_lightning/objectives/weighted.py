@@ -70,12 +70,10 @@ class WeightedObjective(Objective):
         if self.reward_scale is None:
             self.log_prob.validate(sampler)
 
-    def log_rnd(
-        self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int
-    ) -> tuple[Float[Tensor, "batch group"], Float[Tensor, "batch group"] | None]:
-        """Log p_ref - log p_old and log p_old in nats; zero and None at alpha = 0, which uses neither."""
+    def log_rnd(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> Float[Tensor, "batch group"]:
+        """log p_ref - log p_old in nats; zero at alpha = 0, which does not use it."""
         if self.reward_scale is not None:
-            return torch.zeros_like(rollouts.reward), None
+            return torch.zeros_like(rollouts.reward)
         return self.log_prob.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)
 
     def coefficient(self, log_rnd: Tensor, reward: Tensor) -> float | Float[Tensor, "batch 1"]:

@@ -153,7 +153,7 @@ class Sudoku(Task):
             yield puzzle, solution
 
     def prompt(self, example: Example) -> str:
-        return self.prompt_template.format(puzzle=example["puzzle"])
+        return self.prompt_template.replace("{puzzle}", example["puzzle"])
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
         answer = "".join(character for character in tag_text(completion) if character in "0123456789")
@@ -209,7 +209,7 @@ class LatinSquareDemonstrations(Task):
         return {"puzzle": puzzle, "completion": f"<answer>{answer}</answer>"}
 
     def prompt(self, example: Example) -> str:
-        return self.prompt_template.format(puzzle=example["puzzle"])
+        return self.prompt_template.replace("{puzzle}", example["puzzle"])
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
         answer, puzzle = tag_text(completion), example["puzzle"]
