@@ -9,7 +9,7 @@ import sys
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from dmpo_lightning.models.llada import CHAT_TEMPLATE, LLaDAConfig
+from dmpo_lightning.models.llada import FAMILY, LLaDAConfig
 
 SPECIAL = ["<|endoftext|>", "<|startoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|mdm_mask|>"]
 WORDS = ["system", "user", "assistant", "<answer>", "</answer>", "\n\n", "\n", " ", *"0123456789", "<unk>"]
@@ -32,7 +32,7 @@ def main(directory: str) -> None:
         additional_special_tokens=["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"],
         clean_up_tokenization_spaces=False,
     )
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = FAMILY.chat_template
     fast.save_pretrained(directory)
     LLaDAConfig(
         d_model=64,

@@ -33,6 +33,7 @@ _HOMES = {
     "BeforeAfterReport": "callbacks.report",
     "CompletionWriter": "callbacks.completions",
     "SavePretrained": "callbacks.export",
+    "LoRA": "models.lora",
     "load_model": "models.loading",
     "load_tokenizer": "models.loading",
 }

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from dmpo_lightning import __version__
 from dmpo_lightning.configs import config_directory, resolve_arguments, shipped_configs
@@ -16,6 +17,8 @@ commands:
   validate   evaluate the validation split
   test       evaluate the test split
   predict    write completions of the test split as JSON lines
+  export     write a checkpoint's policy as a PEFT adapter or a Hugging Face model
+  plan       memory, parameters and forwards of a configuration; runs nothing
   configs    list the configurations that --config takes by name
 
   dmpo-lightning COMMAND --help                              all options of a command
@@ -37,8 +40,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dmpo-lightning {__version__}")
     elif arguments[0] == "configs":
         print(f"in {config_directory()}:", *shipped_configs(), sep="\n  ")
+    elif arguments[0] == "plan":
+        return _light("dmpo_lightning.planning.command", arguments[1:])
+    elif arguments[0] == "export":
+        return _light("dmpo_lightning.export", arguments[1:])
     else:
         return _run(arguments)
+    return 0
+
+
+def _light(module: str, arguments: Sequence[str]) -> int:
+    """Runs a command that is not the Lightning CLI's; what a user can mend is one line, not a traceback."""
+    try:
+        import_module(module).run(resolve_arguments(arguments))
+    except ValueError as error:
+        print(f"dmpo-lightning: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

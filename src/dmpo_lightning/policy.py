@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from dmpo_lightning.models.layers import log_probs_of
 from dmpo_lightning.models.loading import TokenFacts, token_facts
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Policy(nn.Module):
         infinity.
         """
         with self._selected(reference) as model:
-            return model(ids, attention_mask, positions=positions, logit_bias=self._ban).float()
+            return self._predict(model, ids, attention_mask, positions).float()
 
     def completion_log_probs(
         self,
@@ -107,10 +108,26 @@ class Policy(nn.Module):
         flat = torch.nn.functional.pad(at.flatten(0, 1), (prompt_length, 0)).flatten().nonzero().squeeze(-1)
         targets = completion_ids[:, None].expand_as(masks)[at]
         with self._selected(reference) as model:
-            log_probs = model(
-                ids, attention_mask, positions=flat, targets=targets, logit_bias=self._ban, temperature=temperature
-            )
+            log_probs = self._predict(model, ids, attention_mask, flat, targets=targets, temperature=temperature)
         return torch.zeros(masks.shape, dtype=torch.float32, device=masks.device).masked_scatter(at, log_probs.float())
+
+    def _predict(
+        self,
+        model: Any,
+        ids: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor,
+        *,
+        targets: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Through the model's own prediction at positions, or from the full logits of any other masked language model."""
+        if getattr(model, "predicts_at_positions", False):
+            return model(
+                ids, attention_mask, positions=positions, targets=targets, logit_bias=self._ban, temperature=temperature
+            )
+        logits = model(input_ids=ids, attention_mask=attention_mask.long()).logits.flatten(0, 1)[positions] + self._ban
+        return logits if targets is None else log_probs_of(logits, targets, temperature)
 
     @torch.no_grad()
     def refresh_reference(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dmpo_lightning.data.prompts import pad_left, tokenize_prompt
-from dmpo_lightning.models.llada import END_TOKENS
+from dmpo_lightning.models.families import family_of_tokenizer
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.tasks.base import Split, Task
 
@@ -62,6 +62,10 @@ class DemonstrationsDataModule(LightningDataModule):
         super().__init__()
         self.task, self.completion_length, self.batch_size = task, completion_length, batch_size
         self.tokenizer = load_tokenizer(tokenizer)
+        family = family_of_tokenizer(self.tokenizer)
+        self._end_of_turn = (
+            self.tokenizer.convert_tokens_to_ids(family.end_tokens[-1]) if family else self.tokenizer.eos_token_id
+        )
         self._rows: dict[str, list[_Row]] = {}
 
     def setup(self, stage: str) -> None:
@@ -85,9 +89,8 @@ class DemonstrationsDataModule(LightningDataModule):
         )
 
     def _row(self, index: int, example: Mapping[str, Any]) -> _Row:
-        vocabulary, eos = self.tokenizer.get_vocab(), self.tokenizer.eos_token_id
-        end_of_turn = vocabulary.get(END_TOKENS[1], eos)
-        ids = [*self.tokenizer(example["completion"], add_special_tokens=False)["input_ids"], end_of_turn]
+        eos = self.tokenizer.eos_token_id
+        ids = [*self.tokenizer(example["completion"], add_special_tokens=False)["input_ids"], self._end_of_turn]
         if len(ids) > self.completion_length:
             raise ValueError(
                 f"The completion of row {index} has {len(ids)} tokens with its end token, more than "

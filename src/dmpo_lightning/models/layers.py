@@ -5,6 +5,7 @@ positions.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_outputs import MaskedLMOutput
 
 
 class RMSNorm(nn.Module):
@@ -41,9 +42,46 @@ def padded_position_ids(input_ids: Tensor, attention_mask: Tensor | None) -> Ten
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def gather_positions(hidden: Tensor, positions: Tensor | None) -> Tensor:
-    """Hidden states at flat indices into ``rows x length``, any index shape; all of them for None."""
-    return hidden if positions is None else hidden.flatten(0, 1)[positions]
+def key_padding_mask(attention_mask: Tensor | None) -> Tensor | None:
+    """The mask SDPA takes: True where a key may be attended, for all queries alike. ``[rows 1 1 length]``"""
+    return None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    head_size: int,
+    rotary: tuple[Tensor, Tensor],
+    key_mask: Tensor | None,
+) -> Tensor:
+    """Bidirectional rotary attention on projections ``[rows length heads*head_size]``; fewer key heads are shared."""
+    heads = [x.unflatten(-1, (-1, head_size)).transpose(1, 2) for x in (query, key, value)]
+    attended = F.scaled_dot_product_attention(
+        apply_rotary(heads[0], rotary),
+        apply_rotary(heads[1], rotary),
+        heads[2],
+        attn_mask=key_mask,
+        enable_gqa=heads[0].shape[1] != heads[1].shape[1],
+    )
+    return attended.transpose(1, 2).flatten(2)
+
+
+def predict(
+    head: nn.Module,
+    hidden: Tensor,
+    positions: Tensor | None,
+    targets: Tensor | None,
+    logit_bias: Tensor | None,
+    temperature: float,
+) -> MaskedLMOutput | Tensor:
+    """The head at flat indices into ``rows x length``: logits, or float32 log-probs of ``targets``; see `LLaDAForMaskedDiffusion`."""
+    logits = head(hidden if positions is None else hidden.flatten(0, 1)[positions])
+    if logit_bias is not None:
+        logits = logits + logit_bias
+    if positions is None:
+        return MaskedLMOutput(logits=logits)
+    return logits if targets is None else log_probs_of(logits, targets, temperature)
 
 
 def log_probs_of(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:

@@ -8,27 +8,27 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, Pre
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 
+from dmpo_lightning.models.families import Family
 from dmpo_lightning.models.layers import (
     RMSNorm,
-    apply_rotary,
-    gather_positions,
-    log_probs_of,
+    attention,
+    key_padding_mask,
     padded_position_ids,
+    predict,
     rotary_tables,
 )
 
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
-    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+FAMILY = Family(
+    model_type="llada",
+    end_tokens=("<|endoftext|>", "<|eot_id|>"),
+    # Adds the bos token itself. Ends in an expression, because Jinja strips a trailing newline of the template's text.
+    chat_template=(
+        "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+        "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
+        "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    ),
+    block_linears=r".*transformer\.blocks\.\d+\.(q_proj|k_proj|v_proj|attn_out|ff_proj|up_proj|ff_out)",
 )
-"""Used where the tokenizer carries no template of its own; adds the bos token itself.
-
-Ends in an expression, because Jinja strips a trailing newline of the template's text.
-"""
-
-END_TOKENS = ("<|endoftext|>", "<|eot_id|>")
-"""A completion ends at the first of these."""
 
 _FIXED = {
     "activation_type": "silu",
@@ -121,18 +121,7 @@ class LLaDABlock(GradientCheckpointingLayer):
         return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
 
     def _attention(self, h: Tensor, rotary: tuple[Tensor, Tensor], key_mask: Tensor | None) -> Tensor:
-        query, key, value = (self._heads(projection(h)) for projection in (self.q_proj, self.k_proj, self.v_proj))
-        attended = F.scaled_dot_product_attention(
-            apply_rotary(query, rotary),
-            apply_rotary(key, rotary),
-            value,
-            attn_mask=key_mask,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        return attended.transpose(1, 2).flatten(2)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        return attention(self.q_proj(h), self.k_proj(h), self.v_proj(h), self.head_size, rotary, key_mask)
 
 
 class LLaDAModel(nn.Module):
@@ -156,7 +145,7 @@ class LLaDAModel(nn.Module):
         x = self.transformer["wte"](input_ids)
         head_size = self.config.d_model // self.config.n_heads
         rotary = rotary_tables(padded_position_ids(input_ids, attention_mask), head_size, self.config.rope_theta)
-        key_mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        key_mask = key_padding_mask(attention_mask)
         for block in self.transformer["blocks"]:
             x = block(x, rotary, key_mask)
         return self.transformer["ln_f"](x)
@@ -174,6 +163,7 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
 
     config_class = LLaDAConfig
     base_model_prefix = "model"
+    predicts_at_positions = True
     supports_gradient_checkpointing = True
     _no_split_modules = ["LLaDABlock"]
     _supports_sdpa = True
@@ -220,13 +210,8 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
         Returns:
             `MaskedLMOutput` without ``positions``; a tensor of logits or log-probs with it.
         """
-        hidden = gather_positions(self.model(input_ids, attention_mask), positions)
-        logits = self.model.transformer["ff_out"](hidden)
-        if logit_bias is not None:
-            logits = logits + logit_bias
-        if positions is None:
-            return MaskedLMOutput(logits=logits)
-        return logits if targets is None else log_probs_of(logits, targets, temperature)
+        hidden = self.model(input_ids, attention_mask)
+        return predict(self.get_output_embeddings(), hidden, positions, targets, logit_bias, temperature)
 
 
 AutoConfig.register("llada", LLaDAConfig)

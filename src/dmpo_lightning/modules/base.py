@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from dmpo_lightning.models.loading import load_model, load_tokenizer
+from dmpo_lightning.models.building import build_network
+from dmpo_lightning.models.loading import Quantization, load_tokenizer
+from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.policy import Policy
 
 if TYPE_CHECKING:
@@ -34,7 +36,12 @@ class PolicyModule(LightningModule):
         *,
         model: str | nn.Module,
         tokenizer: "str | PreTrainedTokenizerBase | None",
+        revision: str | None,
+        dtype: str,
         random_weights: bool,
+        adapter: LoRA | None,
+        quantization: Quantization | None,
+        gradient_checkpointing: bool,
         mask_token_id: int | None,
         with_reference: bool,
         optimizer: OptimizerFactory | None,
@@ -43,13 +50,25 @@ class PolicyModule(LightningModule):
     ) -> None:
         super().__init__()
         if tokenizer is None and not isinstance(model, str):
-            raise ValueError(
-                "`tokenizer` is needed when `model` is a module; pass a tokenizer, or the id or folder of one."
-            )
-        network = load_model(model, random_weights=random_weights, seed=seed) if isinstance(model, str) else model
-        words = load_tokenizer(tokenizer if tokenizer is not None else str(model))
+            raise ValueError("`tokenizer` is needed when `model` is a module; pass one, or the id or folder of one.")
+        self.source: dict[str, Any] = {
+            "model": model if isinstance(model, str) else None,
+            "tokenizer": tokenizer if isinstance(tokenizer, str) else None,
+            "revision": revision,
+            "dtype": dtype,
+            "random_weights": random_weights,
+            "seed": seed,
+            "adapter": None if adapter is None else vars(adapter),
+            "quantization": quantization,
+        }
+        network = build_network(
+            model, adapter=adapter, gradient_checkpointing=gradient_checkpointing, **_loading(self.source)
+        )
         network.train()  # transformers hands out models in eval mode, which would switch off dropout and checkpointing
+        words = load_tokenizer(tokenizer if tokenizer is not None else str(model), revision=revision)
         self.policy = Policy(network, words, mask_token_id=mask_token_id, with_reference=with_reference)
+        if with_reference and adapter is None and self.policy.has_adapters:
+            self.policy.refresh_reference()  # a loaded adapter is where the run starts, so it is the reference
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
         self.seed = seed
 
@@ -68,13 +87,11 @@ class PolicyModule(LightningModule):
         self.policy.announce_update()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """Trainable weights only, frozen ones come from the model's source again; and the reference once it was
-        refreshed.
-        """
-        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        """Trainable weights only, frozen ones come from the model's source again; and the reference once refreshed."""
+        kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         if self.policy.reference_is_refreshed:
-            frozen -= set(self.policy.reference_parameter_names("policy."))
-        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name not in frozen}
+            kept |= set(self.policy.reference_parameter_names("policy."))
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes room for a refreshed reference before the weights are read."""
@@ -84,5 +101,10 @@ class PolicyModule(LightningModule):
             self.policy.announce_update()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Says whether the weights hold a refreshed reference."""
+        """Says whether the weights hold a refreshed reference, and what they are weights of (for `export`)."""
         checkpoint["reference_is_refreshed"] = self.policy.reference_is_refreshed
+        checkpoint["policy_source"] = self.source
+
+
+def _loading(source: dict[str, Any]) -> dict[str, Any]:
+    return {name: source[name] for name in ("revision", "dtype", "random_weights", "seed", "quantization")}

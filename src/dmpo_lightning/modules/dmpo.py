@@ -9,6 +9,8 @@ from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSourc
 from torch import Tensor, nn
 
 from dmpo_lightning.data.prompts import PromptLoader
+from dmpo_lightning.models.loading import Quantization
+from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule, SchedulerFactory
 from dmpo_lightning.modules.metrics import MeanWithError
 from dmpo_lightning.objectives import Objective
@@ -45,7 +47,12 @@ class DMPO(PolicyModule):
         validation_samplers: by name; each is evaluated and logged. None evaluates with ``sampler`` under the name
             ``sampled``.
         tokenizer: defaults to that of ``model``.
+        revision: branch, tag or commit on the hub.
+        dtype: of the weights, such as bfloat16; ``auto`` takes that of the checkpoint.
         random_weights: start from fresh weights of the same architecture.
+        adapter: `LoRA`; None trains all weights, or the adapter that ``model`` already carries.
+        quantization: ``nf4`` loads the frozen base in 4 bits; needs an adapter.
+        gradient_checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
         mask_token_id: overrides what the model's configuration or the tokenizer names.
         reference_refresh_interval: the reference becomes the current policy every so many buffers; None never.
         rows_per_forward: rollouts per forward in sampling and scoring; None takes ``micro_batch_size`` for scoring
@@ -84,7 +91,12 @@ class DMPO(PolicyModule):
         reward: Reward | ScoreFunction | None = None,
         validation_samplers: Mapping[str, Sampler] | None = None,
         tokenizer: "str | PreTrainedTokenizerBase | None" = None,
+        revision: str | None = None,
+        dtype: str = "auto",
         random_weights: bool = False,
+        adapter: LoRA | None = None,
+        quantization: Quantization | None = None,
+        gradient_checkpointing: bool = False,
         mask_token_id: int | None = None,
         reference_refresh_interval: int | None = None,
         rows_per_forward: int | None = None,
@@ -109,7 +121,12 @@ class DMPO(PolicyModule):
         super().__init__(
             model=model,
             tokenizer=tokenizer,
+            revision=revision,
+            dtype=dtype,
             random_weights=random_weights,
+            adapter=adapter,
+            quantization=quantization,
+            gradient_checkpointing=gradient_checkpointing,
             mask_token_id=mask_token_id,
             with_reference=True,
             optimizer=optimizer,

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from dmpo_lightning.data.demonstrations import DemonstrationBatch
 from dmpo_lightning.functional import Purpose, denoising_cross_entropy, draw_masks, fold_in, row_keys
+from dmpo_lightning.models.loading import Quantization
+from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule, SchedulerFactory
 
 if TYPE_CHECKING:
@@ -20,7 +22,12 @@ class MaskedSFT(PolicyModule):
     Args:
         model: a hub id, a folder, the name of an embedded model, or a module like `LLaDAForMaskedDiffusion`.
         tokenizer: defaults to that of ``model``.
+        revision: branch, tag or commit on the hub.
+        dtype: of the weights, such as bfloat16; ``auto`` takes that of the checkpoint.
         random_weights: start from fresh weights of the same architecture.
+        adapter: `LoRA`; None trains all weights, or the adapter that ``model`` already carries.
+        quantization: ``nf4`` loads the frozen base in 4 bits; needs an adapter.
+        gradient_checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
         mask_token_id: overrides what the model's configuration or the tokenizer names.
         replicates: random maskings per completion and step; even when antithetic.
         antithetic: draw the maskings in pairs.
@@ -37,7 +44,12 @@ class MaskedSFT(PolicyModule):
         model: str | nn.Module,
         *,
         tokenizer: "str | PreTrainedTokenizerBase | None" = None,
+        revision: str | None = None,
+        dtype: str = "auto",
         random_weights: bool = False,
+        adapter: LoRA | None = None,
+        quantization: Quantization | None = None,
+        gradient_checkpointing: bool = False,
         mask_token_id: int | None = None,
         replicates: int = 2,
         antithetic: bool = True,
@@ -50,7 +62,12 @@ class MaskedSFT(PolicyModule):
         super().__init__(
             model=model,
             tokenizer=tokenizer,
+            revision=revision,
+            dtype=dtype,
             random_weights=random_weights,
+            adapter=adapter,
+            quantization=quantization,
+            gradient_checkpointing=gradient_checkpointing,
             mask_token_id=mask_token_id,
             with_reference=False,
             optimizer=optimizer,

@@ -1,0 +1,119 @@
+"""From a checkpoint to a folder that others can load: a PEFT adapter, or a whole Hugging Face model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dmpo_lightning.models.building import build_network
+from dmpo_lightning.models.loading import load_tokenizer
+from dmpo_lightning.models.lora import LoRA
+
+PREFIX = "policy.model."
+
+
+def export_checkpoint(
+    checkpoint: str | Path, output: str | Path, *, merge: bool = False, model: str | None = None
+) -> int:
+    """Writes the trained policy of a checkpoint to ``output``, with its tokenizer; returns the number of trained
+    tensors.
+
+    An adapter is written as PEFT has it (``adapter_model.safetensors``), or merged into its base with ``merge``; a
+    fully
+    fine-tuned model as a whole. Either folder can be given as ``model`` to any command.
+
+    Args:
+        checkpoint: a file written by the Trainer.
+        output: a folder, created if need be.
+        merge: add the adapter to the base's weights and write the whole model.
+        model: where the base is to be found now, if not where the run had it.
+
+    Raises:
+        ValueError: no such file, not a checkpoint of this package, or tensors that do not match the model.
+    """
+    if not Path(checkpoint).is_file():
+        raise ValueError(f"No checkpoint file {str(checkpoint)!r}; give a .ckpt file of a run.")
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if "policy_source" not in saved:
+        raise ValueError(
+            f"{str(checkpoint)!r} was not written by DMPO or MaskedSFT; it does not say which model it trained."
+        )
+    source = saved["policy_source"]
+    base = model or source["model"]
+    if base is None:
+        raise ValueError("The run was given its model as a module; say where its base is to be found with --model.")
+    network = _network(source, base)
+    count = _load_trained(network, saved["state_dict"])
+    _write(network, Path(output), merge=merge)
+    load_tokenizer(source["tokenizer"] or base).save_pretrained(str(output))
+    _verify(network, Path(output), merge=merge)
+    return count
+
+
+def _network(source: dict[str, Any], base: str) -> Any:
+    adapter = None if source["adapter"] is None else LoRA(**source["adapter"])
+    loading = {name: source[name] for name in ("revision", "dtype", "random_weights", "seed")}
+    return build_network(base, adapter=adapter, **loading)
+
+
+def _load_trained(network: nn.Module, state: dict[str, torch.Tensor]) -> int:
+    trained = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    trained = {name: value for name, value in trained.items() if ".reference." not in name}
+    expected = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    if set(trained) != expected:
+        odd = sorted(set(trained) ^ expected)
+        raise ValueError(
+            f"The checkpoint holds {len(trained)} trained tensors, the model has {len(expected)}; they differ in "
+            f"{odd[0]!r} "
+            f"and {len(odd) - 1} more. Is `model` the base that was trained?"
+        )
+    network.load_state_dict(trained, strict=False)
+    return len(trained)
+
+
+def _write(network: Any, output: Path, *, merge: bool) -> None:
+    if not hasattr(network, "peft_config"):
+        if merge:
+            raise ValueError("There is no adapter to merge: the run trained the whole model; leave out --merge.")
+        network.save_pretrained(output)
+    elif merge:
+        network.merge_and_unload().save_pretrained(output)
+    else:
+        network.save_pretrained(output, selected_adapters=["default"], save_embedding_layers=False)
+
+
+def _verify(network: Any, output: Path, *, merge: bool) -> None:
+    """Counts what was really written: an empty adapter file has been seen elsewhere, without an error."""
+    from safetensors import safe_open
+
+    expected = len(network.state_dict())
+    if hasattr(network, "peft_config") and not merge:
+        expected = sum(".lora_" in name and ".reference." not in name for name, _ in network.named_parameters())
+    written = 0
+    for file in output.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            written += len(list(tensors.keys()))
+    if hasattr(network, "peft_config") and merge:
+        expected = len(network.get_base_model().state_dict())
+    if written != expected:
+        raise ValueError(f"{output} holds {written} tensors, expected {expected}; the folder held other files before?")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """``dmpo-lightning export``."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="dmpo-lightning export", description="Write a trained policy as a Hugging Face folder."
+    )
+    parser.add_argument("--ckpt_path", type=str, required=True, help="checkpoint file of a run")
+    parser.add_argument("--output", type=str, required=True, help="folder to write")
+    parser.add_argument(
+        "--merge", action="store_true", help="merge the adapter into its base and write the whole model"
+    )
+    parser.add_argument("--model", type=str, default=None, help="where the base is now, if not where the run had it")
+    options = parser.parse_args(list(arguments))
+    count = export_checkpoint(options.ckpt_path, options.output, merge=options.merge, model=options.model)
+    print(f"{options.output}: {count} trained tensors" + (", merged into the base" if options.merge else ""))

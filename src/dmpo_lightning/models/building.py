@@ -1,0 +1,35 @@
+"""A model as it is trained: loaded, quantised, adapted, checkpointed."""
+
+from typing import Any
+
+from torch import nn
+
+from dmpo_lightning.models.loading import load_model
+from dmpo_lightning.models.lora import LoRA
+
+
+def build_network(
+    model: str | nn.Module, *, adapter: LoRA | None, gradient_checkpointing: bool = False, **loading: Any
+) -> nn.Module:
+    """Loads ``model`` if it is a name (see `load_model` for the options), and adapts it.
+
+    Raises:
+        ValueError: quantisation without an adapter, an adapter for a model that carries one, or what `load_model`
+            raises.
+    """
+    network = load_model(model, **loading) if isinstance(model, str) else model
+    has_adapter = hasattr(network, "peft_config")
+    if adapter is not None and has_adapter:
+        raise ValueError(f"{model!r} already carries an adapter, which will be trained; leave `adapter` out.")
+    if loading.get("quantization") is not None and adapter is None and not has_adapter:
+        raise ValueError("`quantization` freezes the model, which leaves nothing to train; set `adapter` as well.")
+    if gradient_checkpointing:
+        enable_checkpointing(network)
+    return network if adapter is None else adapter.apply(network, model if isinstance(model, str) else None)
+
+
+def enable_checkpointing(network: Any) -> None:
+    """Non-reentrant activation checkpointing of the blocks, under transformers' name for it in this version."""
+    current = hasattr(network, "activation_checkpointing_enable")
+    enable = network.activation_checkpointing_enable if current else network.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

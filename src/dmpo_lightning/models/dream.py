@@ -1,0 +1,184 @@
+"""Dream (arXiv 2508.15487) and DiffuCoder as a native transformers model: Qwen2's shape, bidirectional, shifted."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import MaskedLMOutput
+
+from dmpo_lightning.models.families import Family
+from dmpo_lightning.models.layers import (
+    RMSNorm,
+    attention,
+    key_padding_mask,
+    padded_position_ids,
+    predict,
+    rotary_tables,
+)
+
+FAMILY = Family(
+    model_type="Dream",
+    end_tokens=("<|endoftext|>", "<|im_end|>"),
+    chat_template=(
+        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+        "{{ '<|im_start|>assistant\n' }}"
+    ),
+    block_linears=r".*layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))",
+)
+
+
+class DreamConfig(PreTrainedConfig):
+    """Configuration of a Dream; the keys and defaults are those of the published 7B models.
+
+    Raises:
+        ValueError: a head size that does not divide.
+    """
+
+    model_type = "Dream"
+
+    vocab_size: int = 152064
+    hidden_size: int = 3584
+    intermediate_size: int = 18944
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 28
+    num_key_value_heads: int = 4
+    max_position_embeddings: int = 131072
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1000000.0
+    initializer_range: float = 0.02
+    mask_token_id: int | None = 151666
+    eos_token_id: int | list[int] | None = 151643
+    pad_token_id: int | None = 151643
+    bos_token_id: int | None = 151665
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: object) -> None:
+        heads, width = self.num_attention_heads, self.hidden_size
+        if width % heads or heads % self.num_key_value_heads or (width // heads) % 2:
+            raise ValueError(
+                "`num_attention_heads` must divide `hidden_size` into even head sizes and be a multiple of "
+                f"`num_key_value_heads`, got {heads}, {width} and {self.num_key_value_heads}."
+            )
+        super().__post_init__(**kwargs)
+
+
+class DreamAttention(nn.Module):
+    """Projections with biases on query, key and value; none on the output."""
+
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__()
+        self.head_size = config.hidden_size // config.num_attention_heads
+        key_width = config.num_key_value_heads * self.head_size
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, key_width)
+        self.v_proj = nn.Linear(config.hidden_size, key_width)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, h: Tensor, rotary: tuple[Tensor, Tensor], key_mask: Tensor | None) -> Tensor:
+        mixed = attention(self.q_proj(h), self.k_proj(h), self.v_proj(h), self.head_size, rotary, key_mask)
+        return self.o_proj(mixed)
+
+
+class DreamMLP(nn.Module):
+    """SiLU-gated, without biases."""
+
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+
+
+class DreamBlock(GradientCheckpointingLayer):
+    """Pre-norm transformer block with bidirectional grouped-query attention."""
+
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__()
+        self.self_attn = DreamAttention(config)
+        self.mlp = DreamMLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], key_mask: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, key_mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class DreamModel(nn.Module):
+    """Embeddings, blocks and final norm under the published names."""
+
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers: Any = nn.ModuleList(DreamBlock(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Final hidden states ``[rows length hidden_size]``, normalised, not yet shifted."""
+        x = self.embed_tokens(input_ids)
+        head_size = self.config.hidden_size // self.config.num_attention_heads
+        rotary = rotary_tables(padded_position_ids(input_ids, attention_mask), head_size, self.config.rope_theta)
+        key_mask = key_padding_mask(attention_mask)
+        for block in self.layers:
+            x = block(x, rotary, key_mask)
+        return self.norm(x)
+
+
+class DreamForMaskedDiffusion(PreTrainedModel):
+    """Dream with its head. The published model predicts token i from the hidden state of i - 1; logits come aligned.
+
+    Called like `LLaDAForMaskedDiffusion`.
+    """
+
+    config_class = DreamConfig
+    base_model_prefix = "model"
+    predicts_at_positions = True
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["DreamBlock"]
+    _supports_sdpa = True
+    main_input_name = "input_ids"
+
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__(config)
+        self.model = DreamModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        targets: Tensor | None = None,
+        logit_bias: Tensor | None = None,
+        temperature: float = 1.0,
+        return_dict: bool | None = None,
+    ) -> MaskedLMOutput | Tensor:
+        """Logits or log-probs aligned to positions; arguments and result as in `LLaDAForMaskedDiffusion.forward`."""
+        hidden = self.model(input_ids, attention_mask)
+        aligned = torch.cat((hidden[:, :1], hidden[:, :-1]), dim=1)
+        return predict(self.lm_head, aligned, positions, targets, logit_bias, temperature)
+
+
+AutoConfig.register("Dream", DreamConfig)
+AutoModelForMaskedLM.register(DreamConfig, DreamForMaskedDiffusion)

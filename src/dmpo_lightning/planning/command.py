@@ -1,0 +1,127 @@
+"""``dmpo-lightning plan``: reads a configuration as ``fit`` would, and runs nothing."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from dmpo_lightning.planning.memory import estimate_memory
+from dmpo_lightning.planning.parameters import Architecture, count_parameters, read_architecture
+from dmpo_lightning.planning.report import Plan
+from dmpo_lightning.planning.schedule import Schedule
+from dmpo_lightning.planning.settings import Adapter, Settings, read_settings
+from dmpo_lightning.planning.strategy import sharding_of
+
+PUBLISHED_PROMPT_CAP = 200
+"""Prompt tokens assumed where nothing says; the cap of the published recipe."""
+
+DESCRIPTION = """\
+Parameters, memory per GPU, forwards per rollout buffer and the size of an optimizer step, for a configuration as
+`fit` would run it. Needs no weights, and for LLaDA-8B, Dream-7B and embedded models no network.
+All options of `fit` are taken as well: dmpo-lightning plan --config X --trainer.devices 8 --model.adapter null
+"""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Prints the plan.
+
+    Raises:
+        ValueError: nothing can be known about the model, or a strategy whose sharding is not known.
+    """
+    options, rest = _parser().parse_known_args(list(arguments))
+    plan = make_plan(
+        merged_configuration(rest), gpu_memory_gb=options.gpu_memory_gb, prompt_length=options.prompt_length
+    )
+    print(json.dumps(plan.to_dict()) if options.json else plan.to_text())
+
+
+def make_plan(config: dict[str, Any], *, gpu_memory_gb: float = 80.0, prompt_length: int | None = None) -> Plan:
+    """The plan of a merged configuration.
+
+    Raises:
+        ValueError: nothing can be known about the model, or a strategy whose sharding is not known.
+    """
+    settings = _with_stored_adapter(read_settings(config, prompt_length=prompt_length))
+    architecture = read_architecture(settings.model)
+    settings = _completed(settings, architecture)
+    sharding = sharding_of(settings.strategy, devices=settings.devices, nodes=settings.nodes)
+    return Plan(
+        settings=settings,
+        architecture=architecture,
+        sharding=sharding,
+        parameters=count_parameters(architecture, settings.adapter),
+        memory=estimate_memory(settings, architecture, sharding),
+        schedule=Schedule.of(settings.workload, ranks=settings.ranks),
+        gpu_memory_gb=gpu_memory_gb,
+    )
+
+
+def merged_configuration(arguments: Sequence[str]) -> dict[str, Any]:
+    """What ``fit`` would run, as a plain dictionary; exits with status 2 and a message where it would."""
+    cli: Any = import_module("dmpo_lightning.cli")
+
+    class ParsedOnly(cli.DMPOCLI):
+        """Stops after parsing."""
+
+        def instantiate_classes(self) -> None:
+            pass
+
+        def _set_seed(self) -> None:
+            pass
+
+    parsed = ParsedOnly(
+        cli.PolicyModule,
+        cli.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        parser_class=cli.DMPOArgumentParser,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        run=False,
+        args=list(arguments),
+    )
+    return parsed.config.as_dict()
+
+
+def _with_stored_adapter(settings: Settings) -> Settings:
+    """A folder that holds an adapter stands for its base model, with that adapter to be trained."""
+    file = Path(settings.model) / "adapter_config.json"
+    if not file.is_file():
+        return settings
+    stored = json.loads(file.read_text())
+    targets = stored.get("target_modules")
+    adapter = Adapter(
+        r=stored["r"],
+        dropout=stored.get("lora_dropout") or 0.0,
+        targets=tuple(targets) if isinstance(targets, list) else None,
+    )
+    return replace(settings, model=stored["base_model_name_or_path"], adapter=adapter, reference_copy=False)
+
+
+def _completed(settings: Settings, architecture: Architecture) -> Settings:
+    """With what only the model knows: the type of its weights, and the room for a prompt where none is stated."""
+    automatic = "float32" if settings.random_weights else architecture.dtype
+    dtype = automatic if settings.dtype == "auto" else settings.dtype.removeprefix("torch.")
+    work, notes = settings.workload, settings.notes
+    if not work.prompt_length:
+        work = replace(work, prompt_length=min(PUBLISHED_PROMPT_CAP, architecture.max_length - work.completion_length))
+        notes = (*notes, f"prompts of {work.prompt_length} tokens are assumed; say --prompt_length N if yours differ")
+    return replace(settings, dtype=dtype, workload=work, notes=notes)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dmpo-lightning plan",
+        description=DESCRIPTION,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--gpu_memory_gb", type=float, default=80.0, help="of one GPU, in GiB (default 80)")
+    parser.add_argument(
+        "--prompt_length", type=int, help="tokens of the longest prompt; default: the data's limit, or 200"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser

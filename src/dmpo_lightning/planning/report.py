@@ -1,0 +1,169 @@
+"""The plan as text for people and as one JSON object for programs."""
+
+from typing import Any
+
+from dmpo_lightning.planning.memory import GIB, RUNTIME, Memory
+from dmpo_lightning.planning.parameters import Architecture, Parameters
+from dmpo_lightning.planning.schedule import Schedule
+from dmpo_lightning.planning.settings import Settings
+from dmpo_lightning.planning.strategy import Sharding
+
+
+class Plan:
+    """Everything that `plan` found out about one configuration."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        architecture: Architecture,
+        sharding: Sharding,
+        parameters: Parameters,
+        memory: Memory,
+        schedule: Schedule,
+        gpu_memory_gb: float,
+    ) -> None:
+        self.settings, self.architecture, self.sharding = settings, architecture, sharding
+        self.parameters, self.memory, self.schedule = parameters, memory, schedule
+        self.gpu_memory_gb = gpu_memory_gb
+
+    @property
+    def required(self) -> float:
+        """Bytes per GPU with the runtime's own share."""
+        return self.memory.peak + (0 if self.settings.on_cpu else RUNTIME)
+
+    @property
+    def fits(self) -> bool:
+        """Whether a GPU of that size holds it."""
+        return self.required <= self.gpu_memory_gb * GIB
+
+    def warnings(self) -> list[str]:
+        """What will not work, with remedies."""
+        found = [f"{problem}: training will refuse this configuration" for problem in self.schedule.problems]
+        if not self.fits:
+            found.append(
+                f"does not fit: {_in('GiB', self.required)} GiB needed at the peak ({self.memory.worst_phase}), "
+                f"{self.gpu_memory_gb:g} GiB there; {self._remedy()}"
+            )
+        return found
+
+    def _remedy(self) -> str:
+        """The setting that shrinks the largest term."""
+        phase = self.memory.phases[self.memory.worst_phase]
+        largest = max(phase.parts, key=lambda name: phase.parts[name], default="")
+        if self.memory.resident_total > phase.peak:
+            return self._resident_remedy()
+        if self.memory.worst_phase in ("sampling", "scoring"):
+            return "set a smaller --model.rows_per_forward"
+        if largest == "activations" and not self.settings.gradient_checkpointing:
+            return "set --model.gradient_checkpointing true, or a smaller --model.micro_batch_size"
+        return "set a smaller --model.micro_batch_size and accumulate more gradients"
+
+    def _resident_remedy(self) -> str:
+        if self.settings.adapter is None:
+            return "train an adapter (--model.adapter dmpo_lightning.LoRA), or shard over more GPUs with fsdp"
+        if self.settings.quantization is None:
+            return "load the base in 4 bits (--model.quantization nf4), or shard over more GPUs with fsdp"
+        return "shard over more GPUs, or take a larger one"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers; memory in bytes."""
+        work = self.settings.workload
+        return {
+            "model": self.settings.model,
+            "dtype": self.settings.dtype,
+            "precision": str(self.settings.precision or "32-true"),
+            "strategy": self.sharding.name,
+            "ranks": self.settings.ranks,
+            "tokens": {"prompt": work.prompt_length, "completion": work.completion_length},
+            "parameters": {
+                "total": self.parameters.total_count,
+                "trainable": self.parameters.trainable_count,
+                "total_by_module": self.parameters.total,
+                "trainable_by_module": self.parameters.trainable,
+            },
+            "memory_per_gpu": {
+                "resident": _whole(self.memory.resident),
+                "phases": {
+                    name: _whole(phase.parts) | {"peak": round(phase.peak)}
+                    for name, phase in self.memory.phases.items()
+                },
+                "worst_phase": self.memory.worst_phase,
+                "tensors_at_peak": round(self.memory.peak),
+                "required": round(self.required),
+                "gpu_memory_gb": self.gpu_memory_gb,
+                "fits": self.fits,
+            },
+            "schedule": {name: value for name, value in vars(self.schedule).items() if name != "problems"},
+            "warnings": self.warnings(),
+            "notes": list(self.settings.notes),
+        }
+
+    def to_text(self) -> str:
+        """A page for people."""
+        lines = [*self._head(), *self._parameter_lines(), *self._memory_lines(), *self._schedule_lines()]
+        lines += [f"note: {note}" for note in self.settings.notes]
+        return "\n".join(lines + [f"WARNING: {warning}" for warning in self.warnings()])
+
+    def _head(self) -> list[str]:
+        settings, work = self.settings, self.settings.workload
+        weights = f"{settings.dtype}{f', {settings.quantization} blocks' if settings.quantization else ''}"
+        return [
+            f"{settings.model}: weights {weights}; Trainer precision {settings.precision or '32-true'}; "
+            f"{self.sharding.name} on {settings.ranks} rank{'s' * (settings.ranks > 1)}",
+            f"rows of {work.length} tokens: prompt {work.prompt_length}, completion {work.completion_length}",
+        ]
+
+    def _parameter_lines(self) -> list[str]:
+        total, trainable = self.parameters.total_count, self.parameters.trainable_count
+        share = 100 * trainable / total
+        lines = ["", f"{'parameters, of which trainable':<36} {total:>15,} {trainable:>15,}  ({share:.2f} %)"]
+        for name, count in self.parameters.total.items():
+            trained = self.parameters.trainable.get(name, 0)
+            lines.append(f"  {name:<34} {count:>15,} {trained:>15,}")
+        return lines
+
+    def _memory_lines(self) -> list[str]:
+        unit = "GiB" if self.required >= GIB else "MiB"
+        lines = ["", f"memory per GPU, {unit}"]
+        lines += [f"  {name:<28} {_in(unit, size):>9}" for name, size in self.memory.resident.items() if size]
+        for name, phase in self.memory.phases.items():
+            parts = ", ".join(f"{part} {_in(unit, size)}" for part, size in phase.parts.items())
+            lines.append(f"  {name + ' adds':<28} {_in(unit, phase.peak):>9}   {parts}")
+        runtime = "" if self.settings.on_cpu else ", the CUDA runtime's 1 GiB included"
+        verdict = "fits" if self.fits else "does NOT fit"
+        peak = f"  {'peak, in ' + self.memory.worst_phase:<28} {_in(unit, self.required):>9}"
+        return [*lines, f"{peak}   {verdict} {self.gpu_memory_gb:g} GiB{runtime}"]
+
+    def _schedule_lines(self) -> list[str]:
+        schedule, work = self.schedule, self.settings.workload
+        step = f"optimizer step: {schedule.step_rollouts} rollouts over all ranks"
+        if not work.sampler_steps:
+            return ["", step.replace("rollouts", "rows")]
+        buffer = (
+            f"buffer per rank: {_times(schedule.rollouts_per_buffer, 'rollout')} of "
+            f"{_times(schedule.prompts_per_buffer, 'prompt')}, {_times(work.num_iterations, 'iteration')}, "
+            f"{_times(schedule.optimizer_steps_per_buffer, 'optimizer step')}"
+        )
+        forwards = (
+            f"forwards per buffer: sampling {_forwards(schedule.sampling_forwards, work.sampling_rows)}, "
+            f"log_rnd {_forwards(schedule.scoring_forwards, work.scoring_rows * work.scoring_replicates)}, "
+            f"training {_forwards(schedule.training_forwards, work.micro_batch_size * work.replicates)} with backward"
+        )
+        return ["", buffer, forwards, f"{step} = {schedule.step_prompts:g} prompts"]
+
+
+def _in(unit: str, size: float) -> str:
+    return f"{size / (GIB if unit == 'GiB' else GIB / 1024):.2f}"
+
+
+def _times(count: int, word: str) -> str:
+    return f"{count} {word}{'s' * (count != 1)}"
+
+
+def _forwards(count: int, rows: int) -> str:
+    return f"{count} of {rows} rows" if count else "0"
+
+
+def _whole(parts: dict[str, float]) -> dict[str, int]:
+    return {name: round(size) for name, size in parts.items()}

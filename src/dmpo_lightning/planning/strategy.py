@@ -1,0 +1,78 @@
+"""What a Lightning strategy divides among the ranks."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Over how many ranks weights, gradients and optimizer states are divided; 1 keeps a copy on each."""
+
+    name: str
+    weights: int = 1
+    gradients: int = 1
+    optimizer: int = 1
+    bucketed: bool = False
+    """Gradients are reduced through buckets of the same size, a second copy."""
+    master_weights: bool = False
+    """Half-precision weights have a float32 copy beside the optimizer states (DeepSpeed)."""
+    offloads_optimizer: bool = False
+
+    @property
+    def gathers(self) -> bool:
+        """Whether weights are gathered block by block for each forward."""
+        return self.weights > 1
+
+
+def sharding_of(strategy: str | dict[str, Any], *, devices: int, nodes: int = 1) -> Sharding:
+    """The sharding rules of a Trainer's ``strategy``, a name or a class path with arguments.
+
+    Raises:
+        ValueError: a strategy whose rules are not known.
+    """
+    name, options = _named(strategy)
+    ranks, key = devices * nodes, name.rpartition(".")[2].lower()
+    if "deepspeed" in key:
+        return _deepspeed(key, options, ranks)
+    if "modelparallel" in key or "fsdp2" in key:
+        shards = options.get("data_parallel_size", "auto")
+        shards = devices if shards == "auto" else int(shards)
+        return Sharding("fsdp2", shards, shards, shards) if ranks > 1 else Sharding("single device")
+    if "fsdp" in key:
+        return _fsdp(key, options, devices, ranks)
+    if "ddp" in key:
+        views = bool(options.get("gradient_as_bucket_view"))
+        return Sharding("ddp", bucketed=ranks > 1 and not views)
+    if key in ("auto", "singledevicestrategy"):
+        return Sharding("ddp", bucketed=True) if ranks > 1 else Sharding("single device")
+    raise ValueError(f"`plan` knows the strategies auto, ddp, fsdp, fsdp2 and deepspeed (stage 1 to 3), got {name!r}.")
+
+
+def _named(strategy: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    if isinstance(strategy, str):
+        return strategy, {}
+    return strategy["class_path"], strategy.get("init_args") or {}
+
+
+def _fsdp(key: str, options: dict[str, Any], devices: int, ranks: int) -> Sharding:
+    plan = str(options.get("sharding_strategy", "FULL_SHARD")).rpartition(".")[2].upper()
+    offload = "offload" in key or bool(options.get("cpu_offload"))
+    shards = devices if plan.startswith(("HYBRID", "_HYBRID")) else ranks
+    if plan == "NO_SHARD" or ranks == 1:
+        return Sharding("fsdp (no shard)")
+    weights = 1 if plan == "SHARD_GRAD_OP" else shards
+    return Sharding(f"fsdp ({plan.lower()})", weights, shards, shards, offloads_optimizer=offload)
+
+
+def _deepspeed(key: str, options: dict[str, Any], ranks: int) -> Sharding:
+    found = re.search(r"stage_(\d)", key)
+    stage = int(found[1]) if found else int(options.get("stage", 2))
+    return Sharding(
+        f"deepspeed stage {stage}",
+        weights=ranks if stage >= 3 else 1,
+        gradients=ranks if stage >= 2 else 1,
+        optimizer=ranks if stage >= 1 else 1,
+        master_weights=True,
+        offloads_optimizer="offload" in key or bool(options.get("offload_optimizer")),
+    )

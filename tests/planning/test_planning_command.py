@@ -1,0 +1,180 @@
+"""``dmpo-lightning plan``, as a user calls it."""
+
+import json
+
+import pytest
+
+from dmpo_lightning.__main__ import main
+from dmpo_lightning.configs import shipped_configs
+
+RECIPE = """
+trainer: {accelerator: gpu, devices: 8, strategy: ddp, precision: bf16-true, accumulate_grad_batches: 2}
+model:
+  class_path: dmpo_lightning.DMPO
+  init_args:
+    model: GSAI-ML/LLaDA-8B-Instruct
+    completion_length: 256
+    group_size: 16
+    micro_batch_size: 8
+    num_iterations: 8
+    sampler:
+      class_path: dmpo_lightning.ConfidenceSampler
+      init_args: {temperature: 0.2, block_length: 32, denoising_steps: 128}
+    objective:
+      class_path: dmpo_lightning.WDCE
+      init_args: {reward_temperature: 0.04}
+data:
+  class_path: dmpo_lightning.SudokuDataModule
+  init_args: {prompts_per_buffer: 1, max_prompt_length: 200}
+"""
+"""The published recipe (FACTS: 8 GPUs, 128 rollouts of 8 prompts per step) with full fine-tuning."""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE)
+    return str(file)
+
+
+def plan(capsys, *arguments):
+    assert main(["plan", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def text(capsys, *arguments):
+    assert main(["plan", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_configs() if "/" not in name])
+def test_every_shipped_configuration_plans(name, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    facts = plan(capsys, "--config", name)
+    assert facts["parameters"]["total"] > 0
+    assert facts["memory_per_gpu"]["tensors_at_peak"] > facts["memory_per_gpu"]["resident"]["weights"]
+
+
+def test_sudoku_tiny_is_the_embedded_model_and_fits(capsys):
+    facts = plan(capsys, "--config", "sudoku_tiny")
+    assert facts["parameters"]["total"] == facts["parameters"]["trainable"] == 217_664
+    assert facts["memory_per_gpu"]["fits"]
+    assert facts["warnings"] == []
+
+
+def test_the_schedule_of_the_published_recipe(recipe, capsys):
+    schedule = plan(capsys, "--config", recipe)["schedule"]
+    assert schedule == {
+        "rollouts_per_buffer": 16,
+        "prompts_per_buffer": 1,
+        "sampling_forwards": 128,
+        "scoring_forwards": 2 * 2,
+        "training_forwards": 8 * 2,
+        "optimizer_steps_per_buffer": 8,
+        "step_rollouts": 128,
+        "step_prompts": 8,
+    }
+
+
+def test_smaller_sampling_batches_mean_more_forwards(recipe, capsys):
+    schedule = plan(capsys, "--config", recipe, "--model.rows_per_forward=4")["schedule"]
+    assert (schedule["sampling_forwards"], schedule["scoring_forwards"]) == (4 * 128, 2 * 4)
+
+
+@pytest.mark.parametrize(
+    ("override", "forwards"),
+    [
+        ("--model.reference_refresh_interval=1", 0),
+        ("--model.objective.init_args.baseline=policy", 2 * 2 + 2 + 8 * 2),
+        ("--model.objective=dmpo_lightning.WDDO", 2 * 2 + 2),
+        ("--model.objective.init_args.log_prob=dmpo_lightning.TrajectoryEstimator", 2),
+    ],
+    ids=["fresh reference", "policy baseline", "WDDO", "trajectory"],
+)
+def test_what_an_objective_scores(override, forwards, recipe, capsys):
+    """Forwards without gradient per buffer; 2 passes over 16 rollouts in two chunks of 8 are the default."""
+    more = ["--model.objective.init_args.reward_temperature=0.04"] if "WDDO" in override else []
+    assert plan(capsys, "--config", recipe, override, *more)["schedule"]["scoring_forwards"] == forwards
+
+
+def test_full_fine_tuning_of_8b_on_one_gpu_is_warned_about_with_a_remedy(recipe, capsys):
+    output = text(capsys, "--config", recipe)
+    assert "WARNING: does not fit" in output
+    assert "8,015,581,184" in output
+    assert "gradient_checkpointing true" in output
+
+
+def test_lora_with_checkpointing_fits_where_full_fine_tuning_does_not(recipe, capsys):
+    lora = ["--model.adapter=dmpo_lightning.models.lora.LoRA", "--model.gradient_checkpointing=true"]
+    full = plan(capsys, "--config", recipe, "--model.gradient_checkpointing=true")
+    adapted = plan(capsys, "--config", recipe, *lora)
+    assert not full["memory_per_gpu"]["fits"]
+    assert adapted["memory_per_gpu"]["fits"]
+    assert adapted["parameters"]["trainable"] == 335_544_320
+    assert adapted["warnings"] == []
+
+
+def test_the_size_of_the_gpu_decides(recipe, capsys):
+    lora = ["--model.adapter=dmpo_lightning.models.lora.LoRA", "--model.gradient_checkpointing=true"]
+    required = plan(capsys, "--config", recipe, *lora)["memory_per_gpu"]["required"] / 1024**3
+    for size, fits in ((required * 1.01, True), (required * 0.99, False)):
+        facts = plan(capsys, "--config", recipe, *lora, "--gpu_memory_gb", str(size))
+        assert facts["memory_per_gpu"]["fits"] is fits
+        assert bool(facts["warnings"]) is not fits
+
+
+def test_more_gpus_shard_full_fine_tuning_until_it_fits(recipe, capsys):
+    sharded = ["--trainer.strategy=fsdp", "--model.gradient_checkpointing=true"]
+    alone = plan(capsys, "--config", recipe, *sharded, "--trainer.devices=1")["memory_per_gpu"]
+    many = plan(capsys, "--config", recipe, *sharded, "--trainer.num_nodes=2")
+    assert not alone["fits"]
+    assert many["memory_per_gpu"]["fits"]
+    assert many["ranks"] == 16
+    assert many["memory_per_gpu"]["resident"]["weights"] == pytest.approx(alone["resident"]["weights"] / 16, abs=1)
+
+
+def test_sizes_that_dmpo_would_refuse_are_warned_about(recipe, capsys):
+    odd = plan(capsys, "--config", recipe, "--model.micro_batch_size=5")["warnings"]
+    assert any("micro_batch_size 5 does not divide the buffer of 16 rollouts" in warning for warning in odd)
+    accumulated = plan(capsys, "--config", recipe, "--trainer.accumulate_grad_batches=3")["warnings"]
+    assert any("accumulate_grad_batches 3 does not divide the 2 micro-batches" in warning for warning in accumulated)
+
+
+def test_a_prompt_length_that_nothing_states_is_assumed_and_said_to_be(recipe, capsys):
+    assert plan(capsys, "--config", recipe)["notes"] == []
+    unstated = plan(capsys, "--config", recipe, "--data.max_prompt_length=null")
+    assert (unstated["tokens"]["prompt"], len(unstated["notes"])) == (200, 1)
+    stated = plan(capsys, "--config", recipe, "--prompt_length", "300")
+    assert (stated["tokens"]["prompt"], stated["notes"]) == (300, [])
+
+
+def test_a_folder_with_an_adapter_stands_for_its_base(recipe, tmp_path, capsys):
+    stored = {
+        "base_model_name_or_path": "GSAI-ML/LLaDA-8B-Base",
+        "r": 16,
+        "lora_dropout": 0.0,
+        "target_modules": ["q_proj"],
+    }
+    (tmp_path / "adapter_config.json").write_text(json.dumps(stored))
+    facts = plan(capsys, "--config", recipe, f"--model.model={tmp_path}")
+    assert facts["parameters"]["trainable"] == 32 * 16 * (4096 + 4096)
+    assert facts["memory_per_gpu"]["resident"]["reference"] == 0
+
+
+def test_an_unknown_configuration_is_one_line_and_status_2(capsys):
+    assert main(["plan", "--config", "nonesuch"]) == 2
+    assert "No configuration 'nonesuch'" in capsys.readouterr().err
+
+
+def test_a_misspelt_key_is_refused_as_fit_would(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "--config", "sudoku_tiny", "--model.group_sise=4"])
+    assert stop.value.code == 2
+    assert "group_size" in capsys.readouterr().err
+
+
+def test_help_says_what_the_command_adds(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "--help"])
+    assert stop.value.code == 0
+    assert "--gpu_memory_gb" in capsys.readouterr().out

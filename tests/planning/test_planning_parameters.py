@@ -1,0 +1,89 @@
+"""Parameters, counted without weights."""
+
+import sys
+from importlib.util import find_spec
+
+import pytest
+from planning_runs import small_config
+
+from dmpo_lightning.planning import Adapter, count_parameters, read_architecture
+from dmpo_lightning.planning.parameters import adapted_linears, describe
+
+
+@pytest.fixture(scope="module")
+def llada():
+    return read_architecture("GSAI-ML/LLaDA-8B-Instruct")
+
+
+def test_llada_8b_has_the_published_number_of_parameters(llada):
+    assert llada.total == 8_015_581_184
+    assert (llada.dtype, llada.width, llada.blocks, llada.max_length) == ("bfloat16", 4096, 32, 4096)
+
+
+def test_its_published_id_is_described_without_network(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for source in ("GSAI-ML/LLaDA-8B-Base", "GSAI-ML/LLaDA-1.5"):
+        assert read_architecture(source).total == 8_015_581_184
+
+
+def test_parameters_by_module_type_add_up_and_tell_head_from_block(llada):
+    assert llada.parameters["ff_out"] == 126464 * 4096
+    assert llada.parameters["blocks.ff_out"] == 32 * 12288 * 4096
+    assert llada.parameters["blocks.attn_norm"] == 32 * 4096
+    assert sum(llada.parameters.values()) == llada.total
+
+
+@pytest.mark.skipif(find_spec("dmpo_lightning.models.dream") is None, reason="no Dream yet")
+def test_dream_7b_is_described_without_network():
+    dream = read_architecture("Dream-org/Dream-v0-Instruct-7B")
+    qkv, out = 3584 * (3584 + 2 * 512) + 3584 + 2 * 512, 3584 * 3584
+    block = qkv + out + 3 * 3584 * 18944 + 2 * 3584
+    assert dream.total == 28 * block + 2 * 152064 * 3584 + 3584
+    assert (dream.heads, dream.key_heads, dream.head_size) == (28, 4, 128)
+
+
+def test_a_family_that_is_not_there_yet_is_an_error_that_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dmpo_lightning.models.dream", None)
+    with pytest.raises(ValueError, match=r"Dream-org/Dream-v0-Base-7B.*dmpo_lightning\.models\.dream is not there"):
+        read_architecture("Dream-org/Dream-v0-Base-7B")
+
+
+def test_lora_on_all_block_linears_counts_rank_times_in_and_out(llada):
+    by_hand = 32 * 128 * (4 * (4096 + 4096) + 3 * (4096 + 12288))
+    assert by_hand == 335_544_320
+    parameters = count_parameters(llada, Adapter(r=128))
+    assert parameters.trainable_count == by_hand
+    assert parameters.total_count == 8_015_581_184 + by_hand
+    assert parameters.trainable["blocks.ff_out (LoRA)"] == 32 * 128 * (4096 + 12288)
+
+
+def test_lora_on_named_targets_counts_those(llada):
+    parameters = count_parameters(llada, Adapter(r=8, targets=("q_proj", "v_proj")))
+    assert parameters.trainable_count == 32 * 2 * 8 * (4096 + 4096)
+
+
+def test_lora_never_touches_the_head_unless_it_is_named(llada):
+    assert all(linear.in_block for linear in adapted_linears(llada, Adapter(r=8)))
+    assert len(adapted_linears(llada, Adapter(r=8))) == 7 * 32
+    assert len(adapted_linears(llada, Adapter(r=8, targets=("ff_out",)))) == 33
+
+
+def test_a_target_that_matches_nothing_names_what_there_is(llada):
+    with pytest.raises(ValueError, match=r"'o_proj' matches no linear layer.*attn_out.*q_proj"):
+        count_parameters(llada, Adapter(r=8, targets=("o_proj",)))
+
+
+def test_full_fine_tuning_trains_everything():
+    architecture = describe(small_config("small"), name="small", dtype="float32")
+    parameters = count_parameters(architecture, None)
+    assert parameters.trainable == parameters.total == architecture.parameters
+
+
+def test_a_folder_without_a_configuration_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"needs the model's config\.json"):
+        read_architecture(str(tmp_path))
+
+
+def test_a_folder_is_described_by_its_configuration(tmp_path):
+    small_config("small", n_layers=1).save_pretrained(tmp_path)
+    assert read_architecture(str(tmp_path)).blocks == 1
