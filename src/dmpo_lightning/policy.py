@@ -121,7 +121,9 @@ class Policy(nn.Module):
         targets: Tensor | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Through the model's own prediction at positions, or from the full logits of any other masked language model."""
+        """Through the model's own prediction at positions, or from the full logits of any other masked language
+        model.
+        """
         if getattr(model, "predicts_at_positions", False):
             return model(
                 ids, attention_mask, positions=positions, targets=targets, logit_bias=self._ban, temperature=temperature

@@ -38,7 +38,8 @@ def test_without_accumulation_no_gradient_is_held_while_logits_are_at_their_larg
 @pytest.mark.parametrize("changes", [{"dtype": "bfloat16"}, {"precision": "bf16-mixed"}, {"precision": "bf16-true"}])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_half_precision_is_predicted(changes, checkpointing):
-    assert abs(error("small", gradient_checkpointing=checkpointing, **changes)) < WITHIN
+    tolerance = WITHIN if checkpointing else 0.02
+    assert abs(error("small", gradient_checkpointing=checkpointing, **changes)) < tolerance
 
 
 @pytest.mark.parametrize("adapter", [LORA, LORA_DROPOUT], ids=["no dropout", "dropout"])

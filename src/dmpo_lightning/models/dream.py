@@ -23,7 +23,10 @@ FAMILY = Family(
     model_type="Dream",
     end_tokens=("<|endoftext|>", "<|im_end|>"),
     chat_template=(
-        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful "
+        "assistant.<|im_end|>\n{% endif %}"
+        ""
+        ""
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
         "{{ '<|im_start|>assistant\n' }}"
     ),

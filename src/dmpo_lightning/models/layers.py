@@ -75,7 +75,9 @@ def predict(
     logit_bias: Tensor | None,
     temperature: float,
 ) -> MaskedLMOutput | Tensor:
-    """The head at flat indices into ``rows x length``: logits, or float32 log-probs of ``targets``; see `LLaDAForMaskedDiffusion`."""
+    """The head at flat indices into ``rows x length``: logits, or float32 log-probs of ``targets``; see
+    `LLaDAForMaskedDiffusion`.
+    """
     logits = head(hidden if positions is None else hidden.flatten(0, 1)[positions])
     if logit_bias is not None:
         logits = logits + logit_bias

@@ -44,7 +44,8 @@ def load_model(
 ) -> nn.Module:
     """A masked diffusion language model by hub id, folder or embedded name.
 
-    LLaDA and Dream load natively and every tensor is checked; any other model that transformers knows as a masked language
+    LLaDA and Dream load natively and every tensor is checked; any other model that transformers knows as a masked
+    language
     model loads as such. A folder with a PEFT adapter loads its base and the adapter, trainable.
 
     Args:
@@ -57,7 +58,8 @@ def load_model(
         trust_remote_code: run code that comes with the checkpoint; never needed for LLaDA and Dream.
 
     Raises:
-        ValueError: nothing to load there, or a checkpoint with missing, unexpected, misshapen or truncated tensors, named by
+        ValueError: nothing to load there, or a checkpoint with missing, unexpected, misshapen or truncated tensors,
+            named by
             file and tensor; each with what to do.
     """
     folder = fetch(source, revision)
@@ -238,7 +240,9 @@ def token_facts(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", mask_tok
 
 
 def end_token_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """Ids that end a completion: those of the tokenizer's family, its eos token, or its separator where it has neither."""
+    """Ids that end a completion: those of the tokenizer's family, its eos token, or its separator where it has
+    neither.
+    """
     family, vocabulary = family_of_tokenizer(tokenizer), tokenizer.get_vocab()
     known = [vocabulary[token] for token in family.end_tokens] if family else []
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
@@ -248,7 +252,9 @@ def end_token_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
 def _missing_source(source: str) -> str:
     offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE") else ""
     return (
-        f"Cannot load {source!r}: it is neither a local folder nor reachable on the Hugging Face hub{offline}. Download it "
+        f"Cannot load {source!r}: it is neither a local folder nor reachable on the Hugging Face hub{offline}. "
+        f"Download it "
         f"where there is a network (`hf download {source} --local-dir DIR`) and pass the folder (`--model.model=DIR`). "
-        f"Embedded and needing no download: {', '.join(EMBEDDED_MODELS)} (`dmpo-lightning fit --config sudoku_tiny.yaml`)."
+        f"Embedded and needing no download: {', '.join(EMBEDDED_MODELS)} (`dmpo-lightning fit --config "
+        f"sudoku_tiny.yaml`)."
     )

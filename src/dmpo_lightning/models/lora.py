@@ -55,7 +55,8 @@ class LoRA:
             if not any(name == target or name.endswith(f".{target}") for name in linears):
                 kinds = sorted({name.rpartition(".")[2] for name in linears})
                 raise ValueError(
-                    f"LoRA target {target!r} matches no linear layer of {type(model).__name__}, which has {', '.join(kinds)}; "
+                    f"LoRA target {target!r} matches no linear layer of {type(model).__name__}, which has "
+                    f"{', '.join(kinds)}; "
                     "leave `targets` out to adapt all linear layers of the blocks."
                 )
         return [name for name in linears if any(name == t or name.endswith(f".{t}") for t in self.targets)]
@@ -99,7 +100,8 @@ def load_adapter(model: nn.Module, directory: str) -> "PeftModel":
     lacking = sorted({name.rpartition(".")[2] for name in expected if name not in found})
     if lacking:
         warnings.warn(
-            f"The adapter in {directory!r} leaves these linear layers of the blocks without adapters: {', '.join(lacking)}.",
+            f"The adapter in {directory!r} leaves these linear layers of the blocks without adapters: "
+            f"{', '.join(lacking)}.",
             stacklevel=2,
         )
     return adapted

@@ -220,7 +220,7 @@ def _instantiate(spec: Mapping[str, Any]) -> Any:
     return getattr(import_module(module), name)(**(spec.get("init_args") or {}))
 
 
-def _scoring(options: Mapping[str, Any], length: int) -> dict[str, int]:
+def _scoring(options: Mapping[str, Any], length: int) -> dict[str, Any]:
     """Who scores the buffer: log p_old and log p_ref, of which a trajectory has recorded the first.
 
     None while the reference is renewed for every buffer, which makes log_rnd zero, or at alpha = 0, which ignores it.
