@@ -20,5 +20,5 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("needs real data: set DMPO_TEST_DATA to the folder that holds it (gsm8k, sudoku, ...)")
     if not Path(folder).is_dir():
-        pytest.skip(f"needs real data: DMPO_TEST_DATA={folder} is not a folder")
+        pytest.fail(f"DMPO_TEST_DATA={folder} is not a folder; unset it to skip the tests on real data")
     return Path(folder).resolve()

@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from dmpo_lightning.data.prompts import PromptBatch, pad_left, tokenize_prompt
-from dmpo_lightning.models.layers import gather_positions, log_probs_of
+from dmpo_lightning.models.layers import log_probs_of
 from dmpo_lightning.models.llada import LLaDAConfig, LLaDAForMaskedDiffusion
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.policy import Policy
@@ -58,6 +58,8 @@ def lora_policy(seed: int = 0, *, dropout: float = 0.0) -> Policy:
 class FixedLogits(nn.Module):
     """A backbone whose logits depend on the place in the sequence alone: ``table[place]``, or ``table`` everywhere."""
 
+    predicts_at_positions = True
+
     def __init__(self, table: torch.Tensor, *, mask_token_id: int | None = MASK) -> None:
         super().__init__()
         self.table = nn.Parameter(table.float())
@@ -65,7 +67,7 @@ class FixedLogits(nn.Module):
 
     def forward(self, ids, mask, positions=None, targets=None, logit_bias=None, temperature=1.0):
         table = self.table if self.table.ndim == 2 else self.table.expand(ids.shape[1], -1)
-        logits = gather_positions(table.expand(ids.shape[0], -1, -1), positions)
+        logits = table.expand(ids.shape[0], -1, -1).flatten(0, 1)[positions]
         logits = logits if logit_bias is None else logits + logit_bias
         return logits if targets is None else log_probs_of(logits, targets, temperature)
 

@@ -58,7 +58,20 @@ class DMPOCLI(LightningCLI):
             "data.init_args.tokenizer",
             compute_fn=_tokenizer_source,
         )
-        parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=int)
+
+    def before_instantiate_classes(self) -> None:
+        """One seed for everything: the model takes `seed_everything` unless it was given its own."""
+        config = self.config.get(self.subcommand, self.config)
+        options = config.model.init_args if config.model else None
+        if options is not None and options.get("seed", 0) is None:
+            options["seed"] = config.seed_everything
+
+    def instantiate_classes(self) -> None:
+        """As Lightning does it; what a constructor refuses is one line and status 2, not a traceback."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            self.parser.error(_constructor_message(error))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning does it, without its warning that arguments are passed in: the entry point always passes
@@ -66,6 +79,14 @@ class DMPOCLI(LightningCLI):
         """
         assert args is None or isinstance(args, list)
         self.config = parser.parse_args(args)
+
+
+def _constructor_message(error: ValueError) -> str:
+    """The constructor's own words: the innermost ValueError, out of what the parser wrapped around it."""
+    chain: list[BaseException] = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(inner)
+    return str(next(each for each in reversed(chain) if type(each) is ValueError or each is error))
 
 
 def _tokenizer_source(model: Any, tokenizer: Any) -> Any:

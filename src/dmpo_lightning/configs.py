@@ -27,7 +27,7 @@ def resolve_config(name: str) -> str:
     Raises:
         ValueError: neither a file nor a shipped name; lists what exists.
     """
-    if Path(name).is_file() or "\n" in name or "{" in name:
+    if "\n" in name or "{" in name or Path(name).is_file():
         return name
     for candidate in (name, f"{name}.yaml"):
         if (path := config_directory() / candidate).is_file():

@@ -26,7 +26,8 @@ class Policy(nn.Module):
     frozen adapter named ``reference``), otherwise a frozen copy of the model, made at construction.
 
     Args:
-        model: called as ``model(ids, mask, positions=, targets=, logit_bias=)``, see `LLaDAForMaskedDiffusion`.
+        model: with an attribute ``predicts_at_positions`` called like `LLaDAForMaskedDiffusion`; any other as a masked
+            language model of transformers, whose full logits are aligned to positions.
         tokenizer: decodes completions; also the source of the token facts.
         mask_token_id: overrides the id named by the model's configuration or the tokenizer.
         with_reference: False saves the frozen copy where no reference is needed (supervised fine-tuning, prediction).
@@ -57,7 +58,7 @@ class Policy(nn.Module):
         self.reference_model: nn.Module | None = None
         if with_reference and not self.has_adapters:
             self.reference_model = copy.deepcopy(model).requires_grad_(False).eval()
-        ban = torch.zeros(getattr(config, "embedding_size", None) or config.vocab_size)
+        ban = torch.zeros(self.facts.vocab_size)
         ban[list(self.facts.banned_token_ids)] = -torch.inf
         self.register_buffer("_ban", ban, persistent=False)
 
@@ -153,8 +154,8 @@ class Policy(nn.Module):
         self._equal_versions = None
 
     def _versions(self) -> tuple[int, ...]:
-        """Torch's counters of in-place writes to the policy's weights."""
-        return tuple(parameter._version for parameter in self.model.parameters())
+        """Torch's counters of in-place writes to the weights of policy and reference."""
+        return tuple(parameter._version for parameter in self.parameters())
 
     def reference_parameter_names(self, prefix: str = "") -> list[str]:
         """Names of the parameters that belong to the reference alone: its frozen copy or its frozen adapter."""

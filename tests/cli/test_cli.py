@@ -43,7 +43,7 @@ def refusal(capsys, *arguments):
     return capsys.readouterr().err
 
 
-SHORT = ["--trainer.max_steps=4", "--trainer.val_check_interval=4", "--model.micro_batch_size=16"]
+SHORT = ["--trainer.max_steps=4", "--trainer.val_check_interval=4", "--model.micro_batch_size=8"]
 SMALL = ["--data.prompts_per_buffer=2", "--data.sizes={train: 64, validation: 16, test: 16}"]
 
 
@@ -136,3 +136,34 @@ def test_help_version_and_configs_answer_by_themselves(capsys):
     printed = capsys.readouterr().out
     assert "sudoku_tiny.yaml" in printed
     assert "validate" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.group_size=1"], "`group_size` must be at least 2"),
+        (["--model.objective.reward_temperature=-1"], "`reward_temperature` (alpha) must be at least 0, got -1.0"),
+        (["--model.objective.proximal_coefficient=2"], "`proximal_coefficient` must be in (0, 1], got 2.0"),
+        (["--model.objective.replicates=3"], "`replicates` must be positive, and even when `antithetic`"),
+        (["--model.sampler.block_length=6"], "`completion_length` must be a multiple of `block_length`, got 20 and 6"),
+        (["--data.blanks=[3, 14]"], "`blanks` must be two counts"),
+        (["--model.model=no/such_model"], "Cannot load 'no/such_model'"),
+    ],
+)
+def test_what_a_constructor_refuses_is_its_own_message_and_status_2(arguments, message, capsys):
+    error = refusal(capsys, *arguments)
+    assert message in error.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "used"), [([], 0), (["--seed_everything=3"], 3), (["--seed_everything=3", "--model.seed=5"], 5)]
+)
+def test_the_model_takes_seed_everything_unless_it_has_its_own(given, used, tmp_path, monkeypatch):
+    from dmpo_lightning.cli import DMPOCLI
+
+    seeds = []
+    monkeypatch.setattr(DMPOCLI, "fit", lambda self, model, **options: seeds.append(model.seed), raising=False)
+    monkeypatch.setattr(DMPOCLI, "_run_subcommand", lambda self, name: seeds.append(self.model.seed))
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", "sudoku_tiny", *given])
+    assert seeds == [used]

@@ -45,7 +45,7 @@ def test_an_installed_wheel_trains_from_any_directory(wheel, tmp_path):
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert where.stdout.startswith(str(site))
-    options = ["--trainer.max_steps=4", "--trainer.val_check_interval=4", "--model.micro_batch_size=16"]
+    options = ["--trainer.max_steps=4", "--trainer.val_check_interval=4", "--model.micro_batch_size=8"]
     options += ["--data.prompts_per_buffer=2", "--data.sizes={train: 64, validation: 16, test: 16}"]
     done = subprocess.run(
         [python, "-m", "dmpo_lightning", "fit", "--config", "sudoku_tiny.yaml", *options],

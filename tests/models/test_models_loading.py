@@ -2,7 +2,7 @@ import huggingface_hub
 import pytest
 import torch
 
-from dmpo_lightning.models.llada import CHAT_TEMPLATE, LLaDAForMaskedDiffusion
+from dmpo_lightning.models.llada import FAMILY, LLaDAForMaskedDiffusion
 from dmpo_lightning.models.loading import load_model, load_tokenizer, token_facts
 from helpers import END_OF_TEXT, END_OF_TURN, MASK, NEVER_SAMPLED, FixedLogits, tiny_model
 
@@ -100,7 +100,7 @@ def test_a_llada_tokenizer_without_a_template_gets_the_published_one(tokenizer, 
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
     loaded = load_tokenizer(str(tmp_path))
-    assert loaded.chat_template == CHAT_TEMPLATE
+    assert loaded.chat_template == FAMILY.chat_template
     assert loaded.apply_chat_template(CONVERSATION, add_generation_prompt=True, tokenize=False) == CONVERSATION_TEXT
 
 

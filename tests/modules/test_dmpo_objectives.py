@@ -24,7 +24,7 @@ def test_groups_of_equal_reward_give_exactly_no_gradient_under_the_negative_base
         (WDCE(reward_temperature=0.2, replicates=4, baseline="group"), {}),
         (WDCE(reward_temperature=0.2, replicates=4, baseline="negative"), {}),
         (WDCE(reward_temperature=0.2, replicates=4, baseline="policy"), {}),
-        (WDCE(reward_temperature=0.2, replicates=4, baseline="none"), {}),
+        (WDCE(reward_temperature=0.03, replicates=4, baseline="none"), {}),
         (WDCE(reward_temperature=0.2, replicates=4, target_ess=0.5), {}),
         (WDCE(reward_temperature=0.0, reward_scale=3.0, replicates=4), {}),
         (WDDO(reward_temperature=0.2, replicates=4), {}),
@@ -36,8 +36,9 @@ def test_groups_of_equal_reward_give_exactly_no_gradient_under_the_negative_base
     ids=["group", "negative", "policy", "none", "adaptive", "alpha 0", "wddo", "trajectory"],
 )
 def test_every_objective_raises_the_reward(tmp_path, objective, sampler):
+    learns_slowly = isinstance(objective, WDCE) and objective.baseline == "none"
     dmpo = module(objective=objective, group_size=16, micro_batch_size=32, reward=share_of_ones, **sampler)
-    run = trainer(tmp_path, max_steps=24, gradient_clip_val=1.0)
+    run = trainer(tmp_path, max_steps=80 if learns_slowly else 24, gradient_clip_val=1.0)
     run.validate(dmpo, loader(6, shuffle=False), verbose=False)
     before = float(run.callback_metrics["val/sampled/reward"])
     run.fit(dmpo, loader())

@@ -19,6 +19,8 @@ TOKENS = ("0", "1", "[MASK]", "?")
 class TabularModel(nn.Module):
     """Reads the completion only; the prompt token is never predicted."""
 
+    predicts_at_positions = True
+
     def __init__(self, table: Tensor) -> None:
         super().__init__()
         self.config = SimpleNamespace(vocab_size=len(TOKENS), mask_token_id=MASK)

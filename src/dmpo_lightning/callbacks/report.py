@@ -5,6 +5,7 @@ curve.
 import json
 import time
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class BeforeAfterReport(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds = time.perf_counter() - self._started
         self.after = self._evaluate(trainer, pl_module, [self.sampled, self.greedy])
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._write(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -83,9 +84,12 @@ class BeforeAfterReport(Callback):
 
     def _evaluate(self, trainer: Trainer, module: LightningModule, names: list[str]) -> dict[str, Result]:
         assert isinstance(module, DMPO)
-        loader = getattr(trainer, "datamodule").test_dataloader()
+        data = getattr(trainer, "datamodule", None)
+        if data is None:
+            raise ValueError("BeforeAfterReport needs a datamodule, whose test split it evaluates; pass one to fit.")
+        loader = data.test_dataloader()
         metrics: dict[str, dict[str, MeanWithError]] = {name: {} for name in names}
-        for host_batch in loader:
+        for host_batch in islice(loader, _batch_limit(trainer, len(loader))):
             batch = host_batch.to(module.device)
             for name in names:
                 values, _ = module.evaluate_batch(batch, self.samplers[name])
@@ -102,18 +106,12 @@ class BeforeAfterReport(Callback):
         directory = Path(trainer.log_dir or trainer.default_root_dir)
         directory.mkdir(parents=True, exist_ok=True)
         rollouts = module.rollouts_seen
-        (directory / "summary.json").write_text(
-            json.dumps(self.summary(module.seed, rollouts), indent=2) + "\n", encoding="utf-8"
-        )
-        if self.curve:
-            draw_curve(
-                self.curve,
-                self.before,
-                {self.curve_names[0]: self.sampled, self.curve_names[-1]: self.greedy},
-                directory / "learning_curve.png",
-            )
+        summary = json.dumps(self.summary(module.seed, rollouts), indent=2)
+        (directory / "summary.json").write_text(summary + "\n", encoding="utf-8")
+        lines = {self.curve_names[0]: self.sampled, self.curve_names[-1]: self.greedy}
+        draw_curve(self.curve, self.before, lines, directory / "learning_curve.png")
         print(self.table(rollouts))
-        print(f"Written to {directory}: summary.json" + (", learning_curve.png" if self.curve else ""))
+        print(f"Written to {directory}: summary.json, learning_curve.png")
 
     def summary(self, seed: int, rollouts: int) -> dict[str, Any]:
         """The content of ``summary.json``."""
@@ -144,6 +142,12 @@ class BeforeAfterReport(Callback):
         return "\n".join(lines)
 
 
+def _batch_limit(trainer: Trainer, batches: int) -> int:
+    """How much of the test split the Trainer's flags allow: `fast_dev_run` and `limit_test_batches`."""
+    limit: int | float = getattr(trainer, "fast_dev_run") or trainer.limit_test_batches
+    return limit if isinstance(limit, int) and limit is not True else int(float(limit) * batches)
+
+
 def _named(result: Result) -> dict[str, dict[str, float]]:
     return {component: {"mean": mean, "standard_error": error} for component, (mean, error) in result.items()}
 
@@ -157,16 +161,11 @@ def draw_curve(
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for metric, sampler in baselines.items():
-        points = [(point["step"], point[metric]) for point in curve if metric in point]
-        line = axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=metric)[0] if points else None
-        if line is not None:
-            axes.axhline(
-                before[sampler]["accuracy"][0],
-                color=line.get_color(),
-                linestyle="--",
-                linewidth=1,
-                label=f"base, {sampler}",
-            )
+        points = [point for point in curve if metric in point]
+        steps, values = [point["step"] for point in points], [point[metric] for point in points]
+        color = axes.plot(steps, values, marker="o", markersize=3, label=metric)[0].get_color()
+        base = before[sampler]["accuracy"][0]
+        axes.axhline(base, color=color, linestyle="--", linewidth=1, label=f"base, {sampler}")
     axes.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()

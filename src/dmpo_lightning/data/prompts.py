@@ -1,5 +1,6 @@
 """Prompt batches: tokenised, padded left, sharded over ranks, repeated for the rollout buffer, resumable."""
 
+import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 PromptFunction = Callable[[Any], "str | Sequence[Message]"]
 LongPrompts = Literal["error", "drop"]
+
+logger = logging.getLogger(__name__)
 
 
 def tokenize_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequence[Message]") -> list[int]:
@@ -98,42 +101,50 @@ class PromptLoader:
         self._ids = [tokenize_prompt(self.tokenizer, prompt(example)) for example in dataset]
         self._kept = list(range(len(dataset)))
         self.dropped = 0
+        self.on_long_prompt = on_long_prompt
         if max_prompt_length is not None:
-            self.limit_prompt_length(max_prompt_length, on_long_prompt)
+            self.limit_prompt_length(max_prompt_length)
+        self._limit_batches: int | float = 1.0
         self.repeats, self.is_training = 1, False
         self._epoch, self._handed_out, self._resume_at = -1, 0, 0
 
-    def limit_prompt_length(self, limit: int, on_long_prompt: LongPrompts = "error") -> None:
+    def limit_prompt_length(self, limit: int) -> None:
         """Drops prompts above ``limit`` tokens, or raises ValueError that names the first; prompts are never cut."""
         too_long = [index for index in self._kept if len(self._ids[index]) > limit]
-        if too_long and on_long_prompt == "error":
+        if too_long and self.on_long_prompt == "error":
             row = too_long[0]
             raise ValueError(
                 f"Prompt {row} of the dataset has {len(self._ids[row])} tokens, but at most {limit} are allowed "
-                f"({len(too_long)} of "
-                f"{len(self._ids)} prompts are too long); raise `max_prompt_length`, shorten the completion, or "
-                f"set on_long_prompt: drop."
+                f"({len(too_long)} of {len(self._ids)} prompts are too long); raise `max_prompt_length`, shorten the "
+                "completion, or set on_long_prompt: drop."
             )
         self._kept = [index for index in self._kept if len(self._ids[index]) <= limit]
         self.dropped += len(too_long)
+        if too_long:
+            logger.warning("Dropped %d of %d prompts of more than %d tokens.", len(too_long), len(self._ids), limit)
         if not self._kept:
             raise ValueError(f"All {len(self._ids)} prompts are longer than {limit} tokens; raise `max_prompt_length`.")
 
-    def bind(self, *, repeats: int, seed: int) -> "PromptLoader":
-        """Called by the module for its training loader: how often each batch is used, and the seed of the order if it
-        has none.
+    def bind(self, *, repeats: int, seed: int, limit_batches: int | float = 1.0) -> "PromptLoader":
+        """Called by the module for its training loader.
+
+        Args:
+            repeats: how often each batch is used.
+            seed: of the order, if the loader has none.
+            limit_batches: batches, or the share of them, after which the Trainer ends an epoch.
         """
         self.repeats, self.is_training = repeats, True
         self.seed = seed if self.seed is None else self.seed
+        self._limit_batches = limit_batches
         return self
 
     def __len__(self) -> int:
-        return -(-len(self._kept) // (self.batch_size * _shard()[1])) * self.repeats
+        return -(-len(self._kept) // self._prompts_per_batch) * self.repeats
 
     def __iter__(self) -> Iterator[PromptBatch]:
         """One epoch; after `load_state_dict` the rest of the interrupted one."""
         start, self._resume_at = self._resume_at, 0
-        if not 0 < start < len(self):
+        if not 0 < start < self._epoch_length:
             start, self._epoch = 0, self._epoch + 1
         order = self._order()
         for step in range(start, len(self)):
@@ -141,12 +152,31 @@ class PromptLoader:
             yield self._batch(order, step // self.repeats)
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and batches handed out in it."""
-        return {"epoch": self._epoch, "handed_out": self._handed_out}
+        """Epoch and batches handed out in it, and what a batch is."""
+        return {
+            "epoch": self._epoch,
+            "handed_out": self._handed_out,
+            "repeats": self.repeats,
+            "prompts_per_batch": self._prompts_per_batch,
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continues after the last batch handed out."""
-        self._epoch, self._handed_out, self._resume_at = state["epoch"], state["handed_out"], state["handed_out"]
+        """Continues after the last batch handed out; if a batch is another now, after the last prompt handed out."""
+        start = state["handed_out"]
+        if (state["repeats"], state["prompts_per_batch"]) != (self.repeats, self._prompts_per_batch):
+            prompts = -(-start // state["repeats"]) * state["prompts_per_batch"]
+            start = -(-prompts // self._prompts_per_batch) * self.repeats
+        self._epoch, self._handed_out, self._resume_at = state["epoch"], start, start
+
+    @property
+    def _prompts_per_batch(self) -> int:
+        return self.batch_size * _shard()[1]
+
+    @property
+    def _epoch_length(self) -> int:
+        """Batches after which the Trainer starts a new epoch."""
+        limit = self._limit_batches
+        return min(limit, len(self)) if isinstance(limit, int) else int(limit * len(self))
 
     def _order(self) -> list[int]:
         if not self.shuffle:
@@ -167,11 +197,6 @@ class PromptLoader:
             examples=[self.dataset[row] for row in rows],
             is_filler=torch.tensor(filler),
         )
-
-    @property
-    def longest_prompt(self) -> int:
-        """Tokens of the longest prompt that is used."""
-        return max(len(self._ids[index]) for index in self._kept)
 
 
 def _shard() -> tuple[int, int]:

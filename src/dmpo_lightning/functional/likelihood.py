@@ -1,6 +1,5 @@
 """Log-likelihood estimates of a completion under a masked diffusion model."""
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -14,7 +13,7 @@ def elbo_replicates(
     Biased low for log p itself, and not unbiased for any non-linear function of the bound.
     """
     count = masks.sum(-1)
-    return (in_full_precision(token_log_prob) * masks).sum(-1) * (masks.shape[-1] / count)
+    return (token_log_prob.float() * masks).sum(-1) * (masks.shape[-1] / count)
 
 
 def elbo(
@@ -41,9 +40,4 @@ def trajectory_log_prob(
     """Log p(completion | order): exact for a sampler whose order does not depend on the tokens, each step's tokens
     independent.
     """
-    return (in_full_precision(token_log_prob) * revealed).sum((-2, -1))
-
-
-def in_full_precision(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """At least float32: sums of log-probs in bfloat16 err by half a nat."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return (token_log_prob.float() * revealed).sum((-2, -1))

@@ -2,11 +2,10 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
-
-from dmpo_lightning.functional.likelihood import in_full_precision
 
 LossScale = Literal["count", "length"]
 """``count``: mean over the masked positions, 1/m; ``length``: the paper's L/m, the ELBO's own scale."""
@@ -19,7 +18,8 @@ def denoising_cross_entropy(
     scale: LossScale = "count",
 ) -> Float[Tensor, "*rows"]:
     """``-(1/m) sum_masked log p``, mean over replicates; with ``scale="length"`` an estimate of -ELBO in nats."""
-    loss = -((in_full_precision(token_log_prob) * masks).sum(-1) / masks.sum(-1)).mean(-1)
+    full_precision = token_log_prob.to(torch.promote_types(token_log_prob.dtype, torch.float32))
+    loss = -((full_precision * masks).sum(-1) / masks.sum(-1)).mean(-1)
     return loss if scale == "count" else loss * masks.shape[-1]
 
 

@@ -23,14 +23,13 @@ FAMILY = Family(
     model_type="Dream",
     end_tokens=("<|endoftext|>", "<|im_end|>"),
     chat_template=(
-        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful "
-        "assistant.<|im_end|>\n{% endif %}"
-        ""
-        ""
-        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if messages[0]['role'] != 'system' %}"
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+        "{% for message in messages %}"
+        "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
         "{{ '<|im_start|>assistant\n' }}"
     ),
-    block_linears=r".*layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))",
+    block_linears=(r".*layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"),
 )
 
 

@@ -30,6 +30,8 @@ class TokenFacts:
     end_token_ids: tuple[int, ...]
     banned_token_ids: tuple[int, ...]
     """The mask token and the ids that the tokenizer never produces; never sampled."""
+    vocab_size: int
+    """Width of the logits."""
 
 
 def load_model(
@@ -236,7 +238,9 @@ def token_facts(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", mask_tok
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else mask)
     never = range(max(tokenizer.get_vocab().values()) + 1, vocab_size)
     banned = (mask, *(i for i in never if i != mask))
-    return TokenFacts(mask_token_id=mask, pad_token_id=pad, end_token_ids=ends, banned_token_ids=banned)
+    return TokenFacts(
+        mask_token_id=mask, pad_token_id=pad, end_token_ids=ends, banned_token_ids=banned, vocab_size=vocab_size
+    )
 
 
 def end_token_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:

@@ -27,7 +27,7 @@ class LoRA:
     """
 
     def __init__(
-        self, *, r: int = 128, alpha: float = 64, dropout: float = 0.05, targets: list[str] | None = None
+        self, *, r: int = 128, alpha: int = 64, dropout: float = 0.05, targets: list[str] | None = None
     ) -> None:
         if r < 1:
             raise ValueError(f"`r` must be at least 1, got {r}.")

@@ -46,9 +46,10 @@ class PolicyModule(LightningModule):
         with_reference: bool,
         optimizer: OptimizerFactory | None,
         lr_scheduler: SchedulerFactory | None,
-        seed: int,
+        seed: int | None,
     ) -> None:
         super().__init__()
+        self.seed = seed or 0
         if tokenizer is None and not isinstance(model, str):
             raise ValueError("`tokenizer` is needed when `model` is a module; pass one, or the id or folder of one.")
         self.source: dict[str, Any] = {
@@ -57,7 +58,7 @@ class PolicyModule(LightningModule):
             "revision": revision,
             "dtype": dtype,
             "random_weights": random_weights,
-            "seed": seed,
+            "seed": self.seed,
             "adapter": None if adapter is None else vars(adapter),
             "quantization": quantization,
         }
@@ -70,7 +71,6 @@ class PolicyModule(LightningModule):
         if with_reference and adapter is None and self.policy.has_adapters:
             self.policy.refresh_reference()  # a loaded adapter is where the run starts, so it is the reference
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
-        self.seed = seed
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters; the scheduler, if any, advances once per optimizer step."""

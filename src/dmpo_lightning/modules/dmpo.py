@@ -1,39 +1,36 @@
 """DMPO as a LightningModule: collects rollouts, hands micro-batches to the objective, evaluates with named samplers."""
 
-import logging
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.models.loading import Quantization
 from dmpo_lightning.models.lora import LoRA
-from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule, SchedulerFactory
-from dmpo_lightning.modules.metrics import MeanWithError
+from dmpo_lightning.modules.base import OptimizerFactory, SchedulerFactory
+from dmpo_lightning.modules.evaluation import EvaluationModule
+from dmpo_lightning.modules.restart import gather_ranks, generator_states, restore_generators
 from dmpo_lightning.objectives import Objective
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards import Reward, ScoreFunction, Scores
-from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, collect, sample_completions, score_completions
+from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, collect
 from dmpo_lightning.samplers import Sampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-EVALUATION = -1
-"""The iteration that keys evaluation draws: the same at every validation, so that curves share their noise."""
 
-logger = logging.getLogger(__name__)
-
-
-class DMPO(PolicyModule):
+class DMPO(EvaluationModule):
     """Distribution Matching Policy Optimization (arXiv 2510.08233) of a masked diffusion language model.
 
-    One optimizer step uses ``micro_batch_size x accumulate_grad_batches`` rollouts per rank; a buffer of ``prompts x
-    group_size``
-    rollouts is passed ``num_iterations`` times.
+    One optimizer step uses ``micro_batch_size x accumulate_grad_batches`` rollouts per rank; a buffer of
+    ``prompts x group_size`` rollouts is passed ``num_iterations`` times.
 
     Args:
         model: a hub id, a folder, the name of an embedded model, or a module like `LLaDAForMaskedDiffusion`.
@@ -59,7 +56,7 @@ class DMPO(PolicyModule):
             and all for sampling.
         optimizer: from parameters to an optimizer; None is AdamW as published.
         lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step.
-        seed: of all draws: rollouts, masks, prompt order.
+        seed: of all draws: rollouts, masks, prompt order; None is 0, or the command line's ``seed_everything``.
 
     Raises:
         ValueError: settings that do not fit together, at construction; or prompts and trainer flags that do not fit,
@@ -102,7 +99,7 @@ class DMPO(PolicyModule):
         rows_per_forward: int | None = None,
         optimizer: OptimizerFactory | None = None,
         lr_scheduler: SchedulerFactory | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         counts = {
             "completion_length": completion_length,
@@ -115,10 +112,12 @@ class DMPO(PolicyModule):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         objective.validate(group_size=group_size, completion_length=completion_length, sampler=sampler)
-        self_samplers = dict(validation_samplers) if validation_samplers is not None else {"sampled": sampler}
-        for each in (sampler, *self_samplers.values()):
-            each.validate(completion_length)
+        sampler.validate(completion_length)
         super().__init__(
+            samplers=validation_samplers if validation_samplers is not None else {"sampled": sampler},
+            completion_length=completion_length,
+            reward=reward,
+            rows_per_forward=rows_per_forward,
             model=model,
             tokenizer=tokenizer,
             revision=revision,
@@ -133,78 +132,64 @@ class DMPO(PolicyModule):
             lr_scheduler=lr_scheduler,
             seed=seed,
         )
-        self.objective, self.sampler, self.validation_samplers = objective, sampler, self_samplers
-        self.completion_length, self.group_size, self.micro_batch_size = completion_length, group_size, micro_batch_size
-        self.reference_refresh_interval, self.rows_per_forward = reference_refresh_interval, rows_per_forward
-        self._own_reward = Reward(reward) if callable(reward) and not isinstance(reward, Reward) else reward
+        self.objective, self.sampler = objective, sampler
+        self.group_size, self.micro_batch_size = group_size, micro_batch_size
+        self.reference_refresh_interval = reference_refresh_interval
         self.buffer = RolloutBuffer(num_iterations=num_iterations, micro_batch_size=micro_batch_size)
         self.buffers_collected = 0
         self.rollouts_seen = 0
-        self._metrics = nn.ModuleDict()
-
-    # Lightning: fitting -----------------------------------------------------------------------------------------------
+        self._generators: dict[str, Tensor] | None = None
 
     def setup(self, stage: str) -> None:
         """Checks the training loader and tells it how often a batch of prompts is used."""
-        if stage == "fit":
-            # The reference policy is in eval mode by design; Lightning would warn about it at every start.
-            warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
-            source = self.trainer.fit_loop._data_source
-            loader = source.dataloader()
-            if not isinstance(loader, PromptLoader):
-                raise ValueError(
-                    f"DMPO trains on a PromptLoader, got {type(loader).__name__}: each batch of prompts must be "
-                    f"repeated while its rollouts "
-                    "are used, which another loader would not do, and prompts would be skipped. Wrap your data in "
-                    "dmpo_lightning.PromptLoader(dataset, tokenizer, batch_size=...)."
-                )
-            self._bind_training_loader(loader)
-            self.trainer.fit_loop._data_source = _DataLoaderSource(loader, "")
+        if stage != "fit":
+            return
+        # The reference policy is in eval mode by design; Lightning would warn about it at every start.
+        warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
+        source = self.trainer.fit_loop._data_source
+        loader = source.dataloader()
+        if not isinstance(loader, PromptLoader):
+            raise ValueError(
+                f"DMPO trains on a PromptLoader, got {type(loader).__name__}: a batch of prompts must be repeated "
+                f"while its "
+                "rollouts are used, another loader would skip prompts. Wrap your data in "
+                "dmpo_lightning.PromptLoader(dataset, tokenizer, batch_size=...)."
+            )
+        self._bind_training_loader(loader)
+        self.trainer.fit_loop._data_source = _DataLoaderSource(loader, "")
 
     def _bind_training_loader(self, loader: PromptLoader) -> None:
         rollouts = loader.batch_size * self.group_size
         if rollouts % self.micro_batch_size:
             raise ValueError(
                 f"`micro_batch_size` must divide the buffer of {rollouts} rollouts ({loader.batch_size} prompts x "
-                f"group_size "
-                f"{self.group_size}), got {self.micro_batch_size}."
+                f"group_size {self.group_size}), got {self.micro_batch_size}."
             )
-        micro_batches, accumulation = rollouts // self.micro_batch_size, self.trainer.accumulate_grad_batches
-        if micro_batches % accumulation:
-            raise ValueError(
-                f"A pass over the buffer has {micro_batches} micro-batches ({rollouts} rollouts / "
-                f"micro_batch_size {self.micro_batch_size}), "
-                f"which must be a multiple of accumulate_grad_batches, got {accumulation}: else an optimizer step "
-                f"would straddle two buffers."
-            )
-        if self.policy.max_length is not None:
-            loader.limit_prompt_length(self.policy.max_length - self.completion_length)
-        loader.bind(repeats=self.buffer.num_iterations * micro_batches, seed=self.seed)
-
-    @property
-    def reward(self) -> Reward:
-        """The reward given at construction, else the datamodule's.
-
-        Raises:
-            ValueError: there is neither.
-        """
-        reward = self._own_reward or getattr(getattr(self.trainer, "datamodule", None), "reward", None)
-        if reward is None:
-            raise ValueError(
-                "DMPO needs a reward: pass `reward=` (a function of an example and a completion), or a "
-                "datamodule that has one."
-            )
-        return reward if isinstance(reward, Reward) else Reward(reward)
+        micro_batches = rollouts // self.micro_batch_size
+        for accumulation in _accumulations(self.trainer):
+            if micro_batches % accumulation:
+                raise ValueError(
+                    f"A pass over the buffer has {micro_batches} micro-batches ({rollouts} rollouts / micro_batch_size "
+                    f"{self.micro_batch_size}), which must be a multiple of accumulate_grad_batches, got "
+                    f"{accumulation}: "
+                    "else an optimizer step would straddle two buffers."
+                )
+        if self.max_prompt_length is not None:
+            loader.limit_prompt_length(self.max_prompt_length)
+        repeats = self.buffer.num_iterations * micro_batches
+        loader.bind(repeats=repeats, seed=self.seed, limit_batches=self.trainer.limit_train_batches)
 
     def on_train_start(self) -> None:
         """A buffer restored from a checkpoint was read on the CPU."""
         self.buffer.to(self.device)
 
-    def on_train_epoch_start(self) -> None:
-        """An epoch that `limit_train_batches` cut short leaves a half-used buffer behind; a new epoch starts with new
-        prompts.
-        """
-        self.buffer.clear()
+    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Restores the generators late, because starting a loader draws from them; an epoch starts with new prompts."""
+        if self._generators is not None:
+            restore_generators(self._generators)
+            self._generators = None
+        if batch_idx == 0:
+            self.buffer.clear()  # `limit_train_batches` may have cut the last epoch in the middle of a buffer
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         if self.buffer.needs_rollouts:
@@ -270,95 +255,45 @@ class DMPO(PolicyModule):
         self.log_dict(facts | means | dict(diagnostics), batch_size=len(scores.total))
         self.log("reward/mean", scores.total.mean(), prog_bar=True, logger=False, batch_size=len(scores.total))
 
-    # Lightning: evaluation and prediction -----------------------------------------------------------------------------
-
-    def evaluate_batch(self, batch: PromptBatch, sampler: Sampler) -> tuple[dict[str, Tensor], list[str]]:
-        """One completion per prompt: score components ``[batch]``, with ``accuracy``, and the texts."""
-        samples, _ = sample_completions(
-            self.policy,
-            sampler,
-            batch,
-            group_size=1,
-            completion_length=self.completion_length,
-            seed=self.seed,
-            iteration=EVALUATION,
-            rows_per_forward=self.rows_per_forward,
-        )
-        reward = self.reward
-        scores, texts = score_completions(self.policy, reward, batch, samples, group_size=1)
-        values = {**scores.components, "reward": scores.total}
-        values["accuracy"] = values[reward.accuracy]
-        return {name: value.squeeze(1) for name, value in values.items()}, texts
-
-    def _evaluation_step(self, batch: PromptBatch, stage: str) -> None:
-        for name, sampler in self.validation_samplers.items():
-            values, _ = self.evaluate_batch(batch, sampler)
-            for component, value in values.items():
-                self._metric(f"{stage}/{name}/{component}").update(value[~batch.is_filler.cpu()])
-
-    def _metric(self, name: str) -> MeanWithError:
-        key = name.replace(".", "_")
-        if key not in self._metrics:
-            self._metrics[key] = MeanWithError().to(self.device)
-        metric = self._metrics[key]
-        assert isinstance(metric, MeanWithError)
-        return metric
-
-    def _log_metrics(self, stage: str) -> None:
-        for name, metric in self._metrics.items():
-            if name.startswith(f"{stage}/"):
-                assert isinstance(metric, MeanWithError)
-                mean, error = metric.compute()
-                self.log(name, mean, prog_bar=name.endswith("/accuracy"), rank_zero_only=True)
-                if name.endswith("/accuracy"):
-                    self.log(f"{name}_stderr", error, rank_zero_only=True)
-                metric.reset()
-
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        self._evaluation_step(batch, "val")
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_metrics("val")
-
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        self._evaluation_step(batch, "test")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_metrics("test")
-
-    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """One record per prompt and sampler: prompt id, sampler, example, completion, score components."""
-        records = []
-        for name, sampler in self.validation_samplers.items():
-            values, texts = self.evaluate_batch(batch, sampler)
-            for row, text in enumerate(texts):
-                if not batch.is_filler[row]:
-                    scores = {component: float(value[row]) for component, value in values.items()}
-                    index = int(batch.prompt_index[row])
-                    records.append(
-                        {
-                            "index": index,
-                            "sampler": name,
-                            "example": batch.examples[row],
-                            "completion": text,
-                            "scores": scores,
-                        }
-                    )
-        return records
-
-    # Lightning: checkpoints -------------------------------------------------------------------------------------------
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The buffer and the counters: with keyed randomness nothing else is needed to continue mid-buffer."""
+        """The counters, and every rank's buffer and generators (only dropout draws from those)."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["dmpo"] = {
             "buffers_collected": self.buffers_collected,
             "rollouts_seen": self.rollouts_seen,
-            "buffer": self.buffer.state_dict(),
+            "layout": self._layout,
+            "ranks": gather_ranks({"buffer": self.buffer.state_dict(), "generators": generator_states()}),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continues mid-buffer; where the buffer would have another layout, with weights and counters alone."""
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["dmpo"]
         self.buffers_collected, self.rollouts_seen = state["buffers_collected"], state["rollouts_seen"]
-        self.buffer.load_state_dict(state["buffer"])
+        if state["layout"] != self._layout:
+            self.buffer.clear()
+            rank_zero_warn(
+                f"The checkpoint's rollout buffer was made with {state['layout']}, this run has {self._layout}: "
+                f"rollouts are "
+                "collected afresh; weights and optimizer continue."
+            )
+            return
+        own = state["ranks"][self.trainer.global_rank]
+        self.buffer.load_state_dict(own["buffer"])
+        self._generators = own["generators"]
+
+    @property
+    def _layout(self) -> dict[str, int]:
+        return {
+            "world_size": self.trainer.world_size,
+            "group_size": self.group_size,
+            "micro_batch_size": self.micro_batch_size,
+            "num_iterations": self.buffer.num_iterations,
+            "completion_length": self.completion_length,
+        }
+
+
+def _accumulations(trainer: Trainer) -> list[int]:
+    """All values that accumulate_grad_batches takes in this run."""
+    schedulers = [callback for callback in trainer.callbacks if isinstance(callback, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+    return [trainer.accumulate_grad_batches, *(value for each in schedulers for value in each.scheduling.values())]

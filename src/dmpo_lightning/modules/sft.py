@@ -33,7 +33,7 @@ class MaskedSFT(PolicyModule):
         antithetic: draw the maskings in pairs.
         optimizer: from parameters to an optimizer.
         lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step.
-        seed: of masks and fresh weights.
+        seed: of masks and fresh weights; None is 0, or the command line's ``seed_everything``.
 
     Raises:
         ValueError: replicates below 1, or odd with antithetic; nothing to load from ``model``.
@@ -55,7 +55,7 @@ class MaskedSFT(PolicyModule):
         antithetic: bool = True,
         optimizer: OptimizerFactory | None = None,
         lr_scheduler: SchedulerFactory | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         if replicates < 1 or (antithetic and replicates % 2):
             raise ValueError(f"`replicates` must be positive, and even when `antithetic` is true, got {replicates}.")
@@ -85,6 +85,12 @@ class MaskedSFT(PolicyModule):
         self.log("val/loss", self._loss(batch, iteration=-1), prog_bar=True, batch_size=len(batch), sync_dist=True)
 
     def _loss(self, batch: DemonstrationBatch, *, iteration: int) -> Tensor:
+        length, limit = batch.prompt_ids.shape[1] + batch.completion_ids.shape[1], self.policy.max_length
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"The model takes {limit} tokens, but a pair in rows {batch.index.tolist()} needs {length} (prompt and "
+                "`completion_length`); shorten or remove it."
+            )
         keys = row_keys(self.seed, batch.index, group_size=1, iteration=iteration).squeeze(1)
         masks = draw_masks(
             fold_in(keys, Purpose.LOSS),

@@ -1,0 +1,86 @@
+"""What a resume must survive besides the plain case: cut epochs, dropout, another layout."""
+
+import pytest
+import torch
+from dmpo_runs import Recorder, loader, module, trainer, weights
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from dmpo_lightning import LoRA
+
+
+def interrupted(tmp_path, stop, make=module, **flags):
+    """An uninterrupted run with a checkpoint on the way, and the run resumed from it."""
+    whole, whole_record = make(), Recorder()
+    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=stop, save_top_k=-1)
+    trainer(tmp_path, callbacks=[whole_record, save], enable_checkpointing=True, **flags).fit(whole, loader())
+    resumed, record = make(), Recorder()
+    checkpoint = tmp_path / f"step={stop}.ckpt"
+    trainer(tmp_path, callbacks=[record], **flags).fit(resumed, loader(), ckpt_path=checkpoint, weights_only=True)
+    return whole, whole_record, resumed, record
+
+
+@pytest.mark.parametrize(("limit", "stop"), [(6, 6), (3, 3), (3, 2), (0.5, 6)])
+def test_resume_is_exact_where_limit_train_batches_cuts_epochs_and_buffers(tmp_path, limit, stop):
+    whole, expected, resumed, record = interrupted(tmp_path, stop, max_steps=12, limit_train_batches=limit)
+    assert record.prompts == expected.prompts[stop:]
+    assert record.losses == expected.losses[stop:]
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_resume_is_exact_with_dropout(tmp_path):
+    def adapted():
+        torch.manual_seed(0)
+        return module(adapter=LoRA(r=2, alpha=4, dropout=0.3))
+
+    whole, expected, resumed, record = interrupted(tmp_path, 3, make=adapted, max_steps=8)
+    assert record.losses == expected.losses[3:]
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_another_buffer_layout_is_collected_afresh_and_said(tmp_path):
+    first = module(micro_batch_size=4)
+    run = trainer(tmp_path, max_steps=3)
+    run.fit(first, loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    other, record = module(micro_batch_size=2), Recorder()
+    again = trainer(tmp_path, max_steps=6, callbacks=[record])
+    with pytest.warns(UserWarning, match="collected afresh"):
+        again.fit(other, loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert again.global_step == 6
+    assert other.buffers_collected == first.buffers_collected + 1
+    assert record.prompts[0] not in [[], first]  # the interrupted buffer's prompts are not used a second time
+
+
+def test_a_user_component_called_accuracy_is_left_alone(tmp_path):
+    dmpo = module(reward=lambda example, completion: {"accuracy": 1.0, "format": 0.5})
+    run = trainer(tmp_path)
+    run.validate(dmpo, loader(3, shuffle=False), verbose=False)
+    assert float(run.callback_metrics["val/greedy/accuracy"]) == 1.0
+    assert float(run.callback_metrics["val/greedy/reward"]) == 1.5
+
+
+def test_evaluation_refuses_prompts_that_the_model_cannot_take(tmp_path):
+    from dmpo_runs import TOKENIZER
+
+    from dmpo_lightning import PromptLoader
+
+    long = PromptLoader([{"prompt": "1" * 300, "digit": "1"}], TOKENIZER, batch_size=1, shuffle=False)
+    with pytest.raises(ValueError, match="Prompt 0 of the dataset has 310 tokens, but at most 120"):
+        trainer(tmp_path).validate(module(), long)
+
+
+def test_the_training_loader_is_refused_for_evaluation(tmp_path):
+    shared = loader()
+    with pytest.raises(ValueError, match="given for evaluation too"):
+        trainer(tmp_path, max_epochs=1).fit(module(), shared, shared)
+
+
+def test_dropping_long_prompts_applies_to_the_models_own_limit(tmp_path):
+    from dmpo_runs import TOKENIZER
+
+    from dmpo_lightning import PromptLoader
+
+    data = [{"prompt": "1" * length, "digit": "1"} for length in (4, 300, 4)]
+    prompts = PromptLoader(data, TOKENIZER, batch_size=2, on_long_prompt="drop")
+    trainer(tmp_path, max_steps=1).fit(module(), prompts)
+    assert prompts.dropped == 1
