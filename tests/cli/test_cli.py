@@ -47,10 +47,31 @@ SHORT = ["--trainer.max_steps=4", "--trainer.val_check_interval=4", "--model.mic
 SMALL = ["--data.prompts_per_buffer=2", "--data.sizes={train: 64, validation: 16, test: 16}"]
 
 
-def test_fit_from_any_directory_writes_summary_curve_and_config(tmp_path):
-    done = command("fit", "--config", "sudoku_tiny.yaml", "--seed_everything=7", *SHORT, *SMALL, cwd=tmp_path)
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A short run of the shipped configuration from an empty directory, and what it printed."""
+    folder = tmp_path_factory.mktemp("anywhere")
+    done = command("fit", "--config", "sudoku_tiny.yaml", "--seed_everything=7", *SHORT, *SMALL, cwd=folder)
     assert done.returncode == 0, done.stderr
-    run = tmp_path / "runs" / "sudoku_tiny" / "version_0"
+    return folder, done.stdout
+
+
+def test_a_checkpoint_can_be_tested_and_exported(fitted):
+    folder, _ = fitted
+    checkpoint = "runs/sudoku_tiny/version_0/checkpoints/last.ckpt"
+    done = command("test", "--config", "sudoku_tiny.yaml", "--ckpt_path", checkpoint, *SMALL, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "test/greedy/accuracy" in done.stdout
+    done = command("export", "--ckpt_path", checkpoint, "--output", "model", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "39 trained tensors" in done.stdout
+    done = command("validate", "--config", "sudoku_tiny.yaml", "--model.model=model", *SMALL, cwd=folder)
+    assert done.returncode == 0, done.stderr
+
+
+def test_fit_from_any_directory_writes_summary_curve_and_config(fitted):
+    folder, printed = fitted
+    run = folder / "runs" / "sudoku_tiny" / "version_0"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["seed"] == 7
     rates = [
@@ -67,7 +88,7 @@ def test_fit_from_any_directory_writes_summary_curve_and_config(tmp_path):
     assert summary["seconds"] > 0
     assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     assert (run / "config.yaml").is_file()
-    assert "after, greedy" in done.stdout
+    assert "after, greedy" in printed
 
 
 def test_predict_writes_one_json_line_per_completion(tmp_path):

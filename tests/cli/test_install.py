@@ -29,27 +29,27 @@ def test_the_wheel_holds_configs_and_the_embedded_model_and_stays_small(wheel):
 
 
 def test_an_installed_wheel_trains_from_any_directory(wheel, tmp_path):
-    """A new environment with the wheel itself; its dependencies come from this environment through a path file."""
-    venv.create(tmp_path / "env", with_pip=False)
+    """A new environment with the wheel installed by pip; its dependencies come from this one through a path file."""
+    venv.create(tmp_path / "env", with_pip=True)
+    programs = tmp_path / "env" / "bin"
     site = next((tmp_path / "env" / "lib").glob("python*")) / "site-packages"
-    zipfile.ZipFile(wheel).extractall(site)
-    dependencies = Path(next(path for path in sys.path if path.endswith("site-packages")))
-    (site / "dependencies.pth").write_text(f"{dependencies}\n")
-    python = tmp_path / "env" / "bin" / "python"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    where = subprocess.run(
-        [python, "-c", "import dmpo_lightning; print(dmpo_lightning.__file__)"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert where.stdout.startswith(str(site))
+
+    def run(*command):
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run(programs / "pip", "install", "--quiet", "--no-deps", wheel)
+    dependencies = Path(next(path for path in sys.path if path.endswith("site-packages")))
+    (site / "dependencies.pth").write_text(f"{dependencies}\n")
+    assert run(programs / "python", "-c", "import dmpo_lightning; print(dmpo_lightning.__file__)").startswith(str(site))
     options = ["--trainer.max_steps=4", "--trainer.val_check_interval=4", "--model.micro_batch_size=8"]
     options += ["--data.prompts_per_buffer=2", "--data.sizes={train: 64, validation: 16, test: 16}"]
-    done = subprocess.run(
-        [python, "-m", "dmpo_lightning", "fit", "--config", "sudoku_tiny.yaml", *options],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run(programs / "dmpo-lightning", "fit", "--config", "sudoku_tiny.yaml", *options)
     assert (tmp_path / "runs" / "sudoku_tiny" / "version_0" / "summary.json").is_file()
