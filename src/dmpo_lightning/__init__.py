@@ -30,6 +30,7 @@ _HOMES = {
     "Task": "tasks",
     "Sudoku": "tasks",
     "LatinSquareDemonstrations": "tasks",
+    "JsonlPairs": "tasks.pairs",
     "BeforeAfterReport": "callbacks.report",
     "CompletionWriter": "callbacks.completions",
     "SavePretrained": "callbacks.export",
