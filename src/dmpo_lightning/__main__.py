@@ -19,6 +19,7 @@ commands:
   predict    write completions of the test split as JSON lines
   export     write a checkpoint's policy as a PEFT adapter or a Hugging Face model
   plan       memory, parameters and forwards of a configuration; runs nothing
+  score      re-score saved completions; needs no model
   configs    list the configurations that --config takes by name
 
   dmpo-lightning COMMAND --help                              all options of a command
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _light("dmpo_lightning.planning.command", arguments[1:])
     elif arguments[0] == "export":
         return _light("dmpo_lightning.export", arguments[1:])
+    elif arguments[0] == "score":
+        return _light("dmpo_lightning.scoring", arguments[1:])
     else:
         return _run(arguments)
     return 0

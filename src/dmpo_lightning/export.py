@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -31,25 +32,45 @@ def export_checkpoint(
         model: where the base is to be found now, if not where the run had it.
 
     Raises:
-        ValueError: no such file, not a checkpoint of this package, or tensors that do not match the model.
+        ValueError: no such file, not a checkpoint of this package, tensors that do not match the model, an adapter on
+            random weights without ``merge``, or an output folder that holds other weights.
     """
-    if not Path(checkpoint).is_file():
-        raise ValueError(f"No checkpoint file {str(checkpoint)!r}; give a .ckpt file of a run.")
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if "policy_source" not in saved:
-        raise ValueError(
-            f"{str(checkpoint)!r} was not written by DMPO or MaskedSFT; it does not say which model it trained."
-        )
+    saved = _read(checkpoint)
     source = saved["policy_source"]
     base = model or source["model"]
     if base is None:
         raise ValueError("The run was given its model as a module; say where its base is to be found with --model.")
+    if source["adapter"] is not None and source["random_weights"] and not merge:
+        raise ValueError("An adapter on random weights has no base to be found again; write the model with --merge.")
     network = _network(source, base)
+    _refuse_other_weights(Path(output), adapter=hasattr(network, "peft_config") and not merge)
     count = _load_trained(network, saved["state_dict"])
     _write(network, Path(output), merge=merge)
     load_tokenizer(source["tokenizer"] or base).save_pretrained(str(output))
     _verify(network, Path(output), merge=merge)
     return count
+
+
+def _read(checkpoint: str | Path) -> dict[str, Any]:
+    if not Path(checkpoint).is_file():
+        raise ValueError(f"No checkpoint file {str(checkpoint)!r}; give a .ckpt file of a run.")
+    try:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, LookupError, EOFError) as error:  # torch has no error of its own for this
+        raise ValueError(f"{str(checkpoint)!r} is truncated, damaged or no checkpoint at all.") from error
+    if "policy_source" not in saved:
+        raise ValueError(
+            f"{str(checkpoint)!r} was not written by DMPO or MaskedSFT; it does not say which model it trained."
+        )
+    return saved
+
+
+def _refuse_other_weights(output: Path, *, adapter: bool) -> None:
+    """A folder with an adapter and a model is loaded as the one or the other, depending on the loader."""
+    own = "adapter_model" if adapter else "model"
+    others = [file.name for file in output.glob("*.safetensors") if not file.name.startswith(own)]
+    if others:
+        raise ValueError(f"{str(output)!r} holds other weights ({others[0]}); give an empty or a new folder.")
 
 
 def _network(source: dict[str, Any], base: str) -> Any:
@@ -61,13 +82,12 @@ def _network(source: dict[str, Any], base: str) -> Any:
 def _load_trained(network: nn.Module, state: dict[str, torch.Tensor]) -> int:
     trained = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     trained = {name: value for name, value in trained.items() if ".reference." not in name}
-    expected = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-    if set(trained) != expected:
-        odd = sorted(set(trained) ^ expected)
+    expected = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
+    odd = sorted(name for name in trained | expected if expected.get(name) != getattr(trained.get(name), "shape", None))
+    if odd:
         raise ValueError(
             f"The checkpoint holds {len(trained)} trained tensors, the model has {len(expected)}; they differ in "
-            f"{odd[0]!r} "
-            f"and {len(odd) - 1} more. Is `model` the base that was trained?"
+            f"{odd[0]!r} and {len(odd) - 1} more. Is `model` the base that was trained?"
         )
     network.load_state_dict(trained, strict=False)
     return len(trained)
@@ -88,15 +108,15 @@ def _verify(network: Any, output: Path, *, merge: bool) -> None:
     """Counts what was really written: an empty adapter file has been seen elsewhere, without an error."""
     from safetensors import safe_open
 
-    expected = len(network.state_dict())
     if hasattr(network, "peft_config") and not merge:
         expected = sum(".lora_" in name and ".reference." not in name for name, _ in network.named_parameters())
+    else:
+        whole = network.get_base_model() if merge else network
+        expected = len({value.data_ptr() for value in whole.state_dict().values()})  # tied weights are written once
     written = 0
     for file in output.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
             written += len(list(tensors.keys()))
-    if hasattr(network, "peft_config") and merge:
-        expected = len(network.get_base_model().state_dict())
     if written != expected:
         raise ValueError(f"{output} holds {written} tensors, expected {expected}; the folder held other files before?")
 

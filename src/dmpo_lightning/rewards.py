@@ -56,8 +56,8 @@ class Reward:
 
     @classmethod
     def of_task(cls, task: Task, weights: Mapping[str, float] | None = None) -> "Reward":
-        """The reward of a task's own components."""
-        return cls(task.score, weights=weights, accuracy=task.accuracy)
+        """The reward of a task's own components; without weights, with those that the task itself states."""
+        return cls(task.score, weights=task.reward_weights if weights is None else weights, accuracy=task.accuracy)
 
     def __call__(self, examples: Sequence[Example], completions: Sequence[Sequence[str]]) -> Scores:
         """Scores ``completions[i][j]``, the j-th rollout of ``examples[i]``."""

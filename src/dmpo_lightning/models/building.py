@@ -25,7 +25,9 @@ def build_network(
         raise ValueError("`quantization` freezes the model, which leaves nothing to train; set `adapter` as well.")
     if gradient_checkpointing:
         enable_checkpointing(network)
-    return network if adapter is None else adapter.apply(network, model if isinstance(model, str) else None)
+    if adapter is None:
+        return network
+    return adapter.apply(network, model if isinstance(model, str) else None, seed=loading.get("seed", 0))
 
 
 def enable_checkpointing(network: Any) -> None:

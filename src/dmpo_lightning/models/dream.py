@@ -5,7 +5,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Tokenizer,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 
@@ -182,5 +189,10 @@ class DreamForMaskedDiffusion(PreTrainedModel):
         return predict(self.lm_head, aligned, positions, targets, logit_bias, temperature)
 
 
+class DreamTokenizer(Qwen2Tokenizer):
+    """Qwen2's, under the name that the published tokenizer_config.json gives; it comes with remote code otherwise."""
+
+
 AutoConfig.register("Dream", DreamConfig)
+AutoTokenizer.register(DreamConfig, tokenizer_class=DreamTokenizer)
 AutoModelForMaskedLM.register(DreamConfig, DreamForMaskedDiffusion)

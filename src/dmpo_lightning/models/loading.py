@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 EMBEDDED_MODELS = ("sudoku_tiny",)
 """Models that travel in the wheel, loadable by name without network."""
 
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+
 Quantization = Literal["nf4"]
 
 
@@ -66,6 +68,8 @@ def load_model(
     """
     folder = fetch(source, revision)
     if (Path(folder) / "adapter_config.json").is_file():
+        if random_weights:
+            raise ValueError(f"`random_weights` needs a whole model, but {source!r} is an adapter on a trained one.")
         return _load_adapted(folder, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
     from transformers import AutoConfig, AutoModelForMaskedLM
 
@@ -85,6 +89,10 @@ def load_model(
     from peft import prepare_model_for_kbit_training
 
     model = AutoModelForMaskedLM.from_pretrained(folder, quantization_config=_four_bit(config), **options)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes 0.50 repacks weights in eval mode on such CPUs, and its backward then reads them wrongly.
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment,unused-ignore]
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
@@ -117,10 +125,12 @@ def verify_checkpoint(folder: str, config: "PretrainedConfig") -> None:
 
     with torch.device("meta"):
         expected = {name: tuple(t.shape) for name, t in AutoModelForMaskedLM.from_config(config).state_dict().items()}
-    found = _stored_tensors(Path(folder))
+    index = _weight_map(Path(folder))
+    found = _stored_tensors(Path(folder), sorted(set(index.values())) or [SINGLE_FILE])
     for name, shape in expected.items():
         if name not in found:
-            raise ValueError(f"Checkpoint {folder!r}: tensor {name!r} is in none of its files. Download it again.")
+            file = str(Path(folder) / index.get(name, SINGLE_FILE if not index else INDEX_FILE))
+            raise ValueError(f"Checkpoint file {file!r}: tensor {name!r} is missing. Download the model again.")
         file, stored = found[name]
         if stored != shape:
             raise ValueError(
@@ -134,13 +144,21 @@ def verify_checkpoint(folder: str, config: "PretrainedConfig") -> None:
             )
 
 
-def _stored_tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _weight_map(folder: Path) -> dict[str, str]:
+    """The file of each tensor, as the index has it; empty where there is no index."""
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        return {}
+    try:
+        return json.loads(index.read_text())["weight_map"]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"Checkpoint file {str(index)!r} is damaged ({error}). Download it again.") from error
+
+
+def _stored_tensors(folder: Path, names: list[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """File and shape of each tensor in the named files."""
     from safetensors import SafetensorError, safe_open
 
-    index = folder / "model.safetensors.index.json"
-    names = (
-        sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-    )
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
     for file in (folder / name for name in names):
         if not file.is_file():
@@ -210,7 +228,7 @@ def load_tokenizer(
         base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
         return load_tokenizer(base)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # None would ask on the terminal
     except (OSError, ValueError) as error:
         raise ValueError(f"Cannot load a tokenizer from {folder!r}: {error}. Pass `tokenizer` as well.") from error
     family = family_of_tokenizer(tokenizer)

@@ -4,6 +4,7 @@ import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from dmpo_lightning.models.families import family_of_model
@@ -19,11 +20,12 @@ class LoRA:
         r: rank.
         alpha: scale, applied as alpha / r.
         dropout: on the adapters' input, in training only.
-        targets: names or last name parts of the modules to adapt; None takes all linear layers of the blocks of a known
-            family, and never the head.
+        targets: names or last name parts of the modules to adapt, of which the head counts by its full name only; None
+            takes all linear layers of the blocks of a known family.
 
     Raises:
-        ValueError: a rank below 1, a dropout outside [0, 1); when applied: a target that matches no linear layer.
+        ValueError: a rank below 1, a dropout outside [0, 1), no targets; when applied: a target that matches no
+            linear layer.
     """
 
     def __init__(
@@ -33,33 +35,50 @@ class LoRA:
             raise ValueError(f"`r` must be at least 1, got {r}.")
         if not 0 <= dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {dropout}.")
+        if targets is not None and not targets:
+            raise ValueError("`targets` must name at least one module, got none; leave it out for all of the blocks.")
         self.r, self.alpha, self.dropout, self.targets = r, alpha, dropout, targets
 
-    def apply(self, model: nn.Module, source: str | None = None) -> "PeftModel":
-        """The model with fresh adapters; its own weights are frozen. ``source`` is noted as the adapter's base."""
+    def apply(self, model: nn.Module, source: str | None = None, *, seed: int = 0) -> "PeftModel":
+        """The model with fresh adapters drawn from ``seed``; its own weights are frozen.
+
+        ``source`` is noted as the adapter's base.
+        """
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(
             r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self._target_modules(model)
         )
-        adapted = get_peft_model(model, config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            adapted = get_peft_model(model, config)
         if source is not None:
             adapted.peft_config["default"].base_model_name_or_path = source
         return adapted  # type: ignore[return-value,unused-ignore]
 
     def _target_modules(self, model: nn.Module) -> list[str]:
-        linears = linear_names(model)
         if self.targets is None:
             return block_linear_names(model)
+        linears, head = linear_names(model), head_name(model)
+
+        def hits(target: str, name: str) -> bool:  # LLaDA's head is called like the last linear layer of its blocks
+            return name == target or (name.endswith(f".{target}") and name != head)
+
         for target in self.targets:
-            if not any(name == target or name.endswith(f".{target}") for name in linears):
+            if not any(hits(target, name) for name in linears):
                 kinds = sorted({name.rpartition(".")[2] for name in linears})
                 raise ValueError(
                     f"LoRA target {target!r} matches no linear layer of {type(model).__name__}, which has "
                     f"{', '.join(kinds)}; "
                     "leave `targets` out to adapt all linear layers of the blocks."
                 )
-        return [name for name in linears if any(name == t or name.endswith(f".{t}") for t in self.targets)]
+        return [name for name in linears if any(hits(target, name) for target in self.targets)]
+
+
+def head_name(model: nn.Module) -> str | None:
+    """Full name of the output embedding; None where a model names none."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return next((name for name, module in model.named_modules() if module is head), None)
 
 
 def linear_names(model: nn.Module) -> list[str]:
@@ -86,12 +105,16 @@ def block_linear_names(model: nn.Module) -> list[str]:
 def load_adapter(model: nn.Module, directory: str) -> "PeftModel":
     """The model with a saved PEFT adapter, trainable; warns of block layers that the adapter leaves as they are.
 
-    Adapters of d1 and DMPO name Llama's layers, of which LLaDA has only some: they load, with that warning.
+    Adapters of d1 and DMPO name Llama's layers, of which LLaDA has only some: they load, with that warning. They also
+    call their task causal language modelling, for which PEFT would pass arguments that no masked language model takes.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
-    expected = block_linear_names(model)
-    adapted = PeftModel.from_pretrained(model, directory, is_trainable=True)
+    known = family_of_model(getattr(model.config, "model_type", "")) is not None
+    expected = block_linear_names(model) if known else []
+    config = PeftConfig.from_pretrained(directory)
+    config.task_type = None
+    adapted = PeftModel.from_pretrained(model, directory, is_trainable=True, config=config)
     found = {
         name.partition("base_model.model.")[2].rpartition(".lora_A")[0]
         for name, _ in adapted.named_parameters()

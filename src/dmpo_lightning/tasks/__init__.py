@@ -1,6 +1,21 @@
 """Benchmarks as plain Python: examples, prompts, scores."""
 
-from dmpo_lightning.tasks.base import Example, Message, Split, Task
+from dmpo_lightning.tasks.base import Example, Message, Split, Task, Variant, Verdict
+from dmpo_lightning.tasks.countdown import Countdown
+from dmpo_lightning.tasks.gsm8k import GSM8K
+from dmpo_lightning.tasks.math500 import Math500
 from dmpo_lightning.tasks.sudoku import LatinSquareDemonstrations, Sudoku
 
-__all__ = ["Example", "LatinSquareDemonstrations", "Message", "Split", "Sudoku", "Task"]
+__all__ = [
+    "GSM8K",
+    "Countdown",
+    "Example",
+    "LatinSquareDemonstrations",
+    "Math500",
+    "Message",
+    "Split",
+    "Sudoku",
+    "Task",
+    "Variant",
+    "Verdict",
+]

@@ -2,11 +2,28 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Split = Literal["train", "validation", "test"]
 Example = Mapping[str, Any]
 Message = Mapping[str, str]
+Variant = Literal["published", "verified"]
+"""``published`` repeats d1 and DMPO to the bit, with their errors; ``verified`` is what we hold to be right. Numbers of
+the two never belong in one table."""
+PromptStyle = Literal["train", "eval"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an answer check found in a completion."""
+
+    answer: str | float | None
+    """As found, before any comparison; None if there is none."""
+    correct: bool
+    correct_cells: int | None = None
+    """Of Sudoku: blank cells filled as in the solution."""
+    blank_cells: int | None = None
 
 
 class Task(ABC):
@@ -30,6 +47,8 @@ class Task(ABC):
 
     accuracy: str
     """The component of `score` that is reported as accuracy."""
+    reward_weights: Mapping[str, float] | None = None
+    """Of the components in the reward, where none are configured; None takes each with weight 1."""
 
     @abstractmethod
     def examples(self, split: Split) -> Sequence[Example]:

@@ -1,12 +1,16 @@
 """4x4 Sudoku: every grid, puzzles with one solution, splits by solution, and the published per-cell reward."""
 
 import random
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from itertools import permutations
+from typing import Any, get_args
 
 from dmpo_lightning.tasks.answers import tag_text
-from dmpo_lightning.tasks.base import Example, Split, Task
+from dmpo_lightning.tasks.base import Example, Split, Task, Variant, Verdict
+from dmpo_lightning.tasks.benchmark import check_choice
+from dmpo_lightning.tasks.sudoku_answers import published_answer, verified_answer
 
 CELLS = 16
 HELD_OUT_GRIDS = {"validation": 24, "test": 48}
@@ -75,11 +79,13 @@ def correct_cells(puzzle: str, solution: str, answer: str) -> tuple[int, int]:
 
 
 class Sudoku(Task):
-    """4x4 Sudoku puzzles with exactly one solution, split by solution: no grid of one split appears in another.
+    """4x4 Sudoku puzzles with exactly one solution, split by solution: no grid of one split appears in another; or the
+    puzzles of ``data``.
 
     Score components: ``cells``, the published reward (share of the blank cells equal to the solution, from the digits
-    of the last
-    <answer>), and ``solved``, 1 for a completely right grid.
+    of the last <answer>), and ``solved``, 1 for a completely right grid. With rewards ``verified`` an answer counts
+    only if it is 16 digits that keep the clues. A ``verifier`` adds its own ``correct_cells`` (share of the blanks) and
+    ``correct`` (all of them), neither of them part of the reward.
 
     Args:
         blanks: least and most blank cells, both between 1 and 12 (four clues are the least that can determine a 4x4
@@ -87,9 +93,14 @@ class Sudoku(Task):
         sizes: number of different puzzles per split.
         seed: of the split and the puzzles.
         prompt_template: the user's turn; ``{puzzle}`` is replaced by 16 digits, 0 for a blank.
+        data: examples by split, of ``puzzle`` and ``solution``, instead of generated ones.
+        rewards: ``published`` or ``verified`` reading of the answer for ``cells`` and ``solved``.
+        verifier: the answer check to report beside them; its published number, `correct_cells`, is then the accuracy
+            under ``published``, ``correct`` under ``verified``. None reports ``solved``.
 
     Raises:
-        ValueError: blanks outside that range, an unknown or empty split, a template without ``{puzzle}``, or more
+        ValueError: an unknown variant, blanks outside that range, an unknown or empty
+            split, a template without ``{puzzle}``, or more
             puzzles than exist.
     """
 
@@ -102,7 +113,12 @@ class Sudoku(Task):
         sizes: dict[str, int] | None = None,
         seed: int = 0,
         prompt_template: str = "{puzzle}",
+        data: Mapping[str, Sequence[Example]] | None = None,
+        rewards: Variant = "published",
+        verifier: Variant | None = None,
     ) -> None:
+        check_choice("rewards", rewards, get_args(Variant))
+        check_choice("verifier", verifier or "verified", get_args(Variant))
         if not 1 <= blanks[0] <= blanks[1] <= 12:
             raise ValueError(f"`blanks` must be two counts with 1 <= least <= most <= 12, got {blanks}.")
         if "{puzzle}" not in prompt_template:
@@ -111,6 +127,9 @@ class Sudoku(Task):
         self.sizes = {"train": 4096, "validation": 512, "test": 1024} | (sizes or {})
         self.seed = seed
         self.prompt_template = prompt_template
+        self.data, self.rewards, self.verifier = data, rewards, verifier
+        self.accuracy = {None: "solved", "published": "correct_cells", "verified": "correct"}[verifier]
+        self.reward_weights = {"cells": 1.0, "solved": 1.0}
         for split, size in self.sizes.items():
             if split not in ("train", "validation", "test") or size < 1:
                 raise ValueError(
@@ -130,6 +149,10 @@ class Sudoku(Task):
 
     def examples(self, split: Split) -> Sequence[Example]:
         """Distinct puzzles with their one solution: ``{"puzzle", "solution"}``."""
+        if self.data is not None:
+            if split not in self.data:
+                raise ValueError(f"Sudoku was given no {split} puzzles, only {sorted(self.data)}.")
+            return self.data[split]
         generator = random.Random(f"{self.seed}-{split}")
         puzzles: dict[str, str] = {}
         for attempt, (puzzle, solution) in enumerate(self._candidates(split, generator)):
@@ -156,9 +179,43 @@ class Sudoku(Task):
         return self.prompt_template.replace("{puzzle}", example["puzzle"])
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
-        answer = "".join(character for character in tag_text(completion) if character in "0123456789")
+        if self.rewards == "published":
+            answer = "".join(character for character in tag_text(completion) if character in "0123456789")
+        else:
+            answer = verified_answer(example["puzzle"], completion) or ""
         correct, blanks = correct_cells(example["puzzle"], example["solution"], answer)
-        return {"cells": correct / blanks if blanks else 1.0, "solved": float(correct == blanks)}
+        components = {"cells": correct / blanks if blanks else 1.0, "solved": float(correct == blanks)}
+        if self.verifier is not None:
+            verdict = self.verify(example, completion)
+            cells = verdict.correct_cells or 0
+            components["correct_cells"] = cells / blanks if blanks else float(verdict.correct)
+            components["correct"] = float(verdict.correct)
+        return components
+
+    def verify(self, example: Example, completion: str) -> Verdict:
+        """The answer check ``verifier`` (``verified`` if there is none): published pads and cuts what it finds."""
+        published = self.verifier == "published"
+        answer = published_answer(completion) if published else verified_answer(example["puzzle"], completion)
+        correct, blanks = correct_cells(example["puzzle"], example["solution"], answer or "")
+        return Verdict(answer, answer is not None and correct == blanks, correct, blanks)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Example:
+        """From ``Puzzle`` and ``Solution`` of 16 digits; raises ValueError if they contradict each other."""
+        puzzle, solution = (str(row[column]).strip().zfill(CELLS) for column in ("Puzzle", "Solution"))
+        if len(puzzle) != CELLS or solution not in sudoku_grids():
+            raise ValueError("`Puzzle` must be 16 digits and `Solution` a complete 4x4 grid")
+        if any(clue not in ("0", digit) for clue, digit in zip(puzzle, solution, strict=True)):
+            raise ValueError("`Solution` contradicts the clues of `Puzzle`")
+        return {"puzzle": puzzle, "solution": solution}
+
+    @classmethod
+    def from_saved(cls, record: Mapping[str, Any]) -> Example:
+        """The puzzle is the 16 digits of ``question``, the solution ``ground_truth``."""
+        found = re.search(r"(?<!\d)[0-4]{16}(?!\d)", record["question"])
+        if found is None:
+            raise ValueError("`question` holds no puzzle of 16 digits")
+        return {"puzzle": found.group(), "solution": str(record["ground_truth"])}
 
 
 class LatinSquareDemonstrations(Task):

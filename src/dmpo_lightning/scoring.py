@@ -1,0 +1,98 @@
+"""``dmpo-lightning score``: re-scores saved completions without a model. Imports no torch."""
+
+import argparse
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from dmpo_lightning.data.sources import load_file
+from dmpo_lightning.tasks import GSM8K, Countdown, Math500, Sudoku, Task, Verdict
+
+TASKS: dict[str, type[Task]] = {"gsm8k": GSM8K, "math500": Math500, "countdown": Countdown, "sudoku": Sudoku}
+
+
+def run(arguments: Sequence[str]) -> None:
+    """The command; raises ValueError for what a user can mend."""
+    options = _parser().parse_args(arguments)
+    task = make_task(options.task, options.verifier)
+    summary = {"task": options.task, "rewards": options.verifier} | score_file(task, Path(options.file))
+    if options.json:
+        print(json.dumps(summary))
+    else:
+        print("\n".join(f"{name:15} {value}" for name, value in summary.items()))
+
+
+def make_task(name: str, verifier: str) -> Task:
+    """A task by its short name or its dotted path, with that answer check if it takes one.
+
+    Raises:
+        ValueError: no such task.
+    """
+    task = TASKS.get(name) or _imported(name)
+    takes_verifier = "verifier" in inspect.signature(task).parameters
+    return task(**({"verifier": verifier} if takes_verifier else {}))
+
+
+def _imported(path: str) -> type[Task]:
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name) if module else None
+    except (ImportError, AttributeError):
+        found = None
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise ValueError(
+            f"`--task` must be one of {', '.join(TASKS)} or the dotted path of a Task class, got {path!r}."
+        )
+    return found
+
+
+def score_file(task: Task, path: Path) -> dict[str, Any]:
+    """Counts over a JSONL file of ``question``, ``ground_truth`` and ``completion``, or of ``example`` and
+    ``completion`` as `CompletionWriter` writes it.
+
+    Raises:
+        ValueError: a file or a line that cannot be read, named.
+    """
+    loaded = load_file(path, lambda record: _record(task, record), columns=("completion",))
+    verdicts = [verdict(task, record["example"], record["completion"]) for record in loaded.examples]
+    correct = sum(verdict.correct for verdict in verdicts)
+    summary: dict[str, Any] = {"n": len(verdicts), "correct": correct, "accuracy": correct / len(verdicts)}
+    if all(verdict.blank_cells is not None for verdict in verdicts):
+        cells, blanks = (sum(getattr(v, name) or 0 for v in verdicts) for name in ("correct_cells", "blank_cells"))
+        summary |= {
+            "accuracy": cells / max(blanks, 1),
+            "correct_cells": cells,
+            "blank_cells": blanks,
+            "solved": correct,
+        }
+    return summary
+
+
+def _record(task: Task, record: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(record["completion"], str):
+        raise ValueError("`completion` must be a text")
+    if "example" in record:
+        return {"example": record["example"], "completion": record["completion"]}
+    if not {"question", "ground_truth"} <= set(record) or not hasattr(task, "from_saved"):
+        raise ValueError("a record needs `example`, or `question` and `ground_truth` of one of " + ", ".join(TASKS))
+    return {"example": task.from_saved(record), "completion": record["completion"]}
+
+
+def verdict(task: Task, example: Mapping[str, Any], completion: str) -> Verdict:
+    """The task's answer check; of a task without one, whether its accuracy component is 1."""
+    if hasattr(task, "verify"):
+        found: Verdict = task.verify(example, completion)
+        return found
+    return Verdict(None, task.score(example, completion)[task.accuracy] == 1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dmpo-lightning score", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--task", required=True, help=f"{', '.join(TASKS)}, or the dotted path of a Task class")
+    parser.add_argument("--verifier", choices=("published", "verified"), default="verified", help="the answer check")
+    parser.add_argument("--file", required=True, help="completions, one JSON object per line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser

@@ -1,0 +1,216 @@
+r"""Countdown: reach a target with given numbers, each used exactly once."""
+
+import operator
+import random
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from fractions import Fraction
+from functools import cache
+from itertools import chain
+from typing import Any
+
+from dmpo_lightning.tasks.answers import answer_blocks, final_answer, last_boxed, unbox
+from dmpo_lightning.tasks.arithmetic import ExpressionError, exact_value, integers, python_value
+from dmpo_lightning.tasks.base import Example, Verdict
+from dmpo_lightning.tasks.benchmark import Benchmark
+from dmpo_lightning.tasks.formats import has_layout
+
+TOLERANCE = 1e-5
+_PUBLISHED_OPERATORS = {"\\div": "/", "\\times": "*", "\\cdot": "*"}
+_OPERATORS = {**_PUBLISHED_OPERATORS, "\u00d7": "*", "\u00f7": "/", "\u22c5": "*", "\u2212": "-"}
+_NOISE = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[()\[\],;!: ]|\$")
+_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
+_OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+MAX_TEXT = 1000
+
+
+class Countdown(Benchmark):
+    r"""Arithmetic puzzles; an example holds ``numbers`` and ``target``.
+
+    Rewards ``published``: ``equation``, 1.0 for an answer tag with an expression that uses the numbers once each and is
+    within 1e-5 of the target, 0.1 for any other answer tag. Values are those of Python for the characters
+    ``0-9 + - * / ( ) .``, so ``**`` and ``//`` count too. ``verified``: ``format`` 0.1 for reasoning and answer in
+    tags, ``correctness`` 1.0 for ``+ - * /`` and parentheses, in exact rational arithmetic. The wording of the
+    task text is ours.
+    """
+
+    components = {"published": ("equation",), "verified": ("format", "correctness")}
+    columns = ()
+
+    def task_text(self, example: Example) -> str:
+        numbers = ", ".join(map(str, example["numbers"]))
+        return (
+            f"Write an arithmetic expression with the value {example['target']}. Use each of the numbers [{numbers}] "
+            "exactly once, the operations +, -, * and /, and parentheses. Put only the expression inside the <answer> "
+            "tags, without an equals sign."
+        )
+
+    def training_components(self, example: Example, completion: str) -> dict[str, float]:
+        if self.rewards == "verified":
+            right = verified_verdict(example, completion).correct
+            return {"format": 0.1 * has_layout(completion), "correctness": float(right)}
+        block = None
+        for block in answer_blocks(completion):  # noqa: B007  the last one is wanted
+            pass
+        if block is None:
+            return {"equation": 0.0}
+        return {"equation": 1.0 if published_hit(example, block.strip()) else 0.1}
+
+    def verify(self, example: Example, completion: str) -> Verdict:
+        check = published_verdict if self.verifier == "published" else verified_verdict
+        return check(example, completion)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Example:
+        """Rows of ``input`` "30,100,93" and ``output`` "23", or ``nums`` and ``target`` as on the hub."""
+        if "input" in row and "output" in row:
+            return _example(str(row["input"]).split(","), row["output"])
+        if "nums" in row and "target" in row:
+            return _example(row["nums"], row["target"])
+        raise ValueError("a row needs `input` and `output`, or `nums` and `target`")
+
+    @classmethod
+    def from_saved(cls, record: Mapping[str, Any]) -> Example:
+        numbers, target = record["ground_truth"]
+        return _example(numbers, target)
+
+
+def _example(numbers: Sequence[Any], target: Any) -> Example:
+    example = {"numbers": [int(number) for number in numbers], "target": int(target)}
+    if not example["numbers"]:
+        raise ValueError("no numbers")
+    return example
+
+
+def published_hit(example: Example, expression: str) -> bool:
+    """Whether the numbers are used exactly and Python's value is within 1e-5 of the target; False on any error."""
+    try:
+        if sorted(integers(expression)) != sorted(example["numbers"]):
+            return False
+        return abs(python_value(expression) - example["target"]) < TOLERANCE
+    except (ExpressionError, OverflowError):
+        return False
+
+
+def published_verdict(example: Example, completion: str) -> Verdict:
+    """As d1 evaluates: the last box, a text without boxes as a whole, else the first answer tag."""
+    answer = unbox(last_boxed(completion))
+    if answer is None:
+        answer = next(answer_blocks(completion), completion)
+    for latex, symbol in _PUBLISHED_OPERATORS.items():
+        answer = answer.replace(latex, symbol)
+    for match in re.finditer(r"[0-9+\-*/() ]+", answer):
+        after = answer[match.end() : match.end() + 2]
+        if after[:1] == "=" and after[1:] and after[1:] in "0123456789. ":
+            answer = match.group().strip()
+            break
+    return Verdict(answer, published_hit(example, answer))
+
+
+def verified_verdict(example: Example, completion: str) -> Verdict:
+    """Exact: the given numbers once each, ``+ - * /`` and parentheses, equal to the target.
+
+    An equation counts by its left side, if what it claims is the target.
+    """
+    answer = final_answer(completion)
+    return Verdict(answer[:MAX_TEXT] or None, len(answer) <= MAX_TEXT and _is_solution(example, answer))
+
+
+def _is_solution(example: Example, answer: str) -> bool:
+    expression, equals, claimed = _plain(answer).partition("=")
+    try:
+        return (
+            "." not in expression
+            and Counter(integers(expression)) == Counter(example["numbers"])
+            and exact_value(expression) == example["target"]
+            and (not equals or exact_value(claimed) == example["target"])
+        )
+    except ExpressionError:
+        return False
+
+
+def _plain(answer: str) -> str:
+    for latex, symbol in _OPERATORS.items():
+        answer = answer.replace(latex, symbol)
+    return _FRACTION.sub(r"((\1)/(\2))", _NOISE.sub("", answer)).strip()
+
+
+@cache
+def reachable(numbers: tuple[int, ...]) -> frozenset[Fraction]:
+    """Every value of an expression with all of the sorted numbers once each; for six numbers this takes seconds."""
+    if len(numbers) == 1:
+        return frozenset([Fraction(numbers[0])])
+    values: set[Fraction] = set()
+    for left, right in _parts(numbers):
+        for a in reachable(left):
+            for b in reachable(right):
+                values.update((a + b, a - b, b - a, a * b))
+                values.update(chain((a / b,) if b else (), (b / a,) if a else ()))
+    return frozenset(values)
+
+
+def _parts(numbers: tuple[int, ...]) -> set[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The ways to cut a sorted tuple in two; the first number stays left."""
+    rest = numbers[1:]
+    cuts = [[rest[i] for i in range(len(rest)) if mask >> i & 1] for mask in range(2 ** len(rest) - 1)]
+    return {((numbers[0], *left), tuple((Counter(rest) - Counter(left)).elements())) for left in cuts}
+
+
+def solvable(example: Example) -> bool:
+    """Whether the target can be reached; by search, meant for up to five numbers."""
+    return Fraction(example["target"]) in reachable(tuple(sorted(example["numbers"])))
+
+
+def generate(
+    size: int,
+    *,
+    count: tuple[int, int],
+    largest: int,
+    seed: str,
+    excluded: Collection[str] = (),
+) -> list[Example]:
+    """Different puzzles that have a solution, because each target is the value of a random expression.
+
+    Args:
+        size: number of puzzles.
+        count: least and most numbers of a puzzle.
+        largest: number and target; both start at 1.
+        seed: of all of it.
+        excluded: keys (`puzzle_key`) that must not come.
+
+    Raises:
+        ValueError: fewer puzzles exist, as far as 200 attempts for each can tell.
+    """
+    generator = random.Random(seed)
+    puzzles: dict[str, Example] = {}
+    for _ in range(200 * size):
+        if len(puzzles) == size:
+            break
+        numbers = [generator.randint(1, largest) for _ in range(generator.randint(*count))]
+        value = _random_value(numbers, generator)
+        if value is not None and value.denominator == 1 and 1 <= value <= largest:
+            example = {"numbers": numbers, "target": int(value)}
+            key = puzzle_key(example)
+            if key not in excluded:
+                puzzles.setdefault(key, example)
+    if len(puzzles) < size:
+        raise ValueError(f"Found only {len(puzzles)} of {size} Countdown puzzles; ask for fewer or widen the numbers.")
+    return list(puzzles.values())
+
+
+def _random_value(numbers: Sequence[int], generator: random.Random) -> Fraction | None:
+    values = [Fraction(number) for number in numbers]
+    while len(values) > 1:
+        generator.shuffle(values)
+        right, left = values.pop(), values.pop()
+        symbol = generator.choice("++--*/")
+        if symbol == "/" and right == 0:
+            return None
+        values.append(_OPERATIONS[symbol](left, right))
+    return values[0]
+
+
+def puzzle_key(example: Example) -> str:
+    """The same for puzzles that differ in the order of their numbers only."""
+    return f"{sorted(example['numbers'])} {example['target']}"

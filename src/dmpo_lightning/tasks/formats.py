@@ -1,0 +1,71 @@
+"""Reasoning and answer in tags: the published format rewards of d1 and DMPO, and a layout check without their faults.
+
+The published regular expressions are searched by hand where a long text would cost them quadratic time.
+"""
+
+import re
+
+
+def published_tag_counts(completion: str) -> float:
+    r"""0.125 for each of four tags that stands exactly once with its newlines, less 0.001 per character after the end.
+
+    Without ``\n</answer>\n`` every character of the completion counts as after the end.
+    """
+    count = 0.0
+    if completion.count("<reasoning>\n") == 1:
+        count += 0.125
+    if completion.count("\n</reasoning>\n") == 1:
+        count += 0.125
+    if completion.count("\n<answer>\n") == 1:
+        count += 0.125
+        count -= len(completion.rpartition("\n</answer>\n")[2]) * 0.001
+    if completion.count("\n</answer>") == 1:
+        count += 0.125
+        count -= (len(completion.rpartition("\n</answer>")[2]) - 1) * 0.001
+    return count
+
+
+def published_soft_format(completion: str) -> bool:
+    r"""Whether ``<reasoning>.*?</reasoning>\s*<answer>.*?</answer>`` matches at the start; no line break in a tag."""
+    if not completion.startswith("<reasoning>"):
+        return False
+    first_line = _line_end(completion, 0)
+    failed_on = -1
+    for match in re.finditer(r"</reasoning>\s*<answer>", completion):
+        if match.start() >= first_line:
+            break
+        line = _line_end(completion, match.end())
+        if line != failed_on and completion.find("</answer>", match.end(), line) >= 0:
+            return True
+        failed_on = line
+    return False
+
+
+def _line_end(text: str, place: int) -> int:
+    end = text.find("\n", place)
+    return len(text) if end < 0 else end
+
+
+def published_strict_format(completion: str) -> bool:
+    """Whether the completion starts with the six lines of the layout, one line in each tag, and ends there."""
+    lines = completion.split("\n", 6)
+    return (
+        len(lines) == 7
+        and (lines[0], lines[2], lines[3], lines[5]) == ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
+        and lines[6] in ("", "\n")
+    )
+
+
+def has_layout(completion: str) -> bool:
+    """Whether the completion is one reasoning and one answer in tags and nothing else; any number of lines in each."""
+    text = completion.strip()
+    reasoning, found, answer = text.partition("</reasoning>")
+    answer = answer.strip()
+    tags = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
+    return (
+        bool(found)
+        and reasoning.startswith("<reasoning>")
+        and answer.startswith("<answer>")
+        and answer.endswith("</answer>")
+        and all(text.count(tag) == 1 for tag in tags)
+    )

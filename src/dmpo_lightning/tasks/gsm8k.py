@@ -1,0 +1,107 @@
+"""GSM8K: grade-school word problems with one number as the answer (Cobbe et al. 2021)."""
+
+import re
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+from dmpo_lightning.tasks.answers import answer_blocks, boxes_of_a_line, final_answer, tag_text
+from dmpo_lightning.tasks.base import Example, Verdict
+from dmpo_lightning.tasks.benchmark import Benchmark
+from dmpo_lightning.tasks.formats import (
+    has_layout,
+    published_soft_format,
+    published_strict_format,
+    published_tag_counts,
+)
+from dmpo_lightning.tasks.numbers import one_number
+
+_PUBLISHED_NUMBER = re.compile(r"-?\d+\.?\d*")
+
+
+class GSM8K(Benchmark):
+    """Word problems; an example holds ``question`` and ``answer``, the gold number as text.
+
+    Rewards ``published`` are the five of d1 and DMPO: ``tags``, ``soft_format``, ``strict_format``, ``integer``,
+    ``correctness``. Known faults, kept: reasoning of several lines never earns a format reward; a completion that ends
+    in ``</answer>`` without a newline pays for its length; "1,000", "$42" and "42.0" are wrong.
+    ``verified``: ``format`` 0.5 for reasoning and answer in tags, of any number of lines; ``correctness`` 2.0.
+
+    The answer check ``published`` takes the first box with a number, else the last number of the first answer tag, as
+    floats; ``verified`` the one number of the last answer, exactly (see `numbers.one_number`).
+    """
+
+    components = {
+        "published": ("tags", "soft_format", "strict_format", "integer", "correctness"),
+        "verified": ("format", "correctness"),
+    }
+    columns = ("question", "answer")
+
+    def task_text(self, example: Example) -> str:
+        return str(example["question"])
+
+    def training_components(self, example: Example, completion: str) -> dict[str, float]:
+        if self.rewards == "verified":
+            right = verified_verdict(example, completion).correct
+            return {"format": 0.5 * has_layout(completion), "correctness": 2.0 * right}
+        answer = tag_text(completion)
+        return {
+            "tags": published_tag_counts(completion),
+            "soft_format": 0.5 * published_soft_format(completion),
+            "strict_format": 0.5 * published_strict_format(completion),
+            "integer": 0.5 * answer.isdigit(),
+            "correctness": 2.0 * (answer == example["answer"]),
+        }
+
+    def verify(self, example: Example, completion: str) -> Verdict:
+        check = published_verdict if self.verifier == "published" else verified_verdict
+        return check(example, completion)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Example:
+        _, mark, answer = str(row["answer"]).partition("####")
+        if not mark or not answer.strip():
+            raise ValueError("`answer` must end in `#### NUMBER`")
+        return {"question": row["question"], "answer": answer.strip()}
+
+    @classmethod
+    def from_saved(cls, record: Mapping[str, Any]) -> Example:
+        gold = record["ground_truth"]
+        return {"question": record["question"], "answer": None if gold is None else str(gold)}
+
+
+def published_verdict(example: Example, completion: str) -> Verdict:
+    """As d1 evaluates; a gold answer that is no float is never met."""
+    answer, gold = published_answer(completion), _as_float(example["answer"] or "")
+    return Verdict(answer, answer is not None and answer == gold)
+
+
+def published_answer(completion: str) -> float | None:
+    """The first box that is or holds a number, else the last number of the first answer tag."""
+    boxes = (box.strip() for box in boxes_of_a_line(completion))
+    numbers = chain.from_iterable(_readings(box, which=0) for box in boxes if box.strip("."))
+    block = next(answer_blocks(completion), "").strip()
+    return next(chain(numbers, _readings(block, which=-1)), None)
+
+
+def _readings(text: str, *, which: int) -> Iterator[float]:
+    """The text as a float, or else the first (0) or last (-1) number in it."""
+    value = _as_float(text)
+    if value is not None:
+        yield value
+    elif found := _PUBLISHED_NUMBER.findall(text):
+        yield float(found[which])
+
+
+def _as_float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def verified_verdict(example: Example, completion: str) -> Verdict:
+    """Exact equality of the one number in the answer with the gold number."""
+    text = final_answer(completion)
+    answer, gold = one_number(text), one_number(example["answer"] or "")
+    return Verdict(text[:200] or None, answer is not None and answer == gold)

@@ -1,0 +1,84 @@
+r"""Equivalence of LaTeX answers as published with MATH (Hendrycks et al. 2021): normalised strings, nothing computed.
+
+Only for the ``published`` variants; `latex` is the corrected one.
+"""
+
+
+class NormalisationError(ValueError):
+    """A text on which the published normalisation fails; the raw texts are compared then."""
+
+
+def equivalent(first: str | None, second: str | None) -> bool:
+    """Equality after `normalise`, or of the raw texts where that fails; two missing values are equal."""
+    if first is None or second is None:
+        return first is second
+    try:
+        return normalise(first) == normalise(second)
+    except NormalisationError:
+        return first == second
+
+
+def normalise(text: str) -> str:
+    r"""The published steps in their order.
+
+    Raises:
+        NormalisationError: ``\text{ `` twice, a ``\sqrt`` or ``\frac`` with nothing behind it, or a single ``/`` with a
+            side that is no integer.
+    """
+    text = text.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
+    text = text.replace("tfrac", "frac").replace("dfrac", "frac").replace("\\left", "").replace("\\right", "")
+    text = text.replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "")
+    text = _without_unit(text).replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
+    if not text:
+        return text
+    text = _right_side("0" + text if text[0] == "." else text)
+    text = _braced_fractions(_braced_roots(text).replace(" ", ""))
+    return _fraction_of_slash("\\frac{1}{2}" if text == "0.5" else text)
+
+
+def _without_unit(text: str) -> str:
+    parts = text.split("\\text{ ")
+    if len(parts) > 2:
+        raise NormalisationError("two units")
+    return parts[0]
+
+
+def _right_side(text: str) -> str:
+    """Without a short ``x=`` in front."""
+    parts = text.split("=")
+    return parts[1] if len(parts) == 2 and len(parts[0]) <= 2 else text
+
+
+def _braced_roots(text: str) -> str:
+    first, *rest = text.split("\\sqrt")
+    if not all(rest):
+        raise NormalisationError("a root of nothing")
+    return first + "".join("\\sqrt" + (part if part[0] == "{" else f"{{{part[0]}}}{part[1:]}") for part in rest)
+
+
+def _braced_fractions(text: str) -> str:
+    first, *rest = text.split("\\frac")
+    result = [first]
+    for part in rest:
+        if not part:
+            raise NormalisationError("a fraction of nothing")
+        if part[0] == "{":
+            result.append(part)
+        elif len(part) < 2:
+            return text
+        elif part[1] == "{":
+            result.append(f"{{{part[0]}}}{part[1:]}")
+        else:
+            result.append(f"{{{part[0]}}}{{{part[1]}}}{part[2:]}")
+    return "\\frac".join(result)
+
+
+def _fraction_of_slash(text: str) -> str:
+    parts = text.split("/")
+    if len(parts) != 2:
+        return text
+    try:
+        numerator, denominator = map(int, parts)
+        return f"\\frac{{{numerator}}}{{{denominator}}}" if text == f"{numerator}/{denominator}" else text
+    except ValueError:  # no integer, or one of more digits than Python converts
+        raise NormalisationError("a side of / is no integer") from None

@@ -1,0 +1,111 @@
+r"""Equivalence of LaTeX answers by a documented normalisation and exact rational values; no algebra.
+
+Two answers are equal if, element by element of their outermost lists, their normal forms are the same text or both have
+the same rational value. Normalising drops white space, ``$ \( \)``, sizes (``\left``), spacing commands, degree signs,
+``\$``, ``\%``, a final full stop, words in ``\text{...}`` after a number, the command but not the words of other
+``\text{...}``, commas between thousands; takes what follows ``x =``; writes ``\dfrac``, ``\tfrac`` as ``\frac``,
+``\frac12`` and ``\sqrt2`` with braces, ``x^{2}`` as ``x^2``, ``\le`` as ``\leq``. Not equal, though mathematics says
+so: sums in another order, roots simplified, factors multiplied out. math-verify is not used: its time limits are
+signals, which cannot interrupt a long integer operation.
+"""
+
+import re
+from fractions import Fraction
+
+from dmpo_lightning.tasks.arithmetic import ExpressionError, exact_value
+
+MAX_TEXT = 500
+"""Characters of an answer; a longer one equals nothing."""
+_SPACING = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|[Bb]igg?[lr]?)(?![a-zA-Z])|\\[!,;: ]|~")
+_UNIT = re.compile(r"(?<=[0-9.}])(?:\\ )?\s*\\(?:text|mbox|mathrm|textrm)\{[^{}]*\}(?:\^\{?[0-9]\}?)?$")
+_WORDS = re.compile(r"\\(?:text|mbox|mathrm|textrm|textbf|mathbf)\{([^{}]*)\}")
+_THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+(?:\.[0-9]+)?")
+_FRACTION = re.compile(r"\\frac\{(-?[0-9.]+)\}\{(-?[0-9.]+)\}")
+_SYNONYMS = {
+    "\\dfrac": "\\frac",
+    "\\tfrac": "\\frac",
+    "\\cfrac": "\\frac",
+    "\\geq": "\\ge",
+    "\\leq": "\\le",
+    "\\neq": "\\ne",
+    "\u2212": "-",
+    "\u03c0": "\\pi",
+    "\u221e": "\\infty",
+    "^{\\circ}": "",
+    "^\\circ": "",
+    "\\degree": "",
+    "\u00b0": "",
+    "\\$": "",
+    "\\%": "",
+    "%": "",
+    "$": "",
+    "\\(": "",
+    "\\)": "",
+    "\\[": "",
+    "\\]": "",
+}
+
+
+def equivalent(first: str, second: str) -> bool:
+    """Whether two LaTeX answers are the same by the rules above; an empty answer equals nothing."""
+    if max(len(first), len(second)) > MAX_TEXT:
+        return False
+    left, right = elements(normalise(first)), elements(normalise(second))
+    return len(left) == len(right) and all(map(_same, left, right)) and any(left)
+
+
+def _same(first: str, second: str) -> bool:
+    if first == second:
+        return True
+    value = rational(first)
+    return value is not None and value == rational(second)
+
+
+def normalise(text: str) -> str:
+    """The normal form of an answer, as the module describes it."""
+    text = text.strip()
+    for spelling, other in _SYNONYMS.items():
+        text = text.replace(spelling, other)
+    text = _SPACING.sub("", text).strip().rstrip(".")
+    text = _WORDS.sub(r"\1", _UNIT.sub("", text))
+    text = re.sub(r"\s+", "", text)
+    if _THOUSANDS.fullmatch(text):
+        text = text.replace("{,}", "").replace(",", "")
+    text = re.sub(r"^[a-zA-Z](?:\([a-z]\))?(?:=|\\in(?![a-z]))", "", text)
+    text = re.sub(r"\\frac([0-9a-z])([0-9a-z])", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\\frac([0-9a-z])\{", r"\\frac{\1}{", text)
+    text = re.sub(r"\\frac\{([^{}]*)\}([0-9a-z])", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\\sqrt([0-9a-z])", r"\\sqrt{\1}", text)
+    return re.sub(r"([\^_])\{([0-9a-z])\}", r"\1\2", text)
+
+
+def elements(text: str) -> list[str]:
+    """The text cut at its outermost commas; the brackets around a tuple, an interval or a set stay with their ends."""
+    opened = text[:1] if text[:1] in ("(", "[") or text.startswith("\\{") else ""
+    if opened and text[-1:] in (")", "]", "}") and "," in text:
+        start = 2 if opened == "\\" else 1
+        end = len(text) - (2 if text.endswith("\\}") else 1)
+        return [text[:start], *_cut(text[start:end]), text[end:]]
+    return _cut(text)
+
+
+def _cut(text: str) -> list[str]:
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def rational(text: str) -> Fraction | None:
+    """The exact value of a number, a fraction or an arithmetic expression; None for anything else."""
+    text = _FRACTION.sub(r"((\1)/(\2))", text).replace("\\cdot", "*").replace("\\times", "*").replace("\\div", "/")
+    if re.search(r"[0-9)]\(", text) or len(text) > 100:
+        return None
+    try:
+        return exact_value(text)
+    except ExpressionError:
+        return None

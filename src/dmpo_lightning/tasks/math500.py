@@ -1,0 +1,74 @@
+r"""MATH and its test selection MATH-500: competition problems with a LaTeX answer (Hendrycks et al. 2021)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dmpo_lightning.tasks import hendrycks, latex
+from dmpo_lightning.tasks.answers import answer_blocks, final_answer, last_boxed, unbox
+from dmpo_lightning.tasks.base import Example, Verdict
+from dmpo_lightning.tasks.benchmark import Benchmark
+from dmpo_lightning.tasks.formats import has_layout
+
+
+class Math500(Benchmark):
+    r"""Competition problems; an example holds ``problem`` and ``answer``, the gold LaTeX.
+
+    Rewards ``published``: ``format`` (0.5 for an answer tag and 0.5 for a box in it, 0.25 for no box) and
+    ``correctness`` 2.0. ``verified``: ``format`` 0.5 for reasoning and answer in tags, ``correctness`` 2.0.
+
+    The answer check ``published`` compares strings normalised as in `hendrycks`; ``verified`` as in `latex`. Of the
+    task text, the request for a box is our wording.
+    """
+
+    components = {"published": ("format", "correctness"), "verified": ("format", "correctness")}
+    columns = ("problem",)
+
+    def task_text(self, example: Example) -> str:
+        return f"{example['problem']}\n\nWrite the final answer in \\boxed{{}} inside the <answer> tags."
+
+    def training_components(self, example: Example, completion: str) -> dict[str, float]:
+        if self.rewards == "verified":
+            right = verified_verdict(example, completion).correct
+            return {"format": 0.5 * has_layout(completion), "correctness": 2.0 * right}
+        boxed = unbox(last_boxed(completion))
+        right = hendrycks.equivalent(completion if boxed is None else boxed, example["answer"])
+        return {"format": published_format(completion), "correctness": 2.0 * right}
+
+    def verify(self, example: Example, completion: str) -> Verdict:
+        check = published_verdict if self.verifier == "published" else verified_verdict
+        return check(example, completion)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Example:
+        answer = row.get("answer")
+        if answer is None:
+            answer = unbox(last_boxed(str(row.get("solution") or "")))
+        if not answer or not str(answer).strip():
+            raise ValueError("a row needs `answer`, or `solution` with a \\boxed answer")
+        return {"problem": row["problem"], "answer": str(answer)}
+
+    @classmethod
+    def from_saved(cls, record: Mapping[str, Any]) -> Example:
+        return {"problem": record["question"], "answer": str(record["ground_truth"])}
+
+
+def published_format(completion: str) -> float:
+    """0.5 for a tag, and 0.5 for a box behind it or 0.25 without; without a tag the whole text is searched."""
+    _, tag, rest = completion.partition("<answer>")
+    looked_at = rest.partition("</answer>")[0] if tag else completion
+    return 0.5 * ((1.0 if tag else 0.0) + (1.0 if "\\boxed" in looked_at else 0.5))
+
+
+def published_verdict(example: Example, completion: str) -> Verdict:
+    """As d1 evaluates: the last box, else the first answer tag."""
+    answer = unbox(last_boxed(completion))
+    if not answer:
+        block = next(answer_blocks(completion), None)
+        answer = None if block is None else block.strip()
+    return Verdict(answer, answer is not None and hendrycks.equivalent(answer, example["answer"]))
+
+
+def verified_verdict(example: Example, completion: str) -> Verdict:
+    """Equivalence by `latex.equivalent` of the last answer, in its tag or its box."""
+    answer = final_answer(completion)
+    return Verdict(answer[: latex.MAX_TEXT] or None, latex.equivalent(answer, example["answer"]))

@@ -1,0 +1,40 @@
+r"""Numbers in prose and LaTeX, exactly: ``1,000``, ``$42``, ``42.0``, ``50\%``, ``1/2``, ``\frac{1}{2}``, ``-3``."""
+
+import re
+from fractions import Fraction
+
+MAX_TEXT = 1000
+"""Characters of an answer; a longer one is no number."""
+_DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+_NUMBER = re.compile(rf"(-?)\s*\$?\s*({_DECIMAL})(?:\s*/\s*({_DECIMAL}))?")
+_FRACTION = re.compile(r"\\[dtc]?frac\s*\{\s*(-?[0-9]+)\s*\}\s*\{\s*(-?[0-9]+)\s*\}")
+_NOISE = re.compile(r":00(?![0-9])|\\(?:[!,;: ]|left|right|text|mathrm|mbox|quad)")
+
+
+def one_number(text: str) -> Fraction | None:
+    r"""The one number that a short text states; None if there is none or if it states several different ones.
+
+    Of a text with ``=`` only what follows the last one counts. Commas between thousands (also ``{,}``, ``\,``),
+    currency, percent signs, the minutes of a full hour (``2:00``) and words around the number are ignored; nothing is
+    scaled: 50\% is 50. Digits are ASCII.
+    """
+    if len(text) > MAX_TEXT:
+        return None
+    text = _NOISE.sub("", text.rpartition("=")[2].replace("{,}", ",")).replace("\u2212", "-").replace("\\$", "$")
+    text = _FRACTION.sub(r" \1/\2 ", text)
+    values = {_value(*match.groups()) for match in _NUMBER.finditer(text)}
+    return values.pop() if len(values) == 1 else None
+
+
+def _value(sign: str, numerator: str, denominator: str | None) -> Fraction | None:
+    value = _decimal(numerator)
+    if denominator is not None:
+        divisor = _decimal(denominator)
+        if divisor == 0:
+            return None
+        value /= divisor
+    return -value if sign else value
+
+
+def _decimal(text: str) -> Fraction:
+    return Fraction("0" + text.replace(",", ""))

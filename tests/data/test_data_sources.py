@@ -1,0 +1,67 @@
+import pytest
+
+from dmpo_lightning.data import sources
+from dmpo_lightning.data.sources import HeldOutSplits, load_file, load_hub, local_loader
+
+
+def parse(row):
+    return {"n": int(row["n"])}
+
+
+def test_jsonl_csv_and_parquet_hold_the_same_rows(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    (tmp_path / "a.jsonl").write_text('{"n": 1}\n\n{"n": 2}\n')
+    (tmp_path / "a.csv").write_text("n\n1\n2\n")
+    parquet.write_table(pyarrow.table({"n": [1, 2]}), tmp_path / "a.parquet")
+    for suffix in sources.SUFFIXES:
+        assert load_file(tmp_path / f"a{suffix}", parse, columns=("n",)).examples == [{"n": 1}, {"n": 2}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", '{"n": 1}\n{"n"\n', r"a\.jsonl, row 2: not JSON .* set on_bad_row: skip"),
+        ("a.jsonl", '{"m": 1}\n', r"row 1: column 'n' is missing, there are \['m'\]"),
+        ("a.jsonl", '{"n": "x"}\n', r"row 1: invalid literal"),
+        ("a.csv", "n\n1\nx\n", r"a\.csv, row 3: invalid literal"),
+        ("a.jsonl", "", "holds no usable row"),
+        ("a.txt", "", r"must end in one of \.jsonl"),
+    ],
+)
+def test_a_bad_file_is_an_error_that_names_file_line_and_remedy(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_file(tmp_path / name, parse, columns=("n",))
+
+
+def test_bad_rows_are_skipped_and_counted_if_asked(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"n": 1}\nnothing\n{"n": "x"}\n')
+    loaded = load_file(tmp_path / "a.jsonl", parse, columns=("n",), on_bad_row="skip")
+    assert (loaded.examples, loaded.skipped) == ([{"n": 1}], 2)
+
+
+def test_a_wrong_path_and_a_folder_without_splits_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="No data file"):
+        load_file(tmp_path / "none.jsonl", parse)
+    with pytest.raises(ValueError, match="No file or folder"):
+        local_loader(tmp_path / "none", parse, columns=(), on_bad_row="error")
+    with pytest.raises(ValueError, match="holds none of train, validation, test"):
+        local_loader(tmp_path, parse, columns=(), on_bad_row="error")
+
+
+def test_a_hub_that_cannot_be_reached_is_an_error_with_a_remedy(monkeypatch):
+    import datasets
+
+    def fail(*arguments, **options):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(ValueError, match=r"Could not load train of a/b .* set `path`"):
+        load_hub("a/b", parse, split="train")
+
+
+def test_unknown_sizes_are_an_error():
+    with pytest.raises(ValueError, match="`sizes` must map"):
+        HeldOutSplits(lambda split: None, key=str, sizes={"dev": 1})

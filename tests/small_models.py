@@ -1,0 +1,102 @@
+"""Backbones other than LLaDA, and tokenizers, made of nothing: no download, no file."""
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from dmpo_lightning.models.dream import DreamConfig, DreamForMaskedDiffusion
+
+BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+BERT_VOCABULARY = 24
+"""Embeddings of the small BERTs; the tokenizer's words end at 15."""
+
+
+def tiny_dream(seed: int = 0, **changes) -> DreamForMaskedDiffusion:
+    """Two layers of width 32 with grouped keys, and biases that are not zero; ids as in the embedded tokenizer."""
+    settings = {
+        "vocab_size": 32,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.3,
+        "mask_token_id": 5,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = DreamForMaskedDiffusion(DreamConfig(**(settings | changes)))
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):
+                torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def word_tokenizer(words: tuple[str, ...], **special: str) -> PreTrainedTokenizerFast:
+    """Splits at white space; ids in the order of ``words``."""
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=special["unk_token"]))
+    tokenizer.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def bert_tokenizer() -> PreTrainedTokenizerFast:
+    """Special tokens 0 to 4, the digits 5 to 14, one word."""
+    return word_tokenizer(
+        (*BERT_SPECIAL, *"0123456789", "and"),
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def tiny_bert(seed: int = 0) -> PreTrainedModel:
+    config = BertConfig(
+        vocab_size=BERT_VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=32,
+        initializer_range=0.3,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BertForMaskedLM(config)
+
+
+def tiny_modernbert(seed: int = 0) -> PreTrainedModel:
+    config = ModernBertConfig(
+        vocab_size=BERT_VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=32,
+        initializer_range=0.3,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        cls_token_id=2,
+        sep_token_id=3,
+        attn_implementation="sdpa",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ModernBertForMaskedLM(config)

@@ -1,0 +1,97 @@
+import json
+
+import pytest
+
+from dmpo_lightning.__main__ import main
+from dmpo_lightning.scoring import TASKS, make_task, score_file, verdict
+
+PUBLISHED = {"gsm8k": (863, 1130), "math500": (162, 500), "countdown": (50, 256), "sudoku": (0, 256)}
+
+
+def saved(test_data, task):
+    return test_data / "llada_8b_instruct_256" / f"{task}.jsonl"
+
+
+def records(test_data, task):
+    return [json.loads(line) for line in saved(test_data, task).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("task", PUBLISHED)
+def test_published_totals_of_real_completions(test_data, capsys, task):
+    assert (
+        main(["score", "--task", task, "--verifier", "published", "--file", str(saved(test_data, task)), "--json"]) == 0
+    )
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["correct"], summary["n"]) == PUBLISHED[task]
+    assert (summary["task"], summary["rewards"]) == (task, "published")
+    if task == "sudoku":
+        assert (summary["correct_cells"], summary["blank_cells"], summary["solved"]) == (137, 2048, 0)
+        assert summary["accuracy"] == 137 / 2048
+    else:
+        assert summary["accuracy"] == summary["correct"] / summary["n"]
+
+
+@pytest.mark.parametrize("task", PUBLISHED)
+def test_published_verdicts_item_by_item(test_data, task):
+    made = make_task(task, "published")
+    for record in records(test_data, task):
+        found = verdict(made, made.from_saved(record), record["completion"])
+        assert found.answer == record["published_answer"]
+        if task == "sudoku":
+            assert (found.correct_cells, found.blank_cells) == (record["correct_cells"], record["empty_cells"])
+        else:
+            assert found.correct == record["published_correct"]
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_our_own_records_hold_an_example(tmp_path):
+    example = {"numbers": [1, 2], "target": 3}
+    file = write(tmp_path / "a.jsonl", *({"example": example, "completion": text} for text in ("1+2", "<answer>2-1")))
+    assert score_file(make_task("countdown", "verified"), file) == {"n": 2, "correct": 1, "accuracy": 0.5}
+
+
+def test_a_task_by_dotted_path_is_scored_by_its_accuracy(tmp_path, capsys):
+    example = {"puzzle": "1000000000000000"}
+    file = write(tmp_path / "a.jsonl", {"example": example, "completion": "<answer>1234214334124321</answer>"})
+    path = "dmpo_lightning.tasks.LatinSquareDemonstrations"
+    assert main(["score", "--task", path, "--file", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["correct"] == 1
+
+
+def test_without_json_the_summary_is_a_table(tmp_path, capsys):
+    file = write(tmp_path / "a.jsonl", {"question": "", "ground_truth": 4.0, "completion": "<answer>4</answer>"})
+    assert main(["score", "--task", "gsm8k", "--file", str(file)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["accuracy", "1.0"]
+
+
+@pytest.mark.parametrize("task", ["gsm9k", "no.such.Task", "json.dumps", "dmpo_lightning.tasks.Nothing"])
+def test_an_unknown_task_is_an_error_in_one_line(tmp_path, capsys, task):
+    assert main(["score", "--task", task, "--file", str(tmp_path / "none.jsonl")]) == 2
+    assert "`--task` must be one of gsm8k, math500, countdown, sudoku" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "row 1: not JSON"),
+        ("[]", "row 1: not a JSON object but list"),
+        ("{}", "row 1: column 'completion' is missing"),
+        ('{"completion": 3, "question": "", "ground_truth": 1}', "`completion` must be a text"),
+        ('{"completion": "x"}', "a record needs `example`"),
+        ("", "holds no usable row"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    file = tmp_path / "a.jsonl"
+    file.write_text(line + "\n")
+    with pytest.raises(ValueError, match=message) as error:
+        score_file(make_task("gsm8k", "verified"), file)
+    assert str(file) in str(error.value)
+
+
+def test_the_table_of_names_is_complete():
+    assert set(TASKS) == set(PUBLISHED)
