@@ -75,7 +75,7 @@ def _refuse_other_weights(output: Path, *, adapter: bool) -> None:
 
 def _network(source: dict[str, Any], base: str) -> Any:
     adapter = None if source["adapter"] is None else LoRA(**source["adapter"])
-    loading = {name: source[name] for name in ("revision", "dtype", "random_weights", "seed")}
+    loading = {name: source[name] for name in ("revision", "dtype", "random_weights", "seed", "trust_remote_code")}
     return build_network(base, adapter=adapter, **loading)
 
 

@@ -41,6 +41,7 @@ class PolicyModule(LightningModule):
         random_weights: bool,
         adapter: LoRA | None,
         quantization: Quantization | None,
+        trust_remote_code: bool,
         gradient_checkpointing: bool,
         mask_token_id: int | None,
         with_reference: bool,
@@ -61,6 +62,7 @@ class PolicyModule(LightningModule):
             "seed": self.seed,
             "adapter": None if adapter is None else vars(adapter),
             "quantization": quantization,
+            "trust_remote_code": trust_remote_code,
         }
         network = build_network(
             model, adapter=adapter, gradient_checkpointing=gradient_checkpointing, **_loading(self.source)
@@ -107,4 +109,7 @@ class PolicyModule(LightningModule):
 
 
 def _loading(source: dict[str, Any]) -> dict[str, Any]:
-    return {name: source[name] for name in ("revision", "dtype", "random_weights", "seed", "quantization")}
+    return {
+        name: source[name]
+        for name in ("revision", "dtype", "random_weights", "seed", "quantization", "trust_remote_code")
+    }

@@ -50,6 +50,7 @@ class DMPO(EvaluationModule):
         adapter: `LoRA`; None trains all weights, or the adapter that ``model`` already carries.
         quantization: ``nf4`` loads the frozen base in 4 bits; needs an adapter.
         gradient_checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
+        trust_remote_code: run code that comes with the checkpoint; never needed for LLaDA and Dream.
         mask_token_id: overrides what the model's configuration or the tokenizer names.
         reference_refresh_interval: the reference becomes the current policy every so many buffers; None never.
         rows_per_forward: rollouts per forward in sampling and scoring; None takes ``micro_batch_size`` for scoring
@@ -94,6 +95,7 @@ class DMPO(EvaluationModule):
         adapter: LoRA | None = None,
         quantization: Quantization | None = None,
         gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
         mask_token_id: int | None = None,
         reference_refresh_interval: int | None = None,
         rows_per_forward: int | None = None,
@@ -126,6 +128,7 @@ class DMPO(EvaluationModule):
             adapter=adapter,
             quantization=quantization,
             gradient_checkpointing=gradient_checkpointing,
+            trust_remote_code=trust_remote_code,
             mask_token_id=mask_token_id,
             with_reference=True,
             optimizer=optimizer,

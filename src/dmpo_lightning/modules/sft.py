@@ -28,6 +28,7 @@ class MaskedSFT(PolicyModule):
         adapter: `LoRA`; None trains all weights, or the adapter that ``model`` already carries.
         quantization: ``nf4`` loads the frozen base in 4 bits; needs an adapter.
         gradient_checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
+        trust_remote_code: run code that comes with the checkpoint; never needed for LLaDA and Dream.
         mask_token_id: overrides what the model's configuration or the tokenizer names.
         replicates: random maskings per completion and step; even when antithetic.
         antithetic: draw the maskings in pairs.
@@ -50,6 +51,7 @@ class MaskedSFT(PolicyModule):
         adapter: LoRA | None = None,
         quantization: Quantization | None = None,
         gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
         mask_token_id: int | None = None,
         replicates: int = 2,
         antithetic: bool = True,
@@ -68,6 +70,7 @@ class MaskedSFT(PolicyModule):
             adapter=adapter,
             quantization=quantization,
             gradient_checkpointing=gradient_checkpointing,
+            trust_remote_code=trust_remote_code,
             mask_token_id=mask_token_id,
             with_reference=False,
             optimizer=optimizer,
