@@ -22,8 +22,7 @@ class Policy(nn.Module):
     """A masked diffusion language model with its tokenizer, seen by samplers and objectives.
 
     The reference policy is the same model with its adapters off when the model carries PEFT adapters (after
-    `refresh_reference`, a
-    frozen adapter named ``reference``), otherwise a frozen copy of the model, made at construction.
+    `refresh_reference`, a frozen adapter named ``reference``), otherwise a frozen copy, made at construction.
 
     Args:
         model: with an attribute ``predicts_at_positions`` called like `LLaDAForMaskedDiffusion`; any other as a masked
@@ -53,8 +52,6 @@ class Policy(nn.Module):
         self.has_adapters = hasattr(model, "peft_config")
         self.reference_is_refreshed = False
         self._equal_versions: tuple[int, ...] | None = None
-        if with_reference and not self.has_adapters:
-            self._equal_versions = self._versions()
         self.reference_model: nn.Module | None = None
         if with_reference and not self.has_adapters:
             self.reference_model = copy.deepcopy(model).requires_grad_(False).eval()
@@ -97,8 +94,7 @@ class Policy(nn.Module):
         """Float32 log-probs of the completion's own tokens, given the prompt and what each replicate leaves unmasked.
 
         Computed at the masked positions only (or at ``at``, a subset of them); zero everywhere else. ``temperature``
-        divides the
-        logits; 1 is the model itself.
+        divides the logits; 1 is the model itself.
         """
         at = masks if at is None else at
         replicates, prompt_length = masks.shape[1], prompt_ids.shape[1]
