@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from dmpo_lightning.data.prompts import PromptBatch, pad_left, tokenize_prompt
-from dmpo_lightning.models.layers import log_probs_of
+from dmpo_lightning.models.head import log_probs_of
 from dmpo_lightning.models.llada import LLaDAConfig, LLaDAForMaskedDiffusion
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.policy import Policy

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from dmpo_lightning.models.head import log_probs_of
 from dmpo_lightning.models.kv_cache import KeyValueCache
-from dmpo_lightning.models.layers import log_probs_of
 from dmpo_lightning.models.loading import TokenFacts, token_facts
 
 if TYPE_CHECKING:

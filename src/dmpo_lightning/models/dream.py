@@ -18,8 +18,9 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from dmpo_lightning.models.backbone import Geometry, run_blocks
 from dmpo_lightning.models.families import Family
+from dmpo_lightning.models.head import predict
 from dmpo_lightning.models.kv_cache import KeyValueCache
-from dmpo_lightning.models.layers import RMSNorm, Store, attention, predict, queried, take
+from dmpo_lightning.models.layers import RMSNorm, Store, attention, queried, take
 
 FAMILY = Family(
     model_type="Dream",

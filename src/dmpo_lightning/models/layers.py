@@ -1,13 +1,10 @@
-"""Building blocks shared by the native backbones: RMSNorm, rotary positions, padding masks, and log-probs at chosen
-positions.
-"""
+"""Building blocks shared by the native backbones: RMSNorm, rotary positions, padding masks, attention."""
 
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_outputs import MaskedLMOutput
 
 
 class RMSNorm(nn.Module):
@@ -96,28 +93,3 @@ def attention(
 def _tables_at(rotary: tuple[Tensor, Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
     cos, sin = (take(table.squeeze(1), at).unsqueeze(1) for table in rotary)
     return cos, sin
-
-
-def predict(
-    head: nn.Module,
-    hidden: Tensor,
-    positions: Tensor | None,
-    targets: Tensor | None,
-    logit_bias: Tensor | None,
-    temperature: float,
-) -> MaskedLMOutput | Tensor:
-    """The head on hidden states at ``positions``: logits, or float32 log-probs of ``targets``; see
-    `LLaDAForMaskedDiffusion`.
-    """
-    logits = head(hidden)
-    if logit_bias is not None:
-        logits = logits + logit_bias
-    if positions is None:
-        return MaskedLMOutput(logits=logits)
-    return logits if targets is None else log_probs_of(logits, targets, temperature)
-
-
-def log_probs_of(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
-    """Float32 log-probability of each target under softmax(logits / temperature)."""
-    scaled = logits.float() if temperature == 1 else logits.float() / temperature
-    return -F.cross_entropy(scaled.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)

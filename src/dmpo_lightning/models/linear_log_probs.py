@@ -1,0 +1,182 @@
+"""Log-probs of targets under a linear head, without its logits: neither memory nor the backward pass sees them all.
+
+The scores of a tile of positions and tokens exist for a moment. Sums over the vocabulary are carried from tile to tile
+and rescaled when a larger score turns up, as in FlashAttention (arXiv 2205.14135); that the gradient needs no second
+look at the scores when the head is frozen follows Cut Your Losses (arXiv 2411.09009).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK_BYTES = 2**25
+"""Of float32 scores that exist at once."""
+CHUNK_TOKENS = 8192
+"""Tokens of the vocabulary whose scores exist at once."""
+
+
+def linear_log_probs(
+    hidden: Float[Tensor, "positions width"],
+    weight: Float[Tensor, "vocab width"],
+    targets: Int[Tensor, " positions"],
+    *,
+    bias: Float[Tensor, " vocab"] | None = None,
+    logit_bias: Float[Tensor, " vocab"] | None = None,
+    temperature: float = 1.0,
+    chunk_bytes: int = CHUNK_BYTES,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> Float[Tensor, " positions"]:
+    """Float32 log-probs of ``targets`` under softmax((hidden W' + bias + logit_bias) / temperature).
+
+    Scores are made in the type of ``hidden`` (under autocast: in its type) and all else in float32, for
+    ``chunk_tokens`` tokens at as many positions as ``chunk_bytes`` allow. With a frozen head the forward pass forms the
+    gradient of each log-prob with respect to its hidden state and keeps that; otherwise the backward pass makes the
+    scores again. ``logit_bias`` gets no gradient; minus infinity bans a token.
+    """
+    device = hidden.device.type
+    kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    bias = None if bias is None else bias.to(kind)
+    tile = chunk_rows(len(weight), chunk_bytes, chunk_tokens), chunk_tokens
+    return _LinearLogProbs.apply(hidden.to(kind), weight.to(kind), bias, logit_bias, targets, temperature, tile)
+
+
+def chunk_rows(vocab_size: int, chunk_bytes: int = CHUNK_BYTES, chunk_tokens: int = CHUNK_TOKENS) -> int:
+    """Positions whose float32 scores of ``chunk_tokens`` tokens fit into ``chunk_bytes``; at least one."""
+    return max(1, chunk_bytes // (4 * min(vocab_size, chunk_tokens)))
+
+
+class _LinearLogProbs(torch.autograd.Function):
+    """`linear_log_probs` on tensors of one type."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        logit_bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        tile: tuple[int, int],
+    ) -> Tensor:
+        head = _Head(weight, bias, logit_bias, temperature, tile[1])
+        ctx.learns_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        keeps_gradient = ctx.needs_input_grad[0] and not ctx.learns_head
+        parts = [
+            head.log_probs(x, ids, with_gradient=keeps_gradient)
+            for x, ids in zip(hidden.split(tile[0]), targets.split(tile[0]), strict=True)
+        ]
+        log_probs, log_sums, gradients = (torch.cat(column) for column in zip(*parts, strict=True))
+        if ctx.learns_head:
+            ctx.save_for_backward(hidden, weight, bias, logit_bias, targets, log_sums)
+            ctx.temperature, ctx.tile = temperature, tile
+        else:
+            ctx.save_for_backward(gradients)
+        return log_probs
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.learns_head:
+            (gradient,) = ctx.saved_tensors
+            return (incoming[:, None] * gradient).to(gradient.dtype), *[None] * 6
+        hidden, weight, bias, logit_bias, targets, log_sums = ctx.saved_tensors
+        head = _Head(weight, bias, logit_bias, ctx.temperature, ctx.tile[1])
+        return *head.gradients(hidden, targets, log_sums, incoming, rows=ctx.tile[0]), *[None] * 4
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A linear head that is asked for a few tokens of its vocabulary at a time."""
+
+    weight: Tensor
+    bias: Tensor | None
+    logit_bias: Tensor | None
+    temperature: float
+    chunk_tokens: int
+
+    def tiles(self) -> Iterator[slice]:
+        return (slice(start, start + self.chunk_tokens) for start in range(0, len(self.weight), self.chunk_tokens))
+
+    def scores(self, hidden: Tensor, tokens: slice) -> Tensor:
+        """``[positions tokens]`` in a buffer of their own, float32 at least."""
+        found = F.linear(hidden, self.weight[tokens], None if self.bias is None else self.bias[tokens])
+        found = found.to(torch.promote_types(found.dtype, torch.float32))
+        if self.logit_bias is not None:
+            found += self.logit_bias[tokens]
+        return found if self.temperature == 1 else found.div_(self.temperature)
+
+    def log_probs(self, hidden: Tensor, targets: Tensor, *, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs of the targets, log-sum-exp over the vocabulary, and d log-prob / d hidden (else empty).
+
+        Over the *other* tokens o: log p = logsigmoid(s - lse_o) and dlog p/ds = sigmoid(lse_o - s), which is exact
+        even where the target is all but certain.
+        """
+        others, own, mean = self._others(hidden, targets, with_mean=with_gradient)
+        log_sums, margin = torch.logaddexp(own, others), own - others
+        if not with_gradient:
+            return F.logsigmoid(margin), log_sums, hidden[:0]
+        direction = self.weight[targets].to(mean.dtype).sub_(mean)
+        gradient = direction.mul_(torch.sigmoid(-margin)[:, None] / self.temperature)
+        return F.logsigmoid(margin), log_sums, gradient.to(hidden.dtype)
+
+    def _others(self, hidden: Tensor, targets: Tensor, *, with_mean: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-sum-exp of all scores but the target's, the target's, and the others' mean weight vector."""
+        kind = torch.promote_types(hidden.dtype, torch.float32)
+        limits = torch.finfo(kind)
+        top = hidden.new_full((len(hidden), 1), limits.min, dtype=kind)
+        own, total = torch.full_like(top, -torch.inf), torch.zeros_like(top)
+        mean = torch.zeros_like(hidden if with_mean else hidden[:0], dtype=kind)
+        for tokens in self.tiles():
+            scores = self.scores(hidden, tokens)
+            own = _take_out(scores, targets[:, None] - tokens.start, own)
+            highest = torch.maximum(top, scores.amax(-1, keepdim=True))
+            rescaled = (top - highest).exp_()
+            scores = scores.sub_(highest).exp_()
+            total, top = total * rescaled + scores.sum(-1, keepdim=True), highest
+            if with_mean:
+                mean.mul_(rescaled).add_(scores.to(hidden.dtype) @ self.weight[tokens])
+            del scores
+        if with_mean:
+            mean /= total.clamp(min=limits.tiny)
+        return (top + total.log()).squeeze(-1), own.squeeze(-1), mean
+
+    def gradients(
+        self, hidden: Tensor, targets: Tensor, log_sums: Tensor, incoming: Tensor, *, rows: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of the incoming gradient's product with the log-probs, by hidden states, weight and bias."""
+        by_hidden = torch.zeros_like(hidden, dtype=log_sums.dtype)
+        by_weight, by_bias = torch.empty_like(self.weight), hidden.new_zeros(len(self.weight), dtype=log_sums.dtype)
+        for tokens in self.tiles():
+            tile = torch.zeros_like(self.weight[tokens], dtype=log_sums.dtype)
+            for start in range(0, len(hidden), rows):
+                at = slice(start, start + rows)
+                by_score = self.scores(hidden[at], tokens).sub_(log_sums[at, None]).exp_()
+                _subtract_one(by_score, targets[at, None] - tokens.start)
+                by_score *= incoming[at, None] / -self.temperature
+                by_bias[tokens] += by_score.sum(0)
+                narrow = by_score.to(hidden.dtype)
+                tile += narrow.T @ hidden[at]
+                by_hidden[at] += narrow @ self.weight[tokens]
+            by_weight[tokens] = tile
+        return by_hidden.to(hidden.dtype), by_weight, None if self.bias is None else by_bias.to(self.bias.dtype)
+
+
+def _take_out(scores: Tensor, columns: Tensor, found: Tensor) -> Tensor:
+    """Moves the scores at ``columns``, where they exist, to ``found``; minus infinity takes their place."""
+    inside = columns.clamp(0, scores.shape[1] - 1)
+    values, exists = scores.gather(-1, inside), inside == columns
+    scores.scatter_(-1, inside, values.masked_fill(exists, -torch.inf))
+    return torch.where(exists, values, found)
+
+
+def _subtract_one(values: Tensor, columns: Tensor) -> None:
+    """From the values at ``columns``, where they exist."""
+    inside = columns.clamp(0, values.shape[1] - 1)
+    values.scatter_add_(-1, inside, (inside == columns).to(values.dtype).neg_())
