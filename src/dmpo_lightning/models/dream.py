@@ -16,10 +16,10 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 
-from dmpo_lightning.models.backbone import Geometry, run_blocks
+from dmpo_lightning.models.backbone import Geometry, at_positions, run_blocks
 from dmpo_lightning.models.families import Family
 from dmpo_lightning.models.kv_cache import KeyValueCache
-from dmpo_lightning.models.layers import RMSNorm, Store, attention, predict, queried, take
+from dmpo_lightning.models.layers import RMSNorm, Store, attention, predict, take
 
 FAMILY = Family(
     model_type="Dream",
@@ -90,11 +90,9 @@ class DreamAttention(nn.Module):
         store: Store | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """The attention's result, at the columns ``at`` alone where it is given."""
-        queries = queried(at, h.shape[0])
-        query, key, value = self.q_proj(take(h, queries)), self.k_proj(h), self.v_proj(h)
-        mixed = attention(query, key, value, self.head_size, rotary, key_mask, store, queries)
-        return self.o_proj(mixed if queries is not None else take(mixed, at))
+        """The attention's result; with ``at`` ``[rows k]`` at those columns alone."""
+        query, key, value = self.q_proj(take(h, at)), self.k_proj(h), self.v_proj(h)
+        return self.o_proj(attention(query, key, value, self.head_size, rotary, key_mask, store, at))
 
 
 class DreamMLP(nn.Module):
@@ -128,7 +126,7 @@ class DreamBlock(GradientCheckpointingLayer):
         store: Store | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """New states, of the columns ``at`` alone where it is given: the others then serve as keys and values only."""
+        """New states; with ``at`` ``[rows k]`` of those columns alone, the others being keys and values only."""
         x = take(x, at) + self.self_attn(self.input_layernorm(x), rotary, key_mask, store, at)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -156,7 +154,8 @@ class DreamModel(nn.Module):
         x = self.embed_tokens(input_ids)
         head_size, theta = self.config.hidden_size // self.config.num_attention_heads, self.config.rope_theta
         geometry = Geometry.of(x, attention_mask, position_ids, cache, start, head_size=head_size, theta=theta)
-        return self.norm(run_blocks(self.layers, x, geometry, at))
+        states = self.norm(run_blocks(self.layers, x, geometry, at))
+        return at_positions(states, at, input_ids.shape[0])
 
 
 class DreamForMaskedDiffusion(PreTrainedModel):
