@@ -13,7 +13,7 @@ CACHES = ["none", "prefix", "dual"]
 
 
 def policy_of(vocab_size: int, seed: int = 0, *, width: int = 32, layers: int = 2, sharpness: float = 1.0) -> Policy:
-    """Large weights spread the confidences, ``sharpness`` raises them; the last four ids are banned (the first: mask)."""
+    """Large weights spread the confidences, ``sharpness`` raises them; mask token and last three ids are banned."""
     mask = vocab_size - 4
     model = tiny_model(
         seed,
