@@ -29,7 +29,7 @@ class Geometry:
     @classmethod
     def of(
         cls,
-        x: Tensor,
+        input_ids: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         cache: KeyValueCache | None,
@@ -38,11 +38,11 @@ class Geometry:
         head_size: int,
         theta: float,
     ) -> "Geometry":
-        """Of states ``[rows length width]``. A cache brings its own mask and positions, which hold for all columns."""
+        """Of ids ``[rows length]``. A cache brings its own mask and positions, which hold for all columns."""
         if cache is not None:
-            return cls(cache.rotary(start, x.shape[1], head_size, theta), cache.key_mask, cache, start)
+            return cls(cache.rotary(start, input_ids.shape[1], head_size, theta), cache.key_mask, cache, start)
         if position_ids is None:
-            position_ids = padded_position_ids(x[..., 0], attention_mask)
+            position_ids = padded_position_ids(input_ids, attention_mask)
         return cls(rotary_tables(position_ids, head_size, theta), key_padding_mask(attention_mask))
 
 

@@ -91,8 +91,10 @@ class DreamAttention(nn.Module):
         at: Tensor | None = None,
     ) -> Tensor:
         """The attention's result; with ``at`` ``[rows k]`` at those columns alone."""
-        query, key, value = self.q_proj(take(h, at)), self.k_proj(h), self.v_proj(h)
-        return self.o_proj(attention(query, key, value, self.head_size, rotary, key_mask, store, at))
+        queries = take(h, at)
+        return self.o_proj(
+            attention(self.q_proj(queries), self.k_proj(h), self.v_proj(h), self.head_size, rotary, key_mask, store, at)
+        )
 
 
 class DreamMLP(nn.Module):
@@ -151,10 +153,9 @@ class DreamModel(nn.Module):
         position_ids: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states, normalised, not shifted: ``[rows length hidden_size]`` or those at flat indices."""
-        x = self.embed_tokens(input_ids)
         head_size, theta = self.config.hidden_size // self.config.num_attention_heads, self.config.rope_theta
-        geometry = Geometry.of(x, attention_mask, position_ids, cache, start, head_size=head_size, theta=theta)
-        states = self.norm(run_blocks(self.layers, x, geometry, at))
+        geometry = Geometry.of(input_ids, attention_mask, position_ids, cache, start, head_size=head_size, theta=theta)
+        states = self.norm(run_blocks(self.layers, self.embed_tokens(input_ids), geometry, at))
         return at_positions(states, at, input_ids.shape[0])
 
 

@@ -125,11 +125,22 @@ class LLaDABlock(GradientCheckpointingLayer):
         at: Tensor | None = None,
     ) -> Tensor:
         """New states; with ``at`` ``[rows k]`` of those columns alone, the others being keys and values only."""
-        h = self.attn_norm(x)
-        query, key, value = self.q_proj(take(h, at)), self.k_proj(h), self.v_proj(h)
-        x = take(x, at) + self.attn_out(attention(query, key, value, self.head_size, rotary, key_mask, store, at))
+        x = take(x, at) + self.attn_out(self._attention(self.attn_norm(x), rotary, key_mask, store, at))
         h = self.ff_norm(x)
         return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
+
+    def _attention(
+        self,
+        h: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        key_mask: Tensor | None,
+        store: Store | None,
+        at: Tensor | None,
+    ) -> Tensor:
+        queries = take(h, at)
+        return attention(
+            self.q_proj(queries), self.k_proj(h), self.v_proj(h), self.head_size, rotary, key_mask, store, at
+        )
 
 
 class LLaDAModel(nn.Module):
@@ -158,10 +169,9 @@ class LLaDAModel(nn.Module):
         position_ids: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states ``[rows length d_model]``, normalised; or those at flat indices ``at``."""
-        x = self.transformer["wte"](input_ids)
         head_size, theta = self.config.d_model // self.config.n_heads, self.config.rope_theta
-        geometry = Geometry.of(x, attention_mask, position_ids, cache, start, head_size=head_size, theta=theta)
-        x = run_blocks(self.transformer["blocks"], x, geometry, at)
+        geometry = Geometry.of(input_ids, attention_mask, position_ids, cache, start, head_size=head_size, theta=theta)
+        x = run_blocks(self.transformer["blocks"], self.transformer["wte"](input_ids), geometry, at)
         return at_positions(self.transformer["ln_f"](x), at, input_ids.shape[0])
 
 
