@@ -138,4 +138,5 @@ class Logits:
         ones are kept within a bucket of the vocabulary only.
         """
         copies = 2 if temperature in (0.0, 1.0) else 3
+        copies += min(1.0, 512 / self.vocab_size) if temperature else 0.0
         return positions * self.vocab_size * copies * FLOAT32
