@@ -16,11 +16,11 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 
-from dmpo_lightning.models.backbone import Geometry, run_blocks
+from dmpo_lightning.models.backbone import Geometry, at_positions, run_blocks
 from dmpo_lightning.models.families import Family
 from dmpo_lightning.models.head import predict
 from dmpo_lightning.models.kv_cache import KeyValueCache
-from dmpo_lightning.models.layers import RMSNorm, Store, attention, queried, take
+from dmpo_lightning.models.layers import RMSNorm, Store, attention, take
 
 FAMILY = Family(
     model_type="Dream",
@@ -91,11 +91,11 @@ class DreamAttention(nn.Module):
         store: Store | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """The attention's result, at the columns ``at`` alone where it is given."""
-        queries = queried(at, h.shape[0])
-        query, key, value = self.q_proj(take(h, queries)), self.k_proj(h), self.v_proj(h)
-        mixed = attention(query, key, value, self.head_size, rotary, key_mask, store, queries)
-        return self.o_proj(mixed if queries is not None else take(mixed, at))
+        """The attention's result; with ``at`` ``[rows k]`` at those columns alone."""
+        queries = take(h, at)
+        return self.o_proj(
+            attention(self.q_proj(queries), self.k_proj(h), self.v_proj(h), self.head_size, rotary, key_mask, store, at)
+        )
 
 
 class DreamMLP(nn.Module):
@@ -129,7 +129,7 @@ class DreamBlock(GradientCheckpointingLayer):
         store: Store | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """New states, of the columns ``at`` alone where it is given: the others then serve as keys and values only."""
+        """New states; with ``at`` ``[rows k]`` of those columns alone, the others being keys and values only."""
         x = take(x, at) + self.self_attn(self.input_layernorm(x), rotary, key_mask, store, at)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -154,10 +154,10 @@ class DreamModel(nn.Module):
         position_ids: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states, normalised, not shifted: ``[rows length hidden_size]`` or those at flat indices."""
-        x = self.embed_tokens(input_ids)
         head_size, theta = self.config.hidden_size // self.config.num_attention_heads, self.config.rope_theta
-        geometry = Geometry.of(x, attention_mask, position_ids, cache, start, head_size=head_size, theta=theta)
-        return self.norm(run_blocks(self.layers, x, geometry, at))
+        geometry = Geometry.of(input_ids, attention_mask, position_ids, cache, start, head_size=head_size, theta=theta)
+        states = self.norm(run_blocks(self.layers, self.embed_tokens(input_ids), geometry, at))
+        return at_positions(states, at, input_ids.shape[0])
 
 
 class DreamForMaskedDiffusion(PreTrainedModel):

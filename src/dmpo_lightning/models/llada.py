@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, Pre
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 
-from dmpo_lightning.models.backbone import Geometry, run_blocks
+from dmpo_lightning.models.backbone import Geometry, at_positions, run_blocks
 from dmpo_lightning.models.families import Family
 from dmpo_lightning.models.head import predict
 from dmpo_lightning.models.kv_cache import KeyValueCache
@@ -16,7 +16,6 @@ from dmpo_lightning.models.layers import (
     RMSNorm,
     Store,
     attention,
-    queried,
     take,
 )
 
@@ -125,13 +124,23 @@ class LLaDABlock(GradientCheckpointingLayer):
         store: Store | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """New states, of the columns ``at`` alone where it is given: the others then serve as keys and values only."""
-        h, queries = self.attn_norm(x), queried(at, x.shape[0])
-        query, key, value = self.q_proj(take(h, queries)), self.k_proj(h), self.v_proj(h)
-        mixed = attention(query, key, value, self.head_size, rotary, key_mask, store, queries)
-        x = take(x, at) + self.attn_out(mixed if queries is not None else take(mixed, at))
+        """New states; with ``at`` ``[rows k]`` of those columns alone, the others being keys and values only."""
+        x = take(x, at) + self.attn_out(self._attention(self.attn_norm(x), rotary, key_mask, store, at))
         h = self.ff_norm(x)
         return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
+
+    def _attention(
+        self,
+        h: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        key_mask: Tensor | None,
+        store: Store | None,
+        at: Tensor | None,
+    ) -> Tensor:
+        queries = take(h, at)
+        return attention(
+            self.q_proj(queries), self.k_proj(h), self.v_proj(h), self.head_size, rotary, key_mask, store, at
+        )
 
 
 class LLaDAModel(nn.Module):
@@ -160,11 +169,10 @@ class LLaDAModel(nn.Module):
         position_ids: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states ``[rows length d_model]``, normalised; or those at flat indices ``at``."""
-        x = self.transformer["wte"](input_ids)
         head_size, theta = self.config.d_model // self.config.n_heads, self.config.rope_theta
-        geometry = Geometry.of(x, attention_mask, position_ids, cache, start, head_size=head_size, theta=theta)
-        x = run_blocks(self.transformer["blocks"], x, geometry, at)
-        return self.transformer["ln_f"](x)
+        geometry = Geometry.of(input_ids, attention_mask, position_ids, cache, start, head_size=head_size, theta=theta)
+        x = run_blocks(self.transformer["blocks"], self.transformer["wte"](input_ids), geometry, at)
+        return at_positions(self.transformer["ln_f"](x), at, input_ids.shape[0])
 
 
 class LLaDAForMaskedDiffusion(PreTrainedModel):

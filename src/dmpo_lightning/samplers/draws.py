@@ -43,7 +43,7 @@ def draw_tokens(
     if temperature == 0:
         confidence = 1 / shifted.exp_().sum(-1)
         return Draw(likeliest, torch.zeros_like(confidence), confidence)
-    tempered = (shifted / temperature).exp_()
+    tempered = shifted.exp_() if temperature == 1 else (shifted / temperature).exp_()
     tokens = inverse_cdf(tempered, uniform)
     log_prob = (_at(tempered, tokens) / tempered.sum(-1)).log()
     if temperature == 1:
