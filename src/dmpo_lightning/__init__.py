@@ -18,6 +18,7 @@ _HOMES = {
     "TrajectoryEstimator": "objectives",
     "ConfidenceSampler": "samplers",
     "RandomOrderSampler": "samplers",
+    "WinoSampler": "samplers",
     "Sampler": "samplers",
     "PromptBatch": "rollout",
     "PromptLoader": "data.prompts",

@@ -67,7 +67,8 @@ def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, An
 def _described(sampler: Sampler) -> str:
     """Class and options that have no line of their own."""
     shown = ("temperature", "block_length", "denoising_steps")
-    options = ", ".join(f"{name}={value}" for name, value in vars(sampler).items() if name not in shown)
+    stated = {name: value for name, value in vars(sampler).items() if name not in shown and value is not None}
+    options = ", ".join(f"{name}={value}" for name, value in stated.items() if not name.startswith("_"))
     return f"{type(sampler).__name__}({options})"
 
 
