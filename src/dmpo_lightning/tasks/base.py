@@ -1,8 +1,8 @@
 """What a benchmark is: examples, prompts, and scores of completions. Plain Python, no tensors."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Split = Literal["train", "validation", "test"]
@@ -24,6 +24,15 @@ class Verdict:
     correct_cells: int | None = None
     """Of Sudoku: blank cells filled as in the solution."""
     blank_cells: int | None = None
+    canonical: Hashable | None = field(default=None, compare=False)
+    """Equal for answers that mean the same; None where the answer itself is compared."""
+
+    @property
+    def ballot(self) -> Hashable | None:
+        """What a majority vote counts; None, no vote, without an answer."""
+        if self.answer is None or self.answer == "":
+            return None
+        return self.answer if self.canonical is None else self.canonical
 
 
 class Task(ABC):

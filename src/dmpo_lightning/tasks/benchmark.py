@@ -71,7 +71,7 @@ class Benchmark(Task):
             if not {"example", "completion"} <= set(shot):
                 raise ValueError(f"`few_shot` {number} must hold `example` and `completion`, got {sorted(shot)}.")
         self.data, self.rewards, self.verifier = {} if data is None else data, rewards, verifier
-        self.system_prompt, self.few_shot = system_prompt, few_shot
+        self.prompt_style, self.system_prompt, self.few_shot = prompt_style, system_prompt, few_shot
         styles = {"train": TRAIN_INSTRUCTION, "eval": EVAL_INSTRUCTION}
         self.instruction = styles[prompt_style] if instruction is None else instruction
         self.reward_weights = dict.fromkeys(self.components[rewards], 1.0)

@@ -104,4 +104,4 @@ def verified_verdict(example: Example, completion: str) -> Verdict:
     """Exact equality of the one number in the answer with the gold number."""
     text = final_answer(completion)
     answer, gold = one_number(text), one_number(example["answer"] or "")
-    return Verdict(text[:200] or None, answer is not None and answer == gold)
+    return Verdict(text[:200] or None, answer is not None and answer == gold, canonical=answer)

@@ -65,10 +65,12 @@ def published_verdict(example: Example, completion: str) -> Verdict:
     if not answer:
         block = next(answer_blocks(completion), None)
         answer = None if block is None else block.strip()
-    return Verdict(answer, answer is not None and hendrycks.equivalent(answer, example["answer"]))
+    right = answer is not None and hendrycks.equivalent(answer, example["answer"])
+    return Verdict(answer, right, canonical=latex.canonical(answer or ""))
 
 
 def verified_verdict(example: Example, completion: str) -> Verdict:
     """Equivalence by `latex.equivalent` of the last answer, in its tag or its box."""
     answer = final_answer(completion)
-    return Verdict(answer[: latex.MAX_TEXT] or None, latex.equivalent(answer, example["answer"]))
+    right = latex.equivalent(answer, example["answer"])
+    return Verdict(answer[: latex.MAX_TEXT] or None, right, canonical=latex.canonical(answer))
