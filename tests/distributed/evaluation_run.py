@@ -22,7 +22,6 @@ def main(processes: str, puzzles: str, output: str) -> None:
         sizes={"test": int(puzzles)},
         verifier="published",
     )
-    data.reward.verify = data.task.verify
     module = DMPO(
         "sudoku_tiny",
         objective=WDCE(reward_temperature=0.1),

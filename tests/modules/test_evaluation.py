@@ -29,7 +29,6 @@ def answered(text: str, *, verifier: str):
     """The evaluation of one puzzle that was answered with ``text``."""
     task = Sudoku(verifier=verifier)
     reward = Reward.of_task(task)
-    reward.verify = task.verify
     batch = prompt_batch(tiny_policy(), ["0"])
     batch.examples[0] = PUZZLE
     policy, length = spelled(text, batch.prompt_ids.shape[1])
@@ -111,9 +110,10 @@ def test_votes_are_counted_by_the_answer_check():
     batch = prompt_batch(tiny_policy(), ["0"])
     batch.examples[0] = PUZZLE
     policy, length = spelled("<answer>1234341221434321</answer><|eot_id|>", batch.prompt_ids.shape[1])
-    without_check = evaluated(policy, batch, reward, completions=5, completion_length=length)
+    without_check = evaluated(
+        policy, batch, Reward(task.score, accuracy=task.accuracy), completions=5, completion_length=length
+    )
     assert list(without_check.votes) == ["pass@1", "pass@2", "pass@4"]
-    reward.verify = task.verify
     found = evaluated(policy, batch, reward, completions=5, completion_length=length)
     assert list(found.votes) == ["pass@1", "pass@2", "pass@4", "majority"]
     assert [value.tolist() for value in found.votes.values()] == [[[1.0]]] * 4

@@ -134,7 +134,7 @@ def _scored(
     if not prompts.examples:  # a rank that had filler alone
         return Scores({}, torch.zeros(0, completions), 0), [], None
     scores, texts = score_completions(policy, reward, prompts, ids, completions)
-    verify: Callable[[Any, str], Verdict] | None = getattr(reward, "verify", None)
+    verify = reward.verify
     if verify is None:
         return scores, grouped(texts, completions), None
     raw = grouped(policy.decode(ids, special_tokens=True), completions)
