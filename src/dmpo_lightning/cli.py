@@ -3,12 +3,12 @@ configuration.
 """
 
 import difflib
-import inspect
 import re
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -42,8 +42,9 @@ def _existing_keys(message: str, parser: LightningArgumentParser) -> str:
 
 
 def _constructor_arguments(class_path: str) -> list[str]:
+    """Those it passes on to its base classes included."""
     module, _, name = class_path.rpartition(".")
-    return list(inspect.signature(getattr(import_module(module), name)).parameters)
+    return ArgumentParser().add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
 
 
 def _closest(name: str, names: Sequence[str]) -> str:

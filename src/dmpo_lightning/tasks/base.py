@@ -58,6 +58,10 @@ class Task(ABC):
     """The component of `score` that is reported as accuracy."""
     reward_weights: Mapping[str, float] | None = None
     """Of the components in the reward, where none are configured; None takes each with weight 1."""
+    prefill: str = ""
+    """What the assistant's turn starts with, behind the chat template's header. A completion is what the model adds:
+    neither `score` nor an answer check gets the prefill unless the task puts it in front itself.
+    """
 
     @abstractmethod
     def examples(self, split: Split) -> Sequence[Example]:
