@@ -21,6 +21,7 @@ def main(processes: str, puzzles: str, output: str) -> None:
         blanks=(8, 12),
         sizes={"test": int(puzzles)},
         verifier="published",
+        prompt_template="{puzzle}",
     )
     module = DMPO(
         "sudoku_tiny",
