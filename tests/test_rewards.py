@@ -4,7 +4,7 @@ import jaxtyping
 import pytest
 
 from dmpo_lightning.rewards import Reward
-from dmpo_lightning.tasks import Sudoku
+from dmpo_lightning.tasks import GSM8K, Sudoku
 
 EXAMPLES = [{"word": "a"}, {"word": "b"}]
 TEXTS = [["a", "aa", "xx"], ["b", "a", ""]]
@@ -145,3 +145,10 @@ def test_a_score_that_is_not_finite_is_a_failure(value, wrap):
     scores = reward(EXAMPLES, TEXTS)
     assert scores.failures == 1
     assert scores.total.tolist() == [[1, 0, 1], [1, 1, 1]]
+
+
+def test_the_answer_check_of_a_task_comes_with_its_reward_unless_it_has_none():
+    task = GSM8K(verifier="published")
+    assert Reward.of_task(task).verify == task.verify
+    assert Reward.of_task(Sudoku(verifier=None)).verify is None
+    assert Reward(lambda example, completion: 1.0).verify is None

@@ -40,6 +40,7 @@ _HOMES = {
     "JsonlPairs": "tasks.pairs",
     "BeforeAfterReport": "callbacks.report",
     "CompletionWriter": "callbacks.completions",
+    "EvaluationReport": "callbacks.evaluation",
     "SavePretrained": "callbacks.export",
     "LoRA": "models.lora",
     "load_model": "models.loading",

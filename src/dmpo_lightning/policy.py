@@ -193,13 +193,15 @@ class Policy(nn.Module):
             prefix + name for name, _ in self.named_parameters() if name.startswith("reference_model.") or mark in name
         ]
 
-    def decode(self, completion_ids: Int[Tensor, "rows length"]) -> list[str]:
-        """Text of each completion up to its first end token, special tokens left out."""
-        rows = [
-            row[:length]
-            for row, length in zip(completion_ids.tolist(), self.effective_length(completion_ids).tolist(), strict=True)
-        ]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    def decode(self, completion_ids: Int[Tensor, "rows length"], *, special_tokens: bool = False) -> list[str]:
+        """Text of each completion up to its first end token.
+
+        Special tokens are left out, or with ``special_tokens`` kept, the end token included, as the published answer
+        checks read completions.
+        """
+        ends = (self.effective_length(completion_ids) + special_tokens).tolist()
+        rows = [row[:end] for row, end in zip(completion_ids.tolist(), ends, strict=True)]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=not special_tokens)
 
     def effective_length(self, completion_ids: Int[Tensor, "rows length"]) -> Int[Tensor, " rows"]:
         """Tokens before the first end token; the whole length where there is none."""

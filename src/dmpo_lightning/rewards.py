@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dmpo_lightning.tasks.base import Example, Task
+from dmpo_lightning.tasks.base import Example, Task, Verdict
 
 logger = logging.getLogger(__name__)
 
 ScoreFunction = Callable[[Example, str], "float | Mapping[str, float]"]
+AnswerCheck = Callable[[Example, str], Verdict]
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Reward:
         accuracy: the component reported as accuracy; None takes the reward itself.
         max_failure_share: of all completions scored so far, counting at least 100; above it the last error stops the
             run.
+        verify: the answer check of an evaluation, which reads completions with their special tokens; None has the score
+            alone decide.
 
     Raises:
         ValueError: a weight for a component that the score function does not return (at the first call).
@@ -49,15 +52,21 @@ class Reward:
         weights: Mapping[str, float] | None = None,
         accuracy: str | None = None,
         max_failure_share: float = 0.1,
+        verify: AnswerCheck | None = None,
     ) -> None:
+        self.verify = verify
         self.score, self.weights, self.accuracy = score, weights, accuracy or "reward"
         self.max_failure_share = max_failure_share
         self._scored = self._failed = 0
 
     @classmethod
     def of_task(cls, task: Task, weights: Mapping[str, float] | None = None) -> "Reward":
-        """The reward of a task's own components; without weights, with those that the task itself states."""
-        return cls(task.score, weights=task.reward_weights if weights is None else weights, accuracy=task.accuracy)
+        """The reward of a task's own components, with its answer check unless its ``verifier`` is None; without
+        weights, with those that the task itself states.
+        """
+        check = None if getattr(task, "verifier", "") is None else getattr(task, "verify", None)
+        weights = task.reward_weights if weights is None else weights
+        return cls(task.score, weights=weights, accuracy=task.accuracy, verify=check)
 
     def __call__(self, examples: Sequence[Example], completions: Sequence[Sequence[str]]) -> Scores:
         """Scores ``completions[i][j]``, the j-th rollout of ``examples[i]``."""

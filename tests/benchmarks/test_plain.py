@@ -4,9 +4,10 @@ from benchmarks.plain import transfer_rows
 from cache_definition import decode_by_definition
 from plain_policies import BLOCK, CACHES, LENGTH, ban_of, plain, policy_of, prompts_of
 from scipy.stats import chisquare
+from torch import Tensor
 
 from dmpo_lightning.functional import row_keys
-from dmpo_lightning.policy import evaluating
+from dmpo_lightning.policy import Policy, evaluating
 from dmpo_lightning.samplers import ConfidenceSampler
 
 RULES = {"static": {"denoising_steps": 8}, "threshold": {"threshold": 0.9}, "factor": {"factor": 0.5}}
@@ -15,18 +16,29 @@ RULES = {"static": {"denoising_steps": 8}, "threshold": {"threshold": 0.9}, "fac
 @pytest.mark.parametrize("rows", [1, 2, 4, 16])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("same", [False, True])
-@pytest.mark.parametrize(("vocab_size", "width", "layers", "steps"), [(211, 32, 2, 8), (2048, 64, 4, 16)])
-def test_greedy_static_decoding_equals_the_confidence_sampler(rows, padded, same, vocab_size, width, layers, steps):
-    policy = policy_of(vocab_size, width=width, layers=layers)
-    prompts = prompts_of(rows, vocab_size, padded=padded, same=same)
-    sampler = ConfidenceSampler(block_length=BLOCK, denoising_steps=steps, temperature=0.0)
-    keys = row_keys(0, torch.arange(rows), group_size=1, iteration=0).squeeze(1)
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("rule", list(RULES))
+def test_the_confidence_sampler_decodes_the_same_tokens_in_the_same_order(rows, padded, same, cache, rule):
+    policy = policy_of(211, sharpness=1.0 if rule == "static" else 3.0)
+    assert_equal_to_the_sampler(policy, prompts_of(rows, 211, padded=padded, same=same), cache=cache, **RULES[rule])
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("rows", [1, 16])
+def test_so_it_does_with_more_tokens_and_layers_one_token_at_a_time(cache, rows):
+    policy = policy_of(2048, width=64, layers=4)
+    assert_equal_to_the_sampler(policy, prompts_of(rows, 2048, padded=True), cache=cache)
+
+
+def assert_equal_to_the_sampler(policy: Policy, prompts: tuple[Tensor, Tensor], **options) -> None:
+    sampler = ConfidenceSampler(block_length=BLOCK, temperature=0.0, **options)
+    keys = row_keys(0, torch.arange(len(prompts[0])), group_size=1, iteration=0).squeeze(1)
     with evaluating(policy):
         ours = sampler.sample(policy, *prompts, completion_length=LENGTH, keys=keys)
-    theirs = plain(policy, prompts, denoising_steps=steps)
-    assert theirs.forwards == steps
+    theirs = plain(policy, prompts, **options)
     assert (theirs.completion_ids != ours.completion_ids).sum() == 0
-    assert (theirs.reveal_step != ours.reveal_step).sum() == 0
+    for row, expected in zip(ours.reveal_step, theirs.reveal_step, strict=True):
+        assert order_within_blocks(row) == order_within_blocks(expected)
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -53,7 +65,7 @@ def test_cached_decoding_equals_whole_forwards_with_stale_keys_and_values(cache,
 
 
 def order_within_blocks(reveal_step: torch.Tensor) -> list[list[int]]:
-    """Steps counted from each block's start: rows of one batch wait for each other at its end."""
+    """Steps counted from each block's start: how many steps the blocks before it took does not matter."""
     return [(block - block.min()).tolist() for block in reveal_step.split(BLOCK)]
 
 

@@ -137,6 +137,6 @@ class Logits:
         """Of a draw: logits, shifted ones (at temperature 1 their exponentials), tempered ones beside them; cumulative
         ones are kept within a bucket of the vocabulary only.
         """
-        copies = 2 if temperature in (0.0, 1.0) else 3
+        copies = 2.0 if temperature in (0.0, 1.0) else 3.0
         copies += min(1.0, 512 / self.vocab_size) if temperature else 0.0
         return positions * self.vocab_size * copies * FLOAT32

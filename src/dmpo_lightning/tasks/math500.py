@@ -6,7 +6,7 @@ from typing import Any
 from dmpo_lightning.tasks import hendrycks, latex
 from dmpo_lightning.tasks.answers import answer_blocks, final_answer, last_boxed, unbox
 from dmpo_lightning.tasks.base import Example, Verdict
-from dmpo_lightning.tasks.benchmark import Benchmark
+from dmpo_lightning.tasks.benchmark import EVAL_FORMAT, MATH_EXPERT, TRAIN_FORMAT, Benchmark
 from dmpo_lightning.tasks.formats import has_layout
 
 
@@ -16,15 +16,15 @@ class Math500(Benchmark):
     Rewards ``published``: ``format`` (0.5 for an answer tag and 0.5 for a box in it, 0.25 for no box) and
     ``correctness`` 2.0. ``verified``: ``format`` 0.5 for reasoning and answer in tags, ``correctness`` 2.0.
 
-    The answer check ``published`` compares strings normalised as in `hendrycks`; ``verified`` as in `latex`. Of the
-    task text, the request for a box is our wording.
+    The answer check ``published`` compares strings normalised as in `hendrycks`; ``verified`` as in `latex`.
     """
 
     components = {"published": ("format", "correctness"), "verified": ("format", "correctness")}
     columns = ("problem",)
+    instructions = {"train": f"{TRAIN_FORMAT}\n\n{MATH_EXPERT}", "eval": f"{MATH_EXPERT}\n{EVAL_FORMAT}"}
 
     def task_text(self, example: Example) -> str:
-        return f"{example['problem']}\n\nWrite the final answer in \\boxed{{}} inside the <answer> tags."
+        return str(example["problem"])
 
     def training_components(self, example: Example, completion: str) -> dict[str, float]:
         if self.rewards == "verified":
@@ -65,10 +65,12 @@ def published_verdict(example: Example, completion: str) -> Verdict:
     if not answer:
         block = next(answer_blocks(completion), None)
         answer = None if block is None else block.strip()
-    return Verdict(answer, answer is not None and hendrycks.equivalent(answer, example["answer"]))
+    right = answer is not None and hendrycks.equivalent(answer, example["answer"])
+    return Verdict(answer, right, canonical=latex.canonical(answer or ""))
 
 
 def verified_verdict(example: Example, completion: str) -> Verdict:
     """Equivalence by `latex.equivalent` of the last answer, in its tag or its box."""
     answer = final_answer(completion)
-    return Verdict(answer[: latex.MAX_TEXT] or None, latex.equivalent(answer, example["answer"]))
+    right = latex.equivalent(answer, example["answer"])
+    return Verdict(answer[: latex.MAX_TEXT] or None, right, canonical=latex.canonical(answer))
