@@ -7,7 +7,6 @@ Prompts are random, differ between rows and are not padded, so neither side save
 """
 
 import argparse
-import importlib
 import itertools
 import json
 import time
@@ -22,6 +21,7 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.options import at_least_three, function_named
 from benchmarks.plain import transfer_rows
 from dmpo_lightning.functional import row_keys
 from dmpo_lightning.models.llada import LLaDAConfig, LLaDAForMaskedDiffusion
@@ -206,22 +206,6 @@ def measured(arguments: argparse.Namespace) -> Iterator[tuple[Case, Timing]]:
         for options in itertools.product(arguments.temperature, arguments.schedule, arguments.cache):
             case = Case(name, *options)
             yield case, time_decoding(case, size, policy, plain, arguments.repeats)
-
-
-def function_named(text: str) -> Callable[..., Any]:
-    """``module:function``, imported."""
-    module, _, function = text.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"must be an importable module:function, got {text!r}: {error}") from error
-
-
-def at_least_three(text: str) -> int:
-    """An integer of which a median can be taken."""
-    if not text.isdecimal() or int(text) < 3:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 3, got {text!r}")
-    return int(text)
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:

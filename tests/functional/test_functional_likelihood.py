@@ -8,6 +8,8 @@ from torch import Tensor
 
 from dmpo_lightning.functional import (
     antithetic_pair,
+    denoising_cross_entropy,
+    draw_block_masks,
     elbo,
     elbo_log_rnd,
     elbo_replicates,
@@ -87,6 +89,24 @@ def test_plain_complements_would_be_biased_by_the_all_masked_term(length):
     bias = (estimate(mask) + estimate(~mask)).mean() / 2 - defined_elbo(model, length)
     torch.testing.assert_close(bias, -all_masked / (2 * length))
     assert bias > 0.01
+
+
+def test_block_wise_masks_estimate_the_bound_of_block_wise_decoding():
+    """``sum over blocks of mean over m of (B / m) sum of log p`` of the block's masked tokens, known blocks before."""
+    length, block_length = 6, 3
+    model, place = conditional_model(length), torch.arange(length) // block_length
+    bound = torch.tensor(0.0)
+    for block in range(length // block_length):
+        inside = torch.zeros(2**block_length - 1, length, dtype=torch.bool)
+        inside[:, place == block] = subsets(block_length)
+        total = (token_log_prob(model, inside | (place > block)) * inside).sum(-1)
+        count = inside.sum(-1)
+        bound += torch.stack([block_length / m * total[count == m].mean() for m in (1, 2, 3)]).mean()
+    masks, decoded = draw_block_masks(torch.arange(60_000), length=length, block_length=block_length, replicates=2)
+    estimates = -denoising_cross_entropy(token_log_prob(model, masks) * decoded, decoded, scale="length")
+    error = estimates.std() / len(estimates) ** 0.5
+    assert abs(estimates.mean() - bound) < 4 * error
+    assert error < 0.02
 
 
 @pytest.mark.parametrize("length", [2, 3, 4])

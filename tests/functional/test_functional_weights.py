@@ -4,12 +4,15 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dmpo_lightning.functional import (
     adaptive_proximal_coefficient,
     effective_sample_size,
     equal_reward_groups,
     importance_weights,
+    negligible,
     reward_weights,
 )
 
@@ -131,3 +134,23 @@ def test_adaptive_coefficient_stays_positive_when_no_step_is_short_enough():
 def test_rewards_within_a_millionth_are_equal():
     reward = torch.tensor([[0.3, 0.3, 0.3], [0.3, 0.3 + 5e-7, 0.3], [0.3, 0.3 + 3e-6, 0.3], [0.0, 1.0, 0.0]])
     assert equal_reward_groups(reward).tolist() == [True, True, False, False]
+
+
+# Negligible rows ------------------------------------------------------------------------------------------------------
+
+
+def test_the_rows_of_least_mass_up_to_the_tolerated_share_are_negligible():
+    signal = torch.tensor([5.0, -0.02, 0.03, -4.9, 0.05, 0.0])
+    assert negligible(signal, 0.0).tolist() == [False, False, False, False, False, True]
+    assert negligible(signal, 0.002).tolist() == [False, True, False, False, False, True]
+    assert negligible(signal, 0.0055).tolist() == [False, True, True, False, False, True]
+    assert negligible(signal, 0.5).tolist() == [False, True, True, True, True, True]
+
+
+@given(st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=12), st.floats(0, 0.999))
+def test_what_is_negligible_never_holds_more_than_the_share(values, tolerance):
+    signal = torch.tensor(values)
+    dropped = negligible(signal, tolerance)
+    assert signal[dropped].abs().double().sum() <= tolerance * signal.abs().double().sum()
+    assert dropped.all() == (signal == 0).all()
+    assert dropped[signal == 0].all()

@@ -4,7 +4,9 @@ import pytest
 import torch
 from dmpo_runs import loader, module, trainer, weights
 
-from dmpo_lightning import WDCE, WDDO, RandomOrderSampler, TrajectoryEstimator
+from dmpo_lightning import WDCE, WDDO, ConfidenceSampler, RandomOrderSampler, TrajectoryEstimator
+from dmpo_lightning.rewards import Reward
+from dmpo_lightning.rollout import collect
 
 
 def constant_reward(example, completion):
@@ -32,8 +34,12 @@ def test_groups_of_equal_reward_give_exactly_no_gradient_under_the_negative_base
             WDCE(reward_temperature=0.2, replicates=4, baseline="group", log_prob=TrajectoryEstimator()),
             {"sampler": RandomOrderSampler(denoising_steps=4)},
         ),
+        (
+            WDCE(reward_temperature=0.2, replicates=4, baseline="group", block_length=4),
+            {"sampler": ConfidenceSampler(block_length=4)},
+        ),
     ],
-    ids=["group", "negative", "policy", "none", "adaptive", "alpha 0", "wddo", "trajectory"],
+    ids=["group", "negative", "policy", "none", "adaptive", "alpha 0", "wddo", "trajectory", "blocks"],
 )
 def test_every_objective_raises_the_reward(tmp_path, objective, sampler):
     learns_slowly = isinstance(objective, WDCE) and objective.baseline == "none"
@@ -50,24 +56,77 @@ def share_of_ones(example, completion):
     return completion.count("1") / 8
 
 
+def rollouts_of(dmpo, batch, *, group_size=4, completion_length=8):
+    options = {"group_size": group_size, "completion_length": completion_length, "seed": 0, "iteration": 0}
+    rollouts, _, _ = collect(dmpo.policy, dmpo.sampler, Reward(share_of_ones), batch, **options)
+    return rollouts
+
+
+def gradient(dmpo, objective, rows, signal):
+    """Of the loss with respect to the head, and its diagnostics."""
+    loss, diagnostics = objective.loss(dmpo.policy, rows, {"signal": signal}, iteration=0, planned_rollouts=len(signal))
+    return torch.autograd.grad(loss, dmpo.policy.model.model.transformer.ff_out.weight)[0], diagnostics
+
+
 def test_rollouts_without_signal_leave_the_gradient_as_it_is():
     """Skipping rows of zero signal is exact: the same loss and gradient as with all rows."""
     dmpo = module()
-    batch = next(iter(loader()))
-    from dmpo_lightning.rewards import Reward
-    from dmpo_lightning.rollout import collect
-
-    rollouts, _, _ = collect(
-        dmpo.policy, dmpo.sampler, Reward(share_of_ones), batch, group_size=4, completion_length=8, seed=0, iteration=0
-    )
+    exact = WDCE(reward_temperature=0.1, replicates=2, weight_tolerance=0.0)
+    rows = rollouts_of(dmpo, next(iter(loader()))).rows()
     signal = torch.tensor([1.0, 0.0, -0.5, 0.0, 0.0, 0.0, 2.0, 0.0])
-
-    def gradient(values, rows):
-        loss, _ = dmpo.objective.loss(dmpo.policy, rows, {"signal": values}, iteration=0, planned_rollouts=8)
-        return torch.autograd.grad(loss, dmpo.policy.model.model.transformer.ff_out.weight)[0]
-
-    skipped = gradient(signal, rollouts.rows())
+    skipped, diagnostics = gradient(dmpo, exact, rows, signal)
     kept = signal.nonzero().squeeze(-1)
-    torch.testing.assert_close(skipped, gradient(signal[kept], rollouts.rows()[kept]), rtol=0, atol=0)
+    alone, _ = gradient(dmpo, exact, rows[kept], signal[kept])
+    torch.testing.assert_close(skipped * 8, alone * 3, rtol=1e-6, atol=0)
     tiny = torch.where(signal == 0, 1e-30, signal)  # not zero, so nothing is skipped
-    torch.testing.assert_close(skipped, gradient(tiny, rollouts.rows()), rtol=1e-4, atol=1e-7)
+    whole, nothing = gradient(dmpo, exact, rows, tiny)
+    torch.testing.assert_close(skipped, whole, rtol=1e-4, atol=1e-7)
+    assert (diagnostics["weight/skipped_rollouts"], nothing["weight/skipped_rollouts"]) == (5 / 8, 0)
+    assert diagnostics["weight/dropped_mass"] == 0
+
+
+def test_negligible_rollouts_are_dropped_and_their_mass_is_logged():
+    dmpo = module()
+    rows = rollouts_of(dmpo, next(iter(loader()))).rows()
+    signal = torch.tensor([1.0, 4e-4, -0.5, -3e-4, 0.0, 0.0, 2.0, 1e-2])
+    whole, _ = gradient(dmpo, WDCE(reward_temperature=0.1, replicates=2, weight_tolerance=0.0), rows, signal)
+    found, diagnostics = gradient(dmpo, WDCE(reward_temperature=0.1, replicates=2, weight_tolerance=1e-3), rows, signal)
+    assert diagnostics["weight/skipped_rollouts"] == 4 / 8
+    assert float(diagnostics["weight/dropped_mass"]) == pytest.approx(7e-4 / 3.5107, rel=1e-3)
+    assert 0 < (found - whole).norm() / whole.norm() < 2e-3
+
+
+def test_one_rollout_stays_where_none_has_a_signal():
+    dmpo = module()
+    rows = rollouts_of(dmpo, next(iter(loader()))).rows()
+    found, diagnostics = gradient(dmpo, dmpo.objective, rows, torch.zeros(8))
+    assert found.abs().max() == 0
+    assert diagnostics["weight/skipped_rollouts"] == 7 / 8
+
+
+@pytest.mark.parametrize(("name", "value"), [("weight_tolerance", -0.1), ("weight_tolerance", 1.0)])
+def test_values_outside_their_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        WDCE(reward_temperature=0.1, **{name: value})
+
+
+@pytest.mark.parametrize("block_length", [0, 3])
+def test_mask_blocks_must_fill_the_completion(block_length):
+    with pytest.raises(ValueError, match="`block_length` must divide the completion length 8"):
+        module(objective=WDCE(reward_temperature=0.1, block_length=block_length))
+
+
+def test_a_trajectory_is_the_same_however_many_steps_a_forward_replays():
+    dmpo = module(sampler=RandomOrderSampler(denoising_steps=4))
+    rollouts = rollouts_of(dmpo, next(iter(loader())))
+    found = [
+        TrajectoryEstimator(steps).log_prob(dmpo.policy, rollouts, rows_per_forward=3).detach()
+        for steps in (1, 3, 4, 99)
+    ]
+    for each in found:
+        torch.testing.assert_close(each, rollouts.sampled_log_prob.sum(-1), rtol=1e-4, atol=1e-4)
+
+
+def test_a_forward_needs_a_step():
+    with pytest.raises(ValueError, match="`steps_per_forward` must be at least 1, got 0"):
+        TrajectoryEstimator(0)

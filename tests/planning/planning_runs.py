@@ -1,8 +1,8 @@
 """Small training steps for the planner to predict, and the configuration of a large run."""
 
 import torch
+from benchmarks.tensor_memory import TensorMemory
 from peft import LoraConfig, get_peft_model
-from tensor_memory import TensorMemory
 from torch import nn
 from transformers import AutoModelForMaskedLM, PreTrainedConfig
 
@@ -102,7 +102,7 @@ class SmallRun:
     def measured_peak(self) -> int:
         """Bytes at the worst moment of a step, optimizer states already there."""
         self.step()
-        memory = TensorMemory(model=self.model, optimizer=self.optimizer)
+        memory = TensorMemory.of_training(self.model, self.optimizer)
         with memory:
             self.step()
         return memory.peak
@@ -110,7 +110,7 @@ class SmallRun:
     def measured_sampling(self, sampler: Sampler) -> int:
         """Bytes that sampling takes beside the weights."""
         mask = torch.ones_like(self.prompt, dtype=torch.bool)
-        memory = TensorMemory(model=self.model, optimizer=self.optimizer)
+        memory = TensorMemory.of_training(self.model, self.optimizer)
         before = memory.live
         with evaluating(self.policy), memory:
             sampler.sample(self.policy, self.prompt, mask, completion_length=LENGTH, keys=torch.arange(ROWS))
@@ -119,7 +119,7 @@ class SmallRun:
     def measured_scoring(self) -> int:
         """Bytes that an ELBO of all rows takes beside the weights."""
         mask = torch.ones_like(self.prompt, dtype=torch.bool)
-        memory = TensorMemory(model=self.model, optimizer=self.optimizer)
+        memory = TensorMemory.of_training(self.model, self.optimizer)
         before = memory.live
         with evaluating(self.policy), memory:
             self.policy.completion_log_probs(self.prompt, mask, self.completion, self.masks)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from benchmarks.tensor_memory import TensorMemory
 from planning_runs import LENGTH, REPLICATES, ROWS, SmallRun, predicted, small_config, small_settings
-from tensor_memory import TensorMemory
 from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoModelForMaskedLM
 
@@ -130,7 +130,7 @@ def test_our_measure_agrees_with_torch_where_torch_can_measure():
     tracker.track_external(run.model, run.optimizer)
     with tracker:
         run.step()
-    ours = TensorMemory(model=run.model, optimizer=run.optimizer)
+    ours = TensorMemory.of_training(run.model, run.optimizer)
     with ours:
         run.step()
     assert ours.peak == tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]

@@ -143,7 +143,7 @@ def test_half_of_the_completion_and_half_a_token_need_logits():
 
 
 def test_a_trajectory_needs_logits_once_per_token():
-    steps = {"scoring_replicates": 256, "scores_trajectory": True, "group_size": 8}
+    steps = {"scoring_replicates": 4, "trajectory_steps": 64, "group_size": 8}
     work = Workload(completion_length=256, prompt_length=200, micro_batch_size=8, replicates=4, **steps)
     assert work.scoring_positions == 8 * 256
 

@@ -9,13 +9,21 @@ from dmpo_lightning.functional.baselines import (
 )
 from dmpo_lightning.functional.likelihood import elbo, elbo_log_rnd, elbo_replicates, trajectory_log_prob
 from dmpo_lightning.functional.losses import denoising_cross_entropy, wdce_loss, wddo_loss
-from dmpo_lightning.functional.masking import antithetic_pair, draw_masks, mask_count, position_ranks, trajectory_masks
+from dmpo_lightning.functional.masking import (
+    antithetic_pair,
+    draw_block_masks,
+    draw_masks,
+    mask_count,
+    position_ranks,
+    trajectory_masks,
+)
 from dmpo_lightning.functional.randomness import Purpose, fold_in, inverse_cdf, row_keys, uniforms
 from dmpo_lightning.functional.weights import (
     adaptive_proximal_coefficient,
     effective_sample_size,
     equal_reward_groups,
     importance_weights,
+    negligible,
     reward_weights,
 )
 
@@ -24,6 +32,7 @@ __all__ = [
     "adaptive_proximal_coefficient",
     "antithetic_pair",
     "denoising_cross_entropy",
+    "draw_block_masks",
     "draw_masks",
     "effective_sample_size",
     "elbo",
@@ -37,6 +46,7 @@ __all__ = [
     "mask_count",
     "negative_baseline",
     "negative_reward_baseline",
+    "negligible",
     "no_baseline",
     "policy_baseline",
     "position_ranks",

@@ -69,5 +69,15 @@ def equal_reward_groups(reward: Float[Tensor, "batch group"]) -> Bool[Tensor, " 
     return reward.amax(-1) - reward.amin(-1) <= EQUAL_REWARD_TOLERANCE
 
 
+def negligible(signal: Float[Tensor, " rows"], tolerance: float) -> Bool[Tensor, " rows"]:
+    """The rows of least ``|w - b|`` that hold at most the share ``tolerance`` of its sum; 0 takes exact zeros alone.
+
+    Leaving them out of the loss changes its gradient by about that share, and by less where rows pull alike.
+    """
+    mass, order = signal.abs().double().sort(stable=True)
+    held = mass.cumsum(0)
+    return torch.zeros_like(signal, dtype=torch.bool).scatter(0, order, held <= tolerance * mass.sum())
+
+
 def _normalised(log_weights: Float[Tensor, "batch group"]) -> Float[Tensor, "batch group"]:
     return log_weights.shape[-1] * torch.softmax(log_weights, dim=-1)

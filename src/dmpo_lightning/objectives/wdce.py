@@ -1,7 +1,7 @@
 """Weighted denoising cross-entropy with a weight baseline, DMPO's own objective."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -9,12 +9,14 @@ from torch import Tensor
 from dmpo_lightning.functional import (
     Purpose,
     denoising_cross_entropy,
+    draw_block_masks,
     draw_masks,
     equal_reward_groups,
     fold_in,
     group_baseline,
     negative_baseline,
     negative_reward_baseline,
+    negligible,
     no_baseline,
     policy_baseline,
     wdce_loss,
@@ -42,6 +44,10 @@ class WDCE(WeightedObjective):
         replicates: random maskings per rollout and step; even when antithetic.
         antithetic: draw the maskings in pairs.
         scale: ``count`` (1/m) or ``length`` (the paper's L/m).
+        block_length: mask as decoding in blocks of this length meets completions (a random block in part, all behind
+            it) and predict that block alone; None masks anywhere.
+        weight_tolerance: share of ``sum |w - b|`` of a micro-batch whose rollouts are left out of it, in [0, 1); about
+            the relative error of the gradient. 0 leaves out those of exactly zero signal, which changes nothing.
         reward_scale: eta, see `WeightedObjective`.
         proximal_coefficient: c, see `WeightedObjective`.
         target_ess: see `WeightedObjective`.
@@ -59,6 +65,8 @@ class WDCE(WeightedObjective):
         replicates: int = 4,
         antithetic: bool = True,
         scale: LossScale = "count",
+        block_length: int | None = None,
+        weight_tolerance: float = 1e-3,
         reward_scale: float | None = None,
         proximal_coefficient: float | None = None,
         target_ess: float | None = None,
@@ -82,7 +90,16 @@ class WDCE(WeightedObjective):
             raise ValueError(f"`replicates` must be positive, and even when `antithetic` is true, got {replicates}.")
         if scale not in ("count", "length"):
             raise ValueError(f"`scale` must be count or length, got {scale!r}.")
+        if not 0 <= weight_tolerance < 1:
+            raise ValueError(f"`weight_tolerance` must be in [0, 1), got {weight_tolerance}.")
         self.baseline, self.replicates, self.antithetic, self.scale = baseline, replicates, antithetic, scale
+        self.block_length, self.weight_tolerance = block_length, weight_tolerance
+
+    def validate(self, *, group_size: int, completion_length: int, sampler: object) -> None:
+        super().validate(group_size=group_size, completion_length=completion_length, sampler=sampler)
+        block = self.block_length
+        if block is not None and (block < 1 or completion_length % block):
+            raise ValueError(f"`block_length` must divide the completion length {completion_length}, got {block}.")
 
     def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:
         log_rnd = self.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)
@@ -125,19 +142,30 @@ class WDCE(WeightedObjective):
     def loss(
         self, policy: Policy, rows: RolloutRows, targets: Targets, *, iteration: int, planned_rollouts: int
     ) -> tuple[Tensor, Diagnostics]:
-        """Rollouts whose signal is exactly zero are left out of the forward; one always stays, so that every rank
-        runs it.
-        """
-        kept = targets["signal"].nonzero().squeeze(-1)
-        kept = kept if len(kept) else torch.zeros_like(targets["signal"][:1], dtype=torch.int64)
-        rows, signal = rows[kept], targets["signal"][kept]
-        masks = draw_masks(
-            fold_in(fold_in(rows.keys, Purpose.LOSS), iteration),
-            length=rows.completion_ids.shape[1],
-            replicates=self.replicates,
-            antithetic=self.antithetic,
+        """Rollouts of negligible signal are left out of the forward; one always stays, so that every rank runs it."""
+        whole = targets["signal"]
+        kept = (~negligible(whole, self.weight_tolerance)).nonzero().squeeze(-1)
+        kept = kept if len(kept) else torch.zeros_like(whole[:1], dtype=torch.int64)
+        rows, signal = rows[kept], whole[kept]
+        masks, predicted = self._masks(
+            fold_in(fold_in(rows.keys, Purpose.LOSS), iteration), rows.completion_ids.shape[1]
         )
-        log_prob = policy.completion_log_probs(rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks)
-        cross_entropy = denoising_cross_entropy(log_prob, masks, scale=self.scale)
+        log_prob = policy.completion_log_probs(
+            rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks, at=predicted
+        )
+        cross_entropy = denoising_cross_entropy(log_prob, predicted, scale=self.scale)
         loss = wdce_loss(cross_entropy, signal, planned_rollouts=planned_rollouts)
-        return loss, {"policy/cross_entropy": cross_entropy.detach().mean()}
+        mass = whole.abs().sum().clamp(min=torch.finfo(torch.float32).tiny)
+        return loss, {
+            "policy/cross_entropy": cross_entropy.detach().mean(),
+            "weight/dropped_mass": 1 - signal.abs().sum() / mass,
+            "weight/skipped_rollouts": torch.tensor(1 - len(kept) / len(whole)),
+        }
+
+    def _masks(self, keys: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """What is masked, and at which of those positions the loss is taken."""
+        options: Any = {"length": length, "replicates": self.replicates, "antithetic": self.antithetic}
+        if self.block_length is not None:
+            return draw_block_masks(keys, block_length=self.block_length, **options)
+        masks = draw_masks(keys, **options)
+        return masks, masks

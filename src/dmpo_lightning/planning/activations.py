@@ -5,6 +5,7 @@ Checked against torch's memory tracker in `tests/planning/test_planning_measured
 
 from dataclasses import dataclass
 
+from dmpo_lightning.models.linear_log_probs import CHUNK_TOKENS, chunk_rows
 from dmpo_lightning.planning.parameters import Architecture, Linear, adapted_linears
 from dmpo_lightning.planning.precision import Precision
 from dmpo_lightning.planning.settings import Adapter
@@ -118,20 +119,38 @@ def _reads(linear: Linear) -> str:
 
 
 @dataclass(frozen=True)
-class Logits:
-    """Bytes of logits and what is made of them, at a number of positions."""
+class Head:
+    """Bytes of the output head at a number of positions. Scores exist a tile at a time; see `linear_log_probs`."""
 
     vocab_size: int
+    width: int
     precision: Precision
+    is_learned: bool = False
+
+    def _tile(self, positions: float) -> float:
+        """Scores in float32, and in the type of a matrix product that is narrower."""
+        rows = min(positions, chunk_rows(self.vocab_size))
+        narrow = self.precision.compute if self.precision.compute < FLOAT32 else 0.0
+        return rows * min(self.vocab_size, CHUNK_TOKENS) * (max(FLOAT32, self.precision.compute) + narrow)
+
+    def scoring(self, positions: float) -> float:
+        """Of log-probs without gradient."""
+        return self._tile(positions)
 
     def forward(self, positions: float) -> float:
-        """Of log-probs: logits as the head returned them, with banned tokens in float32, their log-softmax."""
-        narrow = self.precision.compute if self.precision.bias < FLOAT32 else 0
-        return positions * self.vocab_size * (narrow + 2 * FLOAT32)
+        """Of log-probs with gradient; of a frozen head the mean weight vectors are summed up beside a tile."""
+        if self.is_learned:
+            return self._tile(positions)
+        rows = min(positions, chunk_rows(self.vocab_size))
+        return self._tile(positions) + 2 * FLOAT32 * rows * self.width
 
     def backward(self, positions: float) -> float:
-        """The log-softmax that was kept, the gradient that comes in and the one that goes out."""
-        return positions * self.vocab_size * 3 * FLOAT32
+        """Of a frozen head the gradient that goes out; of a learned one also its own, and a tile."""
+        if not self.is_learned:
+            return positions * self.width * (FLOAT32 + self.precision.compute)
+        tokens = min(self.vocab_size, CHUNK_TOKENS)
+        own = self.precision.weight * self.vocab_size + 2 * FLOAT32 * tokens
+        return self._tile(positions) + (own + FLOAT32 * positions) * self.width
 
     def sampling(self, positions: float, temperature: float) -> float:
         """Of a draw: logits, shifted ones (at temperature 1 their exponentials), tempered ones beside them; cumulative

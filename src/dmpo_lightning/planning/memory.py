@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dmpo_lightning.planning.activations import INT64, Activations, Logits
+from dmpo_lightning.planning.activations import INT64, Activations, Head
 from dmpo_lightning.planning.parameters import Architecture, Parameters, count_parameters
 from dmpo_lightning.planning.precision import Precision
 from dmpo_lightning.planning.settings import Settings, Workload
@@ -49,7 +49,7 @@ class Memory:
 
 
 def estimate_memory(settings: Settings, architecture: Architecture, sharding: Sharding) -> Memory:
-    """Adds up `Activations`, `Logits` and the sharding rules for one rank."""
+    """Adds up `Activations`, `Head` and the sharding rules for one rank."""
     return _Estimate(settings, architecture, sharding).memory()
 
 
@@ -64,7 +64,8 @@ class _Estimate:
             dtype=settings.dtype, trainer=settings.precision, quantization=settings.quantization
         )
         self.activations = Activations(architecture, self.precision, settings.adapter, settings.on_cpu)
-        self.logits = Logits(architecture.vocab_size, self.precision)
+        is_learned = settings.adapter is None
+        self.head = Head(architecture.vocab_size, architecture.width, self.precision, is_learned)
 
     def memory(self) -> Memory:
         phases = {"training": self.training(), "optimizer step": self.optimizer_step()}
@@ -127,10 +128,10 @@ class _Estimate:
         tokens = work.micro_batch_size * work.replicates * work.length
         positions = work.masked_positions(work.micro_batch_size, work.replicates)
         kept, block = self.kept(tokens, positions)
-        forward, backward = self.logits.forward(positions), self.logits.backward(positions)
+        forward, backward = self.head.forward(positions), self.head.backward(positions)
         freed = self.gradient_bytes() / self.sharding.gradients if work.accumulation == 1 else 0.0
         held = self.weight_copies() | self.gathered(backward=True)
-        parts = {"activations": kept, "logits": backward, "block in backward": block} | held
+        parts = {"activations": kept, "head": backward, "block in backward": block} | held
         return Phase(parts, kept + sum(held.values()) + max(forward, max(backward, block) - freed))
 
     def kept(self, tokens: float, positions: float) -> tuple[float, float]:
@@ -166,12 +167,12 @@ class _Estimate:
 
     def sampling(self) -> Phase:
         rows = self.work.sampling_rows
-        drawing = self.logits.sampling(rows * self.work.sampled_places, self.work.temperature)
+        drawing = self.head.sampling(rows * self.work.sampled_places, self.work.temperature)
         return self._without_gradient(rows * self.work.length, drawing)
 
     def scoring(self) -> Phase:
         rows = self.work.scoring_rows * self.work.scoring_replicates
-        return self._without_gradient(rows * self.work.length, self.logits.forward(self.work.scoring_positions))
+        return self._without_gradient(rows * self.work.length, self.head.scoring(self.work.scoring_positions))
 
     def _without_gradient(self, tokens: float, logits: float) -> Phase:
         passing, held = tokens * self.activations.passing_per_token(), self.gathered(backward=False)

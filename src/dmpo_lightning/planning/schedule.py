@@ -29,8 +29,10 @@ class Schedule:
         micro_batches = max(1, rollouts // work.micro_batch_size)
         steps = max(1, work.num_iterations * micro_batches // work.accumulation)
         step_rollouts = work.micro_batch_size * work.accumulation
-        scoring = work.scoring_passes * _chunks(rollouts, work.scoring_rows)
-        renewed = work.step_passes * steps * _chunks(_whole_groups(step_rollouts, work.group_size), work.scoring_rows)
+        parts = _chunks(work.trajectory_steps, work.scoring_replicates) if work.trajectory_steps else 1
+        scoring = work.scoring_passes * _chunks(rollouts, work.scoring_rows) * parts
+        in_step = _chunks(_whole_groups(step_rollouts, work.group_size), work.scoring_rows) * parts
+        renewed = work.step_passes * steps * in_step
         return cls(
             rollouts_per_buffer=rollouts,
             prompts_per_buffer=rollouts // work.group_size,

@@ -37,8 +37,9 @@ class Workload:
     temperature: float = 1.0
     scoring_replicates: int = 0
     """Maskings per rollout in one scoring forward; 0 where no forward scores."""
-    scores_trajectory: bool = False
-    """Those maskings are the steps of a recorded order, which need logits where a token was revealed, and not else."""
+    trajectory_steps: int = 0
+    """Those maskings are steps of a recorded order of so many, which need logits where a token was revealed, and not
+    else; 0 where an ELBO is estimated."""
     scoring_passes: int = 0
     """Passes over the whole buffer that score it, once per buffer."""
     step_passes: int = 0
@@ -67,8 +68,8 @@ class Workload:
     @property
     def scoring_positions(self) -> float:
         """Positions whose logits one scoring forward needs."""
-        if self.scores_trajectory:
-            return self.scoring_rows * self.completion_length
+        if self.trajectory_steps:
+            return self.scoring_rows * self.completion_length * self.scoring_replicates / self.trajectory_steps
         return self.masked_positions(self.scoring_rows, self.scoring_replicates)
 
     def masked_positions(self, rollouts: int, replicates: int) -> float:
@@ -234,9 +235,10 @@ def _scoring(options: Mapping[str, Any], length: int) -> dict[str, Any]:
     is_wddo = options["objective"]["class_path"].endswith("WDDO")
     passes = uses_log_rnd * (1 if is_trajectory else 2) + is_wddo + (is_policy and not is_trajectory)
     steps = _instantiate(options["sampler"]).num_steps(length) if is_trajectory else samples
+    at_once = min(steps, _instantiate(log_prob).steps_per_forward) if is_trajectory else samples
     return {
-        "scoring_replicates": steps if passes or is_policy else 0,
-        "scores_trajectory": is_trajectory,
+        "scoring_replicates": at_once if passes or is_policy else 0,
+        "trajectory_steps": steps if is_trajectory else 0,
         "scoring_passes": int(passes),
         "step_passes": int(is_policy),
     }

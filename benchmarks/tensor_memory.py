@@ -1,6 +1,8 @@
 """Peak tensor memory of a piece of code on the CPU, storages counted once. Process memory is not looked at."""
 
 import weakref
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +16,21 @@ class TensorMemory(TorchDispatchMode):
     torch's own `MemTracker` counts the same way, but cannot track a model with frozen parameters.
     """
 
-    def __init__(self, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self._known: dict[int, weakref.ref] = {}
-        states = [value for state in optimizer.state.values() for value in state.values()]
-        gradients = [parameter.grad for parameter in model.parameters()]
-        for tensor in [*model.parameters(), *states, *gradients]:
+        self._known: dict[int, weakref.ref[Any]] = {}
+        for tensor in tensors:
             self._count(tensor)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    @classmethod
+    def of_training(cls, model: nn.Module, optimizer: torch.optim.Optimizer) -> "TensorMemory":
+        """With weights, gradients and optimizer states counted from the start."""
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        gradients = [parameter.grad for parameter in model.parameters()]
+        return cls([*model.parameters(), *states, *gradients])
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             self._count(leaf)

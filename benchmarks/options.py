@@ -1,0 +1,22 @@
+"""Command-line options that the benchmarks share."""
+
+import argparse
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+
+def function_named(text: str) -> Callable[..., Any]:
+    """``module:function``, imported."""
+    module, _, function = text.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"must be an importable module:function, got {text!r}: {error}") from error
+
+
+def at_least_three(text: str) -> int:
+    """An integer of which a median can be taken."""
+    if not text.isdecimal() or int(text) < 3:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 3, got {text!r}")
+    return int(text)
