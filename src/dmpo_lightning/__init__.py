@@ -28,6 +28,7 @@ _HOMES = {
     "CountdownDataModule": "data.tasks",
     "DemonstrationsDataModule": "data.demonstrations",
     "Reward": "rewards",
+    "CombinedScore": "score_functions",
     "Rollouts": "rollout",
     "Policy": "policy",
     "Task": "tasks",

@@ -140,7 +140,7 @@ def score_completions(
     """Decodes completions and scores them."""
     texts = policy.decode(samples.completion_ids)
     grouped = [texts[start : start + group_size] for start in range(0, len(texts), group_size)]
-    return reward(prompts.examples, grouped), texts
+    return reward(prompts.examples, grouped, prompts.prompt_index.tolist()), texts
 
 
 def collect(

@@ -249,7 +249,7 @@ class DMPO(EvaluationModule):
         return self.rows_per_forward or self.micro_batch_size
 
     def _log_rollouts(self, scores: Scores, diagnostics: Mapping[str, Tensor]) -> None:
-        means = {f"reward/{name}": value.mean() for name, value in scores.components.items()}
+        means = {f"reward/{name}": value.nanmean() for name, value in scores.components.items()}
         facts: dict[str, Any] = {
             "reward/total": scores.total.mean(),
             "reward/spread": scores.total.std(-1).mean(),

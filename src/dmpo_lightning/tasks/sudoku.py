@@ -10,7 +10,7 @@ from typing import Any, get_args
 from dmpo_lightning.tasks.answers import tag_text
 from dmpo_lightning.tasks.base import Example, Split, Task, Variant, Verdict
 from dmpo_lightning.tasks.benchmark import check_choice
-from dmpo_lightning.tasks.sudoku_answers import published_answer, verified_answer
+from dmpo_lightning.tasks.sudoku_answers import first_digits, published_answer, verified_answer
 
 CELLS = 16
 HELD_OUT_GRIDS = {"validation": 24, "test": 48}
@@ -180,7 +180,7 @@ class Sudoku(Task):
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
         if self.rewards == "published":
-            answer = "".join(character for character in tag_text(completion) if character in "0123456789")
+            answer = first_digits(tag_text(completion))
         else:
             answer = verified_answer(example["puzzle"], completion) or ""
         correct, blanks = correct_cells(example["puzzle"], example["solution"], answer)
