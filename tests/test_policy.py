@@ -340,6 +340,20 @@ def test_a_completion_ends_before_its_first_end_token(ids, text, length):
     assert policy.effective_length(torch.tensor([ids])).tolist() == [length]
 
 
+@pytest.mark.parametrize(
+    ("ids", "text"),
+    [
+        ([9, 15, 16, END_OF_TURN, END_OF_TEXT, 17], "<answer>12<|eot_id|>"),
+        ([1, 15, 3, 16, END_OF_TEXT, 17], "<|startoftext|>1<|start_header_id|>2<|endoftext|>"),
+        ([END_OF_TEXT, 15, 16, 17, 18, 19], "<|endoftext|>"),
+        ([15, 16, 17, 18, 19, 20], "123456"),
+    ],
+    ids=["end of turn", "others are kept too", "at once", "no end"],
+)
+def test_with_special_tokens_the_first_end_token_is_the_last(ids, text):
+    assert tiny_policy(with_reference=False).decode(torch.tensor([ids]), special_tokens=True) == [text]
+
+
 def test_rows_are_decoded_one_by_one():
     policy = tiny_policy(with_reference=False)
     ids = torch.tensor([[15, END_OF_TEXT, 16], [15, 16, 17], [END_OF_TURN, 16, 17]])

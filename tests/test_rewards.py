@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 import worker_functions
 from dmpo_lightning import CombinedScore
 from dmpo_lightning.rewards import Reward
-from dmpo_lightning.tasks import LatinSquareDemonstrations, Sudoku
+from dmpo_lightning.tasks import GSM8K, LatinSquareDemonstrations, Sudoku
 
 EXAMPLES = [{"word": "a"}, {"word": "b"}]
 TEXTS = [["a", "aa", "xx"], ["b", "a", ""]]
@@ -96,12 +96,12 @@ def test_accuracy_is_the_reward_itself_unless_named():
 
 
 def test_the_reward_of_a_task_is_its_score():
-    task = Sudoku(sizes={"train": 2})
+    task = Sudoku(sizes={"train": 2}, verifier="verified")
     reward = Reward.of_task(task, {"solved": 1.0})
     examples = task.examples("train")
     scores = reward(examples, [[example["solution"], ""] for example in examples])
     assert scores.total.tolist() == [[1, 0], [1, 0]]
-    assert reward.accuracy == "solved"
+    assert reward.accuracy == "correct"
     assert reward.verify is not None
     assert reward.verify(examples[0], examples[0]["solution"]).correct
 
@@ -343,3 +343,10 @@ def test_a_score_that_is_not_finite_is_a_failure(value, wrap):
     scores = reward(EXAMPLES, TEXTS)
     assert scores.failures == 1
     assert scores.total.tolist() == [[1, 0, 1], [1, 1, 1]]
+
+
+def test_the_answer_check_of_a_task_comes_with_its_reward_unless_it_has_none():
+    task = GSM8K(verifier="published")
+    assert Reward.of_task(task).verify == task.verify
+    assert Reward.of_task(Sudoku(verifier=None)).verify is None
+    assert Reward(lambda example, completion: 1.0).verify is None

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -52,6 +53,39 @@ def test_our_own_records_hold_an_example(tmp_path):
     example = {"numbers": [1, 2], "target": 3}
     file = write(tmp_path / "a.jsonl", *({"example": example, "completion": text} for text in ("1+2", "<answer>2-1")))
     assert score_file(make_task("countdown", "verified"), file) == {"n": 2, "correct": 1, "accuracy": 0.5}
+
+
+def test_samplers_and_lengths_are_counted_by_themselves(tmp_path, capsys):
+    record = {"example": {"numbers": [1, 2], "target": 3}, "length": 8}
+    rows = [record | {"sampler": name, "completion": text} for name, text in (("a", "1+2"), ("b", "1+2"), ("b", "2-1"))]
+    file = write(tmp_path / "a.jsonl", *rows)
+    summary = score_file(make_task("countdown", "verified"), file)
+    assert (summary["n"], summary["correct"]) == (3, 2)
+    assert summary["samplers"] == {
+        "a/8": {"n": 1, "correct": 1, "accuracy": 1.0},
+        "b/8": {"n": 2, "correct": 1, "accuracy": 0.5},
+    }
+    assert main(["score", "--task", "countdown", "--file", str(file)]) == 0
+    assert "b/8             1/2, accuracy 0.5" in capsys.readouterr().out
+
+
+def test_the_accuracy_of_sudoku_is_that_of_its_answer_check(tmp_path):
+    example = {"puzzle": "1204340021434320", "solution": "1234341221434321"}
+    file = write(tmp_path / "a.jsonl", {"example": example, "completion": "<answer>1234341021434321</answer>"})
+    assert score_file(make_task("sudoku", "published"), file)["accuracy"] == 0.75
+    verified = score_file(make_task("sudoku", "verified"), file)
+    assert (verified["accuracy"], verified["correct_cells"], verified["blank_cells"]) == (0.0, 3, 4)
+
+
+@pytest.mark.parametrize("task", PUBLISHED)
+def test_text_behind_the_first_end_token_changes_no_published_verdict(test_data, task):
+    """Our completions end there, the saved ones do not."""
+    made = make_task(task, "published")
+    for record in records(test_data, task):
+        cut = re.sub(r"(<\|(?:eot_id|endoftext)\|>).*", r"\1", record["completion"], count=1, flags=re.DOTALL)
+        example = made.from_saved(record)
+        ours, theirs = verdict(made, example, cut), verdict(made, example, record["completion"])
+        assert (ours.correct, ours.correct_cells) == (theirs.correct, theirs.correct_cells)
 
 
 def test_a_task_by_dotted_path_is_scored_by_its_accuracy(tmp_path, capsys):

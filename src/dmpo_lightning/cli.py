@@ -3,15 +3,17 @@ configuration.
 """
 
 import difflib
-import inspect
 import re
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from lightning.pytorch import LightningDataModule
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from dmpo_lightning.callbacks.completions import CompletionWriter
+from dmpo_lightning.callbacks.evaluation import EvaluationReport
 from dmpo_lightning.modules.base import PolicyModule
 
 
@@ -40,8 +42,9 @@ def _existing_keys(message: str, parser: LightningArgumentParser) -> str:
 
 
 def _constructor_arguments(class_path: str) -> list[str]:
+    """Those it passes on to its base classes included."""
     module, _, name = class_path.rpartition(".")
-    return list(inspect.signature(getattr(import_module(module), name)).parameters)
+    return ArgumentParser().add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
 
 
 def _closest(name: str, names: Sequence[str]) -> str:
@@ -72,6 +75,15 @@ class DMPOCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             self.parser.error(_constructor_message(error))
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        """As Lightning does it; an evaluation leaves its table and its completions, whatever the configuration says."""
+        trainer = super().instantiate_trainer(**options)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for kind in (CompletionWriter, EvaluationReport):
+            if not any(isinstance(callback, kind) for callback in callbacks):
+                callbacks.append(kind())
+        return trainer
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning does it, without its warning that arguments are passed in: the entry point always passes

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.models.layers import log_probs_of
 from dmpo_lightning.models.loading import TokenFacts, token_facts
 
@@ -69,16 +70,41 @@ class Policy(nn.Module):
     def logits(
         self,
         ids: Int[Tensor, "rows length"],
-        attention_mask: Bool[Tensor, "rows length"],
+        attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"],
         positions: Int[Tensor, "*at"],
         *,
         reference: bool = False,
+        cache: KeyValueCache | None = None,
+        columns: range | None = None,
+        position_ids: Int[Tensor, "rows length"] | None = None,
     ) -> Float[Tensor, "*at vocab"]:
         """Float32 logits at flat indices into ``rows x length``; never-occurring ids and the mask token are minus
         infinity.
+
+        ``positions`` may have any shape; if it is ``[rows k]``, then each row's indices must lie in that row. With a
+        ``cache`` only ``columns`` are computed (all of them at first); the others are attended to as they were when
+        they were computed last. A native backbone also takes an ``attention_mask`` of queries and keys, with
+        ``position_ids``.
         """
         with self._selected(reference) as model:
-            return self._predict(model, ids, attention_mask, positions).float()
+            if position_ids is not None:
+                return self._predict(model, ids, attention_mask, positions, position_ids=position_ids).float()
+            if cache is None or columns is None:
+                return self._predict(model, ids, attention_mask, positions).float()
+            start = max(columns.start - self.lookback, 0)
+            part = ids[:, start : columns.stop]
+            inside = positions // ids.shape[1] * part.shape[1] + positions % ids.shape[1] - start
+            return self._predict(model, part, attention_mask, inside, cache=cache, start=start).float()
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the backbone is ours, so that `logits` takes a cache or masks of queries and keys."""
+        return getattr(self.model, "is_native", False)
+
+    @property
+    def lookback(self) -> int:
+        """Columns before its own that a logit is computed from: 1 for shifted models such as Dream."""
+        return getattr(self.model, "lookback", 0)
 
     def completion_log_probs(
         self,
@@ -117,13 +143,20 @@ class Policy(nn.Module):
         *,
         targets: Tensor | None = None,
         temperature: float = 1.0,
+        **native: Any,
     ) -> Tensor:
         """Through the model's own prediction at positions, or from the full logits of any other masked language
-        model.
+        model. ``native`` goes to native backbones only.
         """
         if getattr(model, "predicts_at_positions", False):
             return model(
-                ids, attention_mask, positions=positions, targets=targets, logit_bias=self._ban, temperature=temperature
+                ids,
+                attention_mask,
+                positions=positions,
+                targets=targets,
+                logit_bias=self._ban,
+                temperature=temperature,
+                **native,
             )
         logits = model(input_ids=ids, attention_mask=attention_mask.long()).logits.flatten(0, 1)[positions] + self._ban
         return logits if targets is None else log_probs_of(logits, targets, temperature)
@@ -160,13 +193,15 @@ class Policy(nn.Module):
             prefix + name for name, _ in self.named_parameters() if name.startswith("reference_model.") or mark in name
         ]
 
-    def decode(self, completion_ids: Int[Tensor, "rows length"]) -> list[str]:
-        """Text of each completion up to its first end token, special tokens left out."""
-        rows = [
-            row[:length]
-            for row, length in zip(completion_ids.tolist(), self.effective_length(completion_ids).tolist(), strict=True)
-        ]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    def decode(self, completion_ids: Int[Tensor, "rows length"], *, special_tokens: bool = False) -> list[str]:
+        """Text of each completion up to its first end token.
+
+        Special tokens are left out, or with ``special_tokens`` kept, the end token included, as the published answer
+        checks read completions.
+        """
+        ends = (self.effective_length(completion_ids) + special_tokens).tolist()
+        rows = [row[:end] for row, end in zip(completion_ids.tolist(), ends, strict=True)]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=not special_tokens)
 
     def effective_length(self, completion_ids: Int[Tensor, "rows length"]) -> Int[Tensor, " rows"]:
         """Tokens before the first end token; the whole length where there is none."""

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 LOGGED_IN_FULL = 3
 """Failures of one call whose cause is logged; of the others only the number is."""
 
+AnswerCheck = Callable[[Example, str], Verdict]
 Outcome = dict[str, float] | Exception
 
 
@@ -54,7 +55,8 @@ class Reward:
             each; if it raises, all of them fail.
         workers: processes that score; 0 scores in this one. ``score`` must then be picklable.
         time_limit: seconds for one call of ``score``, in workers only: a call that takes longer is killed.
-        verify: from an example and a completion with special tokens to the verdict of an answer check, for evaluation.
+        verify: the answer check of an evaluation, which reads completions with their special tokens; None has the score
+            alone decide.
 
     Raises:
         ValueError: a time limit without workers, several workers for batched scoring, a score function that cannot be
@@ -72,7 +74,7 @@ class Reward:
         batched: bool = False,
         workers: int = 0,
         time_limit: float | None = None,
-        verify: Callable[[Example, str], Verdict] | None = None,
+        verify: AnswerCheck | None = None,
     ) -> None:
         if not math.isfinite(failure_score):
             raise ValueError(f"`failure_score` must be finite, got {failure_score}.")
@@ -102,9 +104,10 @@ class Reward:
         workers: int = 0,
         time_limit: float | None = None,
     ) -> "Reward":
-        """The reward of a task's own components and its answer check; without weights, with those that the task itself
-        states.
+        """The reward of a task's own components, with its answer check unless its ``verifier`` is None; without
+        weights, with those that the task itself states.
         """
+        check = None if getattr(task, "verifier", "") is None else getattr(task, "verify", None)
         return cls(
             task.score,
             weights=task.reward_weights if weights is None else weights,
@@ -113,7 +116,7 @@ class Reward:
             failure_score=failure_score,
             workers=workers,
             time_limit=time_limit,
-            verify=getattr(task, "verify", None),
+            verify=check,
         )
 
     def __call__(

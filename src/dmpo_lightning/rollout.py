@@ -35,6 +35,13 @@ class PromptBatch:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def without_filler(self) -> "PromptBatch":
+        """The prompts that count."""
+        kept = ~self.is_filler
+        tensors: Any = {name: value[kept] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        examples = [example for example, keep in zip(self.examples, kept.tolist(), strict=True) if keep]
+        return replace(self, examples=examples, **tensors)
+
 
 @dataclass
 class RolloutRows:
@@ -135,12 +142,16 @@ def sample_completions(
 
 
 def score_completions(
-    policy: Policy, reward: Reward, prompts: PromptBatch, samples: Samples, group_size: int
+    policy: Policy, reward: Reward, prompts: PromptBatch, completion_ids: Int[Tensor, "rows length"], group_size: int
 ) -> tuple[Scores, list[str]]:
     """Decodes completions and scores them."""
-    texts = policy.decode(samples.completion_ids)
-    grouped = [texts[start : start + group_size] for start in range(0, len(texts), group_size)]
-    return reward(prompts.examples, grouped, prompts.prompt_index.tolist()), texts
+    texts = policy.decode(completion_ids)
+    return reward(prompts.examples, grouped(texts, group_size), prompts.prompt_index.tolist()), texts
+
+
+def grouped(texts: list[str], group_size: int) -> list[list[str]]:
+    """Flat completions, prompt by prompt."""
+    return [texts[start : start + group_size] for start in range(0, len(texts), group_size)]
 
 
 def collect(
@@ -166,7 +177,7 @@ def collect(
         iteration=iteration,
         rows_per_forward=rows_per_forward,
     )
-    scores, texts = score_completions(policy, reward, prompts, samples, group_size)
+    scores, texts = score_completions(policy, reward, prompts, samples.completion_ids, group_size)
     device, shape = keys.device, (*keys.shape, completion_length)
     rollouts = Rollouts(
         prompt_ids=prompts.prompt_ids,

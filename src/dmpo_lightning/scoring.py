@@ -23,7 +23,14 @@ def run(arguments: Sequence[str]) -> None:
     if options.json:
         print(json.dumps(summary))
     else:
+        runs = summary.pop("samplers", {})
         print("\n".join(f"{name:15} {value}" for name, value in summary.items()))
+        print(
+            "".join(
+                f"{run:15} {part['correct']}/{part['n']}, accuracy {part['accuracy']}\n" for run, part in runs.items()
+            ),
+            end="",
+        )
 
 
 def make_task(name: str, verifier: str, *, algebra: bool = False) -> Task:
@@ -55,24 +62,32 @@ def _imported(path: str) -> type[Task]:
 
 
 def score_file(task: Task, path: Path) -> dict[str, Any]:
-    """Counts over a JSONL file of ``question``, ``ground_truth`` and ``completion``, or of ``example`` and
-    ``completion`` as `CompletionWriter` writes it.
+    """Counts over a JSONL file of ``question``, ``ground_truth`` and ``completion``, or of `CompletionWriter`.
+
+    The completions of several samplers or lengths are counted by themselves too, in ``samplers``.
 
     Raises:
         ValueError: a file or a line that cannot be read, named.
     """
     loaded = load_file(path, lambda record: _record(task, record), columns=("completion",))
-    verdicts = [verdict(task, record["example"], record["completion"]) for record in loaded.examples]
+    runs: dict[str, list[Verdict]] = {}
+    for record in loaded.examples:
+        found = verdict(task, record["example"], record["completion"])
+        runs.setdefault(record["run"], []).append(found)
+    summary = _summary(task, [verdict for verdicts in runs.values() for verdict in verdicts])
+    if len(runs) > 1:
+        summary["samplers"] = {run: _summary(task, verdicts) for run, verdicts in runs.items()}
+    return summary
+
+
+def _summary(task: Task, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     correct = sum(verdict.correct for verdict in verdicts)
     summary: dict[str, Any] = {"n": len(verdicts), "correct": correct, "accuracy": correct / len(verdicts)}
     if all(verdict.blank_cells is not None for verdict in verdicts):
         cells, blanks = (sum(getattr(v, name) or 0 for v in verdicts) for name in ("correct_cells", "blank_cells"))
-        summary |= {
-            "accuracy": cells / max(blanks, 1),
-            "correct_cells": cells,
-            "blank_cells": blanks,
-            "solved": correct,
-        }
+        if task.accuracy == "correct_cells":
+            summary["accuracy"] = cells / max(blanks, 1)
+        summary |= {"correct_cells": cells, "blank_cells": blanks, "solved": correct}
     return summary
 
 
@@ -80,10 +95,11 @@ def _record(task: Task, record: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(record["completion"], str):
         raise ValueError("`completion` must be a text")
     if "example" in record:
-        return {"example": record["example"], "completion": record["completion"]}
+        run = f"{record['sampler']}/{record['length']}" if {"sampler", "length"} <= set(record) else ""
+        return {"example": record["example"], "completion": record["completion"], "run": run}
     if not {"question", "ground_truth"} <= set(record) or not hasattr(task, "from_saved"):
         raise ValueError("a record needs `example`, or `question` and `ground_truth` of one of " + ", ".join(TASKS))
-    return {"example": task.from_saved(record), "completion": record["completion"]}
+    return {"example": task.from_saved(record), "completion": record["completion"], "run": ""}
 
 
 def verdict(task: Task, example: Mapping[str, Any], completion: str) -> Verdict:

@@ -98,7 +98,72 @@ def test_predict_writes_one_json_line_per_completion(tmp_path):
     records = [json.loads(line) for line in lines]
     assert len(records) == 2 * 16  # two samplers
     assert sorted({record["index"] for record in records}) == list(range(16))
-    assert set(records[0]) == {"index", "sampler", "example", "completion", "scores"}
+    assert [record["index"] for record in records] == sorted(record["index"] for record in records)
+    assert list(records[0]) == RECORD
+
+
+RECORD = [
+    *("index", "sampler", "length", "rollout", "example", "completion"),
+    *("answer", "correct", "scores", "effective_length"),
+]
+FEW = ["--data.sizes={train: 64, validation: 8, test: 8}", "--data.verifier=verified"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """The run directory of ``test`` with several completions and lengths, and what it printed."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    options = ["--model.completions_per_prompt=2", "--model.evaluation_lengths=[20, 24]"]
+    done = command("test", "--config", "sudoku_tiny", *FEW, *options, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "sudoku_tiny" / "version_0", done.stdout
+
+
+def test_an_evaluation_prints_a_table_with_all_that_its_numbers_depend_on(evaluated):
+    run, printed = evaluated
+    lines = [line.split() for line in printed.splitlines()]
+    rows = [line[:2] for line in lines if line and line[0].startswith("Sudoku/")]
+    assert rows == [
+        ["Sudoku/sampled", "20"],
+        ["Sudoku/sampled", "24"],
+        ["Sudoku/greedy", "20"],
+        ["Sudoku/greedy", "24"],
+    ]
+    stated = {
+        "length": "20 24",
+        "steps": "sampled: 20 24, greedy: 20 24",
+        "block": "sampled: -, greedy: -",
+        "temperature": "sampled: 1.0, greedy: 0.0",
+        "dtype": "float32",
+        "precision": "32-true",
+        "rewards": "published",
+        "verifier": "verified",
+        "n": "8",
+        "seed": "0",
+        "model": "sudoku_tiny",
+        "checkpoint": "-",
+    }
+    for name, value in stated.items():
+        assert [name, *value.split()] in lines, name
+    assert "accuracy  pass@1  pass@2" in printed
+    written = json.loads((run / "evaluation.json").read_text())
+    assert (written["n"], written["length"], written["split"]) == (8, [20, 24], "test")
+    accuracy = written["results"][2]["means"]["accuracy"]
+    assert f"{accuracy['mean']:.4f} +- {accuracy['standard_error']:.4f}" in printed
+
+
+def test_the_records_of_an_evaluation_score_to_the_accuracy_it_printed(evaluated, capsys):
+    run, _ = evaluated
+    file = run / "completions.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert all(list(record) == RECORD for record in records)
+    assert len({tuple(map(record.get, ("index", "sampler", "length", "rollout"))) for record in records}) == 8 * 2 * 4
+    assert main(["score", "--task", "sudoku", "--verifier", "verified", "--file", str(file), "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)["samplers"]
+    for result in json.loads((run / "evaluation.json").read_text())["results"]:
+        found = scored[f"{result['sampler']}/{result['length']}"]
+        assert found["n"] == 16
+        assert found["accuracy"] == pytest.approx(result["means"]["accuracy"]["mean"], abs=1e-6)
 
 
 @pytest.mark.parametrize("name", RUNNABLE)

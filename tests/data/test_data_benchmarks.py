@@ -4,7 +4,7 @@ import time
 import pytest
 
 from dmpo_lightning.data.tasks import CountdownDataModule, GSM8KDataModule, Math500DataModule, SudokuDataModule
-from dmpo_lightning.tasks.benchmark import TRAIN_INSTRUCTION
+from dmpo_lightning.tasks.benchmark import TRAIN_FORMAT
 from dmpo_lightning.tasks.countdown import generate, puzzle_key, solvable
 
 COMMON = {"tokenizer": "sudoku_tiny", "prompts_per_buffer": 4}
@@ -29,7 +29,7 @@ def test_gsm8k_prompt_and_reward(test_data):
     made = GSM8KDataModule(**COMMON, path=str(test_data / "gsm8k"), rewards="published", verifier="published")
     example = made.task.examples("test")[0]
     assert example["answer"] == "18"
-    assert made.task.prompt(example) == [{"role": "user", "content": f"{TRAIN_INSTRUCTION}\n\n{example['question']}"}]
+    assert made.task.prompt(example) == f"{TRAIN_FORMAT}\n\n{example['question']}"
     scores = made.reward([example], [["18", "<answer>\\boxed{18}</answer>"]])
     assert scores.total.tolist() == [[2.5, 0.0]]
     assert scores.components["correct"].tolist() == [[0.0, 1.0]]

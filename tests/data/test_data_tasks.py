@@ -8,7 +8,11 @@ SIZES = {"train": 12, "validation": 5, "test": 6}
 
 def module(**options) -> SudokuDataModule:
     return SudokuDataModule(
-        tokenizer="sudoku_tiny", prompts_per_buffer=4, evaluation_batch_size=3, sizes=SIZES, **options
+        tokenizer="sudoku_tiny",
+        prompts_per_buffer=4,
+        evaluation_batch_size=3,
+        sizes=SIZES,
+        **{"prompt_template": "{puzzle}", **options},
     )
 
 

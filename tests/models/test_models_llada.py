@@ -201,7 +201,7 @@ def test_logits_equal_those_of_a_bidirectional_llama_with_left_padding():
 def test_left_padding_changes_nothing():
     model, ids = tiny_model().eval(), random_ids(2, 6)
     padded_ids, padded_mask = pad_more(ids, torch.ones(2, 6, dtype=torch.bool), 4)
-    torch.testing.assert_close(model(padded_ids, padded_mask).logits[:, 4:], model(ids).logits, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(model(padded_ids, padded_mask).logits[:, 4:], model(ids).logits, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -93,10 +93,9 @@ def fastest(call, argument, *, enough: float, attempts: int = 8) -> float:
 
 
 def checks(variant):
-    """Every training reward and every answer check, by name."""
+    """Every score and every answer check, by name."""
     for task, example in tasks(variant):
-        rewards = getattr(task, "training_components", Sudoku(rewards=variant).score)
-        yield f"{type(task).__name__} rewards", lambda text, f=rewards, e=example: f(e, text)
+        yield f"{type(task).__name__} rewards", lambda text, f=task.score, e=example: f(e, text)
         yield f"{type(task).__name__} verifier", lambda text, f=task.verify, e=example: f(e, text)
 
 

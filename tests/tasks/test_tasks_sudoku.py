@@ -137,7 +137,7 @@ def test_more_puzzles_than_exist_are_an_error_that_counts_them():
 
 def test_the_prompt_is_the_puzzle_inside_the_template():
     example = {"puzzle": PUZZLE, "solution": GRID}
-    assert Sudoku().prompt(example) == PUZZLE
+    assert Sudoku(prompt_template="{puzzle}").prompt(example) == PUZZLE
     assert Sudoku(prompt_template="Solve {puzzle}.").prompt(example) == f"Solve {PUZZLE}."
 
 
@@ -149,6 +149,11 @@ def test_other_braces_in_the_template_stay():
 def test_a_template_without_the_puzzle_is_an_error():
     with pytest.raises(ValueError, match=r"must contain \{puzzle\}"):
         Sudoku(prompt_template="Solve it.")
+
+
+def test_a_template_beside_an_instruction_is_an_error():
+    with pytest.raises(ValueError, match="`prompt_template` is the whole of the user's turn"):
+        Sudoku(prompt_template="{puzzle}", instruction="Solve:")
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------

@@ -1,41 +1,102 @@
-"""Writes predicted completions as JSON lines."""
+"""Writes the completions of an evaluation as JSON lines."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from dmpo_lightning.modules.evaluation import EvaluationModule
 
 
-class CompletionWriter(BasePredictionWriter):
-    """One JSON object per completion: index, sampler, example, completion, scores.
+class CompletionWriter(Callback):
+    """One JSON object per completion of ``validate``, ``test`` and ``predict`` (validation while fitting writes none).
+
+    Each holds index, sampler, length, rollout, example, completion, answer, correct, scores and effective_length;
+    ``dmpo-lightning score`` reads them. Lines are appended while the run goes, by several ranks to a file each (its
+    number is in the name); at the end one file is left, in the order of the prompts.
 
     Args:
-        path: of the file, relative to the run directory; ranks above 0 append their number to its name.
+        path: of the file, relative to the run directory; the files of several ranks are merged if they share it.
     """
 
     def __init__(self, path: str = "completions.jsonl") -> None:
-        super().__init__(write_interval="batch")
         self.path = path
-        self._started = False
+        self._file: Path | None = None
+        self._parts: list[Path] = []
 
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any, **options: Any
     ) -> None:
-        """Appends the records of a batch; the first batch starts the file anew."""
-        path = Path(trainer.log_dir or trainer.default_root_dir) / self.path
-        if trainer.global_rank:
-            path = path.with_name(f"{path.stem}.rank{trainer.global_rank}{path.suffix}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a" if self._started else "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in prediction)
-        self._started = True
+        self._append(trainer, outputs)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any, **options: Any
+    ) -> None:
+        self._append(trainer, outputs)
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any, **options: Any
+    ) -> None:
+        self._append(trainer, {"records": outputs})
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer)
+
+    def _start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Starts the files anew."""
+        self._file = None
+        writes = trainer.state.fn != TrainerFn.FITTING and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not writes or not isinstance(module, EvaluationModule):
+            return
+        self._file = Path(trainer.log_dir or trainer.default_root_dir) / self.path
+        ranks = range(trainer.world_size)
+        name = "{0.stem}.rank{1}{0.suffix}" if len(ranks) > 1 else "{0.name}"
+        self._parts = [self._file.with_name(name.format(self._file, rank)) for rank in ranks]
+        own = self._parts[trainer.global_rank]
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.write_text("", encoding="utf-8")
+
+    def _append(self, trainer: Trainer, outputs: dict[str, Any]) -> None:
+        if self._file is not None:
+            with self._parts[trainer.global_rank].open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in outputs["records"])
+
+    def _finish(self, trainer: Trainer) -> None:
+        if self._file is None:
+            return
+        trainer.strategy.barrier("completions")
+        if trainer.is_global_zero:
+            merge(self._parts, self._file)
+
+
+def merge(parts: Sequence[Path], into: Path) -> None:
+    """One file of the lines of all, in the order of their prompts; the others are removed.
+
+    Until the last moment the parts stay as they are. A part that is missing was written on another machine.
+    """
+    found = [part for part in parts if part.is_file()]
+    lines = [line for part in found for line in part.read_text(encoding="utf-8").splitlines(keepends=True)]
+    whole = into.with_name(f"{into.name}.partial")
+    whole.write_text("".join(sorted(lines, key=lambda line: json.loads(line)["index"])), encoding="utf-8")
+    whole.replace(into)
+    for part in found:
+        if part != into:
+            part.unlink()

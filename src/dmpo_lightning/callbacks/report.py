@@ -12,7 +12,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dmpo_lightning.modules.dmpo import DMPO
-from dmpo_lightning.modules.metrics import MeanWithError
+from dmpo_lightning.modules.evaluated import MEASURES
+from dmpo_lightning.modules.metrics import EvaluationMetrics
 from dmpo_lightning.samplers import Sampler
 
 Result = dict[str, tuple[float, float]]
@@ -88,18 +89,12 @@ class BeforeAfterReport(Callback):
         if data is None:
             raise ValueError("BeforeAfterReport needs a datamodule, whose test split it evaluates; pass one to fit.")
         loader = data.test_dataloader()
-        metrics: dict[str, dict[str, MeanWithError]] = {name: {} for name in names}
+        metrics = {name: EvaluationMetrics(module.device) for name in names}
         for host_batch in islice(loader, _batch_limit(trainer, len(loader))):
             batch = host_batch.to(module.device)
             for name in names:
-                values, _ = module.evaluate_batch(batch, self.samplers[name])
-                for component, value in values.items():
-                    metric = metrics[name].setdefault(component, MeanWithError().to(module.device))
-                    metric.update(value[~batch.is_filler.cpu()])
-        return {
-            name: {component: tuple(float(part) for part in metric.compute()) for component, metric in found.items()}  # type: ignore[misc]
-            for name, found in metrics.items()
-        }
+                metrics[name].update(module.evaluate_batch(batch, self.samplers[name]))
+        return {name: found.result(name, module.completion_length).means for name, found in metrics.items()}
 
     def _write(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, DMPO)
@@ -132,7 +127,8 @@ class BeforeAfterReport(Callback):
 
     def table(self, rollouts: int) -> str:
         """One line per sampler and moment."""
-        components = [name for name in next(iter(self.before.values())) if name not in ("accuracy", "reward")]
+        left_out = ("accuracy", "reward", *MEASURES)
+        components = [name for name in next(iter(self.before.values())) if name not in left_out]
         lines = [f"{'held-out examples':<28}" + "".join(f"{name:>18}" for name in components)]
         for moment, results in (("before", self.before), ("after", self.after)):
             for name, result in results.items():

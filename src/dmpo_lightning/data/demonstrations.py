@@ -98,7 +98,8 @@ class DemonstrationsDataModule(LightningDataModule):
                 f"{self.completion_length}; raise it or remove the row."
             )
         ids += [eos] * (self.completion_length - len(ids))
-        return {"prompt": tokenize_prompt(self.tokenizer, self.task.prompt(example)), "completion": ids, "index": index}
+        prompt = tokenize_prompt(self.tokenizer, self.task.prompt(example), self.task.prefill)
+        return {"prompt": prompt, "completion": ids, "index": index}
 
     def _collate(self, rows: Sequence[_Row]) -> DemonstrationBatch:
         prompt_ids, prompt_mask = pad_left([row["prompt"] for row in rows], self.tokenizer.pad_token_id or 0)

@@ -22,11 +22,14 @@ LongPrompts = Literal["error", "drop"]
 logger = logging.getLogger(__name__)
 
 
-def tokenize_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequence[Message]") -> list[int]:
-    """Ids of a conversation through the chat template, ready for the assistant's turn; a plain string is the user's
-    turn.
+def tokenize_prompt(
+    tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequence[Message]", prefill: str = ""
+) -> list[int]:
+    """Ids of a conversation through the chat template, with the assistant's turn opened and begun by ``prefill``; a
+    plain string is the user's turn.
 
-    A tokenizer without a chat template takes plain strings as they are.
+    Template and prefill are tokenised together, as one text. A tokenizer without a chat template takes plain strings
+    as they are.
     """
     if tokenizer.chat_template is None:
         if not isinstance(prompt, str):
@@ -34,10 +37,16 @@ def tokenize_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequenc
                 "The tokenizer has no chat template, so prompts must be plain strings, got a conversation; set "
                 "tokenizer.chat_template."
             )
-        return tokenizer(prompt)["input_ids"]
+        return tokenizer(prompt + prefill)["input_ids"]
+    return tokenizer(chat_text(tokenizer, prompt) + prefill, add_special_tokens=False)["input_ids"]
+
+
+def chat_text(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequence[Message]") -> str:
+    """The conversation in the tokenizer's chat template, up to the header of the assistant's turn."""
     messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert isinstance(text, str)
+    return text
 
 
 def pad_left(
@@ -63,6 +72,7 @@ class PromptLoader:
         tokenizer: a tokenizer, or the id or folder of one.
         batch_size: prompts per batch and rank.
         prompt: an example's user turn or conversation; None takes example["prompt"].
+        prefill: what the assistant's turn starts with; part of the prompt, not of the completion.
         shuffle: a new keyed order each epoch (training).
         seed: of that order; None takes the module's seed.
         max_prompt_length: in tokens; None leaves it to the model's own limit.
@@ -86,6 +96,7 @@ class PromptLoader:
         *,
         batch_size: int,
         prompt: PromptFunction | None = None,
+        prefill: str = "",
         shuffle: bool = True,
         seed: int | None = None,
         max_prompt_length: int | None = None,
@@ -97,8 +108,8 @@ class PromptLoader:
             raise ValueError("`dataset` is empty; DMPO needs at least one prompt.")
         self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
         self.tokenizer = load_tokenizer(tokenizer)
-        prompt = prompt or (lambda example: example["prompt"])
-        self._ids = [tokenize_prompt(self.tokenizer, prompt(example)) for example in dataset]
+        self.prompt, self.prefill = prompt or (lambda example: example["prompt"]), prefill
+        self._ids = self._tokenized()
         self._kept = list(range(len(dataset)))
         self.dropped = 0
         self.on_long_prompt = on_long_prompt
@@ -107,6 +118,9 @@ class PromptLoader:
         self._limit_batches: int | float = 1.0
         self.repeats, self.is_training = 1, False
         self._epoch, self._handed_out, self._resume_at = -1, 0, 0
+
+    def _tokenized(self) -> list[list[int]]:
+        return [tokenize_prompt(self.tokenizer, self.prompt(example), self.prefill) for example in self.dataset]
 
     def limit_prompt_length(self, limit: int) -> None:
         """Drops prompts above ``limit`` tokens, or raises ValueError that names the first; prompts are never cut."""

@@ -21,10 +21,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Loaded:
-    """Examples, and how many rows were left out as bad."""
+    """Examples, and how many rows were left out."""
 
     examples: list[dict[str, Any]]
     skipped: int = 0
+    """Bad rows."""
+    filtered: int = 0
+    """Good rows that were not asked for."""
 
 
 def load_file(
@@ -183,6 +186,7 @@ class HeldOutSplits(Mapping[str, list[dict[str, Any]]]):
             loaded = self.load(split)
             self._sources[split] = None if loaded is None else loaded.examples
             self._count(f"{split}/bad_rows", loaded.skipped if loaded else 0)
+            self._count(f"{split}/filtered", loaded.filtered if loaded else 0)
         return self._sources[split]
 
     def _made_of_training(self) -> dict[str, list[dict[str, Any]]]:

@@ -1,8 +1,9 @@
 """Tasks as LightningDataModules of prompts, with the reward that goes with them."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from lightning.pytorch import LightningDataModule
 
@@ -20,36 +21,40 @@ from dmpo_lightning.tasks.sudoku import Sudoku
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SplitLoader = Callable[[str], Loaded | None]
+
 
 class TaskDataModule(LightningDataModule):
     """Prompts of any `Task`, and its reward.
 
     Args:
         task: examples, prompts and scores.
-        tokenizer: a tokenizer, or the id or folder of one; the command line fills in that of the model.
+        tokenizer: a tokenizer, or the id or folder of one; the command line fills in that of the model, and a
+            `MixtureDataModule` its own.
         prompts_per_buffer: prompts of one rollout buffer and rank.
         evaluation_batch_size: prompts per batch in validation, test and prediction.
-        reward_weights: of the task's score components in the reward; None takes each with weight 1.
+        reward_weights: of the task's score components in the reward; None takes those that the task states, each with
+            weight 1 if it states none.
         max_prompt_length: in tokens; None leaves it to the model's own limit.
         on_long_prompt: ``error`` or ``drop``, see `PromptLoader`.
 
     Raises:
-        ValueError: an empty split or a prompt that is too long, when its loader is built.
+        ValueError: no tokenizer, an empty split or a prompt that is too long, when its loader is built.
     """
 
     def __init__(
         self,
         task: Task,
         *,
-        tokenizer: "str | PreTrainedTokenizerBase",
-        prompts_per_buffer: int,
+        tokenizer: "str | PreTrainedTokenizerBase | None" = None,
+        prompts_per_buffer: int = 1,
         evaluation_batch_size: int = 64,
-        reward_weights: Mapping[str, float] | None = None,
+        reward_weights: dict[str, float] | None = None,
         max_prompt_length: int | None = None,
         on_long_prompt: LongPrompts = "error",
     ) -> None:
         super().__init__()
-        self.task, self.tokenizer = task, load_tokenizer(tokenizer)
+        self.task, self.tokenizer = task, None if tokenizer is None else load_tokenizer(tokenizer)
         self.prompts_per_buffer, self.evaluation_batch_size = prompts_per_buffer, evaluation_batch_size
         self.max_prompt_length, self.on_long_prompt = max_prompt_length, on_long_prompt
         self.reward = Reward.of_task(task, reward_weights)
@@ -69,24 +74,29 @@ class TaskDataModule(LightningDataModule):
 
     def _loader(self, split: Split, batch_size: int) -> PromptLoader:
         if split not in self._loaders:
-            self._loaders[split] = PromptLoader(
-                self.task.examples(split),
-                self.tokenizer,
-                batch_size=batch_size,
-                prompt=self.task.prompt,
-                shuffle=split == "train",
-                max_prompt_length=self.max_prompt_length,
-                on_long_prompt=self.on_long_prompt,
-            )
+            self._loaders[split] = self.make_loader(split, batch_size)
         return self._loaders[split]
 
+    def make_loader(self, split: Split, batch_size: int) -> PromptLoader:
+        """The prompts of a split; those of training come in a new order each epoch."""
+        if self.tokenizer is None:
+            raise ValueError("`tokenizer` is needed to make prompts; pass one, or the id or folder of one.")
+        return PromptLoader(
+            self.task.examples(split),
+            self.tokenizer,
+            batch_size=batch_size,
+            prompt=self.task.prompt,
+            prefill=self.task.prefill,
+            shuffle=split == "train",
+            max_prompt_length=self.max_prompt_length,
+            on_long_prompt=self.on_long_prompt,
+        )
 
-class _BenchmarkDataModule(TaskDataModule):
-    """A `Benchmark` on local files or the hub; the arguments of its subclasses are explained here.
+
+class BenchmarkDataModule(TaskDataModule):
+    """A `Benchmark` on local files or the hub; not used by itself.
 
     Args:
-        tokenizer, prompts_per_buffer, evaluation_batch_size, reward_weights, max_prompt_length, on_long_prompt: as in
-            `TaskDataModule`; reward_weights None takes the components of ``rewards`` with weight 1.
         path: a folder of ``train``, ``validation`` and ``test`` files (.jsonl, .csv or .parquet), or one file, which is
             the split that its name says, else train; None loads from the hub. A validation split that is missing is
             held out of train (256 examples unless ``sizes`` says otherwise). Examples of train that come in a held-out
@@ -94,71 +104,69 @@ class _BenchmarkDataModule(TaskDataModule):
         revision: of the dataset on the hub.
         sizes: most examples of a split, drawn by the seed.
         seed: of what is held out and of those draws.
-        rewards, verifier, prompt_style, system_prompt, few_shot: as in `Benchmark`.
         on_bad_row: ``error``, or ``skip`` and count.
+        rewards: which score components the reward has, ``published`` or ``verified``.
+        verifier: which answer check gives the accuracy.
+        prompt_style: ``train`` or ``eval``, as published; one for training and evaluation.
+        system_prompt: a system turn before the user's; None sends none, as published.
+        instruction: replaces the style's text before the task text; an empty one leaves it out.
+        few_shot: solved examples shown first, each ``{"example": ..., "completion": ...}``.
+        prefill: what the assistant's turn starts with; None is the style's own.
+        options: of `TaskDataModule`.
 
     Raises:
         ValueError: as `TaskDataModule`, `Benchmark` and `load_file` do.
     """
 
     benchmark: ClassVar[type[Benchmark]]
-    hub: ClassVar[Mapping[str, tuple[str, str | None, str]]]
+    hub: ClassVar[Mapping[str, tuple[str, str | None, str]]] = {}
     """Dataset, configuration and split on the hub, for each of our splits that it has."""
     hold_out_test: ClassVar[bool] = False
 
     def __init__(
         self,
         *,
-        tokenizer: "str | PreTrainedTokenizerBase",
-        prompts_per_buffer: int,
-        evaluation_batch_size: int = 64,
         path: str | None = None,
         revision: str | None = None,
         sizes: dict[str, int] | None = None,
         seed: int = 0,
+        on_bad_row: OnBadRow = "error",
         rewards: Variant = "verified",
         verifier: Variant = "verified",
-        reward_weights: dict[str, float] | None = None,
         prompt_style: PromptStyle = "train",
         system_prompt: str | None = None,
+        instruction: str | None = None,
         few_shot: list[dict[str, Any]] | None = None,
-        max_prompt_length: int | None = None,
-        on_long_prompt: LongPrompts = "error",
-        on_bad_row: OnBadRow = "error",
+        prefill: str | None = None,
+        **options: Any,
     ) -> None:
+        self.sizes, self.seed = check_sizes(sizes), seed
         self.splits = HeldOutSplits(
-            self._loader_of_splits(path, revision, on_bad_row),
+            self._source(path, revision, on_bad_row),
             key=self.key,
             sizes=sizes,
             seed=seed,
             hold_out_test=self.hold_out_test,
         )
-        task = self.benchmark(
-            self.splits,
+        task = self._task(
             rewards=rewards,
             verifier=verifier,
             prompt_style=prompt_style,
             system_prompt=system_prompt,
+            instruction=instruction,
             few_shot=few_shot or (),
+            prefill=prefill,
         )
-        super().__init__(
-            task,
-            tokenizer=tokenizer,
-            prompts_per_buffer=prompts_per_buffer,
-            evaluation_batch_size=evaluation_batch_size,
-            reward_weights=reward_weights,
-            max_prompt_length=max_prompt_length,
-            on_long_prompt=on_long_prompt,
-        )
+        super().__init__(task=task, **options)
 
-    @staticmethod
-    def key(example: Mapping[str, Any]) -> str:
+    def key(self, example: Mapping[str, Any]) -> str:
         """What makes two examples the same problem."""
         return " ".join(str(example.get("question", example.get("problem"))).split())
 
-    def _loader_of_splits(
-        self, path: str | None, revision: str | None, on_bad_row: OnBadRow
-    ) -> Callable[[str], Loaded | None]:
+    def _task(self, **options: Any) -> Benchmark:
+        return self.benchmark(self.splits, **options)
+
+    def _source(self, path: str | None, revision: str | None, on_bad_row: OnBadRow) -> SplitLoader:
         parse, columns = self.benchmark.from_row, self.benchmark.columns
         if path is not None:
             return local_loader(Path(path), parse, columns=columns, on_bad_row=on_bad_row)
@@ -180,16 +188,20 @@ class _BenchmarkDataModule(TaskDataModule):
         return load
 
 
-class GSM8KDataModule(_BenchmarkDataModule):
-    """`GSM8K` from the hub (openai/gsm8k) or from files of ``question`` and ``answer``; arguments as above."""
+class GSM8KDataModule(BenchmarkDataModule):
+    """`GSM8K` from the hub (openai/gsm8k) or from files of ``question`` and ``answer``."""
 
     benchmark = GSM8K
     hub = {"train": ("openai/gsm8k", "main", "train"), "test": ("openai/gsm8k", "main", "test")}
 
 
-class Math500DataModule(_BenchmarkDataModule):
+class Math500DataModule(BenchmarkDataModule):
     """`Math500`: trains on the train split of MATH, tests on MATH-500; files of ``problem`` and ``answer`` or
     ``solution``. A ``revision`` applies to both datasets.
+
+    Args:
+        algebra: whether the answer check ``verified`` may compare by algebra, see `Math500`.
+        options: of `BenchmarkDataModule`.
     """
 
     benchmark = Math500
@@ -198,17 +210,25 @@ class Math500DataModule(_BenchmarkDataModule):
         "test": ("HuggingFaceH4/MATH-500", None, "test"),
     }
 
+    def __init__(self, *, algebra: bool = False, **options: Any) -> None:
+        self.algebra = algebra
+        super().__init__(**options)
 
-class CountdownDataModule(_BenchmarkDataModule):
+    def _task(self, **options: Any) -> Benchmark:
+        return super()._task(**options, algebra=self.algebra)
+
+
+class CountdownDataModule(BenchmarkDataModule):
     """`Countdown` from the hub (Jiayi-Pan/Countdown-Tasks-3to4), from files, or generated.
 
     Args:
         source: ``data`` takes every split from ``path`` or the hub; ``generated`` makes train, validation and, unless
             ``path`` has it, test: solvable, seeded, none of them in a held-out split (4096, 256 and 256 puzzles unless
             ``sizes`` says otherwise).
-        count: least and most numbers of a generated puzzle.
+        count: least and most numbers of a puzzle. Of ``data``, rows with more or fewer are left out and counted in
+            ``splits.report``; published are three.
         largest: number and target of a generated puzzle.
-        seed: of the generated puzzles too.
+        options: of `BenchmarkDataModule`; ``seed`` is that of the generated puzzles too.
     """
 
     benchmark = Countdown
@@ -218,75 +238,52 @@ class CountdownDataModule(_BenchmarkDataModule):
     def __init__(
         self,
         *,
-        tokenizer: "str | PreTrainedTokenizerBase",
-        prompts_per_buffer: int,
-        evaluation_batch_size: int = 64,
         source: Literal["generated", "data"] = "generated",
         count: tuple[int, int] = (3, 3),
         largest: int = 100,
-        path: str | None = None,
-        revision: str | None = None,
-        sizes: dict[str, int] | None = None,
-        seed: int = 0,
-        rewards: Variant = "verified",
-        verifier: Variant = "verified",
-        reward_weights: dict[str, float] | None = None,
-        prompt_style: PromptStyle = "train",
-        system_prompt: str | None = None,
-        few_shot: list[dict[str, Any]] | None = None,
-        max_prompt_length: int | None = None,
-        on_long_prompt: LongPrompts = "error",
-        on_bad_row: OnBadRow = "error",
+        **options: Any,
     ) -> None:
         check_choice("source", source, ("generated", "data"))
         if not 1 <= count[0] <= count[1]:
             raise ValueError(f"`count` must be two counts with 1 <= least <= most, got {count}.")
-        self.source, self.count, self.largest, self.seed = source, count, largest, seed
-        self.generated_sizes = {"train": 4096, "validation": 256, "test": 256} | check_sizes(sizes)
-        super().__init__(
-            tokenizer=tokenizer,
-            prompts_per_buffer=prompts_per_buffer,
-            evaluation_batch_size=evaluation_batch_size,
-            path=path,
-            revision=revision,
-            sizes=sizes,
-            seed=seed,
-            rewards=rewards,
-            verifier=verifier,
-            reward_weights=reward_weights,
-            prompt_style=prompt_style,
-            system_prompt=system_prompt,
-            few_shot=few_shot,
-            max_prompt_length=max_prompt_length,
-            on_long_prompt=on_long_prompt,
-            on_bad_row=on_bad_row,
-        )
+        self.source, self.count, self.largest = source, count, largest
+        super().__init__(**options)
 
-    @staticmethod
-    def key(example: Mapping[str, Any]) -> str:
+    def key(self, example: Mapping[str, Any]) -> str:
         return puzzle_key(example)
 
-    def _loader_of_splits(
-        self, path: str | None, revision: str | None, on_bad_row: OnBadRow
-    ) -> Callable[[str], Loaded | None]:
+    def _source(self, path: str | None, revision: str | None, on_bad_row: OnBadRow) -> SplitLoader:
+        given = super()._source(path, revision, on_bad_row)
         if self.source == "data":
-            return super()._loader_of_splits(path, revision, on_bad_row)
-        given = super()._loader_of_splits(path, revision, on_bad_row) if path is not None else lambda split: None
+            return lambda split: self._of_count(split, given(split))
         made: dict[str, Loaded] = {}
 
         def load(split: str) -> Loaded:
             if split not in made:
-                found = given(split) if split == "test" else None
+                found = given(split) if split == "test" and path is not None else None
                 made[split] = found or self._generated(split, load)
             return made[split]
 
         return load
 
-    def _generated(self, split: str, load: Callable[[str], Loaded | None]) -> Loaded:
+    def _of_count(self, split: str, loaded: Loaded | None) -> Loaded | None:
+        """Without the puzzles that have more or fewer numbers than ``count``."""
+        if loaded is None:
+            return None
+        least, most = self.count
+        kept = [example for example in loaded.examples if least <= len(example["numbers"]) <= most]
+        if not kept:
+            raise ValueError(
+                f"None of the {len(loaded.examples)} {split} puzzles has {least} to {most} numbers; set `count`."
+            )
+        return replace(loaded, examples=kept, filtered=len(loaded.examples) - len(kept))
+
+    def _generated(self, split: str, load: SplitLoader) -> Loaded:
         held_out = {"train": ("validation", "test"), "validation": ("test",), "test": ()}[split]
         others = [example for other in held_out if (found := load(other)) for example in found.examples]
+        sizes = {"train": 4096, "validation": 256, "test": 256} | self.sizes
         puzzles = generate(
-            self.generated_sizes[split],
+            sizes[split],
             count=self.count,
             largest=self.largest,
             seed=f"{self.seed}-{split}",
@@ -295,62 +292,49 @@ class CountdownDataModule(_BenchmarkDataModule):
         return Loaded([dict(puzzle) for puzzle in puzzles])
 
 
-class SudokuDataModule(TaskDataModule):
-    """4x4 Sudoku, generated, split by solution; see `Sudoku` and `TaskDataModule` for the arguments.
+class SudokuDataModule(BenchmarkDataModule):
+    """4x4 `Sudoku`, generated and split by solution, or from files of ``Puzzle`` and ``Solution``.
+
+    No grid of a held-out split is the solution of a training puzzle; such puzzles of a file are dropped and counted in
+    ``splits.report``.
 
     Args:
-        path: a folder or file of ``Puzzle`` and ``Solution`` instead, as in `GSM8KDataModule`; a split that is missing
-            is held out of train. No grid of a held-out split is then the solution of a training puzzle; such puzzles
-            are dropped and counted in ``splits.report``. ``blanks`` does not apply.
-        split_by: ``puzzle`` drops only the puzzles that are held out themselves, as published; solutions then leak.
-
-    Raises:
-        ValueError: as `Sudoku` and `TaskDataModule` do.
+        blanks: least and most blank cells of a generated puzzle.
+        split_by: ``puzzle`` drops only the puzzles that are held out themselves, as published; solutions of a file then
+            leak.
+        prompt_template: the user's turn instead of that of the style; ``{puzzle}`` is replaced by 16 digits, 0 for a
+            blank.
+        rewards: ``published`` or ``verified`` reading of the answer.
+        verifier: an answer check to report beside the components of the reward; None reports ``solved``.
+        options: of `BenchmarkDataModule`; without a ``path`` puzzles are generated, ``sizes`` of each split (4096, 512
+            and 1024 unless it says otherwise).
     """
+
+    benchmark = Sudoku
+    hold_out_test = True
 
     def __init__(
         self,
         *,
-        tokenizer: "str | PreTrainedTokenizerBase",
-        prompts_per_buffer: int,
-        evaluation_batch_size: int = 64,
-        reward_weights: Mapping[str, float] | None = None,
         blanks: tuple[int, int] = (8, 12),
-        sizes: dict[str, int] | None = None,
-        split_seed: int = 0,
-        prompt_template: str = "{puzzle}",
-        max_prompt_length: int | None = None,
-        on_long_prompt: LongPrompts = "error",
-        path: str | None = None,
         split_by: Literal["solution", "puzzle"] = "solution",
+        prompt_template: str | None = None,
         rewards: Variant = "published",
         verifier: Variant | None = None,
-        on_bad_row: OnBadRow = "error",
+        **options: Any,
     ) -> None:
         check_choice("split_by", split_by, ("solution", "puzzle"))
-        self.splits: HeldOutSplits | None = None
+        self.blanks, self.split_by, self.prompt_template, self.verifier = blanks, split_by, prompt_template, verifier
+        super().__init__(rewards=rewards, verifier=verifier or "verified", **options)
+
+    def key(self, example: Mapping[str, Any]) -> str:
+        return str(example[self.split_by])
+
+    def _task(self, **options: Any) -> Benchmark:
+        return Sudoku(self.splits, prompt_template=self.prompt_template, **(options | {"verifier": self.verifier}))
+
+    def _source(self, path: str | None, revision: str | None, on_bad_row: OnBadRow) -> SplitLoader:
         if path is not None:
-            self.splits = HeldOutSplits(
-                local_loader(Path(path), Sudoku.from_row, columns=("Puzzle", "Solution"), on_bad_row=on_bad_row),
-                key=lambda example: str(example[split_by]),
-                sizes=sizes,
-                seed=split_seed,
-                hold_out_test=True,
-            )
-        super().__init__(
-            Sudoku(
-                blanks=blanks,
-                sizes=sizes,
-                seed=split_seed,
-                prompt_template=prompt_template,
-                data=self.splits,
-                rewards=rewards,
-                verifier=verifier,
-            ),
-            tokenizer=tokenizer,
-            prompts_per_buffer=prompts_per_buffer,
-            evaluation_batch_size=evaluation_batch_size,
-            reward_weights=reward_weights,
-            max_prompt_length=max_prompt_length,
-            on_long_prompt=on_long_prompt,
-        )
+            return super()._source(path, revision, on_bad_row)
+        puzzles = Sudoku(blanks=self.blanks, sizes=self.sizes, seed=self.seed)
+        return lambda split: Loaded([dict(example) for example in puzzles.examples(cast("Split", split))])

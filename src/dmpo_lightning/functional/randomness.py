@@ -2,6 +2,7 @@
 restart.
 """
 
+import math
 from enum import IntEnum
 
 import torch
@@ -12,6 +13,8 @@ _GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - 2**64
 _MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 _RESOLUTION = 23
 """Bits of a uniform draw: with the half step added, every value is exact in float32 and lies strictly inside (0, 1)."""
+_BUCKET, _SMALLEST_BUCKET = 512, 32
+"""Tokens per bucket of `inverse_cdf`, at most and at least; the vocabularies of large models are multiples of both."""
 
 
 class Purpose(IntEnum):
@@ -45,11 +48,27 @@ def uniforms(keys: Int[Tensor, "*rows"], count: int) -> Float[Tensor, "*rows {co
 
 
 def inverse_cdf(probabilities: Float[Tensor, "*rows vocab"], uniform: Float[Tensor, "*rows"]) -> Int[Tensor, "*rows"]:
-    """Exact categorical draw: the first token whose cumulative probability reaches ``uniform``; zero probabilities
-    are never drawn.
+    """Exact categorical draw: the first token whose cumulative probability reaches ``uniform`` of the total; zero
+    probabilities are never drawn.
+
+    A large vocabulary is cut into buckets: first the bucket is found, then the token in it, so that most of the
+    vocabulary is only summed.
     """
-    cumulative = probabilities.cumsum(-1)
-    return torch.searchsorted(cumulative, (uniform[..., None] * cumulative[..., -1:])).squeeze(-1)
+    size = math.gcd(probabilities.shape[-1], _BUCKET)
+    if size < _SMALLEST_BUCKET or probabilities.shape[-1] <= _BUCKET:
+        return _first_reaching(cumulative := probabilities.cumsum(-1), uniform * cumulative[..., -1])
+    buckets = probabilities.unflatten(-1, (-1, size))
+    edges = buckets.sum(-1).cumsum(-1)
+    target = uniform * edges[..., -1]
+    bucket = _first_reaching(edges, target)
+    before = torch.nn.functional.pad(edges, (1, 0)).gather(-1, bucket[..., None]).squeeze(-1)
+    inside = buckets.gather(-2, bucket[..., None, None].expand(*bucket.shape, 1, size)).squeeze(-2).cumsum(-1)
+    rest = (target - before).clamp(min=torch.finfo(inside.dtype).tiny).minimum(inside[..., -1])
+    return bucket * size + _first_reaching(inside, rest)
+
+
+def _first_reaching(cumulative: Float[Tensor, "*rows values"], target: Float[Tensor, "*rows"]) -> Int[Tensor, "*rows"]:
+    return torch.searchsorted(cumulative, target[..., None]).squeeze(-1).clamp(max=cumulative.shape[-1] - 1)
 
 
 def _mix(z: Int[Tensor, "*rows"]) -> Int[Tensor, "*rows"]:

@@ -16,15 +16,10 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 
+from dmpo_lightning.models.backbone import Geometry, at_positions, run_blocks
 from dmpo_lightning.models.families import Family
-from dmpo_lightning.models.layers import (
-    RMSNorm,
-    attention,
-    key_padding_mask,
-    padded_position_ids,
-    predict,
-    rotary_tables,
-)
+from dmpo_lightning.models.kv_cache import KeyValueCache
+from dmpo_lightning.models.layers import RMSNorm, Store, attention, predict, take
 
 FAMILY = Family(
     model_type="Dream",
@@ -87,9 +82,19 @@ class DreamAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key_width)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, h: Tensor, rotary: tuple[Tensor, Tensor], key_mask: Tensor | None) -> Tensor:
-        mixed = attention(self.q_proj(h), self.k_proj(h), self.v_proj(h), self.head_size, rotary, key_mask)
-        return self.o_proj(mixed)
+    def forward(
+        self,
+        h: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        key_mask: Tensor | None,
+        store: Store | None = None,
+        at: Tensor | None = None,
+    ) -> Tensor:
+        """The attention's result; with ``at`` ``[rows k]`` at those columns alone."""
+        queries = take(h, at)
+        return self.o_proj(
+            attention(self.q_proj(queries), self.k_proj(h), self.v_proj(h), self.head_size, rotary, key_mask, store, at)
+        )
 
 
 class DreamMLP(nn.Module):
@@ -115,8 +120,16 @@ class DreamBlock(GradientCheckpointingLayer):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], key_mask: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, key_mask)
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        key_mask: Tensor | None,
+        store: Store | None = None,
+        at: Tensor | None = None,
+    ) -> Tensor:
+        """New states; with ``at`` ``[rows k]`` of those columns alone, the others being keys and values only."""
+        x = take(x, at) + self.self_attn(self.input_layernorm(x), rotary, key_mask, store, at)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -130,15 +143,20 @@ class DreamModel(nn.Module):
         self.layers: Any = nn.ModuleList(DreamBlock(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Final hidden states ``[rows length hidden_size]``, normalised, not yet shifted."""
-        x = self.embed_tokens(input_ids)
-        head_size = self.config.hidden_size // self.config.num_attention_heads
-        rotary = rotary_tables(padded_position_ids(input_ids, attention_mask), head_size, self.config.rope_theta)
-        key_mask = key_padding_mask(attention_mask)
-        for block in self.layers:
-            x = block(x, rotary, key_mask)
-        return self.norm(x)
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        at: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        start: int = 0,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states, normalised, not shifted: ``[rows length hidden_size]`` or those at flat indices."""
+        head_size, theta = self.config.hidden_size // self.config.num_attention_heads, self.config.rope_theta
+        geometry = Geometry.of(input_ids, attention_mask, position_ids, cache, start, head_size=head_size, theta=theta)
+        states = self.norm(run_blocks(self.layers, self.embed_tokens(input_ids), geometry, at))
+        return at_positions(states, at, input_ids.shape[0])
 
 
 class DreamForMaskedDiffusion(PreTrainedModel):
@@ -150,6 +168,9 @@ class DreamForMaskedDiffusion(PreTrainedModel):
     config_class = DreamConfig
     base_model_prefix = "model"
     predicts_at_positions = True
+    is_native = True
+    lookback = 1
+    """Columns before its own that a logit is computed from."""
     supports_gradient_checkpointing = True
     _no_split_modules = ["DreamBlock"]
     _supports_sdpa = True
@@ -181,12 +202,19 @@ class DreamForMaskedDiffusion(PreTrainedModel):
         targets: Tensor | None = None,
         logit_bias: Tensor | None = None,
         temperature: float = 1.0,
+        cache: KeyValueCache | None = None,
+        start: int = 0,
+        position_ids: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> MaskedLMOutput | Tensor:
         """Logits or log-probs aligned to positions; arguments and result as in `LLaDAForMaskedDiffusion.forward`."""
-        hidden = self.model(input_ids, attention_mask)
-        aligned = torch.cat((hidden[:, :1], hidden[:, :-1]), dim=1)
-        return predict(self.lm_head, aligned, positions, targets, logit_bias, temperature)
+        length = input_ids.shape[1]
+        columns = torch.arange(input_ids.numel(), device=input_ids.device).view_as(input_ids)
+        wanted = columns if positions is None else positions
+        hidden = self.model(
+            input_ids, attention_mask, wanted - (wanted % length > 0).long(), cache, start, position_ids
+        )
+        return predict(self.lm_head, hidden, positions, targets, logit_bias, temperature)
 
 
 class DreamTokenizer(Qwen2Tokenizer):

@@ -2,6 +2,8 @@
 positions.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,8 +45,28 @@ def padded_position_ids(input_ids: Tensor, attention_mask: Tensor | None) -> Ten
 
 
 def key_padding_mask(attention_mask: Tensor | None) -> Tensor | None:
-    """The mask SDPA takes: True where a key may be attended, for all queries alike. ``[rows 1 1 length]``"""
-    return None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+    """The mask SDPA takes, True where a key may be attended: ``[rows 1 1 length]``, for all queries alike, or
+    ``[rows 1 length length]`` from a mask of queries and keys.
+    """
+    if attention_mask is None:
+        return None
+    return attention_mask.bool()[:, None] if attention_mask.ndim == 3 else attention_mask.bool()[:, None, None]
+
+
+Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From the keys and values of a forward's own columns to those of all columns, see `KeyValueCache.store`."""
+
+
+def take(x: Tensor, at: Tensor | None) -> Tensor:
+    """States ``[rows length ...]`` at flat indices into ``rows x length``; all of them where ``at`` is None."""
+    return x if at is None else x.flatten(0, 1)[at]
+
+
+def queried(at: Tensor | None, rows: int) -> Tensor | None:
+    """Flat indices ``[rows k]`` name k queries of each row, which attention can restrict itself to; indices of another
+    shape cannot be told apart by row.
+    """
+    return at if at is not None and at.ndim == 2 and at.shape[0] == rows else None
 
 
 def attention(
@@ -54,17 +76,26 @@ def attention(
     head_size: int,
     rotary: tuple[Tensor, Tensor],
     key_mask: Tensor | None,
+    store: Store | None = None,
+    at: Tensor | None = None,
 ) -> Tensor:
-    """Bidirectional rotary attention on projections ``[rows length heads*head_size]``; fewer key heads are shared."""
-    heads = [x.unflatten(-1, (-1, head_size)).transpose(1, 2) for x in (query, key, value)]
-    attended = F.scaled_dot_product_attention(
-        apply_rotary(heads[0], rotary),
-        apply_rotary(heads[1], rotary),
-        heads[2],
-        attn_mask=key_mask,
-        enable_gqa=heads[0].shape[1] != heads[1].shape[1],
-    )
-    return attended.transpose(1, 2).flatten(2)
+    """Bidirectional rotary attention on projections ``[rows length heads*head_size]``; fewer key heads are shared.
+
+    ``store`` adds the keys and values of other columns, ``at`` says which columns the queries stand in.
+    """
+    q, k, v = (x.unflatten(-1, (-1, head_size)).transpose(1, 2) for x in (query, key, value))
+    q, k = apply_rotary(q, rotary if at is None else _tables_at(rotary, at)), apply_rotary(k, rotary)
+    if at is not None and key_mask is not None and key_mask.shape[2] > 1:
+        key_mask = take(key_mask.squeeze(1), at).unsqueeze(1)
+    if store is not None:
+        k, v = store(k, v)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask, enable_gqa=q.shape[1] != k.shape[1])
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _tables_at(rotary: tuple[Tensor, Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
+    cos, sin = (take(table.squeeze(1), at).unsqueeze(1) for table in rotary)
+    return cos, sin
 
 
 def predict(
@@ -75,10 +106,10 @@ def predict(
     logit_bias: Tensor | None,
     temperature: float,
 ) -> MaskedLMOutput | Tensor:
-    """The head at flat indices into ``rows x length``: logits, or float32 log-probs of ``targets``; see
+    """The head on hidden states at ``positions``: logits, or float32 log-probs of ``targets``; see
     `LLaDAForMaskedDiffusion`.
     """
-    logits = head(hidden if positions is None else hidden.flatten(0, 1)[positions])
+    logits = head(hidden)
     if logit_bias is not None:
         logits = logits + logit_bias
     if positions is None:

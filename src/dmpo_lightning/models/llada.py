@@ -8,14 +8,15 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, Pre
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 
+from dmpo_lightning.models.backbone import Geometry, at_positions, run_blocks
 from dmpo_lightning.models.families import Family
+from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.models.layers import (
     RMSNorm,
+    Store,
     attention,
-    key_padding_mask,
-    padded_position_ids,
     predict,
-    rotary_tables,
+    take,
 )
 
 FAMILY = Family(
@@ -115,13 +116,31 @@ class LLaDABlock(GradientCheckpointingLayer):
         self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
         self.ff_out = nn.Linear(config.mlp_hidden_size, width, bias=False)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], key_mask: Tensor | None) -> Tensor:
-        x = x + self.attn_out(self._attention(self.attn_norm(x), rotary, key_mask))
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        key_mask: Tensor | None,
+        store: Store | None = None,
+        at: Tensor | None = None,
+    ) -> Tensor:
+        """New states; with ``at`` ``[rows k]`` of those columns alone, the others being keys and values only."""
+        x = take(x, at) + self.attn_out(self._attention(self.attn_norm(x), rotary, key_mask, store, at))
         h = self.ff_norm(x)
         return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
 
-    def _attention(self, h: Tensor, rotary: tuple[Tensor, Tensor], key_mask: Tensor | None) -> Tensor:
-        return attention(self.q_proj(h), self.k_proj(h), self.v_proj(h), self.head_size, rotary, key_mask)
+    def _attention(
+        self,
+        h: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        key_mask: Tensor | None,
+        store: Store | None,
+        at: Tensor | None,
+    ) -> Tensor:
+        queries = take(h, at)
+        return attention(
+            self.q_proj(queries), self.k_proj(h), self.v_proj(h), self.head_size, rotary, key_mask, store, at
+        )
 
 
 class LLaDAModel(nn.Module):
@@ -140,15 +159,20 @@ class LLaDAModel(nn.Module):
             }
         )
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Final hidden states ``[rows length d_model]``, normalised."""
-        x = self.transformer["wte"](input_ids)
-        head_size = self.config.d_model // self.config.n_heads
-        rotary = rotary_tables(padded_position_ids(input_ids, attention_mask), head_size, self.config.rope_theta)
-        key_mask = key_padding_mask(attention_mask)
-        for block in self.transformer["blocks"]:
-            x = block(x, rotary, key_mask)
-        return self.transformer["ln_f"](x)
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        at: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        start: int = 0,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states ``[rows length d_model]``, normalised; or those at flat indices ``at``."""
+        head_size, theta = self.config.d_model // self.config.n_heads, self.config.rope_theta
+        geometry = Geometry.of(input_ids, attention_mask, position_ids, cache, start, head_size=head_size, theta=theta)
+        x = run_blocks(self.transformer["blocks"], self.transformer["wte"](input_ids), geometry, at)
+        return at_positions(self.transformer["ln_f"](x), at, input_ids.shape[0])
 
 
 class LLaDAForMaskedDiffusion(PreTrainedModel):
@@ -164,6 +188,9 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
     config_class = LLaDAConfig
     base_model_prefix = "model"
     predicts_at_positions = True
+    is_native = True
+    lookback = 0
+    """Columns before its own that a logit is computed from."""
     supports_gradient_checkpointing = True
     _no_split_modules = ["LLaDABlock"]
     _supports_sdpa = True
@@ -194,6 +221,9 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
         targets: Tensor | None = None,
         logit_bias: Tensor | None = None,
         temperature: float = 1.0,
+        cache: KeyValueCache | None = None,
+        start: int = 0,
+        position_ids: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> MaskedLMOutput | Tensor:
         """Logits at all positions, or what is asked for at a few.
@@ -201,16 +231,22 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
         Args:
             input_ids: ``[rows length]``.
             attention_mask: ``[rows length]``, 1 or True where attended; left padding is masked and takes no position.
-            positions: flat indices into ``rows x length``, any shape; the head is computed there only.
+            positions: flat indices into ``rows x length``; the last block and the head are computed there only.
+                Of any shape; if it is ``[rows k]``, then each row's indices must lie in that row.
             targets: token ids shaped like ``positions``; float32 log-probs of them are returned instead of logits.
             logit_bias: ``[vocab]``, added to the logits (minus infinity bans a token).
             temperature: divides the logits before log-probs are taken.
+            cache: keys and values of all columns; ``input_ids`` are then those of the columns from ``start`` on, and
+                ``attention_mask`` is the cache's own.
+            start: first column of ``input_ids``.
+            position_ids: ``[rows length]``; None counts attended tokens. With them ``attention_mask`` may be
+                ``[rows length length]``, queries by keys.
             return_dict: accepted for transformers' sake.
 
         Returns:
             `MaskedLMOutput` without ``positions``; a tensor of logits or log-probs with it.
         """
-        hidden = self.model(input_ids, attention_mask)
+        hidden = self.model(input_ids, attention_mask, positions, cache, start, position_ids)
         return predict(self.get_output_embeddings(), hidden, positions, targets, logit_bias, temperature)
 
 

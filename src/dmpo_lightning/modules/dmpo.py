@@ -1,7 +1,7 @@
 """DMPO as a LightningModule: collects rollouts, hands micro-batches to the objective, evaluates with named samplers."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
@@ -18,7 +18,7 @@ from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.modules.restart import gather_ranks, generator_states, restore_generators
 from dmpo_lightning.objectives import Objective
 from dmpo_lightning.policy import evaluating
-from dmpo_lightning.rewards import Reward, ScoreFunction, Scores
+from dmpo_lightning.rewards import Reward, Scores
 from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, collect
 from dmpo_lightning.samplers import Sampler
 
@@ -43,6 +43,9 @@ class DMPO(EvaluationModule):
         reward: a `Reward`, or a function of an example and a completion; None takes the datamodule's ``reward``.
         validation_samplers: by name; each is evaluated and logged. None evaluates with ``sampler`` under the name
             ``sampled``.
+        evaluation_lengths: tokens per completion in evaluation; each of several is logged under its own name. None is
+            ``completion_length``.
+        completions_per_prompt: in evaluation; with several, pass@j and majority votes are logged too.
         tokenizer: defaults to that of ``model``.
         revision: branch, tag or commit on the hub.
         dtype: of the weights, such as bfloat16; ``auto`` takes that of the checkpoint.
@@ -88,6 +91,8 @@ class DMPO(EvaluationModule):
         num_iterations: int = 1,
         reward: Reward | ScoreFunction | None = None,
         validation_samplers: Mapping[str, Sampler] | None = None,
+        evaluation_lengths: Sequence[int] | None = None,
+        completions_per_prompt: int = 1,
         tokenizer: "str | PreTrainedTokenizerBase | None" = None,
         revision: str | None = None,
         dtype: str = "auto",
@@ -118,6 +123,8 @@ class DMPO(EvaluationModule):
         super().__init__(
             samplers=validation_samplers if validation_samplers is not None else {"sampled": sampler},
             completion_length=completion_length,
+            evaluation_lengths=evaluation_lengths,
+            completions_per_prompt=completions_per_prompt,
             reward=reward,
             rows_per_forward=rows_per_forward,
             model=model,
@@ -177,8 +184,9 @@ class DMPO(EvaluationModule):
                     f"{accumulation}: "
                     "else an optimizer step would straddle two buffers."
                 )
-        if self.max_prompt_length is not None:
-            loader.limit_prompt_length(self.max_prompt_length)
+        limit = self.prompt_limit(self.completion_length)
+        if limit is not None:
+            loader.limit_prompt_length(limit)
         repeats = self.buffer.num_iterations * micro_batches
         loader.bind(repeats=repeats, seed=self.seed, limit_batches=self.trainer.limit_train_batches)
 

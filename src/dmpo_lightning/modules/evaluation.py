@@ -1,40 +1,64 @@
 """Validation, test and prediction with named samplers: what `DMPO` does besides training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from torch import Tensor, nn
 
 from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.modules.base import PolicyModule
-from dmpo_lightning.modules.metrics import MeanWithError
-from dmpo_lightning.rewards import Reward, ScoreFunction
-from dmpo_lightning.rollout import PromptBatch, sample_completions, score_completions
+from dmpo_lightning.modules.evaluated import EvaluatedBatch, evaluate
+from dmpo_lightning.modules.metrics import EvaluationMetrics, EvaluationResult
+from dmpo_lightning.rewards import Reward
+from dmpo_lightning.rollout import PromptBatch
 from dmpo_lightning.samplers import Sampler
-
-EVALUATION = -1
-"""The iteration that keys evaluation draws: the same at every validation, so that curves share their noise."""
+from dmpo_lightning.score_functions import ScoreFunction
 
 
 class EvaluationModule(PolicyModule):
-    """One completion per prompt and named sampler, scored and averaged over ranks; not used by itself."""
+    """Completions per prompt, named sampler and length, scored and averaged over ranks; not used by itself.
+
+    The last evaluation is in ``results``, on every rank.
+    """
 
     def __init__(
         self,
         *,
         samplers: Mapping[str, Sampler],
         completion_length: int,
+        evaluation_lengths: Sequence[int] | None,
+        completions_per_prompt: int,
         reward: Reward | ScoreFunction | None,
         rows_per_forward: int | None,
         **policy: Any,
     ) -> None:
-        for sampler in samplers.values():
-            sampler.validate(completion_length)
+        if completions_per_prompt < 1:
+            raise ValueError(f"`completions_per_prompt` must be at least 1, got {completions_per_prompt}.")
+        self._check_lengths(samplers, completion_length, evaluation_lengths)
         super().__init__(**policy)
         self.validation_samplers = dict(samplers)
         self.completion_length, self.rows_per_forward = completion_length, rows_per_forward
+        self.evaluation_lengths = (completion_length,) if evaluation_lengths is None else tuple(evaluation_lengths)
+        self.completions_per_prompt = completions_per_prompt
+        self.results: list[EvaluationResult] = []
         self._own_reward = _as_reward(reward)
-        self._metrics = nn.ModuleDict()
+        self._metrics: dict[tuple[str, int], EvaluationMetrics] = {}
+
+    @staticmethod
+    def _check_lengths(
+        samplers: Mapping[str, Sampler], completion_length: int, evaluation_lengths: Sequence[int] | None
+    ) -> None:
+        if evaluation_lengths is None:
+            for sampler in samplers.values():
+                sampler.validate(completion_length)
+            return
+        lengths = list(evaluation_lengths)
+        if not lengths or min(lengths) < 1 or len(set(lengths)) < len(lengths):
+            raise ValueError(f"`evaluation_lengths` must be different lengths of at least 1 token, got {lengths}.")
+        for name, sampler in samplers.items():
+            for length in lengths:
+                try:
+                    sampler.validate(length)
+                except ValueError as error:
+                    raise ValueError(f"`evaluation_lengths` {length} does not fit sampler {name!r}: {error}") from error
 
     @property
     def reward(self) -> Reward:
@@ -51,68 +75,56 @@ class EvaluationModule(PolicyModule):
             )
         return reward
 
-    @property
-    def max_prompt_length(self) -> int | None:
+    def prompt_limit(self, completion_length: int) -> int | None:
         """Prompt tokens that the model takes beside a completion; None where the model names no limit."""
         limit = self.policy.max_length
-        return None if limit is None else limit - self.completion_length
+        return None if limit is None else limit - completion_length
 
-    def evaluate_batch(self, batch: PromptBatch, sampler: Sampler) -> tuple[dict[str, Tensor], list[str]]:
-        """One completion per prompt: score components ``[batch]``, with ``reward`` and ``accuracy``, and the texts."""
-        samples, _ = sample_completions(
+    def evaluate_batch(
+        self, batch: PromptBatch, sampler: Sampler, completion_length: int | None = None
+    ) -> EvaluatedBatch:
+        """``completions_per_prompt`` completions of each prompt; of the training length unless another is given."""
+        return evaluate(
             self.policy,
             sampler,
+            self.reward,
             batch,
-            group_size=1,
-            completion_length=self.completion_length,
+            completions=self.completions_per_prompt,
+            completion_length=completion_length or self.completion_length,
             seed=self.seed,
-            iteration=EVALUATION,
             rows_per_forward=self.rows_per_forward,
         )
-        reward = self.reward
-        scores, texts = score_completions(self.policy, reward, batch, samples, group_size=1)
-        values = {"reward": scores.total, **scores.components}
-        values.setdefault("accuracy", values.get(reward.accuracy, 0 * scores.total))
-        return {name: value.squeeze(1) for name, value in values.items()}, texts
 
     def on_validation_start(self) -> None:
         """Refuses or drops prompts that the model cannot take, before the first is sampled."""
-        self._check_loaders(self.trainer.val_dataloaders)
+        self._start(self.trainer.val_dataloaders)
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        self._evaluation_step(batch, "val")
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        return self._evaluation_step(batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_metrics("val")
+        self._log_results("val")
 
     def on_test_start(self) -> None:
-        self._check_loaders(self.trainer.test_dataloaders)
+        self._start(self.trainer.test_dataloaders)
 
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        self._evaluation_step(batch, "test")
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        return self._evaluation_step(batch)
 
     def on_test_epoch_end(self) -> None:
-        self._log_metrics("test")
+        self._log_results("test")
 
     def on_predict_start(self) -> None:
-        self._check_loaders(self.trainer.predict_dataloaders)
+        self._start(self.trainer.predict_dataloaders)
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """One record per prompt and sampler: prompt id, sampler, example, completion, score components."""
-        records = []
-        for name, sampler in self.validation_samplers.items():
-            values, texts = self.evaluate_batch(batch, sampler)
-            for row in (~batch.is_filler).nonzero().flatten().tolist():
-                records.append(
-                    {
-                        "index": int(batch.prompt_index[row]),
-                        "sampler": name,
-                        "example": batch.examples[row],
-                        "completion": texts[row],
-                        "scores": {component: float(value[row]) for component, value in values.items()},
-                    }
-                )
-        return records
+        """The records of a batch, see `EvaluatedBatch.records`."""
+        return self._evaluation_step(batch)["records"]
+
+    def _start(self, loaders: Any) -> None:
+        self._check_loaders(loaders)
+        runs = [(name, length) for name in self.validation_samplers for length in self.evaluation_lengths]
+        self._metrics = {run: EvaluationMetrics(self.device) for run in runs}
 
     def _check_loaders(self, loaders: Any) -> None:
         for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
@@ -124,32 +136,33 @@ class EvaluationModule(PolicyModule):
                     "second "
                     "PromptLoader(dataset, tokenizer, batch_size=..., shuffle=False)."
                 )
-            if self.max_prompt_length is not None:
-                loader.limit_prompt_length(self.max_prompt_length)
+            limit = self.prompt_limit(max(self.evaluation_lengths))
+            if limit is not None:
+                loader.limit_prompt_length(limit)
 
-    def _evaluation_step(self, batch: PromptBatch, stage: str) -> None:
-        for name, sampler in self.validation_samplers.items():
-            values, _ = self.evaluate_batch(batch, sampler)
-            for component, value in values.items():
-                self._metric(f"{stage}/{name}/{component}").update(value[~batch.is_filler.cpu()])
+    def _evaluation_step(self, batch: PromptBatch) -> dict[str, Any]:
+        """Counts a batch; its records are the step's output, for callbacks."""
+        records = []
+        for (name, length), metrics in self._metrics.items():
+            evaluated = self.evaluate_batch(batch, self.validation_samplers[name], length)
+            metrics.update(evaluated)
+            records += evaluated.records(name)
+        return {"records": records}
 
-    def _metric(self, name: str) -> MeanWithError:
-        key = name.replace(".", "_")
-        if key not in self._metrics:
-            self._metrics[key] = MeanWithError().to(self.device)
-        metric = self._metrics[key]
-        assert isinstance(metric, MeanWithError)
-        return metric
+    def _log_results(self, stage: str) -> None:
+        self.results = [metrics.result(name, length) for (name, length), metrics in self._metrics.items()]
+        for result in self.results:
+            parts = [stage, result.sampler, *([str(result.length)] if len(self.evaluation_lengths) > 1 else [])]
+            prefix = "/".join(parts)
+            for name, (mean, error) in result.means.items():
+                self._log_result(f"{prefix}/{name}", mean)
+                if name == "accuracy":
+                    self._log_result(f"{prefix}/{name}_stderr", error)
+            self._log_result(f"{prefix}/tokens_per_second", result.tokens_per_second)
 
-    def _log_metrics(self, stage: str) -> None:
-        for name, metric in self._metrics.items():
-            if name.startswith(f"{stage}/"):
-                assert isinstance(metric, MeanWithError)
-                mean, error = metric.compute()
-                self.log(name, mean, prog_bar=name.endswith("/accuracy"), rank_zero_only=True)
-                if name.endswith("/accuracy"):
-                    self.log(f"{name}_stderr", error, rank_zero_only=True)
-                metric.reset()
+    def _log_result(self, name: str, value: float) -> None:
+        """On every rank, so that callbacks of every rank can monitor it; the ranks agree on the value already."""
+        self.log(name.replace(".", "_"), value, prog_bar=name.endswith("/accuracy"), sync_dist=True)
 
 
 def _as_reward(reward: Reward | ScoreFunction | None) -> Reward | None:

@@ -1,33 +1,145 @@
-"""A mean with its standard error, over ranks."""
+"""What an evaluation counts, over batches and ranks: means with standard errors, pass@j, majority votes, throughput."""
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from math import comb
+from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
+from dmpo_lightning.modules.restart import gather_ranks
+
+if TYPE_CHECKING:
+    from dmpo_lightning.modules.evaluated import EvaluatedBatch
+
+
+def pass_at(draws: int, *, correct: Int[Tensor, " prompts"], completions: int) -> Float[Tensor, " prompts"]:
+    """Chance that ``draws`` of a prompt's ``completions`` hold a correct one: 1 - C(n - c, j) / C(n, j).
+
+    Unbiased for pass@j with j = ``draws`` at most n = ``completions`` (Chen et al. 2021, arXiv 2107.03374).
+    """
+    return torch.tensor([1 - comb(completions - c, draws) / comb(completions, draws) for c in correct.tolist()])
+
+
+def majority(ballots: Sequence[Hashable | None]) -> int | None:
+    """Place of the first ballot for the most frequent answer; None if nobody votes.
+
+    None is no vote; of answers that are equally frequent the one that came first wins.
+    """
+    counts = Counter(ballot for ballot in ballots if ballot is not None)
+    return ballots.index(max(counts, key=counts.__getitem__)) if counts else None
+
 
 class MeanWithError(Metric):
-    """Mean of independent values and its standard error; `compute` returns both."""
+    """Mean over prompts and its standard error; `compute` returns both, NaN if there were no values.
+
+    Prompts are the independent unit: the completions of one are averaged first (Miller 2024, arXiv 2411.00640, calls
+    it clustering). NaN is a value that does not apply and is left out. With weights, mean and error are those of the
+    ratio of sums, such as right cells over blank cells.
+    """
 
     full_state_update = False
     count: Tensor
+    weight: Tensor
     total: Tensor
+    weight_squares: Tensor
+    cross: Tensor
     squares: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("count", "total", "squares"):
+        for name in ("count", "weight", "total", "weight_squares", "cross", "squares"):
             self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
 
-    def update(self, values: Tensor) -> None:
-        """Adds values of any shape."""
-        values = values.to(self.total).flatten()
+    def update(
+        self, values: Float[Tensor, "prompts completions"], weights: Float[Tensor, " prompts"] | None = None
+    ) -> None:
+        """Adds prompts, each with the weight 1 unless ``weights`` says otherwise."""
+        means = values.to(self.total).nanmean(-1)
+        w = torch.ones_like(means) if weights is None else weights.to(means)
+        applies = ~means.isnan()
+        x, w = means[applies], w[applies]
         # Not in place: the states may have been made under inference mode and be updated outside of it.
-        self.count = self.count + values.numel()
-        self.total = self.total + values.sum()
-        self.squares = self.squares + values.square().sum()
+        self.count = self.count + x.numel()
+        self.weight, self.total = self.weight + w.sum(), self.total + (w * x).sum()
+        self.weight_squares = self.weight_squares + w.square().sum()
+        self.cross = self.cross + (w.square() * x).sum()
+        self.squares = self.squares + (w * x).square().sum()
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Mean, and sqrt(variance / n)."""
-        mean = self.total / self.count
-        variance = (self.squares / self.count - mean.square()).clamp(min=0)
-        return mean.float(), (variance / self.count).sqrt().float()
+        """Mean m = sum(w x) / sum(w), and sqrt(sum (w (x - m))^2) / sum(w)."""
+        mean = self.total / self.weight
+        deviations = (self.squares - 2 * mean * self.cross + mean.square() * self.weight_squares).clamp(min=0)
+        return mean.float(), (deviations.sqrt() / self.weight).float()
+
+
+class Throughput(Metric):
+    """Prompts of all ranks, and their tokens per second of the slowest rank; `compute` returns both."""
+
+    full_state_update = False
+    prompts: Tensor
+    tokens: Tensor
+    seconds: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, reduction in (("prompts", "sum"), ("tokens", "sum"), ("seconds", "max")):
+            self.add_state(name, torch.tensor(0.0), dist_reduce_fx=reduction)
+
+    def update(self, *, prompts: int, tokens: int, seconds: float) -> None:
+        """Adds one batch of this rank, and the wall time of sampling it."""
+        self.prompts, self.tokens = self.prompts + prompts, self.tokens + tokens
+        self.seconds = self.seconds + seconds
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Prompts, and tokens per second."""
+        return self.prompts, self.tokens / self.seconds
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What one sampler reached at one completion length."""
+
+    sampler: str
+    length: int
+    prompts: int
+    """Examples evaluated, over all ranks."""
+    means: dict[str, tuple[float, float]]
+    """Mean and standard error by name."""
+    tokens_per_second: float
+
+
+class EvaluationMetrics:
+    """Everything that is averaged of one sampler at one completion length."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.means: dict[str, MeanWithError] = {}
+        self.throughput = Throughput().to(device)
+
+    def update(self, batch: "EvaluatedBatch") -> None:
+        """Adds a batch."""
+        for name, values in batch.values.items():
+            self._mean(name).update(values, batch.weights.get(name))
+        self.throughput.update(prompts=len(batch.examples), tokens=batch.tokens, seconds=batch.seconds)
+
+    def result(self, sampler: str, length: int) -> EvaluationResult:
+        """Over all ranks; every rank must call it. Names that a rank did not meet (its prompts were of another task)
+        are added to it first, so that all ranks reduce the same.
+        """
+        names = dict.fromkeys(name for state in gather_ranks({"names": list(self.means)}) for name in state["names"])
+        for name in names:
+            self._mean(name).update(torch.empty(0, 1))
+        means = {name: self.means[name].compute() for name in names}
+        prompts, rate = self.throughput.compute()
+        pairs = {name: (float(mean), float(error)) for name, (mean, error) in means.items()}
+        return EvaluationResult(sampler, length, int(prompts), pairs, float(rate))
+
+    def _mean(self, name: str) -> MeanWithError:
+        if name not in self.means:
+            self.means[name] = MeanWithError().to(self.device)
+        return self.means[name]

@@ -134,6 +134,9 @@ class Logits:
         return positions * self.vocab_size * 3 * FLOAT32
 
     def sampling(self, positions: float, temperature: float) -> float:
-        """Of a draw: logits, probabilities, tempered ones beside them, cumulative ones; the greedy draw needs two."""
-        copies = {0.0: 2, 1.0: 3}.get(temperature, 4)
+        """Of a draw: logits, shifted ones (at temperature 1 their exponentials), tempered ones beside them; cumulative
+        ones are kept within a bucket of the vocabulary only.
+        """
+        copies = 2.0 if temperature in (0.0, 1.0) else 3.0
+        copies += min(1.0, 512 / self.vocab_size) if temperature else 0.0
         return positions * self.vocab_size * copies * FLOAT32

@@ -3,5 +3,6 @@
 from dmpo_lightning.samplers.base import Sampler, Samples
 from dmpo_lightning.samplers.confidence import ConfidenceSampler
 from dmpo_lightning.samplers.random_order import RandomOrderSampler
+from dmpo_lightning.samplers.wino import WinoSampler
 
-__all__ = ["ConfidenceSampler", "RandomOrderSampler", "Sampler", "Samples"]
+__all__ = ["ConfidenceSampler", "RandomOrderSampler", "Sampler", "Samples", "WinoSampler"]

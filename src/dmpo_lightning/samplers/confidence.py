@@ -1,7 +1,8 @@
-"""Block-wise unmasking of the most confident tokens first (LLaDA's low-confidence remasking), with a static
-schedule.
+"""Block-wise unmasking of the most confident tokens first (LLaDA's low-confidence remasking): static, or in parallel as
+far as confidence allows; with and without key/value caches.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -9,23 +10,42 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dmpo_lightning.functional.randomness import Purpose, fold_in, uniforms
+from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.samplers.base import Canvas, Draw, Sampler, Samples, draw_tokens, reveal_counts
+from dmpo_lightning.samplers.base import Sampler, Samples, reveal_counts
+from dmpo_lightning.samplers.canvas import Canvas, Window
+from dmpo_lightning.samplers.draws import Draw, draw_tokens, step_uniforms
+from dmpo_lightning.samplers.transfer import above_threshold, best, within_factor
 
 Remasking = Literal["low_confidence", "random"]
+CacheMode = Literal["none", "prefix", "dual"]
 
 
 class ConfidenceSampler(Sampler):
     """Blocks from left to right; in each step every masked position of the block draws a token, and the best are kept.
 
+    How many are kept: a fixed number (the static schedule), or with ``threshold`` or ``factor`` as many as are sure
+    enough (parallel decoding of Fast-dLLM, arXiv 2505.22618), at least one. ``cache`` approximates: within a block
+    the keys and values of other columns stay as they were in the block's first step.
+
     Args:
         block_length: positions per block; None takes the whole completion as one block.
-        denoising_steps: over all blocks, split evenly; None takes one token per step.
+        denoising_steps: over all blocks, split evenly; None takes one token per step. Not with threshold or factor.
         remasking: ``low_confidence`` keeps the tokens of highest probability, ``random`` keeps random positions.
         temperature: of the exact categorical draw; 0 takes the most likely token.
+        threshold: keep every token of at least this probability, in (0, 1].
+        factor: keep the n most probable tokens as long as (n + 1) (1 - probability) is at most this; positive.
+        cache: ``none``; ``prefix`` computes the block and all after it in each step; ``dual`` the block alone.
+        refresh_window: with ``dual``, this many columns on either side of the block are computed too.
+        suffix_window: only this many positions after the block exist for the model; None keeps all. Changes what is
+            sampled.
+        early_exit: a completion with an end token in a finished block is over: the rest becomes end tokens without
+            being computed. Changes what is sampled.
+        guidance: classifier-free guidance, away from the model without a prompt, as in LLaDA; 0 is none. Not with a
+            cache.
 
     Raises:
-        ValueError: impossible values; `validate` checks them against a completion length.
+        ValueError: impossible values or combinations; `validate` checks them against a completion length.
     """
 
     def __init__(
@@ -35,14 +55,36 @@ class ConfidenceSampler(Sampler):
         denoising_steps: int | None = None,
         remasking: Remasking = "low_confidence",
         temperature: float = 1.0,
+        threshold: float | None = None,
+        factor: float | None = None,
+        cache: CacheMode = "none",
+        refresh_window: int = 0,
+        suffix_window: int | None = None,
+        early_exit: bool = False,
+        guidance: float = 0.0,
     ) -> None:
         super().__init__(temperature=temperature, denoising_steps=denoising_steps)
         if block_length is not None and block_length < 1:
             raise ValueError(f"`block_length` must be at least 1, or null for one block, got {block_length}.")
         if remasking not in ("low_confidence", "random"):
             raise ValueError(f"`remasking` must be low_confidence or random, got {remasking!r}.")
-        self.block_length = block_length
-        self.remasking = remasking
+        if cache not in ("none", "prefix", "dual"):
+            raise ValueError(f"`cache` must be none, prefix or dual, got {cache!r}.")
+        _check_parallel(threshold, factor, denoising_steps, remasking)
+        if refresh_window < 0 or (refresh_window and cache != "dual"):
+            raise ValueError(f"`refresh_window` must be at least 0 and goes with cache: dual, got {refresh_window}.")
+        if suffix_window is not None and suffix_window < 0:
+            raise ValueError(f"`suffix_window` must be at least 0, or null for all, got {suffix_window}.")
+        if guidance < 0 or (guidance and cache != "none"):
+            raise ValueError(f"`guidance` must be at least 0 and needs cache: none, got {guidance} with {cache}.")
+        self.block_length, self.remasking, self.cache = block_length, remasking, cache
+        self.threshold, self.factor, self.guidance = threshold, factor, guidance
+        self.refresh_window, self.suffix_window, self.early_exit = refresh_window, suffix_window, early_exit
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the number of steps is fixed beforehand."""
+        return self.threshold is None and self.factor is None
 
     def validate(self, completion_length: int) -> None:
         super().validate(completion_length)
@@ -59,6 +101,13 @@ class ConfidenceSampler(Sampler):
                 f"block_length {block}), got {self.denoising_steps}; each block takes the same number of steps."
             )
 
+    def validate_policy(self, policy: Policy) -> None:
+        if self.cache != "none" and not policy.is_native:
+            raise ValueError(
+                f"`cache` {self.cache} needs a native backbone (LLaDA, Dream), got {type(policy.model).__name__}; use "
+                f"cache: none."
+            )
+
     def sample(
         self,
         policy: Policy,
@@ -68,32 +117,142 @@ class ConfidenceSampler(Sampler):
         completion_length: int,
         keys: Int[Tensor, " rows"],
     ) -> Samples:
+        self.validate_policy(policy)
         canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length)
-        block = self.block_length or completion_length
-        steps = self.num_steps(completion_length) * block // completion_length
-        for start in range(0, completion_length, block):
-            masked = torch.arange(start, start + block, device=keys.device).expand(len(keys), -1)
-            for step, count in enumerate(reveal_counts(block, steps), start=start // block * steps):
-                masked = self._denoise(canvas, masked, count, keys, step)
+        length = self.block_length or completion_length
+        going = None
+        for start in range(0, completion_length, length):
+            if going is None:
+                Block(self, canvas, keys, start, length).decode()
+            else:
+                part = canvas.rows(going)
+                Block(self, part, keys[going], start, length).decode()
+                canvas.put_rows(going, part)
+            if self.early_exit and start + length < completion_length:
+                going = canvas.end_rows(start + length)
+                if not len(going):
+                    break
         return canvas.samples()
 
-    def _denoise(self, canvas: Canvas, masked: Tensor, count: int, keys: Tensor, step: int) -> Int[Tensor, "rows rest"]:
-        """Reveals ``count`` of the block's masked places; returns those that stay masked, in order."""
-        length = canvas.reveal_step.shape[1]
-        draw = draw_tokens(
-            canvas.logits_at(masked),
-            masked,
-            temperature=self.temperature,
-            keys=keys,
-            step=step,
-            completion_length=length,
-        )
-        ranking = self._score(draw, masked, keys, step, length).argsort(dim=1, descending=True, stable=True)
-        chosen, rest = ranking[:, :count], ranking[:, count:].sort(dim=1).values
-        canvas.reveal(masked.gather(1, chosen), draw.at(chosen), step)
-        return masked.gather(1, rest)
 
-    def _score(self, draw: Draw, masked: Tensor, keys: Tensor, step: int, length: int) -> Float[Tensor, "rows places"]:
-        if self.remasking == "low_confidence":
+@dataclass
+class Block:
+    """One block of one call to `ConfidenceSampler.sample`."""
+
+    sampler: ConfidenceSampler
+    canvas: Canvas
+    keys: Int[Tensor, " rows"]
+    start: int
+    length: int
+    kept: KeyValueCache | None = None
+
+    def decode(self) -> None:
+        """Unmasks the block's places."""
+        if self.sampler.is_static:
+            self._decode_static()
+        else:
+            self._decode_parallel()
+
+    def _decode_static(self) -> None:
+        steps = self.sampler.num_steps(self.canvas.length) * self.length // self.canvas.length
+        masked = self._all_places()
+        for step, count in enumerate(reveal_counts(self.length, steps)):
+            key_step = self.start // self.length * steps + step
+            draw = self._draw(
+                self._logits_of_all(masked) if step == 0 else self._logits(None, masked), masked, key_step
+            )
+            ranking = best(self._scores(draw, masked, key_step), masked.shape[1])
+            chosen, rest = ranking[:, :count], ranking[:, count:].sort(dim=1).values
+            self.canvas.reveal(masked.gather(1, chosen), draw.at(chosen), key_step)
+            masked = masked.gather(1, rest)
+
+    def _decode_parallel(self) -> None:
+        places = self._all_places()
+        draw = self._draw(self._logits_of_all(places), places, self.start)
+        self._reveal_sure(draw, torch.ones_like(places, dtype=torch.bool), self.start)
+        for step in range(self.start + 1, self.start + self.length):
+            masked = self.canvas.reveal_step[:, self.start : self.start + self.length] < 0
+            rows, offsets = masked.nonzero(as_tuple=True)  # the one host synchronisation of a step
+            if not len(rows):
+                break
+            logits = self._logits(rows, self.start + offsets)
+            draw = self._draw(logits, self.start + offsets, step, rows)
+            self._reveal_sure(draw.spread(masked), masked, step)
+
+    def _all_places(self) -> Int[Tensor, "rows block"]:
+        places = torch.arange(self.start, self.start + self.length, device=self.keys.device)
+        return places.expand(len(self.keys), -1)
+
+    def _reveal_sure(self, draw: Draw, masked: Bool[Tensor, "rows block"], step: int) -> None:
+        sampler = self.sampler
+        if sampler.threshold is not None:
+            chosen = above_threshold(draw.confidence, masked, sampler.threshold)
+        else:
+            assert sampler.factor is not None
+            chosen = within_factor(draw.confidence, masked, sampler.factor)
+        self.canvas.reveal_where(self.start, chosen, draw, step)
+
+    def _logits_of_all(self, places: Int[Tensor, "rows block"]) -> Float[Tensor, "rows block vocab"]:
+        """Logits of the first step; while all completions are blank, rows of equal prompts are computed once."""
+        canvas, window = self.canvas, self._window(first=True)
+        shared = canvas.distinct_prompts() if self.start == 0 else None
+        if shared is not None:
+            canvas, places = canvas.rows(shared[0]), places[shared[0]]
+        if self.sampler.cache != "none":
+            self.kept = KeyValueCache(canvas.attention_mask[:, : window.visible])
+        logits = self._guided(canvas, None, places, window)
+        if shared is None:
+            return logits
+        if self.kept is not None:
+            self.kept.select(shared[1])
+        return logits[shared[1]]
+
+    def _logits(self, rows: Tensor | None, places: Tensor) -> Float[Tensor, "*at vocab"]:
+        """Logits of a later step, at places of every row or at pairs of row and place."""
+        return self._guided(self.canvas, rows, places, self._window(first=False))
+
+    def _guided(
+        self, canvas: Canvas, rows: Tensor | None, places: Tensor, window: Window
+    ) -> Float[Tensor, "*at vocab"]:
+        logits = canvas.logits(places, rows, window, self.kept)
+        if not self.sampler.guidance:
+            return logits
+        away = logits - canvas.without_prompt().logits(places, rows, window)
+        return torch.where(logits.isneginf(), logits, logits + self.sampler.guidance * away)
+
+    def _window(self, *, first: bool) -> Window:
+        """All that is visible in the block's first step and without a cache; later what the cache leaves open."""
+        sampler, canvas = self.sampler, self.canvas
+        total, start = canvas.ids.shape[1], canvas.prompt_length + self.start
+        stop = start + self.length
+        visible = total if sampler.suffix_window is None else min(stop + sampler.suffix_window, total)
+        if first or sampler.cache == "none":
+            return Window(range(visible), visible)
+        if sampler.cache == "prefix":
+            return Window(range(start, visible), visible)
+        near = sampler.refresh_window
+        return Window(range(max(start - near, 0), min(stop + near, visible)), visible)
+
+    def _draw(self, logits: Tensor, places: Tensor, step: int, rows: Tensor | None = None) -> Draw:
+        uniform = step_uniforms(self.keys, step, self.canvas.length)
+        uniform = uniform.gather(1, places) if rows is None else uniform[rows, places]
+        return draw_tokens(logits, uniform, temperature=self.sampler.temperature)
+
+    def _scores(self, draw: Draw, masked: Tensor, step: int) -> Float[Tensor, "rows places"]:
+        if self.sampler.remasking == "low_confidence":
             return draw.confidence
-        return uniforms(fold_in(fold_in(keys, Purpose.REMASKING), step), length).gather(1, masked)
+        return uniforms(fold_in(fold_in(self.keys, Purpose.REMASKING), step), self.canvas.length).gather(1, masked)
+
+
+def _check_parallel(threshold: float | None, factor: float | None, steps: int | None, remasking: str) -> None:
+    if threshold is not None and factor is not None:
+        raise ValueError("Set `threshold` or `factor`, not both.")
+    if threshold is not None and not 0 < threshold <= 1:
+        raise ValueError(f"`threshold` must be a probability in (0, 1], got {threshold}.")
+    if factor is not None and factor <= 0:
+        raise ValueError(f"`factor` must be positive, got {factor}.")
+    if (threshold is not None or factor is not None) and (steps is not None or remasking != "low_confidence"):
+        raise ValueError(
+            f"`threshold` and `factor` choose the number of steps and compare confidence; leave out denoising_steps "
+            f"(got {steps}) and use remasking: low_confidence (got {remasking})."
+        )

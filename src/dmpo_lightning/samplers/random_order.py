@@ -6,7 +6,9 @@ from torch import Tensor
 from dmpo_lightning.functional.masking import position_ranks
 from dmpo_lightning.functional.randomness import Purpose, fold_in, uniforms
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.samplers.base import Canvas, Sampler, Samples, draw_tokens, reveal_counts
+from dmpo_lightning.samplers.base import Sampler, Samples, reveal_counts
+from dmpo_lightning.samplers.canvas import Canvas
+from dmpo_lightning.samplers.draws import draw_tokens, step_uniforms
 
 
 class RandomOrderSampler(Sampler):
@@ -33,14 +35,8 @@ class RandomOrderSampler(Sampler):
         start = 0
         for step, count in enumerate(reveal_counts(completion_length, self.num_steps(completion_length))):
             places = order[:, start : start + count]
-            draw = draw_tokens(
-                canvas.logits_at(places),
-                places,
-                temperature=self.temperature,
-                keys=keys,
-                step=step,
-                completion_length=completion_length,
-            )
+            uniform = step_uniforms(keys, step, completion_length).gather(1, places)
+            draw = draw_tokens(canvas.logits(places), uniform, temperature=self.temperature)
             canvas.reveal(places, draw, step)
             start += count
         return canvas.samples()

@@ -2,12 +2,9 @@ r"""Finding the answer in a completion. Text is parsed, never evaluated; every f
 
 import re
 
-from dmpo_lightning.tasks.braces import closing_brace
-
-MAX_TEXT = 1 << 15
-"""Characters of a completion in which `final_answer` looks, from its end; no model writes so much."""
 _END = re.compile(r"<\|(?:eot_id|endoftext|im_end)\|>")
 _CUT_TAG = re.compile(r"(?:</?[a-z]*>?|>)\Z")
+_BRACE = re.compile("[{}]")
 _BOX = re.compile(r"\\(?:boxed|fbox)\{([^{}]*\})?")
 _BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
@@ -61,10 +58,9 @@ def final_answer(completion: str) -> str:
 
     The text ends at the first end token. Of what the last ``<answer>`` holds, or of the whole text if it holds nothing,
     it is the last box with more than dots in it; without such a box what the tag holds; without a tag a text of one
-    line. Nested braces are respected; a box or tag that was cut off at the end counts as far as it goes. Of more than
-    `MAX_TEXT` characters only the last are read.
+    line. Nested braces are respected; a box or tag that was cut off at the end counts as far as it goes.
     """
-    text = _END.split(completion, maxsplit=1)[0][-MAX_TEXT:]
+    text = _END.split(completion, maxsplit=1)[0]
     tagged = tag_text(text) if "<answer>" in text else ""
     boxes = [box for box in _boxes(tagged) or _boxes(text) if box.strip(" .\\ldots")]
     one_line = "" if "<answer>" in text or "\n" in text.strip() else text
@@ -85,3 +81,13 @@ def _boxes(text: str) -> list[str]:
         boxes.append(text[start:end])
         place = end + 1
     return boxes
+
+
+def closing_brace(text: str, start: int) -> int | None:
+    """Place of the first ``}`` from ``start`` on that closes as many braces as were opened; None if there is none."""
+    depth = 0
+    for brace in _BRACE.finditer(text, start):
+        depth += 1 if brace.group() == "{" else -1
+        if depth == 0 and brace.group() == "}":
+            return brace.start()
+    return None

@@ -1,8 +1,8 @@
 """What a benchmark is: examples, prompts, and scores of completions. Plain Python, no tensors."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Split = Literal["train", "validation", "test"]
@@ -24,6 +24,15 @@ class Verdict:
     correct_cells: int | None = None
     """Of Sudoku: blank cells filled as in the solution."""
     blank_cells: int | None = None
+    canonical: Hashable | None = field(default=None, compare=False)
+    """Equal for answers that mean the same; None where the answer itself is compared."""
+
+    @property
+    def ballot(self) -> Hashable | None:
+        """What a majority vote counts; None, no vote, without an answer."""
+        if self.answer is None or self.answer == "":
+            return None
+        return self.answer if self.canonical is None else self.canonical
 
 
 class Task(ABC):
@@ -49,6 +58,10 @@ class Task(ABC):
     """The component of `score` that is reported as accuracy."""
     reward_weights: Mapping[str, float] | None = None
     """Of the components in the reward, where none are configured; None takes each with weight 1."""
+    prefill: str = ""
+    """What the assistant's turn starts with, behind the chat template's header. A completion is what the model adds:
+    neither `score` nor an answer check gets the prefill unless the task puts it in front itself.
+    """
 
     @abstractmethod
     def examples(self, split: Split) -> Sequence[Example]:

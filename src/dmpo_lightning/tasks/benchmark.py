@@ -1,9 +1,8 @@
 r"""What the four reasoning benchmarks share: prompt styles, reward variants, answer checks.
 
-Of the prompts, the format instruction of style ``train`` and its place (one user turn: instruction, blank line, task
-text) are those published with d1 and DMPO, as are the ``\boxed{}`` inside ``<answer>`` and the prefilled
-``<reasoning>`` of style ``eval``. The wording of the ``eval`` instruction and of the task texts of MATH, Countdown and
-Sudoku is ours.
+The wording of the prompts, here and in the modules of the tasks, is that of d1 (arXiv 2504.12216, Apache-2.0), which
+DMPO uses unchanged: without it their numbers cannot be reproduced. It is kept to the character, white space included
+(the chat template of LLaDA trims the ends of a turn, others do not).
 """
 
 from abc import abstractmethod
@@ -12,22 +11,30 @@ from typing import Any, ClassVar, get_args
 
 from dmpo_lightning.tasks.base import Example, Message, PromptStyle, Split, Task, Variant, Verdict
 
-TRAIN_INSTRUCTION = """\
+TRAIN_FORMAT = """
 Respond in the following format:
 <reasoning>
 ...
 </reasoning>
 <answer>
 ...
-</answer>"""
-EVAL_INSTRUCTION = """\
-Reason step by step, then give the final answer in \\boxed{}. Respond in the following format:
+</answer>
+"""
+EVAL_FORMAT = """\
+Respond in the following format:
 <reasoning>
-Your reasoning
+Your reasoning here
 </reasoning>
 <answer>
 \\boxed{...}
 </answer>"""
+MATH_EXPERT = (
+    "You are a math expert. You will be given a question to solve. Solve it step by step. "
+    "Wrap the final answer in a \\boxed{}. "
+)
+MAX_COMPLETION = 1 << 16
+"""Characters of a completion that are read, from its start; no published setting samples a tenth of them."""
+PREFILLS: Mapping[PromptStyle, str] = {"train": "", "eval": "<reasoning>"}
 
 
 class Benchmark(Task):
@@ -41,7 +48,10 @@ class Benchmark(Task):
         system_prompt: a system turn before the user's; None sends none, as published.
         instruction: replaces the style's text before the task text; an empty one leaves it out.
         few_shot: solved examples shown first, each ``{"example": ..., "completion": ...}``, as turns of the
-            conversation.
+            conversation; such a completion is the whole turn, prefill included.
+        prefill: what the assistant's turn starts with; None is the style's own, nothing for ``train`` and
+            ``<reasoning>`` for ``eval``. The training components see it in front of the completion, the answer check
+            sees the completion alone, as published.
 
     Raises:
         ValueError: an unknown variant or style, or a few-shot entry without example or completion.
@@ -52,6 +62,8 @@ class Benchmark(Task):
     """Names of the training components of each variant."""
     columns: ClassVar[tuple[str, ...]]
     """What a row of a data file must hold."""
+    instructions: ClassVar[Mapping[PromptStyle, str]]
+    """What comes before the task text, in each style."""
 
     def __init__(
         self,
@@ -63,6 +75,7 @@ class Benchmark(Task):
         system_prompt: str | None = None,
         instruction: str | None = None,
         few_shot: Sequence[Mapping[str, Any]] = (),
+        prefill: str | None = None,
     ) -> None:
         check_choice("rewards", rewards, get_args(Variant))
         check_choice("verifier", verifier, get_args(Variant))
@@ -70,10 +83,11 @@ class Benchmark(Task):
         for number, shot in enumerate(few_shot):
             if not {"example", "completion"} <= set(shot):
                 raise ValueError(f"`few_shot` {number} must hold `example` and `completion`, got {sorted(shot)}.")
-        self.data, self.rewards, self.verifier = {} if data is None else data, rewards, verifier
-        self.system_prompt, self.few_shot = system_prompt, few_shot
-        styles = {"train": TRAIN_INSTRUCTION, "eval": EVAL_INSTRUCTION}
-        self.instruction = styles[prompt_style] if instruction is None else instruction
+        self.data, self.rewards = {} if data is None else data, rewards
+        self.verifier: Variant | None = verifier
+        self.prompt_style, self.system_prompt, self.few_shot = prompt_style, system_prompt, few_shot
+        self.instruction = self.instructions[prompt_style] if instruction is None else instruction
+        self.prefill = PREFILLS[prompt_style] if prefill is None else prefill
         self.reward_weights = dict.fromkeys(self.components[rewards], 1.0)
 
     def examples(self, split: Split) -> Sequence[Example]:
@@ -84,7 +98,10 @@ class Benchmark(Task):
             )
         return self.data[split]
 
-    def prompt(self, example: Example) -> list[Message]:
+    def prompt(self, example: Example) -> str | list[Message]:
+        """The user's turn; a conversation if there is a system prompt or a solved example."""
+        if self.system_prompt is None and not self.few_shot:
+            return self._user_turn(example)
         turns: list[Message] = []
         if self.system_prompt is not None:
             turns.append({"role": "system", "content": self.system_prompt})
@@ -97,11 +114,16 @@ class Benchmark(Task):
         return "\n\n".join(filter(None, (self.instruction, self.task_text(example))))
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
-        """The training components of the chosen variant, and ``correct`` of the chosen answer check."""
+        """The training components of prefill and completion, and ``correct`` of the completion's answer check."""
+        completion = completion[:MAX_COMPLETION]
         return {
-            **self.training_components(example, completion),
-            "correct": float(self.verify(example, completion).correct),
+            **self.training_components(example, self.prefill + completion),
+            "correct": float(self.verdict(example, completion).correct),
         }
+
+    def verify(self, example: Example, completion: str) -> Verdict:
+        """The answer check, of at most `MAX_COMPLETION` characters."""
+        return self.verdict(example, completion[:MAX_COMPLETION])
 
     @abstractmethod
     def task_text(self, example: Example) -> str:
@@ -112,8 +134,8 @@ class Benchmark(Task):
         """Named parts of the training reward."""
 
     @abstractmethod
-    def verify(self, example: Example, completion: str) -> Verdict:
-        """The answer check."""
+    def verdict(self, example: Example, completion: str) -> Verdict:
+        """What the answer check ``verifier`` finds."""
 
     @classmethod
     @abstractmethod

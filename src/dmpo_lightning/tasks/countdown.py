@@ -13,7 +13,7 @@ from typing import Any
 from dmpo_lightning.tasks.answers import final_answer, first_block, last_block, last_boxed, unbox
 from dmpo_lightning.tasks.arithmetic import ExpressionError, exact_value, integers, python_value
 from dmpo_lightning.tasks.base import Example, Verdict
-from dmpo_lightning.tasks.benchmark import Benchmark
+from dmpo_lightning.tasks.benchmark import EVAL_FORMAT, TRAIN_FORMAT, Benchmark
 from dmpo_lightning.tasks.formats import has_layout
 
 TOLERANCE = 1e-5
@@ -25,6 +25,20 @@ _OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": ope
 _SYMBOLS = "0123456789+-*/() "
 _EQUATION = re.compile(r"[0-9+\-*/() ]=[0-9. ]")
 MAX_TEXT = 1000
+_EVAL_REQUEST = (
+    "Using only the provided numbers, create an arithmetic expression that evaluates to exactly the provided target "
+    "number. You may use the operations +, -, *, and / as needed, but each number must be used exactly once. Think "
+    "step-by-step. After reasoning, provide only your final expression inside \\boxed{} tags without including an "
+    "equals sign or the target number. For example: \\boxed{a + b * c}"
+)
+_TRAIN_QUESTION = (
+    "Using only the numbers {numbers}, create an arithmetic expression that evaluates to exactly {target}. You must "
+    "use all numbers from the list, and each number must be used exactly once. You may use the operations +, -, *, "
+    "and / as needed. After reasoning, provide only your final expression inside <answer></answer> tags without "
+    "including an equals sign or the target number. For example, if the numbers are [2, 3, 4] and the target is 5, a "
+    "valid answer is: <answer>\n2*4-3\n</answer>"
+)
+_QUESTIONS = {"train": _TRAIN_QUESTION, "eval": "Numbers: {numbers}\nTarget: {target}"}
 
 
 class Countdown(Benchmark):
@@ -33,20 +47,15 @@ class Countdown(Benchmark):
     Rewards ``published``: ``equation``, 1.0 for an answer tag with an expression that uses the numbers once each and is
     within 1e-5 of the target, 0.1 for any other answer tag. Values are those of Python for the characters
     ``0-9 + - * / ( ) .``, so ``**`` and ``//`` count too. ``verified``: ``format`` 0.1 for reasoning and answer in
-    tags, ``correctness`` 1.0 for ``+ - * /`` and parentheses, in exact rational arithmetic. The wording of the
-    task text is ours.
+    tags, ``correctness`` 1.0 for ``+ - * /`` and parentheses, in exact rational arithmetic.
     """
 
     components = {"published": ("equation",), "verified": ("format", "correctness")}
     columns = ()
+    instructions = {"train": TRAIN_FORMAT.removesuffix("\n"), "eval": _EVAL_REQUEST + EVAL_FORMAT}
 
     def task_text(self, example: Example) -> str:
-        numbers = ", ".join(map(str, example["numbers"]))
-        return (
-            f"Write an arithmetic expression with the value {example['target']}. Use each of the numbers [{numbers}] "
-            "exactly once, the operations +, -, * and /, and parentheses. Put only the expression inside the <answer> "
-            "tags, without an equals sign."
-        )
+        return _QUESTIONS[self.prompt_style].format(numbers=list(example["numbers"]), target=example["target"])
 
     def training_components(self, example: Example, completion: str) -> dict[str, float]:
         if self.rewards == "verified":
@@ -57,7 +66,7 @@ class Countdown(Benchmark):
             return {"equation": 0.0}
         return {"equation": 1.0 if published_hit(example, block.strip()) else 0.1}
 
-    def verify(self, example: Example, completion: str) -> Verdict:
+    def verdict(self, example: Example, completion: str) -> Verdict:
         check = published_verdict if self.verifier == "published" else verified_verdict
         return check(example, completion)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from dmpo_lightning.tasks.answers import final_answer, first_block, tag_text
 from dmpo_lightning.tasks.base import Example, Verdict
-from dmpo_lightning.tasks.benchmark import Benchmark
+from dmpo_lightning.tasks.benchmark import EVAL_FORMAT, MATH_EXPERT, TRAIN_FORMAT, Benchmark
 from dmpo_lightning.tasks.formats import (
     has_layout,
     published_soft_format,
@@ -42,6 +42,7 @@ class GSM8K(Benchmark):
         "verified": ("format", "correctness"),
     }
     columns = ("question", "answer")
+    instructions = {"train": TRAIN_FORMAT, "eval": f"{MATH_EXPERT}\n{EVAL_FORMAT}"}
 
     def task_text(self, example: Example) -> str:
         return str(example["question"])
@@ -59,7 +60,7 @@ class GSM8K(Benchmark):
             "correctness": 2.0 * (answer == example["answer"]),
         }
 
-    def verify(self, example: Example, completion: str) -> Verdict:
+    def verdict(self, example: Example, completion: str) -> Verdict:
         check = published_verdict if self.verifier == "published" else verified_verdict
         return check(example, completion)
 
@@ -120,4 +121,4 @@ def verified_verdict(example: Example, completion: str) -> Verdict:
     """Exact equality of the one number in the answer with the gold number."""
     text = final_answer(completion)
     answer, gold = one_number(text), one_number(example["answer"] or "")
-    return Verdict(text[:200] or None, answer is not None and answer == gold)
+    return Verdict(text[:200] or None, answer is not None and answer == gold, canonical=answer)

@@ -60,6 +60,12 @@ def _same(first: str, second: str) -> bool:
     return value is not None and value == rational(second)
 
 
+def canonical(text: str) -> tuple[str | Fraction, ...]:
+    """The same for answers that are `equivalent`; of a longer text than an answer may be, its beginning counts."""
+    parts = elements(normalise(text[:MAX_TEXT]))
+    return tuple(part if (value := rational(part)) is None else value for part in parts)
+
+
 def normalise(text: str) -> str:
     """The normal form of an answer, as the module describes it."""
     text = text.strip()

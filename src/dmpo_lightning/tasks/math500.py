@@ -6,8 +6,8 @@ from typing import Any
 from dmpo_lightning.tasks import hendrycks, latex
 from dmpo_lightning.tasks.algebra import AlgebraicEquality
 from dmpo_lightning.tasks.answers import final_answer, first_block, last_boxed, unbox
-from dmpo_lightning.tasks.base import Example, Split, Verdict
-from dmpo_lightning.tasks.benchmark import Benchmark
+from dmpo_lightning.tasks.base import Example, Verdict
+from dmpo_lightning.tasks.benchmark import EVAL_FORMAT, MATH_EXPERT, TRAIN_FORMAT, Benchmark
 from dmpo_lightning.tasks.formats import has_layout
 
 
@@ -17,8 +17,7 @@ class Math500(Benchmark):
     Rewards ``published``: ``format`` (0.5 for an answer tag and 0.5 for a box in it, 0.25 for no box) and
     ``correctness`` 2.0. ``verified``: ``format`` 0.5 for reasoning and answer in tags, ``correctness`` 2.0.
 
-    The answer check ``published`` compares strings normalised as in `hendrycks`; ``verified`` as in `latex`. Of the
-    task text, the request for a box is our wording.
+    The answer check ``published`` compares strings normalised as in `hendrycks`; ``verified`` as in `latex`.
 
     Args:
         data, benchmark: as in `Benchmark`.
@@ -31,10 +30,11 @@ class Math500(Benchmark):
 
     components = {"published": ("format", "correctness"), "verified": ("format", "correctness")}
     columns = ("problem",)
+    instructions = {"train": f"{TRAIN_FORMAT}\n\n{MATH_EXPERT}", "eval": f"{MATH_EXPERT}\n{EVAL_FORMAT}"}
 
     def __init__(
         self,
-        data: Mapping[Split, Sequence[Example]] | None = None,
+        data: Mapping[str, Sequence[Example]] | None = None,
         *,
         algebra: bool = False,
         algebra_time_limit: float = 2.0,
@@ -44,7 +44,7 @@ class Math500(Benchmark):
         self._algebra = AlgebraicEquality(algebra_time_limit) if algebra else None
 
     def task_text(self, example: Example) -> str:
-        return f"{example['problem']}\n\nWrite the final answer in \\boxed{{}} inside the <answer> tags."
+        return str(example["problem"])
 
     def training_components(self, example: Example, completion: str) -> dict[str, float]:
         if self.rewards == "verified":
@@ -54,7 +54,7 @@ class Math500(Benchmark):
         right = hendrycks.equivalent(completion if boxed is None else boxed, example["answer"])
         return {"format": published_format(completion), "correctness": 2.0 * right}
 
-    def verify(self, example: Example, completion: str) -> Verdict:
+    def verdict(self, example: Example, completion: str) -> Verdict:
         if self.verifier == "published":
             return published_verdict(example, completion)
         return verified_verdict(example, completion, self._algebra)
@@ -86,7 +86,8 @@ def published_verdict(example: Example, completion: str) -> Verdict:
     if not answer:
         block = first_block(completion)
         answer = None if block is None else block.strip()
-    return Verdict(answer, answer is not None and hendrycks.equivalent(answer, example["answer"]))
+    right = answer is not None and hendrycks.equivalent(answer, example["answer"])
+    return Verdict(answer, right, canonical=latex.canonical(answer or ""))
 
 
 def verified_verdict(example: Example, completion: str, algebra: Callable[[str, str], bool] | None = None) -> Verdict:
@@ -95,4 +96,4 @@ def verified_verdict(example: Example, completion: str, algebra: Callable[[str, 
     """
     answer, gold = final_answer(completion), example["answer"]
     right = latex.equivalent(answer, gold) or (algebra is not None and algebra(gold, answer))
-    return Verdict(answer[: latex.MAX_TEXT] or None, right)
+    return Verdict(answer[: latex.MAX_TEXT] or None, right, canonical=latex.canonical(answer))

@@ -5,16 +5,37 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from itertools import permutations
-from typing import Any, get_args
+from typing import Any
 
 from dmpo_lightning.tasks.answers import tag_text
 from dmpo_lightning.tasks.base import Example, Split, Task, Variant, Verdict
-from dmpo_lightning.tasks.benchmark import check_choice
+from dmpo_lightning.tasks.benchmark import MAX_COMPLETION, Benchmark
 from dmpo_lightning.tasks.sudoku_answers import first_digits, published_answer, verified_answer
 
 CELLS = 16
 HELD_OUT_GRIDS = {"validation": 24, "test": 48}
 """Of the 288 complete grids; the other 216 are for training."""
+INSTRUCTION = """
+Please solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character string reading left-to-right, \
+top-to-bottom, where '0' represents empty cells.
+
+Rules:
+- Fill empty cells with digits 1-4
+- Each row must contain digits 1-4 exactly once
+- Each column must contain digits 1-4 exactly once
+- Each 2x2 box must contain digits 1-4 exactly once
+
+Important: Your solution must be a COMPLETE 16-character string with only the digits 1-4, representing your final \
+solved grid.
+
+Respond in this exact format:
+<reasoning>
+Your step-by-step solving process
+</reasoning>
+<answer>
+[16-character solution string with no spaces or separators]
+</answer>
+"""
 
 
 @cache
@@ -78,9 +99,9 @@ def correct_cells(puzzle: str, solution: str, answer: str) -> tuple[int, int]:
     return sum(padded[cell] == solution[cell] for cell in blank), len(blank)
 
 
-class Sudoku(Task):
+class Sudoku(Benchmark):
     """4x4 Sudoku puzzles with exactly one solution, split by solution: no grid of one split appears in another; or the
-    puzzles of ``data``.
+    puzzles of ``data``. An example holds ``puzzle`` and ``solution``.
 
     Score components: ``cells``, the published reward (share of the blank cells equal to the solution, from the digits
     of the last <answer>), and ``solved``, 1 for a completely right grid. With rewards ``verified`` an answer counts
@@ -88,48 +109,52 @@ class Sudoku(Task):
     ``correct`` (all of them), neither of them part of the reward.
 
     Args:
+        data: examples by split, instead of generated ones.
         blanks: least and most blank cells, both between 1 and 12 (four clues are the least that can determine a 4x4
             grid).
         sizes: number of different puzzles per split.
         seed: of the split and the puzzles.
-        prompt_template: the user's turn; ``{puzzle}`` is replaced by 16 digits, 0 for a blank.
-        data: examples by split, of ``puzzle`` and ``solution``, instead of generated ones.
+        prompt_template: the user's turn instead of that of the style; ``{puzzle}`` is replaced by 16 digits, 0 for a
+            blank.
         rewards: ``published`` or ``verified`` reading of the answer for ``cells`` and ``solved``.
         verifier: the answer check to report beside them; its published number, `correct_cells`, is then the accuracy
             under ``published``, ``correct`` under ``verified``. None reports ``solved``.
+        options: ``prompt_style`` (both styles are published with the same words), ``system_prompt``, ``instruction``,
+            ``few_shot`` and ``prefill`` of `Benchmark`.
 
     Raises:
-        ValueError: an unknown variant, blanks outside that range, an unknown or empty
-            split, a template without ``{puzzle}``, or more
-            puzzles than exist.
+        ValueError: as of `Benchmark`; blanks outside that range, an unknown or empty split, a template without
+            ``{puzzle}`` or beside an ``instruction``; more puzzles than exist (when asked for).
     """
 
-    accuracy = "solved"
+    components = dict.fromkeys(("published", "verified"), ("cells", "solved"))
+    columns = ("Puzzle", "Solution")
+    instructions = {"train": INSTRUCTION, "eval": INSTRUCTION}
 
     def __init__(
         self,
+        data: Mapping[str, Sequence[Example]] | None = None,
         *,
         blanks: tuple[int, int] = (8, 12),
-        sizes: dict[str, int] | None = None,
+        sizes: Mapping[str, int] | None = None,
         seed: int = 0,
-        prompt_template: str = "{puzzle}",
-        data: Mapping[str, Sequence[Example]] | None = None,
+        prompt_template: str | None = None,
         rewards: Variant = "published",
         verifier: Variant | None = None,
+        **options: Any,
     ) -> None:
-        check_choice("rewards", rewards, get_args(Variant))
-        check_choice("verifier", verifier or "verified", get_args(Variant))
+        super().__init__(data, rewards=rewards, verifier=verifier or "verified", **options)
         if not 1 <= blanks[0] <= blanks[1] <= 12:
             raise ValueError(f"`blanks` must be two counts with 1 <= least <= most <= 12, got {blanks}.")
-        if "{puzzle}" not in prompt_template:
+        if prompt_template is not None and "{puzzle}" not in prompt_template:
             raise ValueError(f"`prompt_template` must contain {{puzzle}}, got {prompt_template!r}.")
-        self.blanks = blanks
-        self.sizes = {"train": 4096, "validation": 512, "test": 1024} | (sizes or {})
-        self.seed = seed
-        self.prompt_template = prompt_template
-        self.data, self.rewards, self.verifier = data, rewards, verifier
+        if prompt_template is not None and options.get("instruction") is not None:
+            raise ValueError("`prompt_template` is the whole of the user's turn; leave it out, or `instruction`.")
+        self.blanks, self.seed, self.prompt_template = blanks, seed, prompt_template
+        self.sizes = {"train": 4096, "validation": 512, "test": 1024} | dict(sizes or {})
+        self.is_generated = data is None
+        self.verifier = verifier
         self.accuracy = {None: "solved", "published": "correct_cells", "verified": "correct"}[verifier]
-        self.reward_weights = {"cells": 1.0, "solved": 1.0}
         for split, size in self.sizes.items():
             if split not in ("train", "validation", "test") or size < 1:
                 raise ValueError(
@@ -149,10 +174,8 @@ class Sudoku(Task):
 
     def examples(self, split: Split) -> Sequence[Example]:
         """Distinct puzzles with their one solution: ``{"puzzle", "solution"}``."""
-        if self.data is not None:
-            if split not in self.data:
-                raise ValueError(f"Sudoku was given no {split} puzzles, only {sorted(self.data)}.")
-            return self.data[split]
+        if not self.is_generated:
+            return super().examples(split)
         generator = random.Random(f"{self.seed}-{split}")
         puzzles: dict[str, str] = {}
         for attempt, (puzzle, solution) in enumerate(self._candidates(split, generator)):
@@ -175,24 +198,34 @@ class Sudoku(Task):
                 puzzle = blank_out(solution, blanks, generator)
             yield puzzle, solution
 
-    def prompt(self, example: Example) -> str:
+    def task_text(self, example: Example) -> str:
+        return f"Solve the following Sudoku puzzle: {example['puzzle']}\n"
+
+    def _user_turn(self, example: Example) -> str:
+        if self.prompt_template is None:
+            return super()._user_turn(example)
         return self.prompt_template.replace("{puzzle}", example["puzzle"])
 
-    def score(self, example: Example, completion: str) -> dict[str, float]:
+    def training_components(self, example: Example, completion: str) -> dict[str, float]:
         if self.rewards == "published":
             answer = first_digits(tag_text(completion))
         else:
             answer = verified_answer(example["puzzle"], completion) or ""
         correct, blanks = correct_cells(example["puzzle"], example["solution"], answer)
-        components = {"cells": correct / blanks if blanks else 1.0, "solved": float(correct == blanks)}
+        return {"cells": correct / blanks if blanks else 1.0, "solved": float(correct == blanks)}
+
+    def score(self, example: Example, completion: str) -> dict[str, float]:
+        """``cells`` and ``solved`` of prefill and completion; beside them what a verifier finds in the completion."""
+        completion = completion[:MAX_COMPLETION]
+        components = self.training_components(example, self.prefill + completion)
         if self.verifier is not None:
-            verdict = self.verify(example, completion)
-            cells = verdict.correct_cells or 0
+            verdict = self.verdict(example, completion)
+            cells, blanks = verdict.correct_cells or 0, verdict.blank_cells
             components["correct_cells"] = cells / blanks if blanks else float(verdict.correct)
             components["correct"] = float(verdict.correct)
         return components
 
-    def verify(self, example: Example, completion: str) -> Verdict:
+    def verdict(self, example: Example, completion: str) -> Verdict:
         """The answer check ``verifier`` (``verified`` if there is none): published pads and cuts what it finds."""
         published = self.verifier == "published"
         answer = published_answer(completion) if published else verified_answer(example["puzzle"], completion)
@@ -230,7 +263,7 @@ class LatinSquareDemonstrations(Task):
         size: number of training pairs.
         corruption: share in [0, 1] of the blanks whose answer is a random digit.
         seed: of all of it.
-        prompt_template: as in `Sudoku`.
+        prompt_template: the user's turn; ``{puzzle}`` is replaced by 16 digits, 0 for a blank.
     """
 
     accuracy = "latin"

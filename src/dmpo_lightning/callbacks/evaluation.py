@@ -1,0 +1,113 @@
+"""The table of an evaluation, with all that makes its numbers comparable."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from dmpo_lightning.modules.evaluation import EvaluationModule
+from dmpo_lightning.modules.metrics import EvaluationResult
+from dmpo_lightning.samplers import Sampler
+
+
+class EvaluationReport(Callback):
+    """Prints a table at the end of ``validate`` and ``test`` and writes ``evaluation.json`` into the run directory.
+
+    Both state what was evaluated and how. The command line adds it by itself; validation while fitting prints nothing.
+    """
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._report(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._report(trainer, pl_module)
+
+    def _report(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING or not isinstance(module, EvaluationModule):
+            return
+        directory = Path(trainer.log_dir or trainer.default_root_dir)  # on all ranks: a broadcast
+        if not trainer.is_global_zero:
+            return
+        facts = evaluation_facts(trainer, module)
+        print("\n".join([*table(str(facts["task"]), module.results), "", *fact_lines(facts)]))
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            directory.mkdir(parents=True, exist_ok=True)
+            content = json.dumps(facts | {"results": [_plain(result) for result in module.results]}, indent=2)
+            (directory / "evaluation.json").write_text(content + "\n", encoding="utf-8")
+            print(f"Written to {directory}: evaluation.json")
+
+
+def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, Any]:
+    """What the numbers depend on, ready for JSON; None where data or reward do not say."""
+    task = getattr(getattr(trainer, "datamodule", None), "task", None)
+    samplers, lengths = module.validation_samplers, module.evaluation_lengths
+    return {
+        "task": None if task is None else type(task).__name__,
+        "split": "test" if trainer.state.fn == TrainerFn.TESTING else "validation",
+        "length": list(lengths),
+        "steps": {name: [sampler.num_steps(length) for length in lengths] for name, sampler in samplers.items()},
+        "block": {name: getattr(sampler, "block_length", None) for name, sampler in samplers.items()},
+        "sampler": {name: _described(sampler) for name, sampler in samplers.items()},
+        "temperature": {name: sampler.temperature for name, sampler in samplers.items()},
+        "dtype": sorted({str(weight.dtype).removeprefix("torch.") for weight in module.policy.model.parameters()}),
+        "precision": str(trainer.precision),
+        "prompt style": getattr(task, "prompt_style", None),
+        "rewards": getattr(task, "rewards", None),
+        "verifier": getattr(task, "verifier", None),
+        "n": module.results[0].prompts if module.results else 0,
+        "completions per prompt": module.completions_per_prompt,
+        "seed": module.seed,
+        "model": module.source["model"],
+        "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+    }
+
+
+def _described(sampler: Sampler) -> str:
+    """Class and options that have no line of their own."""
+    shown = ("temperature", "block_length", "denoising_steps")
+    stated = {name: value for name, value in vars(sampler).items() if name not in shown and value is not None}
+    options = ", ".join(f"{name}={value}" for name, value in stated.items() if not name.startswith("_"))
+    return f"{type(sampler).__name__}({options})"
+
+
+def table(task: str, results: list[EvaluationResult]) -> list[str]:
+    """One line per sampler and length, below a line of headings."""
+    votes = [name for name in results[0].means if name.startswith("pass@") or name == "majority"] if results else []
+    measures = {"effective_length": "effective length", "truncated": "truncated"}
+    headings = ["", "length", "accuracy", *votes, *measures.values(), "tokens/s"]
+    rows = [headings]
+    for result in results:
+        accuracy, error = result.means["accuracy"]
+        cells = [f"{task}/{result.sampler}", str(result.length), f"{accuracy:.4f} +- {error:.4f}"]
+        cells += [f"{result.means[name][0]:.4f}" for name in votes]
+        cells += [f"{result.means['effective_length'][0]:.1f}", f"{result.means['truncated'][0]:.4f}"]
+        rows.append([*cells, f"{result.tokens_per_second:.0f}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+
+
+def fact_lines(facts: dict[str, Any]) -> list[str]:
+    """One line per fact."""
+    width = max(map(len, facts))
+    return [f"{name.ljust(width)}  {_text(value)}" for name, value in facts.items()]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_text(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return " ".join(map(_text, value))
+    return "-" if value is None else str(value)
+
+
+def _plain(result: EvaluationResult) -> dict[str, Any]:
+    means = {name: {"mean": mean, "standard_error": error} for name, (mean, error) in result.means.items()}
+    return {
+        "sampler": result.sampler,
+        "length": result.length,
+        "n": result.prompts,
+        "tokens_per_second": result.tokens_per_second,
+        "means": means,
+    }

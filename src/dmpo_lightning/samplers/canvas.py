@@ -1,0 +1,129 @@
+"""The partly unmasked sequences of one call to `Sampler.sample`."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dmpo_lightning.models.kv_cache import KeyValueCache
+from dmpo_lightning.policy import Policy, full_attention_mask
+from dmpo_lightning.samplers.base import Samples
+from dmpo_lightning.samplers.draws import Draw
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a forward computes and attends to, in columns of the canvas (prompt included)."""
+
+    columns: range
+    """Computed; with a cache the others are taken from it."""
+    visible: int
+    """Attended to: the columns below."""
+
+
+@dataclass
+class Canvas:
+    """Prompts with their growing completions. Places count from the first token of a completion."""
+
+    policy: Policy
+    ids: Int[Tensor, "rows total"]
+    attention_mask: Bool[Tensor, "rows total"]
+    prompt_length: int
+    reveal_step: Int[Tensor, "rows length"]
+    """-1 where nothing was revealed yet."""
+    log_prob: Float[Tensor, "rows length"]
+
+    @classmethod
+    def blank(cls, policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, completion_length: int) -> "Canvas":
+        """The prompts followed by completions of mask tokens."""
+        shape = (prompt_ids.shape[0], completion_length)
+        return cls(
+            policy,
+            torch.cat((prompt_ids, prompt_ids.new_full(shape, policy.facts.mask_token_id)), dim=1),
+            full_attention_mask(prompt_mask, completion_length),
+            prompt_ids.shape[1],
+            prompt_ids.new_full(shape, -1),
+            torch.zeros(shape, device=prompt_ids.device),
+        )
+
+    def rows(self, index: Int[Tensor, " selected"]) -> "Canvas":
+        """A copy of some rows."""
+        parts = (self.ids, self.attention_mask), (self.reveal_step, self.log_prob)
+        (ids, mask), (step, log_prob) = ([part[index] for part in pair] for pair in parts)
+        return Canvas(self.policy, ids, mask, self.prompt_length, step, log_prob)
+
+    def put_rows(self, index: Int[Tensor, " selected"], part: "Canvas") -> None:
+        """Writes such a copy back."""
+        self.ids[index], self.reveal_step[index], self.log_prob[index] = part.ids, part.reveal_step, part.log_prob
+
+    def without_prompt(self) -> "Canvas":
+        """The same completions behind prompts of mask tokens: the condition that guidance moves away from."""
+        ids = self.ids.clone()
+        ids[:, : self.prompt_length] = self.policy.facts.mask_token_id
+        return Canvas(self.policy, ids, self.attention_mask, self.prompt_length, self.reveal_step, self.log_prob)
+
+    def distinct_prompts(self) -> tuple[Int[Tensor, " distinct"], Int[Tensor, " rows"]] | None:
+        """The first row of each run of equal prompts, and for each row the number of its run; None if all differ."""
+        prompts = self.ids[:, : self.prompt_length], self.attention_mask[:, : self.prompt_length]
+        changes = torch.stack([(part[1:] != part[:-1]).any(1) for part in prompts]).any(0)
+        starts = torch.nn.functional.pad(changes, (1, 0), value=True)
+        first = starts.nonzero().squeeze(1)
+        return None if len(first) == len(starts) else (first, starts.cumsum(0) - 1)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a completion."""
+        return self.reveal_step.shape[1]
+
+    def logits(
+        self,
+        places: Int[Tensor, "*at"],
+        rows: Int[Tensor, "*at"] | None = None,
+        window: Window | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Float[Tensor, "*at vocab"]:
+        """Logits at places ``[rows places]`` of each completion, or at pairs of row and place."""
+        visible = self.ids.shape[1] if window is None else window.visible
+        if rows is None:
+            rows = torch.arange(self.ids.shape[0], device=self.ids.device)[:, None]
+        positions = rows * visible + self.prompt_length + places
+        ids, mask = self.ids[:, :visible], self.attention_mask[:, :visible]
+        columns = None if window is None else window.columns
+        return self.policy.logits(ids, mask, positions, cache=cache, columns=columns)
+
+    def reveal(self, places: Int[Tensor, "rows places"], draw: Draw, step: int) -> None:
+        """Writes drawn tokens at places of each completion."""
+        self.ids.scatter_(1, places + self.prompt_length, draw.tokens)
+        self.reveal_step.scatter_(1, places, step)
+        self.log_prob.scatter_(1, places, draw.log_prob)
+
+    def reveal_where(self, start: int, chosen: Bool[Tensor, "rows block"], draw: Draw, step: int) -> None:
+        """Writes the chosen ones of tokens drawn at all places of a block."""
+        stop = start + chosen.shape[1]
+        first = self.prompt_length
+        for target, value in (
+            (self.ids[:, first + start : first + stop], draw.tokens),
+            (self.reveal_step[:, start:stop], torch.full_like(draw.tokens, step)),
+            (self.log_prob[:, start:stop], draw.log_prob),
+        ):
+            target.copy_(torch.where(chosen, value, target))
+
+    def mask_where(self, start: int, chosen: Bool[Tensor, "rows block"]) -> None:
+        """Masks the chosen places of a block again."""
+        stop = start + chosen.shape[1]
+        first = self.prompt_length
+        self.ids[:, first + start : first + stop].masked_fill_(chosen, self.policy.facts.mask_token_id)
+        self.reveal_step[:, start:stop].masked_fill_(chosen, -1)
+
+    def end_rows(self, start: int) -> Int[Tensor, " going"]:
+        """Fills rows that have an end token before place ``start`` with end tokens from there on; the other rows."""
+        ends = torch.tensor(self.policy.facts.end_token_ids, device=self.ids.device)
+        completions = self.ids[:, self.prompt_length :]
+        over = torch.isin(completions[:, :start], ends).any(1)
+        completions[:, start:] = torch.where(over[:, None], ends[:1], completions[:, start:])
+        return (~over).nonzero().squeeze(1)
+
+    def samples(self) -> Samples:
+        """The finished completions."""
+        return Samples(self.ids[:, self.prompt_length :], self.reveal_step, self.log_prob)

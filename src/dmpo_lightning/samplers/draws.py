@@ -1,0 +1,56 @@
+"""One candidate token per place: exact, from logits and keyed uniforms."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dmpo_lightning.functional.randomness import Purpose, fold_in, inverse_cdf, uniforms
+
+
+@dataclass
+class Draw:
+    """Tokens with their probabilities; of any shape."""
+
+    tokens: Int[Tensor, "*places"]
+    log_prob: Float[Tensor, "*places"]
+    """At the sampling temperature; 0 for greedy."""
+    confidence: Float[Tensor, "*places"]
+    """Probability of the token at temperature 1, whatever the sampling temperature."""
+
+    def at(self, index: Int[Tensor, "rows chosen"]) -> "Draw":
+        """The draws at some places of each row."""
+        return Draw(self.tokens.gather(1, index), self.log_prob.gather(1, index), self.confidence.gather(1, index))
+
+    def spread(self, masked: Bool[Tensor, "rows block"]) -> "Draw":
+        """Draws made at the masked places of a grid, in order, as a grid; what stands elsewhere means nothing."""
+        parts = (self.tokens, self.log_prob, self.confidence)
+        return Draw(*(part.new_zeros(masked.shape).masked_scatter_(masked, part) for part in parts))
+
+
+def step_uniforms(keys: Int[Tensor, " rows"], step: int, length: int) -> Float[Tensor, "rows length"]:
+    """The uniform of each place of a completion in a denoising step."""
+    return uniforms(fold_in(fold_in(keys, Purpose.TOKEN), step), length)
+
+
+def draw_tokens(
+    logits: Float[Tensor, "*places vocab"], uniform: Float[Tensor, "*places"], *, temperature: float
+) -> Draw:
+    """Exact draws from softmax(logits / temperature), one uniform each; temperature 0 takes the most likely token."""
+    highest, likeliest = logits.max(-1)
+    shifted = logits - highest[..., None]
+    if temperature == 0:
+        confidence = 1 / shifted.exp_().sum(-1)
+        return Draw(likeliest, torch.zeros_like(confidence), confidence)
+    tempered = shifted.exp_() if temperature == 1 else (shifted / temperature).exp_()
+    tokens = inverse_cdf(tempered, uniform)
+    log_prob = (_at(tempered, tokens) / tempered.sum(-1)).log()
+    if temperature == 1:
+        return Draw(tokens, log_prob, log_prob.exp())
+    own = _at(shifted, tokens).exp()
+    return Draw(tokens, log_prob, own / shifted.exp_().sum(-1))
+
+
+def _at(values: Float[Tensor, "*places vocab"], tokens: Int[Tensor, "*places"]) -> Float[Tensor, "*places"]:
+    return values.gather(-1, tokens[..., None]).squeeze(-1)

@@ -1,0 +1,180 @@
+"""Wide-in, narrow-out decoding (WINO, arXiv 2507.18578): many tokens at once, the doubtful ones taken back."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dmpo_lightning.policy import Policy
+from dmpo_lightning.samplers.base import Sampler, Samples
+from dmpo_lightning.samplers.canvas import Canvas
+from dmpo_lightning.samplers.draws import draw_tokens, step_uniforms
+
+ACCEPTED_SHARE, FEWEST_CAP, HIGHEST_CAP = 0.7, 5, 20
+"""A step accepts at most this share of a block's masked places, but may always accept 5, and never more than 20."""
+
+
+class WinoSampler(Sampler):
+    """Blocks from left to right; each step reveals all tokens above a low threshold and masks again what fails a check.
+
+    The check is made in the same forward: a *shadow* of each place of the block, a mask token at the same position that
+    sees everything but the token revealed there, gives that token's probability in the light of all others. Fewer
+    tokens are taken back than the step before revealed, so a block takes at most ``block_length`` steps.
+
+    Args:
+        block_length: positions per block; None takes the whole completion as one block.
+        threshold: reveal tokens above this probability, the best one in any case; in (0, 1].
+        verification_threshold: take back tokens whose shadow gives them less; in (0, 1].
+        temperature: of the exact categorical draw; 0 takes the most likely token.
+
+    Raises:
+        ValueError: impossible values; at the first call a model that is not native, or shifted (Dream), whose shadows
+            would see the token itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        block_length: int | None = None,
+        threshold: float = 0.6,
+        verification_threshold: float = 0.9,
+        temperature: float = 0.0,
+    ) -> None:
+        super().__init__(temperature=temperature)
+        if block_length is not None and block_length < 1:
+            raise ValueError(f"`block_length` must be at least 1, or null for one block, got {block_length}.")
+        for name, value in (("threshold", threshold), ("verification_threshold", verification_threshold)):
+            if not 0 < value <= 1:
+                raise ValueError(f"`{name}` must be a probability in (0, 1], got {value}.")
+        self.block_length, self.threshold = block_length, threshold
+        self.verification_threshold = verification_threshold
+
+    def validate(self, completion_length: int) -> None:
+        super().validate(completion_length)
+        if self.block_length and completion_length % self.block_length:
+            raise ValueError(
+                f"`completion_length` must be a multiple of `block_length`, got {completion_length} and "
+                f"{self.block_length}."
+            )
+
+    def validate_policy(self, policy: Policy) -> None:
+        if not policy.is_native or policy.lookback:
+            raise ValueError(
+                f"WinoSampler needs a native backbone whose logits stand at their own position (LLaDA), got "
+                f"{type(policy.model).__name__}; use ConfidenceSampler(threshold=...)."
+            )
+
+    def sample(
+        self,
+        policy: Policy,
+        prompt_ids: Int[Tensor, "rows prompt"],
+        prompt_mask: Bool[Tensor, "rows prompt"],
+        *,
+        completion_length: int,
+        keys: Int[Tensor, " rows"],
+    ) -> Samples:
+        self.validate_policy(policy)
+        canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length)
+        length = self.block_length or completion_length
+        for start in range(0, completion_length, length):
+            ShadowedBlock(self, canvas, keys, start, length).decode()
+        return canvas.samples()
+
+
+@dataclass
+class ShadowedBlock:
+    """One block of one call to `WinoSampler.sample`."""
+
+    sampler: WinoSampler
+    canvas: Canvas
+    keys: Int[Tensor, " rows"]
+    start: int
+    length: int
+
+    def decode(self) -> None:
+        """Unmasks the block's places, in at most as many steps."""
+        block = slice(self.start, self.start + self.length)
+        places = torch.arange(block.start, block.stop, device=self.keys.device).expand(len(self.keys), -1)
+        revealed_before = torch.full_like(self.keys, self.length)
+        for step in range(self.start, self.start + self.length):
+            masked = self.canvas.reveal_step[:, block] < 0
+            if not masked.any():
+                break
+            logits = self._logits(places, masked)
+            uniform = step_uniforms(self.keys, step, self.canvas.length)[:, block]
+            draw = draw_tokens(logits, uniform, temperature=self.sampler.temperature)
+            chosen = accepted(draw.confidence, masked, self.sampler.threshold)
+            verified = self._probability_of_tokens(logits, block)
+            doubtful = taken_back(
+                verified, masked, chosen, revealed_before, threshold=self.sampler.verification_threshold
+            )
+            self.canvas.reveal_where(self.start, chosen, draw, step)
+            self.canvas.mask_where(self.start, doubtful)
+            revealed_before = chosen.sum(1)
+
+    def _logits(self, places: Tensor, masked: Tensor) -> Float[Tensor, "rows block vocab"]:
+        """At each masked place itself, and at the shadow of each revealed one."""
+        canvas, total = self.canvas, self.canvas.ids.shape[1]
+        first = canvas.prompt_length + self.start
+        shadows = canvas.ids.new_full((len(self.keys), self.length), canvas.policy.facts.mask_token_id)
+        columns = torch.where(masked, places + canvas.prompt_length, places - self.start + total)
+        rows = torch.arange(len(self.keys), device=self.keys.device)[:, None]
+        position_ids = (canvas.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        return canvas.policy.logits(
+            torch.cat((canvas.ids, shadows), dim=1),
+            shadow_attention(canvas.attention_mask, first, self.length),
+            rows * (total + self.length) + columns,
+            position_ids=torch.cat((position_ids, position_ids[:, first : first + self.length]), dim=1),
+        )
+
+    def _probability_of_tokens(self, logits: Tensor, block: slice) -> Float[Tensor, "rows block"]:
+        """What the logits give the token that stands at each place; the mask token has none."""
+        first = self.canvas.prompt_length
+        tokens = self.canvas.ids[:, first + block.start : first + block.stop, None]
+        return (logits.gather(-1, tokens).squeeze(-1) - logits.logsumexp(-1)).exp()
+
+
+def shadow_attention(
+    attention_mask: Bool[Tensor, "rows total"], first: int, length: int
+) -> Bool[Tensor, "rows extended extended"]:
+    """Who sees whom once the shadows of ``length`` columns from ``first`` on are appended: no column sees a shadow, but
+    each shadow itself; a shadow sees every column except the one that it stands for.
+    """
+    rows, total = attention_mask.shape
+    own = torch.eye(length, dtype=torch.bool, device=attention_mask.device)
+    seen = attention_mask[:, None, :].repeat(1, total + length, 1)
+    seen[:, total:, first : first + length] &= ~own
+    shadows = torch.cat((own.new_zeros(total, length), own)).expand(rows, -1, -1)
+    return torch.cat((seen, shadows), dim=2)
+
+
+def accepted(
+    confidence: Float[Tensor, "rows block"], masked: Bool[Tensor, "rows block"], threshold: float
+) -> Bool[Tensor, "rows block"]:
+    """The candidates above the threshold, at least the best one and no more than the step's cap, the best first."""
+    candidates = confidence.masked_fill(~masked, -torch.inf)
+    cap = (masked.sum(1).double() * ACCEPTED_SHARE).long().clamp(FEWEST_CAP, HIGHEST_CAP)
+    count = (candidates > threshold).sum(1).clamp(min=1).minimum(cap)
+    return (_ranks(-candidates) < count[:, None]) & masked
+
+
+def taken_back(
+    verified: Float[Tensor, "rows block"],
+    masked: Bool[Tensor, "rows block"],
+    chosen: Bool[Tensor, "rows block"],
+    revealed_before: Int[Tensor, " rows"],
+    *,
+    threshold: float,
+) -> Bool[Tensor, "rows block"]:
+    """Revealed tokens below the threshold, the worst first and fewer than the step before revealed; none in rows that
+    reveal a single token now.
+    """
+    doubt = verified.masked_fill(masked, torch.inf)
+    worst = _ranks(doubt) < (revealed_before - 1)[:, None]
+    return (doubt < threshold) & worst & (chosen.sum(1, keepdim=True) > 1)
+
+
+def _ranks(values: Float[Tensor, "rows block"]) -> Int[Tensor, "rows block"]:
+    """The place of each value in its row's ascending order."""
+    return values.argsort(dim=1, stable=True).argsort(dim=1)

@@ -1,0 +1,46 @@
+"""Run by one or two processes: tests the embedded model on so many puzzles in batches of 3; every rank writes what it
+saw as JSON.
+"""
+
+import json
+import sys
+
+import torch
+from dmpo_runs import trainer
+from lightning.pytorch.strategies import DDPStrategy
+
+from dmpo_lightning import DMPO, WDCE, CompletionWriter, ConfidenceSampler, EvaluationReport, SudokuDataModule
+
+
+def main(processes: str, puzzles: str, output: str) -> None:
+    torch.set_num_threads(1)
+    data = SudokuDataModule(
+        tokenizer="sudoku_tiny",
+        prompts_per_buffer=1,
+        evaluation_batch_size=3,
+        blanks=(8, 12),
+        sizes={"test": int(puzzles)},
+        verifier="published",
+        prompt_template="{puzzle}",
+    )
+    module = DMPO(
+        "sudoku_tiny",
+        objective=WDCE(reward_temperature=0.1),
+        sampler=ConfidenceSampler(denoising_steps=5),
+        completion_length=20,
+        group_size=4,
+        micro_batch_size=4,
+        completions_per_prompt=4,
+    )
+    strategy = DDPStrategy(process_group_backend="gloo") if processes == "2" else "auto"
+    run = trainer(output, devices=int(processes), strategy=strategy, callbacks=[CompletionWriter(), EvaluationReport()])
+    run.test(module, data, verbose=False)
+    (result,) = module.results
+    logged = {name: float(value) for name, value in run.callback_metrics.items()}
+    facts = {"prompts": result.prompts, "means": result.means, "logged": logged}
+    with open(f"{output}/rank{run.global_rank}.json", "w") as file:
+        json.dump(facts, file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

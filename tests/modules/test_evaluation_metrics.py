@@ -1,0 +1,110 @@
+"""What an evaluation counts, by hand."""
+
+import math
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmpo_lightning.modules.metrics import MeanWithError, Throughput, majority, pass_at
+from dmpo_lightning.tasks import GSM8K, Math500
+from dmpo_lightning.tasks.base import Verdict
+from dmpo_lightning.tasks.latex import canonical, equivalent
+
+
+def mean_of(*batches, weights=None):
+    metric = MeanWithError()
+    for batch in batches:
+        metric.update(torch.tensor(batch), weights)
+    return tuple(map(float, metric.compute()))
+
+
+@pytest.mark.parametrize(
+    ("completions", "correct", "draws", "expected"),
+    [(4, 1, 1, 0.25), (4, 1, 2, 0.5), (4, 2, 2, 5 / 6), (4, 0, 4, 0.0), (4, 3, 2, 1.0), (4, 1, 4, 1.0)],
+)
+def test_pass_at_j_by_hand(completions, correct, draws, expected):
+    """4 completions, 1 correct: of the 6 pairs 3 hold it."""
+    found = pass_at(draws, correct=torch.tensor([correct]), completions=completions)
+    assert found.tolist() == pytest.approx([expected])
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=7), st.data())
+def test_pass_at_j_is_the_share_of_subsets_with_a_success(outcomes, data):
+    draws = data.draw(st.integers(1, len(outcomes)))
+    subsets = [any(subset) for subset in combinations(outcomes, draws)]
+    found = pass_at(draws, correct=torch.tensor([sum(outcomes)]), completions=len(outcomes))
+    assert float(found) == pytest.approx(sum(subsets) / len(subsets))
+
+
+@pytest.mark.parametrize(
+    ("ballots", "winner"),
+    [
+        (["7", "5", "5"], 1),
+        (["7", "5", "5", "7"], 0),
+        ([None, None, "5"], 2),
+        ([None, "5", "7"], 1),
+        ([None, None], None),
+        ([], None),
+    ],
+)
+def test_the_most_frequent_answer_wins_and_ties_go_to_the_first(ballots, winner):
+    assert majority(ballots) == winner
+
+
+def test_answers_that_mean_the_same_vote_together():
+    texts = ["<answer>41</answer>", "<answer>$42</answer>", "<answer>42.0</answer>", "no idea\nat all"]
+    verdicts = [GSM8K().verify({"answer": "42"}, text) for text in texts]
+    assert verdicts[1].answer != verdicts[2].answer
+    assert majority([verdict.ballot for verdict in verdicts]) == 1
+    assert verdicts[3].ballot is None
+    fractions = [Math500().verify({"answer": "1"}, f"\\boxed{{{text}}}").ballot for text in (r"\frac12", "0.5", "1/2")]
+    assert len(set(fractions)) == 1
+
+
+def test_zero_is_an_answer_and_an_empty_text_is_none():
+    assert Verdict(0.0, correct=False).ballot == 0
+    assert Verdict("", correct=False).ballot is None
+
+
+@pytest.mark.parametrize("first", ["1/2", r"\frac{1}{2}", "(1, 2)", "x=3", "x^2+1", "0", ""])
+@pytest.mark.parametrize("second", ["0.5", r"\dfrac12", "(1,2)", "3", "x^{2} + 1", "00", "a"])
+def test_canonical_forms_are_equal_exactly_for_equivalent_answers(first, second):
+    assert (canonical(first) == canonical(second)) == equivalent(first, second)
+
+
+def test_the_standard_error_takes_prompts_as_the_unit():
+    """Prompt means 1 and 0: sqrt(1/4 / 2), whatever the number of completions; eight prompts: sqrt(1/4 / 8)."""
+    assert mean_of([[1.0] * 4, [0.0] * 4]) == pytest.approx((0.5, math.sqrt(1 / 8)))
+    assert mean_of([[1.0], [0.0]]) == pytest.approx((0.5, math.sqrt(1 / 8)))
+    assert mean_of([[1.0]] * 4 + [[0.0]] * 4) == pytest.approx((0.5, math.sqrt(1 / 32)))
+
+
+def test_completions_that_disagree_within_every_prompt_leave_no_error():
+    assert mean_of([[1.0, 0.0], [0.0, 1.0]]) == (0.5, 0.0)
+
+
+def test_batches_do_not_matter():
+    rows = [[1.0], [0.0], [0.5], [1.0], [0.25]]
+    assert mean_of(rows[:2], rows[2:]) == pytest.approx(mean_of(rows))
+
+
+def test_what_does_not_apply_is_left_out():
+    nan = math.nan
+    assert mean_of([[1.0, nan], [nan, nan], [0.0, 0.0]]) == pytest.approx(mean_of([[1.0], [0.0]]))
+    assert all(map(math.isnan, mean_of([[nan]])))
+
+
+def test_weights_give_the_ratio_of_sums():
+    """6 of 8 and 1 of 2 cells: 7/10. Error sqrt((8 x .05)^2 + (2 x .2)^2) / 10."""
+    found = mean_of([[6 / 8], [1 / 2]], weights=torch.tensor([8.0, 2.0]))
+    assert found == pytest.approx((0.7, math.sqrt(0.4**2 + 0.4**2) / 10))
+
+
+def test_throughput_counts_prompts_and_tokens_per_second():
+    metric = Throughput()
+    metric.update(prompts=2, tokens=60, seconds=1.0)
+    metric.update(prompts=1, tokens=30, seconds=0.5)
+    assert tuple(map(float, metric.compute())) == (3.0, 60.0)
