@@ -27,6 +27,7 @@ _HOMES = {
     "GSM8KDataModule": "data.tasks",
     "Math500DataModule": "data.tasks",
     "CountdownDataModule": "data.tasks",
+    "MixtureDataModule": "data.mixture",
     "DemonstrationsDataModule": "data.demonstrations",
     "Reward": "rewards",
     "CombinedScore": "score_functions",

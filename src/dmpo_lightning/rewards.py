@@ -142,6 +142,10 @@ class Reward:
         failures = sum(isinstance(outcome, Exception) for outcome in outcomes)
         return Scores(components, self._total(components), failures)
 
+    def parts(self, examples: Sequence[Example]) -> "dict[str, tuple[Reward, list[int]]]":
+        """Of a mixture of tasks, each task's reward and the places of its examples; empty where there are no parts."""
+        return {}
+
     def close(self) -> None:
         """Ends the worker processes, which otherwise end with the interpreter; the next call starts new ones."""
         if self._pool is not None:
