@@ -2,6 +2,7 @@ SEED ?= 0
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+WORKERS ?= 2
 
 .PHONY: demo test test-all lint types clean
 
@@ -14,10 +15,10 @@ demo: .venv/.installed  ## DMPO on 4x4 Sudoku from the embedded base
 	$(BIN)/dmpo-lightning fit --config sudoku_tiny.yaml --seed_everything $(SEED) $(ARGS)
 
 test: .venv/.installed  ## the fast tier
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) $(ARGS)
 
 test-all: .venv/.installed  ## everything
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -1,10 +1,19 @@
+import copy
 import logging
+import math
+import pickle
+import threading
 
 import jaxtyping
 import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentParser
 
+import worker_functions
+from dmpo_lightning import CombinedScore
 from dmpo_lightning.rewards import Reward
-from dmpo_lightning.tasks import GSM8K, Sudoku
+from dmpo_lightning.tasks import GSM8K, LatinSquareDemonstrations, Sudoku
 
 EXAMPLES = [{"word": "a"}, {"word": "b"}]
 TEXTS = [["a", "aa", "xx"], ["b", "a", ""]]
@@ -58,10 +67,22 @@ def test_components_may_be_whole_numbers_or_truth_values(monkeypatch, number):
     assert scores.total.is_floating_point()
 
 
-def test_a_component_that_some_completions_lack_is_zero_there():
-    scores = Reward(lambda example, completion: {"a": 1.0} if completion == "a" else {"b": 2.0})(EXAMPLES, TEXTS)
-    assert scores.components["a"].tolist() == [[1, 0, 0], [0, 1, 0]]
+def one_or_the_other(example, completion):
+    return {"a": 1.0} if completion == "a" else {"b": 2.0}
+
+
+def test_a_component_that_some_completions_lack_is_not_a_number_there_and_not_in_the_sum():
+    scores = Reward(one_or_the_other)(EXAMPLES, TEXTS)
+    assert scores.components["a"].nan_to_num(-1).tolist() == [[1, -1, -1], [-1, 1, -1]]
+    assert scores.components["b"].nan_to_num(-1).tolist() == [[-1, 2, 2], [2, -1, 2]]
     assert scores.total.tolist() == [[1, 2, 2], [2, 1, 2]]
+    assert scores.failures == 0
+
+
+def test_a_later_call_may_lack_a_weighted_component():
+    reward = Reward(one_or_the_other, weights={"a": 1.0, "b": 3.0})
+    assert reward(EXAMPLES, TEXTS).total.tolist() == [[1, 6, 6], [6, 1, 6]]
+    assert reward(EXAMPLES, [["a"], ["a"]]).total.tolist() == [[1], [1]]
 
 
 def test_weights_of_a_component_that_is_not_returned_are_an_error_that_lists_what_is():
@@ -75,17 +96,167 @@ def test_accuracy_is_the_reward_itself_unless_named():
 
 
 def test_the_reward_of_a_task_is_its_score():
-    task = Sudoku(sizes={"train": 2})
+    task = Sudoku(sizes={"train": 2}, verifier="verified")
     reward = Reward.of_task(task, {"solved": 1.0})
     examples = task.examples("train")
     scores = reward(examples, [[example["solution"], ""] for example in examples])
     assert scores.total.tolist() == [[1, 0], [1, 0]]
-    assert reward.accuracy == "solved"
+    assert reward.accuracy == "correct"
+    assert reward.verify is not None
+    assert reward.verify(examples[0], examples[0]["solution"]).correct
+
+
+def test_a_task_without_an_answer_check_gives_none():
+    assert Reward.of_task(LatinSquareDemonstrations()).verify is None
+
+
+def test_the_settings_of_a_task_reward_are_those_of_its_call():
+    reward = Reward.of_task(Sudoku(), failure_score=-1.0, max_failure_share=1.0, workers=1, time_limit=30.0)
+    scores = reward([{"puzzle": "0" * 16, "solution": "1" * 16}, {"puzzle": "0" * 16}], [["1" * 16], ["1" * 16]])
+    assert scores.total.tolist() == [[2], [-2]]
+    reward.close()
 
 
 def test_examples_and_completions_must_be_equally_many():
     with pytest.raises(ValueError, match=r"argument 2 is (shorter|longer)"):
         Reward(components)(EXAMPLES, TEXTS[:1])
+
+
+# Several functions ---------------------------------------------------------------------------------------------------
+
+
+def test_combined_functions_are_components_by_name():
+    score = CombinedScore({"long": worker_functions.Longer(1), "half": worker_functions.half, "words": components})
+    scores = Reward(score, weights={"long": 1.0, "half": 2.0, "words/count": -1.0})(EXAMPLES, TEXTS)
+    assert list(scores.components) == ["long", "half", "words/count", "words/length"]
+    assert scores.total.tolist() == [[0, 0, 2], [0, 1, 1]]
+
+
+def test_combining_nothing_is_an_error():
+    with pytest.raises(ValueError, match="at least one score function"):
+        CombinedScore({})
+
+
+def from_yaml(text: str) -> Reward:
+    parser = ArgumentParser()
+    parser.add_argument("--reward", type=Reward)
+    return parser.instantiate(parser.parse_object({"reward": yaml.safe_load(text)})).reward
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        "worker_functions.half",
+        "{class_path: worker_functions.Longer, init_args: {than: 1}}",
+        "{class_path: dmpo_lightning.CombinedScore, init_args: {functions: {short: worker_functions.half, long: "
+        "{class_path: worker_functions.Longer, init_args: {than: 1}}}}}",
+    ],
+    ids=["function", "class", "several"],
+)
+def test_score_functions_are_named_in_yaml(score):
+    reward = from_yaml(f"class_path: dmpo_lightning.Reward\ninit_args:\n  score: {score}")
+    long = [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+    expected = {"half": [[0.5] * 3] * 2, "Longer": long, "CombinedScore": [[x + 0.5 for x in row] for row in long]}
+    name = getattr(reward.score, "__name__", type(reward.score).__name__)
+    assert reward(EXAMPLES, TEXTS).total.tolist() == expected[name]
+
+
+def test_weights_and_workers_are_named_in_yaml():
+    text = """
+    class_path: dmpo_lightning.Reward
+    init_args:
+      score: {class_path: dmpo_lightning.CombinedScore, init_args: {functions: {half: worker_functions.half}}}
+      weights: {half: 3.0}
+      workers: 1
+      time_limit: 20
+    """
+    reward = from_yaml(text)
+    assert reward(EXAMPLES, TEXTS).total.tolist() == [[1.5] * 3] * 2
+    reward.close()
+
+
+# Batches --------------------------------------------------------------------------------------------------------------
+
+
+def test_batched_scoring_is_one_call_with_all_completions():
+    scores = Reward(worker_functions.score_batch, batched=True)(EXAMPLES, TEXTS)
+    assert scores.total.tolist() == [[6, 6, 6], [6, 6, 6]]
+
+
+def test_batched_scoring_may_fail_on_one_completion():
+    scores = Reward(worker_functions.score_batch, batched=True)(EXAMPLES, [["a", "nan"], ["a", "b"]])
+    assert scores.total.tolist() == [[4, 0], [4, 4]]
+    assert scores.failures == 1
+
+
+@pytest.mark.parametrize("text", ["one too few", "fail: raise"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batched_scoring_that_raises_or_miscounts_fails_on_all(text, workers):
+    reward = Reward(worker_functions.score_batch, batched=True, workers=workers, failure_score=-1.0)
+    scores = reward(EXAMPLES, [["a", text], ["a", "b"]])
+    assert scores.failures == 4
+    assert scores.total.tolist() == [[-1, -1], [-1, -1]]
+    reward.close()
+
+
+# Workers --------------------------------------------------------------------------------------------------------------
+
+
+def test_workers_change_no_score():
+    here, there = Reward(worker_functions.score), Reward(worker_functions.score, workers=2, time_limit=60.0)
+    expected, scores = here(EXAMPLES, TEXTS), there(EXAMPLES, TEXTS)
+    assert list(scores.components) == list(expected.components)
+    assert torch.equal(scores.total, expected.total)
+    there.close()
+
+
+def test_what_takes_too_long_or_ends_its_worker_fails_alone(caplog):
+    reward = Reward(worker_functions.score, workers=2, time_limit=2.0)
+    scores = reward(EXAMPLES, [["a", "fail: sleep 60"], ["fail: exit 3", "b"]], [70, 71])
+    assert scores.failures == 2
+    assert scores.total.tolist() == [[2, 0], [0, 2]]
+    assert "completion of prompt 70, which scores 0: TimeLimitError('the call took longer than the time" in caplog.text
+    assert "completion of prompt 71, which scores 0: WorkerDiedError(" in caplog.text
+    reward.close()
+
+
+def test_the_time_limit_of_batched_scoring_is_one_for_all():
+    reward = Reward(worker_functions.score_batch, batched=True, workers=1, time_limit=1.0)
+    assert reward(EXAMPLES, [["a", "fail: sleep 60"], ["a", "b"]]).failures == 4
+    reward.close()
+
+
+def test_a_reward_with_workers_is_copied_pickled_and_called_from_a_thread():
+    reward = Reward(worker_functions.score, workers=1)
+    expected = reward(EXAMPLES, TEXTS).total.tolist()
+    totals = []
+    for other in (copy.deepcopy(reward), pickle.loads(pickle.dumps(reward))):
+        thread = threading.Thread(target=lambda other=other: totals.append(other(EXAMPLES, TEXTS).total.tolist()))
+        thread.start()
+        thread.join()
+        other.close()
+    assert totals == [expected, expected]
+    reward.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"time_limit": 1.0}, "`time_limit` 1.0 needs worker processes"),
+        ({"workers": 2, "batched": True}, "pass 1"),
+        ({"workers": -1}, "`workers` must be at least 1"),
+        ({"workers": 1, "time_limit": 0.0}, "`time_limit` must be a positive"),
+        ({"failure_score": math.nan}, "`failure_score` must be finite"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_at_construction(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Reward(worker_functions.score, **settings)
+
+
+def test_a_function_that_no_worker_could_import_is_refused_at_construction():
+    with pytest.raises(ValueError, match="`score` must be picklable"):
+        Reward(lambda example, completion: 0.0, workers=1)
 
 
 # Failures -------------------------------------------------------------------------------------------------------------
@@ -100,6 +271,33 @@ def test_a_completion_on_which_scoring_raises_gets_zero_and_is_counted(caplog):
     assert "KeyError('aa')" in caplog.text
 
 
+def test_failures_name_their_prompts_and_only_a_few_are_told_in_full(caplog):
+    reward = Reward(failing_on("a", "aa", "b", ""), max_failure_share=1.0)
+    with caplog.at_level(logging.WARNING):
+        assert reward(EXAMPLES, TEXTS, [17, 1234]).failures == 5
+    assert [record.getMessage() for record in caplog.records] == [
+        "The reward failed on a completion of prompt 17, which scores 0: KeyError('a')",
+        "The reward failed on a completion of prompt 17, which scores 0: KeyError('aa')",
+        "The reward failed on a completion of prompt 1234, which scores 0: KeyError('b')",
+        "The reward failed on 2 more completions, of prompts [1234].",
+    ]
+
+
+def test_the_failure_score_counts_in_every_component_and_the_total():
+    scores = Reward(failing_on("aa"), weights={"count": 2.0, "length": 1.0}, failure_score=-1.0)(EXAMPLES, TEXTS)
+    assert scores.components["count"].tolist() == [[1, -1, 0], [1, 0, 0]]
+    assert scores.total.tolist() == [[3, -3, 2], [3, 1, 0]]
+
+
+def test_where_every_completion_fails_the_total_is_that_of_failures():
+    everything = failing_on("a", "aa", "xx", "b", "")
+    weighted = Reward(everything, weights={"count": 2.0, "length": 1.0}, failure_score=-1.0, max_failure_share=1.0)
+    assert weighted(EXAMPLES, TEXTS).total.tolist() == [[-3, -3, -3], [-3, -3, -3]]
+    assert Reward(everything, failure_score=-1.0, max_failure_share=1.0)(EXAMPLES, TEXTS).total.unique().tolist() == [
+        -1
+    ]
+
+
 @pytest.mark.parametrize(("share", "is_error"), [(0.02, False), (0.01, True), (0.0, True), (1.0, False)])
 def test_more_failures_than_the_share_are_an_error_and_as_many_are_not(share, is_error):
     """Two of the six completions fail; a share is taken of at least 100."""
@@ -107,7 +305,7 @@ def test_more_failures_than_the_share_are_an_error_and_as_many_are_not(share, is
     if not is_error:
         assert reward(EXAMPLES, TEXTS).failures == 2
         return
-    with pytest.raises(RuntimeError, match="The reward failed on 2 of 6 completions") as caught:
+    with pytest.raises(RuntimeError, match=r"The reward failed on 2 of 6 completions.*of prompt 1") as caught:
         reward(EXAMPLES, TEXTS)
     assert isinstance(caught.value.__cause__, KeyError)
 

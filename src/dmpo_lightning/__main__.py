@@ -1,5 +1,6 @@
 """The command ``dmpo-lightning``. Answers what needs no torch by itself and leaves the rest to the Lightning CLI."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -35,6 +36,8 @@ options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for tasks and rewards by dotted path; last, so that it hides nothing
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
     elif arguments[0] == "--version":

@@ -146,7 +146,7 @@ def score_completions(
 ) -> tuple[Scores, list[str]]:
     """Decodes completions and scores them."""
     texts = policy.decode(completion_ids)
-    return reward(prompts.examples, grouped(texts, group_size)), texts
+    return reward(prompts.examples, grouped(texts, group_size), prompts.prompt_index.tolist()), texts
 
 
 def grouped(texts: list[str], group_size: int) -> list[list[str]]:

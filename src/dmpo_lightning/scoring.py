@@ -10,6 +10,7 @@ from typing import Any
 
 from dmpo_lightning.data.sources import load_file
 from dmpo_lightning.tasks import GSM8K, Countdown, Math500, Sudoku, Task, Verdict
+from dmpo_lightning.tasks.benchmark import Benchmark
 
 TASKS: dict[str, type[Task]] = {"gsm8k": GSM8K, "math500": Math500, "countdown": Countdown, "sudoku": Sudoku}
 
@@ -17,7 +18,7 @@ TASKS: dict[str, type[Task]] = {"gsm8k": GSM8K, "math500": Math500, "countdown":
 def run(arguments: Sequence[str]) -> None:
     """The command; raises ValueError for what a user can mend."""
     options = _parser().parse_args(arguments)
-    task = make_task(options.task, options.verifier)
+    task = make_task(options.task, options.verifier, algebra=options.algebra)
     summary = {"task": options.task, "rewards": options.verifier} | score_file(task, Path(options.file))
     if options.json:
         print(json.dumps(summary))
@@ -32,14 +33,18 @@ def run(arguments: Sequence[str]) -> None:
         )
 
 
-def make_task(name: str, verifier: str) -> Task:
+def make_task(name: str, verifier: str, *, algebra: bool = False) -> Task:
     """A task by its short name or its dotted path, with that answer check if it takes one.
 
     Raises:
-        ValueError: no such task.
+        ValueError: no such task, or computer algebra for another check than the verified one of math500.
     """
     task = TASKS.get(name) or _imported(name)
-    takes_verifier = "verifier" in inspect.signature(task).parameters
+    if algebra:
+        if task is not Math500 or verifier != "verified":
+            raise ValueError(f"`--algebra` needs --task math500 and --verifier verified, got {name} and {verifier}.")
+        return Math500(verifier="verified", algebra=True)
+    takes_verifier = issubclass(task, Benchmark) or "verifier" in inspect.signature(task).parameters
     return task(**({"verifier": verifier} if takes_verifier else {}))
 
 
@@ -109,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dmpo-lightning score", description=__doc__, allow_abbrev=False)
     parser.add_argument("--task", required=True, help=f"{', '.join(TASKS)}, or the dotted path of a Task class")
     parser.add_argument("--verifier", choices=("published", "verified"), default="verified", help="the answer check")
+    parser.add_argument("--algebra", action="store_true", help="math500: also compare by math-verify")
     parser.add_argument("--file", required=True, help="completions, one JSON object per line")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser

@@ -38,16 +38,16 @@ def answered(text: str, *, verifier: str):
 def test_the_spelled_text_is_what_is_evaluated():
     found = answered("<answer>1234341221434321</answer><|eot_id|><|endoftext|>", verifier="published")
     assert found.completions == [["<answer>1234341221434321</answer><|eot_id|>"]]
-    assert found.scores["accuracy"].tolist() == [[1.0]]
-    assert found.measures["effective_length"].tolist() == [[18.0]]
-    assert found.measures["truncated"].tolist() == [[0.0]]
+    assert found.values.scores["accuracy"].tolist() == [[1.0]]
+    assert found.values.measures["effective_length"].tolist() == [[18.0]]
+    assert found.values.measures["truncated"].tolist() == [[0.0]]
 
 
 def test_an_unclosed_answer_ends_at_the_end_of_the_turn_for_the_published_check():
     """Text without special tokens has no end that the published patterns know: it would find no answer."""
     found = answered("<answer>1234 3412 2143 4321\n<|eot_id|><|endoftext|>", verifier="published")
     assert found.verdicts[0][0].answer == "1234341221434321"
-    assert found.scores["correct"].tolist() == found.scores["accuracy"].tolist() == [[1.0]]
+    assert found.values.scores["correct"].tolist() == found.values.scores["accuracy"].tolist() == [[1.0]]
     stripped = Sudoku(verifier="published").score(PUZZLE, "<answer>1234 3412 2143 4321\n")
     assert stripped["correct"] == 0
 
@@ -68,17 +68,17 @@ def test_training_components_see_no_special_tokens():
 
 def test_without_an_end_token_a_completion_is_truncated():
     found = answered("<answer>1234", verifier="published")
-    assert found.measures["truncated"].tolist() == [[1.0]]
-    assert found.measures["effective_length"].tolist() == [[5.0]]
+    assert found.values.measures["truncated"].tolist() == [[1.0]]
+    assert found.values.measures["effective_length"].tolist() == [[5.0]]
     assert found.completions == [["<answer>1234"]]
 
 
 def test_cells_are_a_share_of_the_blanks_and_weighted_by_them():
     """Of the blanks 3, 1, 2, 1 the answer has the first two."""
     found = answered("<answer>1234341021434320</answer><|eot_id|>", verifier="published")
-    assert found.scores["correct_cells"].tolist() == [[0.5]]
-    assert found.weights["accuracy"].tolist() == [4.0]
-    assert "accuracy" not in answered("<answer></answer><|eot_id|>", verifier="verified").weights
+    assert found.values.scores["correct_cells"].tolist() == [[0.5]]
+    assert found.values.weights["accuracy"].tolist() == [4.0]
+    assert "accuracy" not in answered("<answer></answer><|eot_id|>", verifier="verified").values.weights
 
 
 def texts(policy, completions):
@@ -113,10 +113,10 @@ def test_votes_are_counted_by_the_answer_check():
     without_check = evaluated(
         policy, batch, Reward(task.score, accuracy=task.accuracy), completions=5, completion_length=length
     )
-    assert list(without_check.votes) == ["pass@1", "pass@2", "pass@4"]
+    assert list(without_check.values.votes) == ["pass@1", "pass@2", "pass@4"]
     found = evaluated(policy, batch, reward, completions=5, completion_length=length)
-    assert list(found.votes) == ["pass@1", "pass@2", "pass@4", "majority"]
-    assert [value.tolist() for value in found.votes.values()] == [[[1.0]]] * 4
+    assert list(found.values.votes) == ["pass@1", "pass@2", "pass@4", "majority"]
+    assert [value.tolist() for value in found.values.votes.values()] == [[[1.0]]] * 4
 
 
 def logged(tmp_path, **options):

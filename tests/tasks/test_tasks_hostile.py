@@ -1,14 +1,21 @@
-"""No text, however hostile, raises, hangs or scores outside its range."""
+"""No text, however hostile, raises, hangs or scores outside its range; and what is searched fast finds what the
+published patterns find.
+"""
 
 import json
 import math
+import re
 import time
+from itertools import product
 
+import published_by_regex as by_regex
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmpo_lightning.tasks import GSM8K, Countdown, Math500, Sudoku
+from dmpo_lightning.tasks import GSM8K, Countdown, Math500, Sudoku, formats, gsm8k, hendrycks, sudoku_answers
+from dmpo_lightning.tasks.answers import first_block, last_block, last_boxed
+from dmpo_lightning.tasks.countdown import published_expression
 
 EXAMPLES = {
     GSM8K: {"question": "?", "answer": "42"},
@@ -25,16 +32,22 @@ HOSTILE = {
     "open parentheses": "(" * 10_000,
     "signs": "-" * 10_000 + "1",
     "digits": "9" * MEGABYTE,
+    "a megabyte of open parentheses": "(" * MEGABYTE,
+    "a megabyte of parentheses": "(" * (MEGABYTE // 2) + ")" * (MEGABYTE // 2),
     "unicode digits": "٣" * 50 + "²½𝟗",
     "nested boxes": "\\boxed{" * 5_000 + "1" + "}" * 5_000,
     "open boxes": "\\boxed{" * (MEGABYTE // 7),
+    "full boxes": "\\boxed{a}" * (MEGABYTE // 9),
+    "open braces": "{" * MEGABYTE,
+    "braces": "{}" * (MEGABYTE // 2),
     "closed braces": "}" * MEGABYTE,
     "open answers": "<answer>" * (MEGABYTE // 8),
     "closed answers": "</answer>" * (MEGABYTE // 9),
     "reasoning": "<reasoning>" + "</reasoning><answer>" * (MEGABYTE // 20),
+    "open reasoning": "<reasoning>\n" * (MEGABYTE // 12),
     "fences": "<answer>" + "``` " * (MEGABYTE // 4),
     "blanks": "<answer>```" + " " * MEGABYTE,
-    "null bytes": "\x00" * 1000,
+    "null bytes": "\x00" * MEGABYTE,
     "fractions": "\\frac" * (MEGABYTE // 5),
     "fractions of digits": "\\frac12" * (MEGABYTE // 7),
     "roots": "\\sqrt" * (MEGABYTE // 5),
@@ -67,17 +80,32 @@ def test_a_hostile_text_is_scored(text, variant):
         check(wrapper.format(text), variant)
 
 
+def fastest(call, argument, *, enough: float, attempts: int = 8) -> float:
+    """Processor seconds of the fastest of several calls; the first that is fast enough ends them."""
+    best = math.inf
+    for _ in range(attempts):
+        start = time.process_time()
+        call(argument)
+        best = min(best, time.process_time() - start)
+        if best < enough:
+            break
+    return best
+
+
+def checks(variant):
+    """Every score and every answer check, by name."""
+    for task, example in tasks(variant):
+        yield f"{type(task).__name__} rewards", lambda text, f=task.score, e=example: f(e, text)
+        yield f"{type(task).__name__} verifier", lambda text, f=task.verify, e=example: f(e, text)
+
+
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("variant", ["published", "verified"])
-@pytest.mark.parametrize("name", ["a tower of powers", "nines", "division by zero", "parentheses", "nested boxes"])
-def test_what_is_short_and_hostile_takes_50_milliseconds_at_most(name, variant):
-    for wrapper in WRAPPERS:
-        for task, example in tasks(variant):
-            durations = []
-            for _ in range(3):
-                start = time.process_time()
-                task.score(example, wrapper.format(HOSTILE[name]))
-                durations.append(time.process_time() - start)
-            assert min(durations) < 0.05
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_every_check_takes_less_than_50_milliseconds(text, variant):
+    """Demanded of the project, so timed in spite of the rule against it; on the processor, and the best of eight."""
+    for wrapper, (name, check) in product(("{}", "<answer>\\boxed{{{}}}</answer>"), checks(variant)):
+        assert fastest(check, wrapper.format(text), enough=0.05) < 0.05, (name, wrapper)
 
 
 @pytest.fixture(scope="module")
@@ -86,21 +114,85 @@ def completions(test_data):
     return [json.loads(line)["completion"] for file in files for line in file.read_text().splitlines()[:40]]
 
 
+CHANGES = [
+    ("\n", " "),
+    ("</answer>", ""),
+    ("}", ""),
+    ("1", "1,"),
+    (" ", "\n"),
+    ("{", "{{"),
+    ("\\boxed{", "\\boxed{{"),
+    ("\\boxed{", "\\boxed "),
+    ("\\boxed{", "\\fbox{\n"),
+    ("<answer>", "</answer><answer>"),
+    ("<answer>", "\n<answer>\n"),
+    ("</answer>", "\n</answer>\n"),
+    ("</answer>", "<|eot_id|></answer>"),
+    ("<answer>", "```\n<answer>```"),
+    ("\n<answer>", "<answer>"),
+    ("<reasoning>", ""),
+    ("=", " = "),
+    ("\\frac{", "\\frac"),
+]
+TAGS = re.compile(r"(</?(?:reasoning|answer)>|\\boxed\{|\n)")
+
+
+def mutated(data, completions: list[str]) -> str:
+    """A real completion after some of: cut, joined, reformatted, a tag moved, a piece repeated."""
+    text = data.draw(st.sampled_from(completions))
+    for change in data.draw(st.lists(st.sampled_from(["cut", "join", "replace", "move", "repeat"]), max_size=4)):
+        start, end = sorted(data.draw(st.integers(0, len(text))) for _ in range(2))
+        pieces = TAGS.split(text)
+        if change == "cut":
+            text = text[start:end]
+        elif change == "join":
+            text = text[:end] + data.draw(st.sampled_from(completions))
+        elif change == "replace":
+            text = text.replace(*data.draw(st.sampled_from(CHANGES)))
+        elif change == "move":
+            place = data.draw(st.integers(0, len(pieces) - 1))
+            text = "".join(pieces[:place] + pieces[place + 1 :]) + pieces[place]
+        else:
+            text = text[:end] + text[start:end] + text[end:]
+    return text[:5000]
+
+
+def agrees_with_the_patterns(text: str) -> None:
+    """Every fast search of the published variants, against its pattern."""
+    assert repr(gsm8k.published_answer(text)) == repr(by_regex.gsm8k_answer(text))  # nan is not equal to itself
+    assert formats.published_tag_counts(text) == pytest.approx(by_regex.gsm8k_tags(text), abs=1e-9)
+    found = formats.published_soft_format(text), formats.published_strict_format(text)
+    assert found == by_regex.gsm8k_format(text)
+    assert last_boxed(text) == by_regex.last_boxed(text)
+    block = re.search("<answer>(.*?)</answer>", text, re.DOTALL)
+    assert (first_block(text), last_block(text)) == (block and block[1], by_regex.last_answer(text))
+    assert sudoku_answers.published_answer(text) == by_regex.sudoku_answer(text)
+    assert sudoku_answers.first_digits(text) == "".join(re.findall("[0-9]", text))[:16]
+    assert published_expression(text) == by_regex.equation(text)
+    for other in (text[:-1], text[1:], text.replace(" ", ""), "\\frac{1}{2}", "3"):
+        assert hendrycks.equivalent(text, other) == by_regex.equivalent(text, other)
+
+
 @pytest.mark.timeout(120)
-@settings(max_examples=60, deadline=2000)
-@given(st.data(), st.sampled_from(["published", "verified"]))
-def test_real_completions_cut_joined_and_reformatted_are_scored(completions, data, variant):
-    first, second = (data.draw(st.sampled_from(completions)) for _ in range(2))
-    changes = [("\n", " "), ("</answer>", ""), ("}", ""), ("1", "1,"), (" ", "\n"), ("{", "{{")]
-    old, new = data.draw(st.sampled_from(changes))
-    check((first[: data.draw(st.integers(0, len(first)))] + second).replace(old, new), variant)
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_real_completions_cut_joined_and_reformatted_are_scored(completions, data):
+    text = mutated(data, completions)
+    check(text, data.draw(st.sampled_from(["published", "verified"])))
+
+
+@pytest.mark.timeout(200)
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_published_checks_agree_with_their_patterns_on_mutated_completions(completions, data):
+    agrees_with_the_patterns(mutated(data, completions))
 
 
 WORDS = """
 <reasoning> </reasoning> <answer> </answer> \\boxed{ \\boxed \\fbox{ \\frac \\sqrt \\text{ } { $ ( ) ** // / * + - = . ,
-99 98 97 42 1/2 0 ٣ ² \x00 1234341221434321 ``` <|eot_id|> <|endoftext|> \\div \\% \\left
+99 98 97 42 1/2 0 ٣ ² nan -inf 1_0 1e5 .5 \x00 1234341221434321 ``` <|eot_id|> <|endoftext|> \\div \\% \\left
 """
-FRAGMENTS = st.sampled_from([*WORDS.split(), "\n", " ", "\\boxed ", "\\text{ "])
+FRAGMENTS = st.sampled_from([*WORDS.split(), "\n", " ", "\\boxed ", "\\text{ ", "</reasoning>\n<answer>\n"])
 
 
 @pytest.mark.timeout(120)
@@ -108,3 +200,31 @@ FRAGMENTS = st.sampled_from([*WORDS.split(), "\n", " ", "\\boxed ", "\\text{ "])
 @given(st.one_of(st.text(), st.lists(FRAGMENTS, max_size=30).map("".join)), st.sampled_from(["published", "verified"]))
 def test_any_text_is_scored(text, variant):
     check(text, variant)
+
+
+@pytest.mark.timeout(200)
+@settings(max_examples=600, deadline=None)
+@given(st.one_of(st.text(max_size=60), st.lists(FRAGMENTS, max_size=20).map("".join)))
+def test_published_checks_agree_with_their_patterns_on_any_text(text):
+    agrees_with_the_patterns(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text("{}a\u00e9", max_size=60), st.integers(0, 40), st.integers(0, 600))
+def test_the_closing_brace_is_found_at_any_depth_and_distance(text, depth, distance):
+    boxed = "\\boxed" + "{" * depth + "x" * distance + text + "}" * depth
+    assert last_boxed(boxed) == by_regex.last_boxed(boxed)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from([".", "-", "1", "23", "4.5", " ", "a", "\u0663"]), max_size=12).map("".join))
+def test_the_last_number_is_that_of_a_search_from_the_left(text):
+    tagged = f"<answer>{text}</answer>"
+    assert repr(gsm8k.published_answer(tagged)) == repr(by_regex.gsm8k_answer(tagged))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([1, 7, 15, 16, 17, 32]), st.sampled_from([" ", "a", "\n", "-"])), max_size=8))
+def test_a_word_of_16_digits_is_found_wherever_it_stands(words):
+    text = "".join("1" * length + separator for length, separator in words)
+    assert sudoku_answers.published_answer(text) == by_regex.sudoku_answer(text)

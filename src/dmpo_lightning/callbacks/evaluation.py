@@ -1,6 +1,9 @@
 """The table of an evaluation, with all that makes its numbers comparable."""
 
 import json
+import math
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.modules.metrics import EvaluationResult
 from dmpo_lightning.samplers import Sampler
+
+NOTHING = (math.nan, math.nan)
+"""Mean and error of a task of which no example was evaluated."""
 
 
 class EvaluationReport(Callback):
@@ -31,7 +37,7 @@ class EvaluationReport(Callback):
         if not trainer.is_global_zero:
             return
         facts = evaluation_facts(trainer, module)
-        print("\n".join([*table(str(facts["task"]), module.results), "", *fact_lines(facts)]))
+        print("\n".join([*table(facts["task"], module.results), "", *fact_lines(facts)]))
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             directory.mkdir(parents=True, exist_ok=True)
             content = json.dumps(facts | {"results": [_plain(result) for result in module.results]}, indent=2)
@@ -41,10 +47,10 @@ class EvaluationReport(Callback):
 
 def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, Any]:
     """What the numbers depend on, ready for JSON; None where data or reward do not say."""
-    task = getattr(getattr(trainer, "datamodule", None), "task", None)
+    of_task = _of_tasks(getattr(trainer, "datamodule", None))
     samplers, lengths = module.validation_samplers, module.evaluation_lengths
     return {
-        "task": None if task is None else type(task).__name__,
+        "task": of_task(lambda task: type(task).__name__),
         "split": "test" if trainer.state.fn == TrainerFn.TESTING else "validation",
         "length": list(lengths),
         "steps": {name: [sampler.num_steps(length) for length in lengths] for name, sampler in samplers.items()},
@@ -53,15 +59,24 @@ def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, An
         "temperature": {name: sampler.temperature for name, sampler in samplers.items()},
         "dtype": sorted({str(weight.dtype).removeprefix("torch.") for weight in module.policy.model.parameters()}),
         "precision": str(trainer.precision),
-        "prompt style": getattr(task, "prompt_style", None),
-        "rewards": getattr(task, "rewards", None),
-        "verifier": getattr(task, "verifier", None),
+        "prompt style": of_task(lambda task: getattr(task, "prompt_style", None)),
+        "rewards": of_task(lambda task: getattr(task, "rewards", None)),
+        "verifier": of_task(lambda task: getattr(task, "verifier", None)),
         "n": module.results[0].prompts if module.results else 0,
         "completions per prompt": module.completions_per_prompt,
         "seed": module.seed,
         "model": module.source["model"],
         "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
     }
+
+
+def _of_tasks(datamodule: Any) -> Callable[[Callable[[Any], Any]], Any]:
+    """Reads a fact of the task of a datamodule; of each by its name in a mixture, None where there is none."""
+    mixed = getattr(datamodule, "datamodules", None)
+    if mixed is not None:
+        return lambda fact: {name: fact(each.task) for name, each in mixed.items()}
+    task = getattr(datamodule, "task", None)
+    return lambda fact: None if task is None else fact(task)
 
 
 def _described(sampler: Sampler) -> str:
@@ -72,18 +87,19 @@ def _described(sampler: Sampler) -> str:
     return f"{type(sampler).__name__}({options})"
 
 
-def table(task: str, results: list[EvaluationResult]) -> list[str]:
-    """One line per sampler and length, below a line of headings."""
+def table(task: str | dict[str, str] | None, results: list[EvaluationResult]) -> list[str]:
+    """One line per sampler and length, below a line of headings; of a mixture also one per task."""
     votes = [name for name in results[0].means if name.startswith("pass@") or name == "majority"] if results else []
+    lines = {"all": "", **{name: f"{name}/" for name in task}} if isinstance(task, dict) else {str(task): ""}
     measures = {"effective_length": "effective length", "truncated": "truncated"}
     headings = ["", "length", "accuracy", *votes, *measures.values(), "tokens/s"]
     rows = [headings]
-    for result in results:
-        accuracy, error = result.means["accuracy"]
-        cells = [f"{task}/{result.sampler}", str(result.length), f"{accuracy:.4f} +- {error:.4f}"]
-        cells += [f"{result.means[name][0]:.4f}" for name in votes]
-        cells += [f"{result.means['effective_length'][0]:.1f}", f"{result.means['truncated'][0]:.4f}"]
-        rows.append([*cells, f"{result.tokens_per_second:.0f}"])
+    for result, (name, prefix) in product(results, lines.items()):
+        accuracy, error = result.means.get(f"{prefix}accuracy", NOTHING)
+        cells = [f"{name}/{result.sampler}", str(result.length), f"{accuracy:.4f} +- {error:.4f}"]
+        cells += [f"{result.means.get(prefix + vote, NOTHING)[0]:.4f}" for vote in votes]
+        length, truncated = (result.means.get(prefix + measure, NOTHING)[0] for measure in measures)
+        rows.append([*cells, f"{length:.1f}", f"{truncated:.4f}", "" if prefix else f"{result.tokens_per_second:.0f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
 

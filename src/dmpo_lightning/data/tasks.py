@@ -215,7 +215,7 @@ class Math500DataModule(BenchmarkDataModule):
         super().__init__(**options)
 
     def _task(self, **options: Any) -> Benchmark:
-        return super()._task(**options, **({"algebra": True} if self.algebra else {}))
+        return super()._task(**options, algebra=self.algebra)
 
 
 class CountdownDataModule(BenchmarkDataModule):

@@ -15,12 +15,14 @@ from dmpo_lightning.models.loading import Quantization
 from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.modules.base import OptimizerFactory, SchedulerFactory
 from dmpo_lightning.modules.evaluation import EvaluationModule
+from dmpo_lightning.modules.metrics import means_over_ranks
 from dmpo_lightning.modules.restart import gather_ranks, generator_states, restore_generators
 from dmpo_lightning.objectives import Objective
 from dmpo_lightning.policy import evaluating
-from dmpo_lightning.rewards import Reward, ScoreFunction, Scores
+from dmpo_lightning.rewards import Reward, Scores
 from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, collect
 from dmpo_lightning.samplers import Sampler
+from dmpo_lightning.score_functions import ScoreFunction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -257,14 +259,13 @@ class DMPO(EvaluationModule):
         return self.rows_per_forward or self.micro_batch_size
 
     def _log_rollouts(self, scores: Scores, diagnostics: Mapping[str, Tensor]) -> None:
-        means = {f"reward/{name}": value.mean() for name, value in scores.components.items()}
-        facts: dict[str, Any] = {
-            "reward/total": scores.total.mean(),
-            "reward/spread": scores.total.std(-1).mean(),
-            "reward/failures": float(scores.failures),
-        }
-        self.log_dict(facts | means | dict(diagnostics), batch_size=len(scores.total))
-        self.log("reward/mean", scores.total.mean(), prog_bar=True, logger=False, batch_size=len(scores.total))
+        """Means over all ranks, whose prompts may be of different tasks."""
+        numbers = {f"reward/{name}": value for name, value in scores.components.items()} | dict(diagnostics)
+        numbers |= {"reward/total": scores.total, "reward/spread": scores.total.std(-1)}
+        means = means_over_ranks(numbers | {"reward/failures": Tensor([scores.failures])})
+        means["reward/failures"] *= self.trainer.world_size
+        self.log_dict(means, batch_size=len(scores.total))
+        self.log("reward/mean", means["reward/total"], prog_bar=True, logger=False, batch_size=len(scores.total))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The counters, and every rank's buffer and generators (only dropout draws from those)."""

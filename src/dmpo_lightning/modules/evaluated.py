@@ -2,15 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from dmpo_lightning.modules.metrics import majority, pass_at
+from dmpo_lightning.modules.values import BatchValues, batch_values
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rewards import Reward, Scores
 from dmpo_lightning.rollout import PromptBatch, grouped, sample_completions, score_completions
@@ -33,24 +32,10 @@ class EvaluatedBatch:
     completions: list[list[str]]
     """As the answer check read them, with special tokens; without them where the reward has no answer check."""
     verdicts: list[list[Verdict]] | None
-    correct: Bool[Tensor, "prompts completions"]
-    """By the answer check; without one, whether the accuracy is 1."""
-    scores: dict[str, Float[Tensor, "prompts completions"]]
-    """Reward, its components, accuracy."""
-    measures: dict[str, Float[Tensor, "prompts completions"]]
-    """Of each completion, see `MEASURES`."""
-    votes: dict[str, Float[Tensor, "prompts 1"]]
-    """pass@j and majority, of each prompt; nothing for a single completion."""
-    weights: dict[str, Float[Tensor, " prompts"]]
-    """Of prompts in the mean of a value, where they do not count alike."""
+    values: BatchValues
     tokens: int
     seconds: float
     """Wall time of sampling."""
-
-    @property
-    def values(self) -> dict[str, Float[Tensor, "prompts _"]]:
-        """All that is averaged."""
-        return self.scores | self.measures | self.votes
 
     def records(self, sampler: str) -> list[dict[str, Any]]:
         """One dictionary per completion, ready for JSON; scores that do not apply are left out."""
@@ -63,13 +48,13 @@ class EvaluatedBatch:
                 "example": self.examples[row],
                 "completion": text,
                 "answer": None if self.verdicts is None else _json_answer(self.verdicts[row][rollout]),
-                "correct": bool(self.correct[row, rollout]),
+                "correct": bool(self.values.correct[row, rollout]),
                 "scores": {
                     name: float(score[row, rollout])
-                    for name, score in self.scores.items()
+                    for name, score in self.values.scores.items()
                     if not score[row, rollout].isnan()
                 },
-                "effective_length": int(self.measures["effective_length"][row, rollout]),
+                "effective_length": int(self.values.measures["effective_length"][row, rollout]),
             }
             for row, index in enumerate(self.prompt_index)
             for rollout, text in enumerate(self.completions[row])
@@ -109,19 +94,13 @@ def evaluate(
     real = prompts.to("cpu").without_filler()
     ids = ids[~prompts.is_filler.cpu().repeat_interleave(completions)]
     scores, texts, verdicts = _scored(policy, reward, real, ids, completions)
-    values = _score_values(reward, scores, verdicts)
-    correct = values["accuracy"] == 1 if verdicts is None else _table(verdicts, lambda v: v.correct) == 1
     return EvaluatedBatch(
         completion_length=completion_length,
         prompt_index=real.prompt_index.tolist(),
         examples=real.examples,
         completions=texts,
         verdicts=verdicts,
-        correct=correct,
-        scores=values,
-        measures=_measures(policy, ids, completions),
-        votes=_votes(correct, values["accuracy"], verdicts) if completions > 1 else {},
-        weights=_weights(reward, verdicts),
+        values=batch_values(reward, real.examples, scores, verdicts, _measures(policy, ids, completions)),
         tokens=ids.numel(),
         seconds=seconds,
     )
@@ -142,59 +121,11 @@ def _scored(
     return scores, raw, verdicts
 
 
-def _score_values(
-    reward: Reward, scores: Scores, verdicts: list[list[Verdict]] | None
-) -> dict[str, Float[Tensor, "prompts completions"]]:
-    """Reward, components and accuracy; what the answer check says takes the place of components of the same names."""
-    values = {"reward": scores.total, **scores.components}
-    if verdicts is not None:
-        values["correct"] = _table(verdicts, lambda v: float(v.correct))
-        if any(verdict.blank_cells is not None for group in verdicts for verdict in group):
-            values["correct_cells"] = _table(verdicts, _share_of_cells)
-    values.setdefault("accuracy", values.get(reward.accuracy, torch.zeros_like(scores.total)))
-    return values
-
-
-def _share_of_cells(verdict: Verdict) -> float:
-    if verdict.blank_cells is None:
-        return math.nan
-    return (verdict.correct_cells or 0) / verdict.blank_cells if verdict.blank_cells else float(verdict.correct)
-
-
-def _weights(reward: Reward, verdicts: list[list[Verdict]] | None) -> dict[str, Float[Tensor, " prompts"]]:
-    """A share of cells is averaged over cells, not puzzles, as published: a puzzle counts by its blanks."""
-    if verdicts is None or all(group[0].blank_cells is None for group in verdicts):
-        return {}
-    blanks = torch.tensor([float(group[0].blank_cells or 0) for group in verdicts])
-    cells = ("correct_cells", "accuracy", "majority") if reward.accuracy == "correct_cells" else ("correct_cells",)
-    return dict.fromkeys(cells, blanks)
-
-
 def _measures(
     policy: Policy, ids: Int[Tensor, "rows length"], completions: int
 ) -> dict[str, Float[Tensor, "prompts completions"]]:
     lengths = policy.effective_length(ids).view(-1, completions)
     return {"effective_length": lengths.float(), "truncated": (lengths == ids.shape[-1]).float()}
-
-
-def _votes(
-    correct: Bool[Tensor, "prompts completions"],
-    accuracy: Float[Tensor, "prompts completions"],
-    verdicts: list[list[Verdict]] | None,
-) -> dict[str, Float[Tensor, "prompts 1"]]:
-    """pass@j for the powers of two up to the number of completions; the accuracy of the answer given most often."""
-    count, completions = correct.sum(-1), correct.shape[-1]
-    draws = [2**power for power in range(completions.bit_length())]
-    votes = {f"pass@{j}": pass_at(j, correct=count, completions=completions)[:, None] for j in draws}
-    if verdicts is not None:
-        winners = [majority([verdict.ballot for verdict in group]) for group in verdicts]
-        elected = [0.0 if winner is None else float(row[winner]) for row, winner in zip(accuracy, winners, strict=True)]
-        votes["majority"] = torch.tensor(elected)[:, None]
-    return votes
-
-
-def _table(verdicts: list[list[Verdict]], value: Callable[[Verdict], float]) -> Float[Tensor, "prompts completions"]:
-    return torch.tensor([[float(value(verdict)) for verdict in group] for group in verdicts])
 
 
 def _json_answer(verdict: Verdict) -> str | float | None:

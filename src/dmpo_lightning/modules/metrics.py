@@ -1,7 +1,7 @@
 """What an evaluation counts, over batches and ranks: means with standard errors, pass@j, majority votes, throughput."""
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 from typing import TYPE_CHECKING
@@ -100,6 +100,20 @@ class Throughput(Metric):
         return self.prompts, self.tokens / self.seconds
 
 
+def means_over_ranks(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means over the numbers of all ranks, of names that any of them has; every rank must call it.
+
+    NaN is a value that does not apply and is left out; a name with nothing else is missing.
+    """
+    own = {name: (float(value.nansum()), int((~value.isnan()).sum())) for name, value in values.items()}
+    totals: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for state in gather_ranks(own):
+        for name, (total, count) in state.items():
+            totals[name], counts[name] = totals.get(name, 0.0) + total, counts.get(name, 0) + count
+    return {name: total / counts[name] for name, total in totals.items() if counts[name]}
+
+
 @dataclass(frozen=True)
 class EvaluationResult:
     """What one sampler reached at one completion length."""
@@ -123,8 +137,8 @@ class EvaluationMetrics:
 
     def update(self, batch: "EvaluatedBatch") -> None:
         """Adds a batch."""
-        for name, values in batch.values.items():
-            self._mean(name).update(values, batch.weights.get(name))
+        for name, values in batch.values.averaged.items():
+            self._mean(name).update(values, batch.values.weights.get(name))
         self.throughput.update(prompts=len(batch.examples), tokens=batch.tokens, seconds=batch.seconds)
 
     def result(self, sampler: str, length: int) -> EvaluationResult:

@@ -1,10 +1,12 @@
 r"""Finding the answer in a completion. Text is parsed, never evaluated; every function is linear in its length."""
 
 import re
-from collections.abc import Iterator
 
 _END = re.compile(r"<\|(?:eot_id|endoftext|im_end)\|>")
 _CUT_TAG = re.compile(r"(?:</?[a-z]*>?|>)\Z")
+_BRACE = re.compile("[{}]")
+_BOX = re.compile(r"\\(?:boxed|fbox)\{([^{}]*\})?")
+_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def tag_text(completion: str) -> str:
@@ -14,22 +16,17 @@ def tag_text(completion: str) -> str:
     return completion.rpartition("<answer>")[2].partition("</answer>")[0].strip()
 
 
-def answer_blocks(text: str) -> Iterator[str]:
-    """What stands between each ``<answer>`` and the next ``</answer>``, unstripped, without overlap."""
-    place = 0
-    while (start := text.find("<answer>", place)) >= 0 and (end := text.find("</answer>", start + 8)) >= 0:
-        yield text[start + 8 : end]
-        place = end + 9
+def first_block(text: str) -> str | None:
+    """What stands between the first ``<answer>`` and the next ``</answer>``, unstripped; None if there is no such."""
+    block, closing, _ = text.partition("<answer>")[2].partition("</answer>")
+    return block if closing else None
 
 
-def boxes_of_a_line(text: str) -> Iterator[str]:
-    r"""What stands between each ``\boxed{`` and the first ``}`` after it on the same line: nested braces are cut."""
-    place = 0
-    while (start := text.find("\\boxed{", place)) >= 0 and (end := text.find("}", start + 7)) >= 0:
-        newline = text.find("\n", start + 7, end)
-        if newline < 0:
-            yield text[start + 7 : end]
-        place = end + 1 if newline < 0 else newline + 1
+def last_block(text: str) -> str | None:
+    """As `first_block`, of the last pair that is found from the left, each behind the one before."""
+    head, closing, _ = text.rpartition("</answer>")  # behind it a search would run to the end for every opening tag
+    blocks = _BLOCK.findall(head + closing)
+    return blocks[-1] if blocks else None
 
 
 def last_boxed(text: str) -> str | None:
@@ -41,19 +38,10 @@ def last_boxed(text: str) -> str | None:
         return "\\boxed " + text.rpartition("\\boxed ")[2].partition("$")[0]
     start = text.rfind("\\boxed")
     start = text.rfind("\\fbox") if start < 0 else start
-    return text if start < 0 else _to_closing_brace(text, start)
-
-
-def _to_closing_brace(text: str, start: int) -> str | None:
-    depth = 0
-    for place in range(start, len(text)):
-        if text[place] == "{":
-            depth += 1
-        elif text[place] == "}":
-            depth -= 1
-            if depth == 0:
-                return text[start : place + 1]
-    return None
+    if start < 0:
+        return text
+    end = closing_brace(text, start)
+    return None if end is None else text[start : end + 1]
 
 
 def unbox(boxed: str | None) -> str | None:
@@ -83,12 +71,23 @@ def _boxes(text: str) -> list[str]:
     r"""Arguments of every outermost ``\boxed{`` or ``\fbox{``; of a box that never closes, the rest of its line."""
     boxes: list[str] = []
     place = 0
-    for match in re.finditer(r"\\(?:boxed|fbox)\{", text):
+    for match in _BOX.finditer(text):
         if match.start() < place:
             continue
-        boxed = _to_closing_brace(text, match.start())
-        if boxed is None:
-            return [*boxes, text[match.end() :].partition("\n")[0]]
-        boxes.append(text[match.end() : match.start() + len(boxed) - 1])
-        place = match.start() + len(boxed)
+        start = text.index("{", match.start()) + 1
+        end = match.end() - 1 if match[1] else closing_brace(text, match.start())
+        if end is None:
+            return [*boxes, text[start:].partition("\n")[0]]
+        boxes.append(text[start:end])
+        place = end + 1
     return boxes
+
+
+def closing_brace(text: str, start: int) -> int | None:
+    """Place of the first ``}`` from ``start`` on that closes as many braces as were opened; None if there is none."""
+    depth = 0
+    for brace in _BRACE.finditer(text, start):
+        depth += 1 if brace.group() == "{" else -1
+        if depth == 0 and brace.group() == "}":
+            return brace.start()
+    return None

@@ -25,7 +25,13 @@ class ExpressionError(ValueError):
 
 
 def integers(text: str) -> list[int]:
-    """Every run of digits, in order; raises ExpressionError for one that Python would not convert either."""
+    """Every run of digits, in order.
+
+    Raises:
+        ExpressionError: a text that is too long for an expression, or an integer that Python would not convert either.
+    """
+    if len(text) > MAX_LENGTH:
+        raise ExpressionError(f"more than {MAX_LENGTH} characters")
     runs = re.findall(r"\d+", text)
     if any(len(run) > MAX_DIGITS for run in runs):
         raise ExpressionError(f"an integer of more than {MAX_DIGITS} digits")

@@ -32,6 +32,8 @@ MATH_EXPERT = (
     "You are a math expert. You will be given a question to solve. Solve it step by step. "
     "Wrap the final answer in a \\boxed{}. "
 )
+MAX_COMPLETION = 1 << 16
+"""Characters of a completion that are read, from its start; no published setting samples a tenth of them."""
 PREFILLS: Mapping[PromptStyle, str] = {"train": "", "eval": "<reasoning>"}
 
 
@@ -113,10 +115,15 @@ class Benchmark(Task):
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
         """The training components of prefill and completion, and ``correct`` of the completion's answer check."""
+        completion = completion[:MAX_COMPLETION]
         return {
             **self.training_components(example, self.prefill + completion),
-            "correct": float(self.verify(example, completion).correct),
+            "correct": float(self.verdict(example, completion).correct),
         }
+
+    def verify(self, example: Example, completion: str) -> Verdict:
+        """The answer check, of at most `MAX_COMPLETION` characters."""
+        return self.verdict(example, completion[:MAX_COMPLETION])
 
     @abstractmethod
     def task_text(self, example: Example) -> str:
@@ -127,8 +134,8 @@ class Benchmark(Task):
         """Named parts of the training reward."""
 
     @abstractmethod
-    def verify(self, example: Example, completion: str) -> Verdict:
-        """The answer check."""
+    def verdict(self, example: Example, completion: str) -> Verdict:
+        """What the answer check ``verifier`` finds."""
 
     @classmethod
     @abstractmethod

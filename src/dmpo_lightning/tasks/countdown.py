@@ -10,7 +10,7 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
-from dmpo_lightning.tasks.answers import answer_blocks, final_answer, last_boxed, unbox
+from dmpo_lightning.tasks.answers import final_answer, first_block, last_block, last_boxed, unbox
 from dmpo_lightning.tasks.arithmetic import ExpressionError, exact_value, integers, python_value
 from dmpo_lightning.tasks.base import Example, Verdict
 from dmpo_lightning.tasks.benchmark import EVAL_FORMAT, TRAIN_FORMAT, Benchmark
@@ -22,6 +22,8 @@ _OPERATORS = {**_PUBLISHED_OPERATORS, "\u00d7": "*", "\u00f7": "/", "\u22c5": "*
 _NOISE = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[()\[\],;!: ]|\$")
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+_SYMBOLS = "0123456789+-*/() "
+_EQUATION = re.compile(r"[0-9+\-*/() ]=[0-9. ]")
 MAX_TEXT = 1000
 _EVAL_REQUEST = (
     "Using only the provided numbers, create an arithmetic expression that evaluates to exactly the provided target "
@@ -59,14 +61,12 @@ class Countdown(Benchmark):
         if self.rewards == "verified":
             right = verified_verdict(example, completion).correct
             return {"format": 0.1 * has_layout(completion), "correctness": float(right)}
-        block = None
-        for block in answer_blocks(completion):  # noqa: B007  the last one is wanted
-            pass
+        block = last_block(completion)
         if block is None:
             return {"equation": 0.0}
         return {"equation": 1.0 if published_hit(example, block.strip()) else 0.1}
 
-    def verify(self, example: Example, completion: str) -> Verdict:
+    def verdict(self, example: Example, completion: str) -> Verdict:
         check = published_verdict if self.verifier == "published" else verified_verdict
         return check(example, completion)
 
@@ -106,15 +106,21 @@ def published_verdict(example: Example, completion: str) -> Verdict:
     """As d1 evaluates: the last box, a text without boxes as a whole, else the first answer tag."""
     answer = unbox(last_boxed(completion))
     if answer is None:
-        answer = next(answer_blocks(completion), completion)
+        block = first_block(completion)
+        answer = completion if block is None else block
+    answer = published_expression(answer)
+    return Verdict(answer, published_hit(example, answer))
+
+
+def published_expression(answer: str) -> str:
+    """The left side of the first equation, else the whole answer; LaTeX operators as symbols."""
     for latex, symbol in _PUBLISHED_OPERATORS.items():
         answer = answer.replace(latex, symbol)
-    for match in re.finditer(r"[0-9+\-*/() ]+", answer):
-        after = answer[match.end() : match.end() + 2]
-        if after[:1] == "=" and after[1:] and after[1:] in "0123456789. ":
-            answer = match.group().strip()
-            break
-    return Verdict(answer, published_hit(example, answer))
+    equation = _EQUATION.search(answer)
+    if equation is None:
+        return answer
+    before = answer[: equation.start() + 1]
+    return before[len(before.rstrip(_SYMBOLS)) :].strip()
 
 
 def verified_verdict(example: Example, completion: str) -> Verdict:

@@ -30,14 +30,14 @@ def published_soft_format(completion: str) -> bool:
     if not completion.startswith("<reasoning>"):
         return False
     first_line = _line_end(completion, 0)
-    failed_on = -1
+    line = -1
     for match in re.finditer(r"</reasoning>\s*<answer>", completion):
         if match.start() >= first_line:
             break
-        line = _line_end(completion, match.end())
-        if line != failed_on and completion.find("</answer>", match.end(), line) >= 0:
-            return True
-        failed_on = line
+        if match.end() > line:  # else the rest of this line was searched already
+            line = _line_end(completion, match.end())
+            if completion.find("</answer>", match.end(), line) >= 0:
+                return True
     return False
 
 

@@ -1,11 +1,10 @@
 """GSM8K: grade-school word problems with one number as the answer (Cobbe et al. 2021)."""
 
 import re
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Mapping
 from typing import Any
 
-from dmpo_lightning.tasks.answers import answer_blocks, boxes_of_a_line, final_answer, tag_text
+from dmpo_lightning.tasks.answers import final_answer, first_block, tag_text
 from dmpo_lightning.tasks.base import Example, Verdict
 from dmpo_lightning.tasks.benchmark import EVAL_FORMAT, MATH_EXPERT, TRAIN_FORMAT, Benchmark
 from dmpo_lightning.tasks.formats import (
@@ -17,6 +16,13 @@ from dmpo_lightning.tasks.formats import (
 from dmpo_lightning.tasks.numbers import one_number
 
 _PUBLISHED_NUMBER = re.compile(r"-?\d+\.?\d*")
+_TO_LAST_DIGIT = re.compile(r".*\d", re.DOTALL)
+_NUMBER_BACKWARDS = re.compile(r"[\d.]*-?")
+_LETTERS = r"[nN][aA][nN]|[iI][nN][fF](?:[iI][nN][iI][tT][yY])?"
+_FLOAT = re.compile(rf"[-+]?(?:[\d_.]+(?:[eE][-+]?[\d_]+)?|{_LETTERS})")
+_MAY_BE_NUMBER = re.compile(r"[\dnN]")
+_BOX = re.compile(r"\\boxed\{(?:([^}\n]*)\}|[^}\n]*)")
+"""A box that closes on its line; or another opening and its line up to there, so that no line is searched twice."""
 
 
 class GSM8K(Benchmark):
@@ -54,7 +60,7 @@ class GSM8K(Benchmark):
             "correctness": 2.0 * (answer == example["answer"]),
         }
 
-    def verify(self, example: Example, completion: str) -> Verdict:
+    def verdict(self, example: Example, completion: str) -> Verdict:
         check = published_verdict if self.verifier == "published" else verified_verdict
         return check(example, completion)
 
@@ -78,25 +84,35 @@ def published_verdict(example: Example, completion: str) -> Verdict:
 
 
 def published_answer(completion: str) -> float | None:
-    """The first box that is or holds a number, else the last number of the first answer tag."""
-    boxes = (box.strip() for box in boxes_of_a_line(completion))
-    numbers = chain.from_iterable(_readings(box, which=0) for box in boxes if box.strip("."))
-    block = next(answer_blocks(completion), "").strip()
-    return next(chain(numbers, _readings(block, which=-1)), None)
+    """The first box that is or holds a number, else the last number of the first answer tag.
+
+    A box ends at the first brace and on its line.
+    """
+    for box in filter(_MAY_BE_NUMBER.search, dict.fromkeys(_BOX.findall(completion))):
+        number = _as_float(box)
+        if number is None and (found := _PUBLISHED_NUMBER.search(box)):
+            number = float(found.group())
+        if number is not None:
+            return number
+    block = first_block(completion) or ""
+    value = _as_float(block)
+    return _last_number(block) if value is None else value
 
 
-def _readings(text: str, *, which: int) -> Iterator[float]:
-    """The text as a float, or else the first (0) or last (-1) number in it."""
-    value = _as_float(text)
-    if value is not None:
-        yield value
-    elif found := _PUBLISHED_NUMBER.findall(text):
-        yield float(found[which])
+def _last_number(text: str) -> float | None:
+    """The last of the numbers that are found from the left."""
+    to_last_digit = _TO_LAST_DIGIT.match(text)
+    if to_last_digit is None:
+        return None
+    backwards = _NUMBER_BACKWARDS.match(to_last_digit.group()[::-1])
+    assert backwards is not None
+    return float(_PUBLISHED_NUMBER.findall(backwards.group()[::-1])[-1])
 
 
 def _as_float(text: str) -> float | None:
+    """What ``float`` reads; the pattern spares its long error messages."""
     try:
-        return float(text)
+        return float(text) if _FLOAT.fullmatch(text.strip()) else None
     except ValueError:
         return None
 

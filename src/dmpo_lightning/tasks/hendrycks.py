@@ -10,12 +10,14 @@ class NormalisationError(ValueError):
 
 def equivalent(first: str | None, second: str | None) -> bool:
     """Equality after `normalise`, or of the raw texts where that fails; two missing values are equal."""
-    if first is None or second is None:
-        return first is second
-    try:
-        return normalise(first) == normalise(second)
-    except NormalisationError:
+    if first is None or second is None or first == second:
         return first == second
+    try:
+        short, long = sorted((_without_layout(first), _without_layout(second)), key=len)
+        wanted = _rewritten(short)
+        return len(long.replace(" ", "")) <= len(wanted) and _rewritten(long) == wanted  # rewriting shortens nothing
+    except NormalisationError:
+        return False
 
 
 def normalise(text: str) -> str:
@@ -25,28 +27,32 @@ def normalise(text: str) -> str:
         NormalisationError: ``\text{ `` twice, a ``\sqrt`` or ``\frac`` with nothing behind it, or a single ``/`` with a
             side that is no integer.
     """
+    return _rewritten(_without_layout(text))
+
+
+def _without_layout(text: str) -> str:
     text = text.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
     text = text.replace("tfrac", "frac").replace("dfrac", "frac").replace("\\left", "").replace("\\right", "")
     text = text.replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "")
     text = _without_unit(text).replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
-    if not text:
-        return text
-    text = _right_side("0" + text if text[0] == "." else text)
+    return _right_side("0" + text if text.startswith(".") else text)
+
+
+def _rewritten(text: str) -> str:
     text = _braced_fractions(_braced_roots(text).replace(" ", ""))
     return _fraction_of_slash("\\frac{1}{2}" if text == "0.5" else text)
 
 
 def _without_unit(text: str) -> str:
-    parts = text.split("\\text{ ")
-    if len(parts) > 2:
+    if text.count("\\text{ ") > 1:
         raise NormalisationError("two units")
-    return parts[0]
+    return text.partition("\\text{ ")[0]
 
 
 def _right_side(text: str) -> str:
     """Without a short ``x=`` in front."""
-    parts = text.split("=")
-    return parts[1] if len(parts) == 2 and len(parts[0]) <= 2 else text
+    left, _, right = text.partition("=")
+    return right if text.count("=") == 1 and len(left) <= 2 else text
 
 
 def _braced_roots(text: str) -> str:

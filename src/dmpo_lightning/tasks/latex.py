@@ -5,8 +5,7 @@ the same rational value. Normalising drops white space, ``$ \( \)``, sizes (``\l
 ``\$``, ``\%``, a final full stop, words in ``\text{...}`` after a number, the command but not the words of other
 ``\text{...}``, commas between thousands; takes what follows ``x =``; writes ``\dfrac``, ``\tfrac`` as ``\frac``,
 ``\frac12`` and ``\sqrt2`` with braces, ``x^{2}`` as ``x^2``, ``\le`` as ``\leq``. Not equal, though mathematics says
-so: sums in another order, roots simplified, factors multiplied out. math-verify is not used: its time limits are
-signals, which cannot interrupt a long integer operation.
+so: sums in another order, roots simplified, factors multiplied out; `algebra` compares those.
 """
 
 import re

@@ -1,10 +1,11 @@
 r"""MATH and its test selection MATH-500: competition problems with a LaTeX answer (Hendrycks et al. 2021)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dmpo_lightning.tasks import hendrycks, latex
-from dmpo_lightning.tasks.answers import answer_blocks, final_answer, last_boxed, unbox
+from dmpo_lightning.tasks.algebra import AlgebraicEquality
+from dmpo_lightning.tasks.answers import final_answer, first_block, last_boxed, unbox
 from dmpo_lightning.tasks.base import Example, Verdict
 from dmpo_lightning.tasks.benchmark import EVAL_FORMAT, MATH_EXPERT, TRAIN_FORMAT, Benchmark
 from dmpo_lightning.tasks.formats import has_layout
@@ -17,26 +18,46 @@ class Math500(Benchmark):
     ``correctness`` 2.0. ``verified``: ``format`` 0.5 for reasoning and answer in tags, ``correctness`` 2.0.
 
     The answer check ``published`` compares strings normalised as in `hendrycks`; ``verified`` as in `latex`.
+
+    Args:
+        data, benchmark: as in `Benchmark`.
+        algebra: whether ``verified`` asks math-verify about answers that `latex` calls unequal; see `algebra`.
+        algebra_time_limit: seconds for one such comparison; it is then killed and the answers are not equal.
+
+    Raises:
+        ValueError: as in `Benchmark`, or math-verify is needed and missing.
     """
 
     components = {"published": ("format", "correctness"), "verified": ("format", "correctness")}
     columns = ("problem",)
     instructions = {"train": f"{TRAIN_FORMAT}\n\n{MATH_EXPERT}", "eval": f"{MATH_EXPERT}\n{EVAL_FORMAT}"}
 
+    def __init__(
+        self,
+        data: Mapping[str, Sequence[Example]] | None = None,
+        *,
+        algebra: bool = False,
+        algebra_time_limit: float = 2.0,
+        **benchmark: Any,
+    ) -> None:
+        super().__init__(data, **benchmark)
+        self._algebra = AlgebraicEquality(algebra_time_limit) if algebra else None
+
     def task_text(self, example: Example) -> str:
         return str(example["problem"])
 
     def training_components(self, example: Example, completion: str) -> dict[str, float]:
         if self.rewards == "verified":
-            right = verified_verdict(example, completion).correct
+            right = verified_verdict(example, completion, self._algebra).correct
             return {"format": 0.5 * has_layout(completion), "correctness": 2.0 * right}
         boxed = unbox(last_boxed(completion))
         right = hendrycks.equivalent(completion if boxed is None else boxed, example["answer"])
         return {"format": published_format(completion), "correctness": 2.0 * right}
 
-    def verify(self, example: Example, completion: str) -> Verdict:
-        check = published_verdict if self.verifier == "published" else verified_verdict
-        return check(example, completion)
+    def verdict(self, example: Example, completion: str) -> Verdict:
+        if self.verifier == "published":
+            return published_verdict(example, completion)
+        return verified_verdict(example, completion, self._algebra)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Example:
@@ -63,14 +84,16 @@ def published_verdict(example: Example, completion: str) -> Verdict:
     """As d1 evaluates: the last box, else the first answer tag."""
     answer = unbox(last_boxed(completion))
     if not answer:
-        block = next(answer_blocks(completion), None)
+        block = first_block(completion)
         answer = None if block is None else block.strip()
     right = answer is not None and hendrycks.equivalent(answer, example["answer"])
     return Verdict(answer, right, canonical=latex.canonical(answer or ""))
 
 
-def verified_verdict(example: Example, completion: str) -> Verdict:
-    """Equivalence by `latex.equivalent` of the last answer, in its tag or its box."""
-    answer = final_answer(completion)
-    right = latex.equivalent(answer, example["answer"])
+def verified_verdict(example: Example, completion: str, algebra: Callable[[str, str], bool] | None = None) -> Verdict:
+    """Equivalence by `latex.equivalent` of the last answer, in its tag or its box; what it calls unequal, ``algebra``
+    may call equal.
+    """
+    answer, gold = final_answer(completion), example["answer"]
+    right = latex.equivalent(answer, gold) or (algebra is not None and algebra(gold, answer))
     return Verdict(answer[: latex.MAX_TEXT] or None, right, canonical=latex.canonical(answer))

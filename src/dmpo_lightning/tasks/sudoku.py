@@ -9,8 +9,8 @@ from typing import Any
 
 from dmpo_lightning.tasks.answers import tag_text
 from dmpo_lightning.tasks.base import Example, Split, Task, Variant, Verdict
-from dmpo_lightning.tasks.benchmark import Benchmark
-from dmpo_lightning.tasks.sudoku_answers import published_answer, verified_answer
+from dmpo_lightning.tasks.benchmark import MAX_COMPLETION, Benchmark
+from dmpo_lightning.tasks.sudoku_answers import first_digits, published_answer, verified_answer
 
 CELLS = 16
 HELD_OUT_GRIDS = {"validation": 24, "test": 48}
@@ -208,7 +208,7 @@ class Sudoku(Benchmark):
 
     def training_components(self, example: Example, completion: str) -> dict[str, float]:
         if self.rewards == "published":
-            answer = "".join(character for character in tag_text(completion) if character in "0123456789")
+            answer = first_digits(tag_text(completion))
         else:
             answer = verified_answer(example["puzzle"], completion) or ""
         correct, blanks = correct_cells(example["puzzle"], example["solution"], answer)
@@ -216,15 +216,16 @@ class Sudoku(Benchmark):
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
         """``cells`` and ``solved`` of prefill and completion; beside them what a verifier finds in the completion."""
+        completion = completion[:MAX_COMPLETION]
         components = self.training_components(example, self.prefill + completion)
         if self.verifier is not None:
-            verdict = self.verify(example, completion)
+            verdict = self.verdict(example, completion)
             cells, blanks = verdict.correct_cells or 0, verdict.blank_cells
             components["correct_cells"] = cells / blanks if blanks else float(verdict.correct)
             components["correct"] = float(verdict.correct)
         return components
 
-    def verify(self, example: Example, completion: str) -> Verdict:
+    def verdict(self, example: Example, completion: str) -> Verdict:
         """The answer check ``verifier`` (``verified`` if there is none): published pads and cuts what it finds."""
         published = self.verifier == "published"
         answer = published_answer(completion) if published else verified_answer(example["puzzle"], completion)

@@ -6,6 +6,9 @@ from dmpo_lightning.tasks.answers import final_answer
 
 CELLS = 16
 _ENDS = ("<|eot_id|>", "<|endoftext|>")
+_FIRST_CELLS = re.compile(rf"(?:\s*\S){{0,{CELLS}}}")
+_WORD_OF_DIGITS = re.compile(rf"(?<!\w)\d{{{CELLS}}}(?!\w)")
+_FIRST_DIGITS = re.compile(rf"(?:[^0-9]*[0-9]){{0,{CELLS}}}")
 
 
 def published_answer(completion: str) -> str:
@@ -13,8 +16,20 @@ def published_answer(completion: str) -> str:
     or padded with 0; empty if there is none.
     """
     found = (_fenced, _tagged, _behind_tag, _digits_before_tag, _digits_anywhere)
-    answer = next((text for find in found if (text := "".join(find(completion).split()))), "")
-    return answer[:CELLS].ljust(CELLS, "0") if answer else ""
+    answer = next((text for find in found if (text := _first_cells(find(completion)))), "")
+    return answer.ljust(CELLS, "0") if answer else ""
+
+
+def _first_cells(text: str) -> str:
+    """The first 16 characters that are no white space."""
+    match = _FIRST_CELLS.match(text)
+    return "".join(match.group().split()) if match else ""
+
+
+def first_digits(text: str) -> str:
+    """The first 16 digits."""
+    match = _FIRST_DIGITS.match(text)
+    return "".join(re.findall("[0-9]", match.group())) if match else ""
 
 
 def _fenced(text: str) -> str:
@@ -41,13 +56,20 @@ def _behind_tag(text: str) -> str:
 
 
 def _digits_before_tag(text: str) -> str:
-    match = re.search(r"(\d{16})\s*</answer>", text)
-    return match.group(1) if match else ""
+    """Searched from the end, where the tag comes before the digits: few places can then be the start of a match."""
+    found = re.findall(r">rewsna/<\s*(\d{16})", text[::-1])
+    return found[-1][::-1] if found else ""
 
 
 def _digits_anywhere(text: str) -> str:
-    match = re.search(r"\b(\d{16})\b", text)
-    return match.group(1) if match else ""
+    """16 digits and no more between word boundaries. One of any 16 neighbours is an every 16th character of the text;
+    only around those that are digits need be searched.
+    """
+    for digits in re.finditer(r"\d+", text[CELLS - 1 :: CELLS]):
+        match = _WORD_OF_DIGITS.search(text, CELLS * digits.start(), CELLS * digits.end() + CELLS)
+        if match:
+            return match.group()
+    return ""
 
 
 def verified_answer(puzzle: str, completion: str) -> str | None:

@@ -1,0 +1,246 @@
+"""Several tasks in one run: prompts drawn by weight, each task with its own prompts, reward and accuracy."""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from dmpo_lightning.data.prompts import PromptLoader
+from dmpo_lightning.data.tasks import TaskDataModule
+from dmpo_lightning.models.loading import load_tokenizer
+from dmpo_lightning.rewards import AnswerCheck, Reward, Scores
+from dmpo_lightning.tasks.base import Example, Split, Verdict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class MixtureDataModule(LightningDataModule):
+    """Several tasks in one run; each keeps its prompts, prefill, reward with weights, accuracy and limits of length.
+
+    An example gets the key ``task``, the name of its task. The reward logs ``gsm8k/correctness`` and so on, of every
+    task its ``reward`` and ``accuracy`` too, and the ``accuracy`` of all. An epoch has as many prompts as the tasks
+    have examples together. Evaluation takes every example of every task once, tasks interleaved, so that a limited
+    number of batches sees all of them in proportion.
+
+    Args:
+        datamodules: by the name of the task; their own tokenizer and batch sizes are not used.
+        weights: shares of the tasks in the training prompts, of any sum. Within an epoch they hold exactly but for
+            rounding; a small task repeats, of a large one each epoch takes the next part. None takes each example once
+            per epoch.
+        tokenizer: a tokenizer, or the id or folder of one; the command line fills in that of the model.
+        prompts_per_buffer: prompts of one rollout buffer and rank.
+        evaluation_batch_size: prompts per batch in validation, test and prediction.
+
+    Raises:
+        ValueError: no task, a name with a slash, weights that do not fit the tasks; and as the datamodules do.
+    """
+
+    def __init__(
+        self,
+        datamodules: dict[str, TaskDataModule],
+        *,
+        weights: dict[str, float] | None = None,
+        tokenizer: "str | PreTrainedTokenizerBase | None" = None,
+        prompts_per_buffer: int = 1,
+        evaluation_batch_size: int = 64,
+    ) -> None:
+        super().__init__()
+        if not datamodules or any("/" in name for name in datamodules):
+            raise ValueError(f"`datamodules` must name its tasks, without a slash, got {sorted(datamodules)}.")
+        if weights is not None and set(weights) != set(datamodules):
+            raise ValueError(
+                f"`weights` must name the tasks {sorted(datamodules)}, got {sorted(weights)}; leave out a task of "
+                "weight 0."
+            )
+        if weights is not None and not all(weight > 0 and math.isfinite(weight) for weight in weights.values()):
+            raise ValueError(f"`weights` must be positive, got {weights}; leave out a task of weight 0.")
+        self.datamodules, self.weights = datamodules, weights
+        self.tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
+        self.prompts_per_buffer, self.evaluation_batch_size = prompts_per_buffer, evaluation_batch_size
+        self.reward = MixtureReward({name: each.reward for name, each in datamodules.items()})
+        self._loaders: dict[str, MixturePromptLoader] = {}
+
+    def train_dataloader(self) -> "MixturePromptLoader":
+        return self._loader("train", self.prompts_per_buffer)
+
+    def val_dataloader(self) -> "MixturePromptLoader":
+        return self._loader("validation", self.evaluation_batch_size)
+
+    def test_dataloader(self) -> "MixturePromptLoader":
+        return self._loader("test", self.evaluation_batch_size)
+
+    def predict_dataloader(self) -> "MixturePromptLoader":
+        return self._loader("test", self.evaluation_batch_size)
+
+    def _loader(self, split: Split, batch_size: int) -> "MixturePromptLoader":
+        if split not in self._loaders:
+            for each in self.datamodules.values():
+                each.tokenizer = self.tokenizer
+            loaders = {name: each.make_loader(split, batch_size) for name, each in self.datamodules.items()}
+            self._loaders[split] = MixturePromptLoader(loaders, weights=self.weights, batch_size=batch_size)
+        return self._loaders[split]
+
+
+class MixturePromptLoader(PromptLoader):
+    """The prompts of several loaders of one split in one.
+
+    A prompt id is the place in all examples, task after task.
+
+    Args:
+        loaders: by the name of the task; each keeps its prompts and what it drops as too long.
+        weights: of the tasks in training, see `MixtureDataModule`.
+        batch_size: prompts per batch and rank.
+
+    Raises:
+        ValueError: an example that has a key ``task``, or is no mapping; or a weight that leaves a task without a
+            prompt in an epoch (when it starts).
+    """
+
+    def __init__(
+        self, loaders: Mapping[str, PromptLoader], *, weights: Mapping[str, float] | None = None, batch_size: int
+    ) -> None:
+        self.loaders, self.weights = dict(loaders), weights
+        first = next(iter(self.loaders.values()))
+        examples = [_named(name, example) for name, loader in self.loaders.items() for example in loader.dataset]
+        super().__init__(examples, first.tokenizer, batch_size=batch_size, shuffle=first.shuffle)
+        self._gather()
+
+    def limit_prompt_length(self, limit: int) -> None:
+        """As each of the loaders does it, which the error names."""
+        for name, loader in self.loaders.items():
+            try:
+                loader.limit_prompt_length(limit)
+            except ValueError as error:
+                raise ValueError(f"Task {name!r}: {error}") from error
+        self._gather()
+
+    def _tokenized(self) -> list[list[int]]:
+        return [ids for loader in self.loaders.values() for ids in loader._ids]
+
+    def _gather(self) -> None:
+        """What the loaders kept, as prompt ids of the mixture."""
+        starts = accumulate((len(loader.dataset) for loader in self.loaders.values()), initial=0)
+        kept = zip(self.loaders.items(), starts, strict=False)
+        self._by_task = {name: [start + index for index in loader._kept] for (name, loader), start in kept}
+        self._kept = [index for indices in self._by_task.values() for index in indices]
+        self.dropped = sum(loader.dropped for loader in self.loaders.values())
+
+    def _order(self) -> list[int]:
+        if not self.shuffle:
+            return self._interleaved()
+        drawn = [index for name, count in self._prompts_per_epoch().items() for index in self._draw(name, count)]
+        random.Random(f"{self.seed}-mixture-{self._epoch}").shuffle(drawn)
+        return drawn
+
+    def _interleaved(self) -> list[int]:
+        """Every prompt once, the tasks spread evenly."""
+        places = [
+            ((number + 0.5) / len(indices), index)
+            for indices in self._by_task.values()
+            for number, index in enumerate(indices)
+        ]
+        return [index for _, index in sorted(places)]
+
+    def _prompts_per_epoch(self) -> dict[str, int]:
+        """Whole numbers in the proportion of the weights that add up to all prompts, by largest remainders."""
+        total = len(self._kept)
+        sizes = {name: len(indices) for name, indices in self._by_task.items()}
+        weights = sizes if self.weights is None else self.weights
+        exact = {name: total * weights[name] / sum(weights.values()) for name in sizes}
+        counts = {name: int(share) for name, share in exact.items()}
+        by_remainder = sorted(exact, key=lambda name: counts[name] - exact[name])
+        for name in by_remainder[: total - sum(counts.values())]:
+            counts[name] += 1
+        if without := [name for name, count in counts.items() if not count]:
+            raise ValueError(f"`weights` give {without} no prompt in an epoch of {total}; raise them or leave it out.")
+        return counts
+
+    def _draw(self, name: str, count: int) -> list[int]:
+        """The next ``count`` prompts of an endless row of shuffled passes over the task, in this epoch."""
+        indices = self._by_task[name]
+        start = self._epoch * count
+        passes = range(start // len(indices), (start + count - 1) // len(indices) + 1)
+        row = [
+            index
+            for number in passes
+            for index in random.Random(f"{self.seed}-{name}-{number}").sample(indices, len(indices))
+        ]
+        offset = start - passes[0] * len(indices)
+        return row[offset : offset + count]
+
+
+def _named(name: str, example: Any) -> Example:
+    if not isinstance(example, Mapping) or "task" in example:
+        raise ValueError(
+            f"Examples in a mixture get the key `task`, so those of {name!r} must be mappings without one, "
+            f"got {str(example)[:80]!r}."
+        )
+    return {"task": name, **example}
+
+
+class MixtureReward(Reward):
+    """Scores each example as its task does; what a task does not have is NaN, not applicable.
+
+    Args:
+        rewards: by the name of the task, which an example holds as ``task``. If each has an answer check, so has the
+            mixture.
+    """
+
+    def __init__(self, rewards: Mapping[str, Reward]) -> None:
+        checks = {name: reward.verify for name, reward in rewards.items() if reward.verify is not None}
+        verify = _CheckOfTask(checks) if set(checks) == set(rewards) else None
+        super().__init__(self._score_one, accuracy="accuracy", verify=verify)
+        self.rewards = dict(rewards)
+
+    def parts(self, examples: Sequence[Example]) -> dict[str, tuple[Reward, list[int]]]:
+        rows: dict[str, list[int]] = {}
+        for row, example in enumerate(examples):
+            rows.setdefault(example["task"], []).append(row)
+        return {name: (self.rewards[name], places) for name, places in rows.items()}
+
+    def __call__(
+        self,
+        examples: Sequence[Example],
+        completions: Sequence[Sequence[str]],
+        prompt_ids: Sequence[int] | None = None,
+    ) -> Scores:
+        """As `Reward` does it, task by task; components are named ``task/component``, and ``task/reward`` and
+        ``task/accuracy`` are among them.
+        """
+        ids = range(len(examples)) if prompt_ids is None else prompt_ids
+        total = torch.zeros(len(examples), len(completions[0]))
+        components: dict[str, Tensor] = {"accuracy": torch.zeros_like(total)}
+        failures = 0
+        for name, (reward, rows) in self.parts(examples).items():
+            scores = reward(
+                [examples[row] for row in rows], [completions[row] for row in rows], [ids[row] for row in rows]
+            )
+            own = {**scores.components, "reward": scores.total}
+            own["accuracy"] = own.get(reward.accuracy, torch.zeros_like(scores.total))
+            for component, values in own.items():
+                components.setdefault(f"{name}/{component}", torch.full_like(total, math.nan))[rows] = values
+            total[rows], components["accuracy"][rows] = scores.total, own["accuracy"]
+            failures += scores.failures
+        return Scores(components, total, failures)
+
+    def _score_one(self, example: Example, completion: str) -> Any:
+        return self.rewards[example["task"]].score(example, completion)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        for reward in self.rewards.values():
+            reward.close()
+
+
+@dataclass(frozen=True)
+class _CheckOfTask:
+    checks: Mapping[str, AnswerCheck]
+
+    def __call__(self, example: Example, completion: str) -> Verdict:
+        return self.checks[example["task"]](example, completion)

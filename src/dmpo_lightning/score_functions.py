@@ -1,0 +1,93 @@
+"""What a score function returns, as plain numbers; no torch, so that worker processes start fast."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dmpo_lightning.tasks.base import Example
+
+ScoreFunction = Callable[[Example, str], "float | Mapping[str, float]"]
+BatchScoreFunction = Callable[[Sequence[Example], Sequence[str]], "Sequence[float | Mapping[str, float]]"]
+
+
+class CombinedScore:
+    """Several score functions as one, whose components carry their names.
+
+    Args:
+        functions: by name; one that returns named components itself gives ``name/component``.
+
+    Raises:
+        ValueError: no functions.
+
+    Example:
+        ```yaml
+        reward:
+          class_path: dmpo_lightning.Reward
+          init_args:
+            score:
+              class_path: dmpo_lightning.CombinedScore
+              init_args:
+                functions: {right: my_rewards.is_right, short: my_rewards.is_short}
+            weights: {right: 1.0, short: 0.1}
+        ```
+    """
+
+    def __init__(self, functions: Mapping[str, ScoreFunction]) -> None:
+        if not functions:
+            raise ValueError("`functions` must name at least one score function.")
+        self.functions = dict(functions)
+
+    def __call__(self, example: Example, completion: str) -> dict[str, float]:
+        """The components of every function; an exception of one is an exception of all."""
+        return {
+            f"{name}/{part}" if isinstance(value, Mapping) else name: number
+            for name, function in self.functions.items()
+            for value in [function(example, completion)]
+            for part, number in named_numbers(value).items()
+        }
+
+
+def named_numbers(value: Any) -> dict[str, float]:
+    """Named finite numbers; a bare number is called ``reward``.
+
+    Raises:
+        ValueError: a number that is not finite.
+        TypeError: what is no number.
+    """
+    components = value.items() if isinstance(value, Mapping) else [("reward", value)]
+    numbers = {str(name): float(number) for name, number in components}
+    if not all(map(math.isfinite, numbers.values())):
+        raise ValueError(f"the score must be finite, got {numbers}")
+    return numbers
+
+
+@dataclass(frozen=True)
+class OneScore:
+    """A score function whose values are named numbers."""
+
+    score: ScoreFunction
+
+    def __call__(self, example: Example, completion: str) -> dict[str, float]:
+        return named_numbers(self.score(example, completion))
+
+
+@dataclass(frozen=True)
+class BatchScore:
+    """A batched score function whose values are named numbers, or what was wrong with one as text."""
+
+    score: BatchScoreFunction
+
+    def __call__(self, examples: Sequence[Example], completions: Sequence[str]) -> list[dict[str, float] | str]:
+        """Raises ValueError for another number of results than completions."""
+        results = list(self.score(examples, completions))
+        if len(results) != len(completions):
+            raise ValueError(f"batched scoring must return {len(completions)} results, got {len(results)}")
+        return [_numbers_or_problem(result) for result in results]
+
+
+def _numbers_or_problem(value: Any) -> dict[str, float] | str:
+    try:
+        return named_numbers(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        return str(error)

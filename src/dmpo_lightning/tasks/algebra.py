@@ -1,0 +1,56 @@
+"""Equality of LaTeX answers by computer algebra (math-verify), in a worker process that is killed if need be."""
+
+import logging
+import re
+from importlib.util import find_spec
+
+from dmpo_lightning.workers import CallError, TimeLimitError, WorkerPool
+
+logger = logging.getLogger(__name__)
+
+MAX_TEXT = 200
+"""Characters of an answer; a longer one is not compared."""
+_ALLOWED = re.compile(r"[A-Za-z0-9\s\\{}()\[\]^_+\-*/=<>|.,:;!'&~%$]+")
+
+
+class AlgebraicEquality:
+    """Whether two short LaTeX answers of plain characters are equal as mathematics.
+
+    Args:
+        time_limit: seconds per comparison; one that takes longer is logged and counts as not equal.
+
+    Raises:
+        ValueError: math-verify is not installed, or a time limit that is not positive.
+    """
+
+    def __init__(self, time_limit: float = 2.0) -> None:
+        if find_spec("math_verify") is None:
+            raise ValueError("`algebra` needs math-verify; install it with `pip install dmpo-lightning[math]`.")
+        self._pool = WorkerPool(equal, workers=1, time_limit=time_limit, initializer=_import_math_verify)
+
+    def __call__(self, gold: str, answer: str) -> bool:
+        """False too for an answer that is long, of other characters, or no mathematics that math-verify can read."""
+        if max(len(gold), len(answer)) > MAX_TEXT or not (_ALLOWED.fullmatch(gold) and _ALLOWED.fullmatch(answer)):
+            return False
+        (result,) = self._pool.map([(gold, answer)])
+        if isinstance(result, CallError):
+            late = isinstance(result, TimeLimitError)
+            logger.warning("%r was not compared with %r: %s", answer, gold, "time limit" if late else result)
+        return result is True
+
+
+def equal(gold: str, answer: str) -> bool:
+    """What a worker does; only the LaTeX reader is used, because the other one evaluates text as Python."""
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    reader = [LatexExtractionConfig()]
+    bare = (text.replace("\\$", "").replace("$", "") for text in (gold, answer))
+    first, second = (parse(f"${text}$", reader, fallback_mode="no_fallback", parsing_timeout=None) for text in bare)
+    return bool(first and second and verify(first, second, timeout_seconds=None))
+
+
+def _import_math_verify() -> None:
+    """Also silences its warnings that the time limits are off; this pool has its own."""
+    import math_verify  # noqa: F401
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)

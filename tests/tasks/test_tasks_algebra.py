@@ -1,0 +1,85 @@
+"""Equality by computer algebra, which runs in a worker process."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from dmpo_lightning.__main__ import main
+from dmpo_lightning.scoring import make_task
+from dmpo_lightning.tasks import Math500
+from dmpo_lightning.tasks.algebra import MAX_TEXT, AlgebraicEquality
+
+DIFFERENCES = json.loads((Path(__file__).parent / "algebra_differences.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def algebra():
+    return AlgebraicEquality(time_limit=5.0)
+
+
+def test_real_answers_that_only_algebra_calls_equal_are_those_listed(test_data):
+    plain, algebraic = make_task("math500", "verified"), make_task("math500", "verified", algebra=True)
+    found = []
+    lines = (test_data / "llada_8b_instruct_256" / "math500.jsonl").read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        record = json.loads(line)
+        example = plain.from_saved(record)
+        before, after = (task.verify(example, record["completion"]) for task in (plain, algebraic))
+        assert after.correct >= before.correct
+        if after.correct != before.correct:
+            found.append({"line": number, "answer": after.answer, "gold": example["answer"]})
+    assert found == [{key: value for key, value in each.items() if key != "reason"} for each in DIFFERENCES]
+    assert all(each["reason"] for each in DIFFERENCES)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [("x+1", "1+x"), ("\\frac{\\sqrt{3}}{3}", "\\frac{1}{\\sqrt{3}}"), ("(x+1)^2", "x^2+2x+1"), ("\\$12", "12")],
+)
+def test_equal_as_mathematics(algebra, gold, answer):
+    assert algebra(gold, answer)
+
+
+@pytest.mark.parametrize(("gold", "answer"), [("x+1", "x-1"), ("2", "\\text{two}"), ("1", ""), ("", "1"), ("1", "(")])
+def test_not_equal_as_mathematics(algebra, gold, answer):
+    assert not algebra(gold, answer)
+
+
+def test_what_cannot_be_an_answer_never_reaches_the_worker():
+    algebra = AlgebraicEquality()
+    assert not algebra("1", "1" * (MAX_TEXT + 1))
+    assert not algebra("1", '__import__("os")')
+    assert not algebra("1", "\x00")
+    assert not algebra._pool._workers
+
+
+def test_a_hostile_expression_ends_at_the_time_limit_and_the_next_is_compared(caplog):
+    algebra = AlgebraicEquality(time_limit=1.0)
+    with caplog.at_level(logging.WARNING):
+        assert not algebra("1", "9^{9^{9^{9^{9}}}}!")
+    assert "was not compared with '1': time limit" in caplog.text
+    assert algebra("x+1", "1+x")
+
+
+def test_the_score_command_compares_by_algebra(test_data, tmp_path, capsys):
+    file = tmp_path / "one.jsonl"
+    file.write_text(json.dumps({"question": "?", "ground_truth": "-2+7i", "completion": "\\boxed{7i-2}"}) + "\n")
+    command = ["score", "--task", "math500", "--file", str(file), "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["correct"] == 0
+    assert main([*command, "--algebra"]) == 0
+    assert json.loads(capsys.readouterr().out)["correct"] == 1
+
+
+@pytest.mark.parametrize(("task", "verifier"), [("gsm8k", "verified"), ("math500", "published")])
+def test_algebra_is_for_the_verified_check_of_math_alone(task, verifier):
+    with pytest.raises(ValueError, match="needs --task math500 and --verifier verified"):
+        make_task(task, verifier, algebra=True)
+
+
+def test_without_math_verify_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setattr("dmpo_lightning.tasks.algebra.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install dmpo-lightning\[math\]"):
+        Math500(algebra=True)

@@ -1,0 +1,193 @@
+import copy
+import gc
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dmpo_lightning.workers import CallError, TimeLimitError, WorkerDiedError, WorkerPool
+from worker_functions import behave, refuse
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def pool():
+    made = WorkerPool(behave, workers=2, time_limit=30)
+    yield made
+    made.close()
+
+
+def lives(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def ends(pid: int) -> bool:
+    """Whether a process ends within seconds."""
+    deadline = time.monotonic() + 20
+    while lives(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not lives(pid)
+
+
+def test_results_come_in_the_order_of_the_calls(pool):
+    calls = [("sleep", 0.5), *(("return", number) for number in range(20))]
+    assert pool.map(calls) == ["slept", *range(20)]
+
+
+def test_no_calls_start_no_worker(pool):
+    assert pool.map([]) == []
+    assert pool._workers == []
+
+
+def test_a_raised_error_is_told_and_costs_no_worker(pool):
+    before, error, after = pool.map([("pid",), ("raise", "x"), ("pid",)])
+    assert isinstance(error, CallError)
+    assert str(error) == "KeyError: 'x'"
+    assert len({before, after, *pool.map([("pid",)] * 10)}) <= 2
+
+
+@pytest.mark.parametrize("call", [("sleep", 600), ("long integer operation",)], ids=lambda call: call[0])
+def test_a_call_over_the_time_limit_is_killed_and_its_worker_replaced(call):
+    pool = WorkerPool(behave, workers=1, time_limit=1)
+    (first,) = pool.map([("pid",)])
+    late, second = pool.map([call, ("pid",)])
+    assert isinstance(late, TimeLimitError)
+    assert second != first
+    assert not lives(first)
+    pool.close()
+
+
+def test_a_worker_that_exits_fails_its_own_call_only(pool):
+    results = pool.map([("return", 1), ("exit", 7), ("return", 2), ("return", 3)])
+    assert isinstance(results[1], WorkerDiedError)
+    assert str(results[1]) == "the worker process ended with exit code 7"
+    assert [results[0], *results[2:]] == [1, 2, 3]
+
+
+def test_a_worker_killed_while_idle_is_replaced():
+    pool = WorkerPool(behave, workers=1)
+    (pid,) = pool.map([("pid",)])
+    os.kill(pid, signal.SIGKILL)
+    lost, *others = pool.map([("return", number) for number in range(4)])
+    assert isinstance(lost, WorkerDiedError)
+    assert others == [1, 2, 3]
+    pool.close()
+
+
+def test_a_value_that_json_cannot_state_is_an_error(pool):
+    (error,) = pool.map([("an object",)])
+    assert isinstance(error, CallError)
+    assert "not JSON serializable" in str(error)
+
+
+def test_a_pool_serves_several_threads_off_the_main_one(pool):
+    results: dict[int, list] = {}
+    threads = [
+        threading.Thread(target=lambda n=n: results.update({n: pool.map([("return", n)] * 3)})) for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {number: [number] * 3 for number in range(4)}
+
+
+def test_workers_import_no_torch(pool):
+    assert pool.map([("modules", ["torch", "lightning", "numpy"])]) == [[]]
+
+
+def test_a_worker_may_have_workers(pool):
+    assert pool.map([("nested", 3)]) == [[3]]
+
+
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, lambda pool: pickle.loads(pickle.dumps(pool))], ids=["copy", "pickle"]
+)
+def test_a_copy_starts_workers_of_its_own(pool, again):
+    (pid,) = set(pool.map([("pid",)]))
+    other = again(pool)
+    assert other._workers == []
+    assert (other.workers, other.time_limit) == (2, 30)
+    assert pid not in other.map([("pid",)])
+    other.close()
+
+
+def test_workers_end_with_their_pool():
+    pool = WorkerPool(behave, workers=1)
+    (pid,) = pool.map([("pid",)])
+    del pool
+    gc.collect()
+    assert ends(pid)
+
+
+PARENT = """
+import sys
+from worker_functions import behave
+from dmpo_lightning.workers import WorkerPool
+if __name__ == "__main__":
+    pool = WorkerPool(behave, workers=1)
+    {}
+"""
+
+
+def script(folder, code):
+    file = folder / "parent.py"
+    file.write_text(PARENT.format(code))
+    path = os.pathsep.join(sys.path)
+    return subprocess.Popen([sys.executable, str(file)], env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE)
+
+
+def test_workers_end_with_the_interpreter(tmp_path):
+    with script(tmp_path, "print(*pool.map([('pid',)]), flush=True)") as parent:
+        output, _ = parent.communicate(timeout=60)
+    assert parent.returncode == 0
+    assert ends(int(output))
+
+
+def test_a_busy_worker_ends_when_its_parent_is_killed(tmp_path):
+    pids = tmp_path / "pids"
+    with script(tmp_path, f"pool.map([('start and wait', {str(pids)!r})])") as parent:
+        while not (pids.exists() and pids.read_text()):
+            assert parent.poll() is None
+            time.sleep(0.05)
+        parent.kill()
+        worker, child = map(int, pids.read_text().split())
+        assert ends(worker)
+    os.kill(child, signal.SIGKILL)
+
+
+def test_what_a_killed_call_has_started_is_killed_too(tmp_path):
+    pool = WorkerPool(behave, workers=1, time_limit=2)
+    (late,) = pool.map([("start and wait", str(tmp_path / "pids"))])
+    assert isinstance(late, TimeLimitError)
+    assert all(ends(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+    pool.close()
+
+
+def test_a_script_without_a_guard_is_an_error_that_says_so(tmp_path):
+    file = tmp_path / "unguarded.py"
+    file.write_text("from worker_functions import *\nprint(WorkerPool(behave, workers=1).map([('return', 1)]))")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, str(file)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert 'needs `if __name__ == "__main__":`' in done.stderr
+
+
+def test_an_initializer_that_raises_is_an_error():
+    with pytest.raises(RuntimeError, match="could not start: OSError: no model here"):
+        WorkerPool(behave, workers=1, initializer=refuse).map([("return", 1)])
+
+
+@pytest.mark.parametrize(("workers", "time_limit"), [(0, None), (1, 0), (1, -1), (1, float("nan"))])
+def test_settings_that_make_no_sense_are_refused(workers, time_limit):
+    with pytest.raises(ValueError, match=r"`workers` must be|`time_limit` must be"):
+        WorkerPool(behave, workers=workers, time_limit=time_limit)

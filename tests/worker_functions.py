@@ -1,0 +1,72 @@
+"""Functions for worker processes; importing them must not import torch."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from dmpo_lightning.workers import WorkerPool
+
+
+def behave(what, value=None):  # noqa: PLR0911  one line per behaviour
+    """Does what the first argument says."""
+    if what == "return":
+        return value
+    if what == "sleep":
+        time.sleep(value)
+        return "slept"
+    if what == "raise":
+        raise KeyError(value)
+    if what == "exit":
+        os._exit(value)
+    if what == "long integer operation":
+        return len(str((9**9**7) ** 9))
+    if what == "pid":
+        return os.getpid()
+    if what == "modules":
+        return sorted(set(value) & set(sys.modules))
+    if what == "nested":
+        return WorkerPool(behave, workers=1).map([("return", value)])
+    if what == "start and wait":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        Path(value).write_text(f"{os.getpid()} {child.pid}")
+        time.sleep(600)
+    return object()
+
+
+def refuse():
+    raise OSError("no model here")
+
+
+def score(example, completion):
+    """Components of a completion, which may also say how to fail."""
+    if completion.startswith("fail: "):
+        what, _, value = completion.removeprefix("fail: ").partition(" ")
+        return behave(what, float(value) if what == "sleep" else int(value or 1))
+    return {"count": float(completion.count(example["word"])), "length": len(completion)}
+
+
+def half(example, completion):
+    return 0.5
+
+
+def score_batch(examples, completions):
+    """The number of completions, for each of them; or what a completion says."""
+    for text in completions:
+        if text.startswith("fail: "):
+            score(None, text)
+    if "one too few" in completions:
+        return [1.0]
+    results = [float(len(completions)) for _ in examples]
+    return [float("nan") if text == "nan" else result for text, result in zip(completions, results, strict=True)]
+
+
+class Longer:
+    """A score with a setting."""
+
+    def __init__(self, than: int = 1) -> None:
+        self.than = than
+
+    def __call__(self, example, completion):
+        return float(len(completion) > self.than)
