@@ -6,7 +6,7 @@ import pytest
 from planning_runs import predicted, small_config, small_settings
 
 from dmpo_lightning.planning import Adapter, Precision, Sharding, Workload, sharding_of
-from dmpo_lightning.planning.activations import Logits
+from dmpo_lightning.planning.activations import Head
 from dmpo_lightning.planning.precision import NF4_BYTES
 
 CONFIG = small_config("small")
@@ -142,22 +142,26 @@ def test_half_of_the_completion_and_half_a_token_need_logits():
     assert work.masked_positions(8, 4) == 8 * 4 * 128.5
 
 
-def test_a_trajectory_needs_logits_once_per_token():
+def test_steps_of_a_trajectory_need_logits_where_they_reveal_a_token():
     steps = {"scoring_replicates": 4, "trajectory_steps": 64, "group_size": 8}
     work = Workload(completion_length=256, prompt_length=200, micro_batch_size=8, replicates=4, **steps)
-    assert work.scoring_positions == 8 * 256
+    assert work.scoring_positions == 8 * 256 * 4 / 64
 
 
-def test_logits_cost_three_float32_copies_in_the_backward_pass():
+def test_the_head_costs_the_same_whatever_the_vocabulary():
     precision = Precision.of(dtype="bfloat16", trainer=None)
-    assert Logits(126464, precision).backward(4112) == 3 * 4 * 4112 * 126464
+    small, large = (Head(vocab_size, 4096, precision) for vocab_size in (32000, 126464))
+    assert small.forward(4112) == large.forward(4112) < 4 * 4112 * 32000 / 4
+    assert small.backward(4112) == large.backward(4112) == 4112 * 4096 * 6
 
 
-def test_doubling_the_micro_batch_doubles_activations_and_logits():
+def test_doubling_the_micro_batch_doubles_activations_and_not_the_head():
     one = small_settings()
     two = replace(one, workload=replace(one.workload, micro_batch_size=2 * one.workload.micro_batch_size))
     parts = [predicted(CONFIG, settings).phases["training"].parts for settings in (one, two)]
+    heads = [part.pop("head") for part in parts]
     assert parts[1] == {name: 2 * size for name, size in parts[0].items()}
+    assert heads[1] < 2 * heads[0]
 
 
 @pytest.mark.parametrize(

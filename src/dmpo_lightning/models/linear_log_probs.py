@@ -152,7 +152,8 @@ class _Head:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Of the incoming gradient's product with the log-probs, by hidden states, weight and bias."""
         by_hidden = torch.zeros_like(hidden, dtype=log_sums.dtype)
-        by_weight, by_bias = torch.empty_like(self.weight), hidden.new_zeros(len(self.weight), dtype=log_sums.dtype)
+        by_weight = torch.empty_like(self.weight)
+        by_bias = None if self.bias is None else hidden.new_zeros(len(self.weight), dtype=log_sums.dtype)
         for tokens in self.tiles():
             tile = torch.zeros_like(self.weight[tokens], dtype=log_sums.dtype)
             for start in range(0, len(hidden), rows):
@@ -160,12 +161,13 @@ class _Head:
                 by_score = self.scores(hidden[at], tokens).sub_(log_sums[at, None]).exp_()
                 _subtract_one(by_score, targets[at, None] - tokens.start)
                 by_score *= incoming[at, None] / -self.temperature
-                by_bias[tokens] += by_score.sum(0)
+                if by_bias is not None:
+                    by_bias[tokens] += by_score.sum(0)
                 narrow = by_score.to(hidden.dtype)
                 tile += narrow.T @ hidden[at]
                 by_hidden[at] += narrow @ self.weight[tokens]
             by_weight[tokens] = tile
-        return by_hidden.to(hidden.dtype), by_weight, None if self.bias is None else by_bias.to(self.bias.dtype)
+        return by_hidden.to(hidden.dtype), by_weight, None if by_bias is None else by_bias.to(self.weight.dtype)
 
 
 def _take_out(scores: Tensor, columns: Tensor, found: Tensor) -> Tensor:

@@ -102,9 +102,12 @@ class Activations:
         return self.precision.stream * self.architecture.width * self.architecture.blocks
 
     def passing_per_token(self) -> float:
-        """Alive at once in a block without gradient: the larger of rotating the queries and of the MLP."""
+        """Alive at once in a block without gradient: its input, ids, rotary tables, the stream, a norm's result; and the
+        larger of rotating the queries and of the MLP.
+        """
         width, compute = self.architecture.width, self.precision.compute
-        stream = self.precision.stream * width + compute * width
+        stream = 2 * self.precision.stream * width + compute * width
+        stream += 2 * INT64 + 2 * FLOAT32 * self.architecture.head_size
         rotation = (3 if compute == FLOAT32 else 4) * FLOAT32 * self.query_width
         attention = compute * (self.query_width + 2 * self.key_width) + rotation
         return stream + max(attention, 3 * compute * self.architecture.mlp_width)
