@@ -47,7 +47,8 @@ class WDCE(WeightedObjective):
         block_length: mask as decoding in blocks of this length meets completions (a random block in part, all behind
             it) and predict that block alone; None masks anywhere.
         weight_tolerance: share of ``sum |w - b|`` of a micro-batch whose rollouts are left out of it, in [0, 1); about
-            the relative error of the gradient. 0 leaves out those of exactly zero signal, which changes nothing.
+            the relative error of the gradient, or a few times that where rollouts pull against each other (measured by
+            `benchmarks/weight_tolerance.py`). 0 leaves out those of exactly zero signal, which changes nothing.
         reward_scale: eta, see `WeightedObjective`.
         proximal_coefficient: c, see `WeightedObjective`.
         target_ess: see `WeightedObjective`.
@@ -66,7 +67,7 @@ class WDCE(WeightedObjective):
         antithetic: bool = True,
         scale: LossScale = "count",
         block_length: int | None = None,
-        weight_tolerance: float = 1e-3,
+        weight_tolerance: float = 1e-4,
         reward_scale: float | None = None,
         proximal_coefficient: float | None = None,
         target_ess: float | None = None,

@@ -102,8 +102,8 @@ class Activations:
         return self.precision.stream * self.architecture.width * self.architecture.blocks
 
     def passing_per_token(self) -> float:
-        """Alive at once in a block without gradient: its input, ids, rotary tables, the stream, a norm's result; and the
-        larger of rotating the queries and of the MLP.
+        """Alive at once in a block without gradient: its input, ids, rotary tables, the stream, a norm's result, and
+        the larger of rotating the queries and of the MLP.
         """
         width, compute = self.architecture.width, self.precision.compute
         stream = 2 * self.precision.stream * width + compute * width
