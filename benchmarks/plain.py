@@ -9,18 +9,18 @@ What one denoising step does, and no more:
    of the sequence again, in float32. The rotary tables are built once.
 2. Head at every position that was fed in, prompt and later blocks included.
 3. At temperature 0, the arg-max of each position. Above it, the logits in float64, a float64 uniform u for each of
-   them, and the arg-max of exp(logits) / (-log u)^temperature (Gumbel).
+   them, and the arg-max of exp(logits) / (-log u)^temperature (Gumbel). The later steps of a block with the prefix
+   cache do all this twice and throw the first result away, as the published function does.
 4. Softmax of the logits in float64, a second cast, and the probability of each chosen token (``random`` remasking: one
    uniform per position instead). This, too, at every position that was fed in.
-5. A loop over rows, each with its own top-k among its candidates, the masked positions up to the end of the block.
+5. A loop over rows, each with its own top-k among its candidates, the masked positions up to the end of the block;
+   threshold and factor compare them one by one. The dual cache is overwritten row by row.
 6. A look at the block: it is finished when no row has a mask left.
 
 With a cache, each block starts with a forward over everything, whose logits serve its first step. Guidance runs a
 second half of the batch in which the prompt is masked, without a cache.
 
-Where the published code does more than its result needs, this one does not: it draws the Gumbel noise of cached prefix
-steps twice, compares the candidates of threshold and factor one by one in Python, and overwrites the dual cache row by
-row. In two points this one says more: left padding is masked and takes no position (it used to be ignored), so that
+In two points this one says more: left padding is masked and takes no position (it used to be ignored), so that
 padded rows can be compared, and ids may be banned.
 """
 
@@ -119,7 +119,8 @@ def joined(past: Tensor, fresh: Tensor, columns: slice) -> Float[Tensor, "rows h
     """A prefix that ends where ``columns`` start is continued; a cache of all columns is overwritten there."""
     if past.shape[2] == columns.start:
         return torch.cat((past, fresh), dim=2)
-    past[:, :, columns] = fresh
+    for row in range(len(past)):
+        past[row, :, columns] = fresh[row]
     return past
 
 
@@ -169,8 +170,7 @@ def transfer_rows(
             continue
         values, places = scores[row].topk(number)
         if threshold is not None:
-            passes = values >= threshold
-            passes[0] = True
+            passes = [rank for rank in range(number) if rank == 0 or values[rank] >= threshold]
             places = places[passes]
         elif factor is not None:
             places = places[: passing_ranks(values, factor)]
@@ -181,11 +181,10 @@ def transfer_rows(
 def passing_ranks(descending: Float[Tensor, " candidates"], factor: float) -> int:
     """How many of one row's candidates the factor reveals."""
     number = len(descending)
-    ranks = torch.arange(1, number + 1, device=descending.device)
-    failing = descending < 1 - factor / (ranks + 1).to(descending.dtype)
-    failing[0] = False
-    first = int(failing.int().argmax()) if failing.any() else number
-    return number if first == number - 1 else first
+    for rank in range(1, number):
+        if descending[rank] < 1 - factor / (rank + 2):
+            return number if rank == number - 1 else rank
+    return number
 
 
 def reveal_table(masked: Bool[Tensor, "rows block"], steps: int) -> Int[Tensor, "rows {steps}"]:
@@ -217,6 +216,8 @@ class Canvas:
         fed = self.ids[:, columns]
         logits, present = self._logits(fed, columns, past)
         logits.index_fill_(-1, self.banned, -torch.inf)
+        if past is not None and past[0][0].shape[2] == columns.start:  # the prefix cache
+            draw_tokens(logits, self.temperature, self.generator)
         tokens = draw_tokens(logits, self.temperature, self.generator)
         confidence = confidence_of(tokens, logits, self.remasking, self.generator)
         candidates = fed == self.mask_token_id

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from benchmarks.tensor_memory import TensorMemory
 from torch import nn
 
-from dmpo_lightning.models.head import target_log_probs
+from dmpo_lightning.models import head as head_module
+from dmpo_lightning.models.head import predict, target_log_probs
 from dmpo_lightning.models.linear_log_probs import chunk_rows, linear_log_probs
 
 VOCAB, WIDTH, POSITIONS = 50, 12, 9
@@ -174,3 +175,22 @@ def test_rows_of_a_chunk_fit_and_are_never_none():
     assert chunk_rows(100_000, 1 << 20, 1024) == 256
     assert chunk_rows(100, 1 << 20, 1024) == 2621
     assert chunk_rows(100_000, 1, 1024) == 1
+
+
+@pytest.mark.parametrize("shape", [(1,), (5,), (2, 3), (33,)])
+def test_logits_of_a_few_positions_are_those_of_the_head(shape, monkeypatch):
+    monkeypatch.setattr(head_module, "TALL_VOCABULARY", 100)
+    head = nn.Linear(WIDTH, 100, bias=False)
+    hidden, ban = torch.randn(*shape, WIDTH), torch.linspace(0, 1, 100)
+    positions = torch.zeros(shape, dtype=torch.long)
+    with torch.no_grad():
+        found = predict(head, hidden, positions, None, ban, 1.0)
+        torch.testing.assert_close(found, head(hidden) + ban, rtol=1e-5, atol=1e-5)
+    assert found.is_contiguous()
+
+
+def test_gradients_still_flow_to_a_head_of_a_large_vocabulary(monkeypatch):
+    monkeypatch.setattr(head_module, "TALL_VOCABULARY", 100)
+    head = nn.Linear(WIDTH, 100, bias=False)
+    predict(head, torch.randn(3, WIDTH), torch.zeros(3, dtype=torch.long), None, None, 1.0).sum().backward()
+    assert head.weight.grad.norm() > 0

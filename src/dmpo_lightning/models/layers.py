@@ -20,18 +20,20 @@ class RMSNorm(nn.Module):
 
 
 def rotary_tables(position_ids: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines ``[rows 1 length head_size]`` in float32, for the half-rotated layout."""
+    """Cosines, and sines whose first half is negated, ``[rows 1 length head_size]`` in float32, for the half-rotated
+    layout.
+    """
     exponent = torch.arange(0, head_size, 2, device=position_ids.device, dtype=torch.float32) / head_size
-    angles = position_ids[..., None].float() * theta**-exponent
-    angles = torch.cat((angles, angles), dim=-1)[:, None]
-    return angles.cos(), angles.sin()
+    angles = (position_ids[..., None].float() * theta**-exponent)[:, None]
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def apply_rotary(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """Rotates ``[rows heads length head_size]`` in float32 and casts back."""
     cos, sin = tables
-    first, second = x.float().chunk(2, dim=-1)
-    return (x.float() * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    wide = x.float()
+    return torch.addcmul(wide * cos, wide.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
 def padded_position_ids(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers.base import Sampler, Samples, reveal_counts
 from dmpo_lightning.samplers.canvas import Canvas, Window
-from dmpo_lightning.samplers.draws import Draw, draw_tokens, step_uniforms
+from dmpo_lightning.samplers.draws import Draw, draw_tokens, most_likely, step_uniforms
 from dmpo_lightning.samplers.transfer import above_threshold, best, within_factor
 
 Remasking = Literal["low_confidence", "random"]
@@ -234,6 +234,8 @@ class Block:
         return Window(range(max(start - near, 0), min(stop + near, visible)), visible)
 
     def _draw(self, logits: Tensor, places: Tensor, step: int, rows: Tensor | None = None) -> Draw:
+        if self.sampler.temperature == 0:
+            return most_likely(logits)
         uniform = step_uniforms(self.keys, step, self.canvas.length)
         uniform = uniform.gather(1, places) if rows is None else uniform[rows, places]
         return draw_tokens(logits, uniform, temperature=self.sampler.temperature)

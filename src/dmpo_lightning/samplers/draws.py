@@ -38,11 +38,9 @@ def draw_tokens(
     logits: Float[Tensor, "*places vocab"], uniform: Float[Tensor, "*places"], *, temperature: float
 ) -> Draw:
     """Exact draws from softmax(logits / temperature), one uniform each; temperature 0 takes the most likely token."""
-    highest, likeliest = logits.max(-1)
-    shifted = logits - highest[..., None]
     if temperature == 0:
-        confidence = 1 / shifted.exp_().sum(-1)
-        return Draw(likeliest, torch.zeros_like(confidence), confidence)
+        return most_likely(logits)
+    shifted = logits - logits.amax(-1, keepdim=True)
     tempered = shifted.exp_() if temperature == 1 else (shifted / temperature).exp_()
     tokens = inverse_cdf(tempered, uniform)
     log_prob = (_at(tempered, tokens) / tempered.sum(-1)).log()
@@ -50,6 +48,13 @@ def draw_tokens(
         return Draw(tokens, log_prob, log_prob.exp())
     own = _at(shifted, tokens).exp()
     return Draw(tokens, log_prob, own / shifted.exp_().sum(-1))
+
+
+def most_likely(logits: Float[Tensor, "*places vocab"]) -> Draw:
+    """Greedy tokens."""
+    highest, tokens = logits.max(-1)
+    confidence = 1 / (logits - highest[..., None]).exp_().sum(-1)
+    return Draw(tokens, torch.zeros_like(confidence), confidence)
 
 
 def _at(values: Float[Tensor, "*places vocab"], tokens: Int[Tensor, "*places"]) -> Float[Tensor, "*places"]:
