@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 import worker_functions
 from dmpo_lightning import CombinedScore
 from dmpo_lightning.rewards import Reward
-from dmpo_lightning.tasks import GSM8K, LatinSquareDemonstrations, Sudoku
+from dmpo_lightning.tasks import GSM8K, LatinSquareDemonstrations, Sudoku, Verdict
 
 EXAMPLES = [{"word": "a"}, {"word": "b"}]
 TEXTS = [["a", "aa", "xx"], ["b", "a", ""]]
@@ -113,7 +113,7 @@ def test_a_task_without_an_answer_check_gives_none():
 def test_the_settings_of_a_task_reward_are_those_of_its_call():
     reward = Reward.of_task(Sudoku(), failure_score=-1.0, max_failure_share=1.0, workers=1, time_limit=30.0)
     scores = reward([{"puzzle": "0" * 16, "solution": "1" * 16}, {"puzzle": "0" * 16}], [["1" * 16], ["1" * 16]])
-    assert scores.total.tolist() == [[2], [-2]]
+    assert scores.total.tolist() == [[1], [-1]]
     reward.close()
 
 
@@ -350,3 +350,46 @@ def test_the_answer_check_of_a_task_comes_with_its_reward_unless_it_has_none():
     assert Reward.of_task(task).verify == task.verify
     assert Reward.of_task(Sudoku(verifier=None)).verify is None
     assert Reward(lambda example, completion: 1.0).verify is None
+
+
+def test_weights_are_checked_by_the_first_completions_that_can_be_scored():
+    reward = Reward(failing_on("bad"), weights={"typo": 1.0}, max_failure_share=1.0)
+    reward(EXAMPLES[:1], [["bad"]])
+    with pytest.raises(ValueError, match=r"\['typo'\]; it returns \['count', 'length'\]"):
+        reward(EXAMPLES[:1], [["a"]])
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_failure_share": 2.0}, {"max_failure_share": -1.0}, {"weights": {"count": math.nan}}]
+)
+def test_settings_outside_their_range_are_refused(options):
+    with pytest.raises(ValueError, match=f"`{next(iter(options))}`"):
+        Reward(components, **options)
+
+
+def test_a_score_without_components_fails():
+    scores = Reward(lambda example, completion: {}, max_failure_share=1.0)(EXAMPLES, TEXTS)
+    assert scores.failures == 6
+
+
+def test_nothing_to_score_gives_nothing():
+    assert Reward(components)([], []).total.shape == (0, 0)
+
+
+def test_an_answer_check_that_raises_is_a_failure_and_no_answer(caplog):
+    def verify(example, completion):
+        raise KeyError("no")
+
+    reward = Reward(components, verify=verify)
+    assert reward.check(EXAMPLES[0], "a", 7) == Verdict(None, False)
+    assert "prompt 7" in caplog.text
+
+
+def test_half_precision_as_the_default_changes_no_score():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        total = Reward(lambda example, completion: 2.953)(EXAMPLES, TEXTS).total
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert total.dtype == torch.float32
+    assert total[0, 0] == pytest.approx(2.953, abs=1e-6)

@@ -129,3 +129,40 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 
 def test_the_table_of_names_is_complete():
     assert set(TASKS) == set(PUBLISHED)
+
+
+PUZZLE = {"task": "four", "puzzle": "1000040000400020", "solution": "1234341221434321"}
+
+
+def test_of_a_mixture_one_task_is_scored(tmp_path, capsys):
+    rows = [
+        {"example": PUZZLE, "completion": PUZZLE["solution"]},
+        {"example": {"task": "gsm8k", "question": "?", "answer": "1"}, "completion": "\\boxed{2}"},
+    ]
+    file = write(tmp_path / "a.jsonl", *rows)
+    assert score_file(make_task("gsm8k", "verified"), file, only="gsm8k")["n"] == 1
+    assert score_file(make_task("sudoku", "verified"), file, only="four")["correct"] == 1
+    assert main(["score", "--task", "sudoku", "--file", str(file), "--json"]) == 2
+    assert "['four', 'gsm8k']; name one of them by `--only`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "record"),
+    [
+        ("sudoku", {"question": "1000040000400020", "ground_truth": "1"}),
+        ("gsm8k", {"example": {"a": 1}}),
+        ("gsm8k", {"example": 3}),
+        ("countdown", {"question": "?", "ground_truth": [[1, 2], float("inf")]}),
+        ("countdown", {"question": "?", "ground_truth": ["12", 3]}),
+        ("countdown", {"question": "?", "ground_truth": [[1.5, 2], 3]}),
+    ],
+)
+def test_a_bad_record_is_named_with_its_line(tmp_path, task, record):
+    file = write(tmp_path / "a.jsonl", record | {"completion": "1"})
+    with pytest.raises(ValueError, match=r"a\.jsonl, row 1: .*Mend the row"):
+        score_file(make_task(task, "verified"), file)
+
+
+def test_a_task_that_needs_arguments_is_refused():
+    with pytest.raises(ValueError, match="cannot be made without arguments"):
+        make_task("dmpo_lightning.tasks.Task", "verified")

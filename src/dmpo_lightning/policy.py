@@ -56,7 +56,7 @@ class Policy(nn.Module):
         self.reference_model: nn.Module | None = None
         if with_reference and not self.has_adapters:
             self.reference_model = copy.deepcopy(model).requires_grad_(False).eval()
-        ban = torch.zeros(self.facts.vocab_size)
+        ban = torch.zeros(self.facts.vocab_size, dtype=torch.float32)
         ban[list(self.facts.banned_token_ids)] = -torch.inf
         self.register_buffer("_ban", ban, persistent=False)
 

@@ -1,5 +1,6 @@
 """From completions to reward tensors: named components, weights, and completions on which scoring fails."""
 
+import copy
 import logging
 import math
 import pickle
@@ -17,6 +18,8 @@ from dmpo_lightning.workers import WorkerPool
 
 logger = logging.getLogger(__name__)
 
+CHECKED = ("correct", "correct_cells")
+"""Accuracies that an answer check gives, whatever the reward."""
 LOGGED_IN_FULL = 3
 """Failures of one call whose cause is logged; of the others only the number is."""
 
@@ -78,6 +81,11 @@ class Reward:
     ) -> None:
         if not math.isfinite(failure_score):
             raise ValueError(f"`failure_score` must be finite, got {failure_score}.")
+        if not 0 <= max_failure_share <= 1:
+            raise ValueError(f"`max_failure_share` must be in [0, 1], got {max_failure_share}.")
+        for name, weight in (weights or {}).items():
+            if not math.isfinite(weight):
+                raise ValueError(f"`weights` must be finite, got {weight} for {name!r}.")
         if time_limit is not None and not workers:
             raise ValueError(
                 f"`time_limit` {time_limit} needs worker processes, which can be killed; pass `workers=1` or more."
@@ -92,6 +100,7 @@ class Reward:
         if workers:
             _check_picklable(self._call)
         self._scored = self._failed = 0
+        self._weights_are_checked = False
 
     @classmethod
     def of_task(
@@ -138,9 +147,32 @@ class Reward:
         ]
         outcomes = self._outcomes([example for _, example, _ in rows], [text for _, _, text in rows])
         self._count([(rows[i][0], each) for i, each in enumerate(outcomes) if isinstance(each, Exception)], len(rows))
-        components = self._components(outcomes, (len(examples), len(completions[0])))
+        components = self._components(outcomes, (len(examples), len(completions[0]) if completions else 0))
         failures = sum(isinstance(outcome, Exception) for outcome in outcomes)
         return Scores(components, self._total(components), failures)
+
+    @property
+    def name(self) -> str:
+        """What scores, for reports."""
+        return str(getattr(self.score, "__qualname__", type(self.score).__name__))
+
+    def check(self, example: Example, completion: str, prompt_id: int) -> Verdict:
+        """The answer check's verdict on a completion with its special tokens; where it fails, counted as above, nothing
+        was answered.
+        """
+        assert self.verify is not None
+        try:
+            return self.verify(example, completion)
+        except Exception as error:  # foreign code on model output, as in scoring
+            self._count([(prompt_id, error)], 0)
+            return Verdict(None, False)
+
+    def with_check_of(self, other: "Reward") -> "Reward":
+        """This reward with the answer check and the accuracy of another."""
+        checked = copy.copy(self)
+        checked.verify = other.verify
+        checked.accuracy = other.accuracy if other.accuracy in CHECKED else CHECKED[0]
+        return checked
 
     def parts(self, examples: Sequence[Example]) -> "dict[str, tuple[Reward, list[int]]]":
         """Of a mixture of tasks, each task's reward and the places of its examples; empty where there are no parts."""
@@ -184,7 +216,7 @@ class Reward:
             logger.warning(
                 "The reward failed on %d more completions, of prompts %.200s.", len(failures) - LOGGED_IN_FULL, others
             )
-        self._first, self._scored, self._failed = not self._scored, self._scored + scored, self._failed + len(failures)
+        self._scored, self._failed = self._scored + scored, self._failed + len(failures)
         if failures and self._failed > self.max_failure_share * max(self._scored, 100):
             raise RuntimeError(
                 f"The reward failed on {self._failed} of {self._scored} completions, more than the share of "
@@ -196,7 +228,7 @@ class Reward:
         names = dict.fromkeys(name for outcome in scored for name in outcome)
         self._check_weights(names)
         return {
-            name: torch.tensor([self._number(outcome, name) for outcome in outcomes]).view(shape)
+            name: torch.tensor([self._number(outcome, name) for outcome in outcomes], dtype=torch.float32).view(shape)
             for name in names or self.weights or ["reward"]
         }
 
@@ -204,13 +236,14 @@ class Reward:
         return self.failure_score if isinstance(outcome, Exception) else outcome.get(name, math.nan)
 
     def _check_weights(self, names: Mapping[str, None]) -> None:
-        """Once, by the first completions: later ones may lack a component."""
+        """Once, by the first completions that could be scored: later ones may lack a component."""
         unknown = set(self.weights or ()) - set(names)
-        if unknown and names and self._first:
+        if names and unknown and not self._weights_are_checked:
             raise ValueError(
                 f"`weights` names components that the score function did not return: {sorted(unknown)}; it "
                 f"returns {sorted(names)}."
             )
+        self._weights_are_checked = self._weights_are_checked or bool(names)
 
     def _total(self, components: Mapping[str, Tensor]) -> Tensor:
         weights = self.weights if self.weights is not None else dict.fromkeys(components, 1.0)

@@ -57,6 +57,8 @@ def named_numbers(value: Any) -> dict[str, float]:
     """
     components = value.items() if isinstance(value, Mapping) else [("reward", value)]
     numbers = {str(name): float(number) for name, number in components}
+    if not numbers:
+        raise ValueError("the score must hold at least one component, got none")
     if not all(map(math.isfinite, numbers.values())):
         raise ValueError(f"the score must be finite, got {numbers}")
     return numbers

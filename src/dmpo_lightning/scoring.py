@@ -19,7 +19,9 @@ def run(arguments: Sequence[str]) -> None:
     """The command; raises ValueError for what a user can mend."""
     options = _parser().parse_args(arguments)
     task = make_task(options.task, options.verifier, algebra=options.algebra)
-    summary = {"task": options.task, "rewards": options.verifier} | score_file(task, Path(options.file))
+    summary = {"task": options.task, "rewards": options.verifier} | score_file(
+        task, Path(options.file), only=options.only or options.task
+    )
     if options.json:
         print(json.dumps(summary))
     else:
@@ -45,7 +47,10 @@ def make_task(name: str, verifier: str, *, algebra: bool = False) -> Task:
             raise ValueError(f"`--algebra` needs --task math500 and --verifier verified, got {name} and {verifier}.")
         return Math500(verifier="verified", algebra=True)
     takes_verifier = issubclass(task, Benchmark) or "verifier" in inspect.signature(task).parameters
-    return task(**({"verifier": verifier} if takes_verifier else {}))
+    try:
+        return task(**({"verifier": verifier} if takes_verifier else {}))
+    except TypeError as error:
+        raise ValueError(f"`--task` {name} cannot be made without arguments: {error}.") from error
 
 
 def _imported(path: str) -> type[Task]:
@@ -61,19 +66,23 @@ def _imported(path: str) -> type[Task]:
     return found
 
 
-def score_file(task: Task, path: Path) -> dict[str, Any]:
+def score_file(task: Task, path: Path, *, only: str | None = None) -> dict[str, Any]:
     """Counts over a JSONL file of ``question``, ``ground_truth`` and ``completion``, or of `CompletionWriter`.
 
-    The completions of several samplers or lengths are counted by themselves too, in ``samplers``.
+    The completions of several samplers or lengths are counted by themselves too, in ``samplers``. Of the completions of
+    a mixture those of the task ``only`` are counted.
 
     Raises:
         ValueError: a file or a line that cannot be read, named.
     """
-    loaded = load_file(path, lambda record: _record(task, record), columns=("completion",))
+    loaded = load_file(path, lambda record: _record(task, record, only), columns=("completion",))
+    others = {record["task"] for record in loaded.examples} - {None, only}
     runs: dict[str, list[Verdict]] = {}
     for record in loaded.examples:
-        found = verdict(task, record["example"], record["completion"])
-        runs.setdefault(record["run"], []).append(found)
+        if record["task"] in (None, only):
+            runs.setdefault(record["run"], []).append(record["verdict"])
+    if not runs:
+        raise ValueError(f"{path} holds completions of the tasks {sorted(others)}; name one of them by `--only`.")
     summary = _summary(task, [verdict for verdicts in runs.values() for verdict in verdicts])
     if len(runs) > 1:
         summary["samplers"] = {run: _summary(task, verdicts) for run, verdicts in runs.items()}
@@ -91,15 +100,18 @@ def _summary(task: Task, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     return summary
 
 
-def _record(task: Task, record: Mapping[str, Any]) -> dict[str, Any]:
+def _record(task: Task, record: Mapping[str, Any], only: str | None) -> dict[str, Any]:
     if not isinstance(record["completion"], str):
         raise ValueError("`completion` must be a text")
-    if "example" in record:
-        run = f"{record['sampler']}/{record['length']}" if {"sampler", "length"} <= set(record) else ""
-        return {"example": record["example"], "completion": record["completion"], "run": run}
-    if not {"question", "ground_truth"} <= set(record) or not hasattr(task, "from_saved"):
+    if "example" not in record and not ({"question", "ground_truth"} <= set(record) and hasattr(task, "from_saved")):
         raise ValueError("a record needs `example`, or `question` and `ground_truth` of one of " + ", ".join(TASKS))
-    return {"example": task.from_saved(record), "completion": record["completion"], "run": ""}
+    example = record["example"] if "example" in record else task.from_saved(record)  # type: ignore[attr-defined]
+    if not isinstance(example, Mapping):
+        raise ValueError(f"`example` must be an object, got {type(example).__name__}")
+    run = f"{record['sampler']}/{record['length']}" if {"sampler", "length"} <= set(record) else ""
+    name = example.get("task")
+    found = verdict(task, example, record["completion"]) if name in (None, only) else None
+    return {"verdict": found, "run": run, "task": name}
 
 
 def verdict(task: Task, example: Mapping[str, Any], completion: str) -> Verdict:
@@ -116,5 +128,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--verifier", choices=("published", "verified"), default="verified", help="the answer check")
     parser.add_argument("--algebra", action="store_true", help="math500: also compare by math-verify")
     parser.add_argument("--file", required=True, help="completions, one JSON object per line")
+    parser.add_argument("--only", metavar="NAME", help="of a mixture: its name of the task")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser

@@ -65,7 +65,9 @@ def test_training_examples_that_are_held_out_are_dropped_and_counted(tmp_path):
 
 
 def test_all_real_countdown_puzzles_are_solvable_and_generated_ones_differ(test_data):
-    made = CountdownDataModule(**COMMON, path=str(test_data / "countdown"), sizes={"train": 500, "validation": 50})
+    made = CountdownDataModule(
+        **COMMON, source="generated", path=str(test_data / "countdown"), sizes={"train": 500, "validation": 50}
+    )
     splits = {split: keys(made, split) for split in SPLITS}
     assert [len(found) for found in splits.values()] == [500, 50, 256]
     assert not splits["train"] & (splits["validation"] | splits["test"])
@@ -75,7 +77,9 @@ def test_all_real_countdown_puzzles_are_solvable_and_generated_ones_differ(test_
 
 def test_generated_countdown_needs_no_file_and_is_seeded():
     sizes = {"train": 30, "validation": 10, "test": 10}
-    made, again, other = (CountdownDataModule(**COMMON, sizes=sizes, count=(2, 4), seed=seed) for seed in (0, 0, 1))
+    made, again, other = (
+        CountdownDataModule(**COMMON, source="generated", sizes=sizes, count=(2, 4), seed=seed) for seed in (0, 0, 1)
+    )
     assert made.task.examples("train") == again.task.examples("train") != other.task.examples("train")
     assert {len(example["numbers"]) for example in made.task.examples("train")} == {2, 3, 4}
     assert all(solvable(example) for split in SPLITS for example in made.task.examples(split))
@@ -106,6 +110,6 @@ def test_sudoku_with_a_verifier_reports_its_numbers_beside_the_reward():
     made = SudokuDataModule(**COMMON, sizes=dict.fromkeys(SPLITS, 2), verifier="published")
     example = made.task.examples("test")[0]
     scores = made.reward([example], [[f"<answer>{example['solution']}</answer>"]])
-    assert scores.total.tolist() == [[2.0]]
+    assert scores.total.tolist() == [[1.0]]
     assert made.reward.accuracy == "correct_cells"
     assert scores.components["correct_cells"].tolist() == [[1.0]]

@@ -65,3 +65,25 @@ def test_a_hub_that_cannot_be_reached_is_an_error_with_a_remedy(monkeypatch):
 def test_unknown_sizes_are_an_error():
     with pytest.raises(ValueError, match="`sizes` must map"):
         HeldOutSplits(lambda split: None, key=str, sizes={"dev": 1})
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_bytes("\ufeffname\nx\n".encode())
+    assert load_file(file, dict, columns=("name",)).examples == [{"name": "x"}]
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_a_parquet_file_that_is_none_is_named_with_a_remedy(tmp_path, content):
+    file = tmp_path / "a.parquet"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be read as parquet .*; write it again"):
+        load_file(file, dict)
+
+
+def test_a_csv_field_that_is_too_long_is_a_bad_row(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("name\n" + "x" * 200_000 + "\ny\n")
+    with pytest.raises(ValueError, match=r"a\.csv, row \d+: not CSV"):
+        load_file(file, dict)
+    assert load_file(file, dict, on_bad_row="skip").skipped == 1

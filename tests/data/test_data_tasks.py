@@ -45,7 +45,7 @@ def test_the_reward_is_the_tasks_with_the_weights_given():
         [example], [[f"<answer>{example['solution']}</answer>", f"<answer>{example['puzzle']}</answer>"]]
     )
     assert scores.total.tolist() == [[2.5, 0.0]]
-    assert made.reward.accuracy == "solved"
+    assert made.reward.accuracy == "correct"
 
 
 def test_any_task_makes_a_data_module():

@@ -185,3 +185,15 @@ def test_bad_objectives_are_errors_at_construction(monkeypatch, options, message
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it: annotations are not checked
     with pytest.raises(ValueError, match=message):
         WDCE(**options)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_half_precision_trains_and_evaluates_with_exact_rewards(tmp_path, precision):
+    """Under ``bf16-true`` Lightning makes bfloat16 the default type within each step."""
+    dmpo = module(reward=lambda example, completion: 2.953)
+    run = trainer(tmp_path, max_steps=4, precision=precision)
+    run.fit(dmpo, loader())
+    assert float(run.callback_metrics["reward/total"]) == pytest.approx(2.953, abs=1e-6)
+    run.test(dmpo, loader(6, shuffle=False), verbose=False)
+    assert float(run.callback_metrics["test/sampled/reward"]) == pytest.approx(2.953, abs=1e-6)
+    assert torch.isfinite(weights(dmpo)).all()

@@ -113,10 +113,10 @@ def test_votes_are_counted_by_the_answer_check():
     without_check = evaluated(
         policy, batch, Reward(task.score, accuracy=task.accuracy), completions=5, completion_length=length
     )
-    assert list(without_check.values.votes) == ["pass@1", "pass@2", "pass@4"]
+    assert list(without_check.values.votes) == ["pass@1", "pass@2", "pass@4", "pass@5"]
     found = evaluated(policy, batch, reward, completions=5, completion_length=length)
-    assert list(found.values.votes) == ["pass@1", "pass@2", "pass@4", "majority"]
-    assert [value.tolist() for value in found.values.votes.values()] == [[[1.0]]] * 4
+    assert list(found.values.votes) == ["pass@1", "pass@2", "pass@4", "pass@5", "majority"]
+    assert [value.tolist() for value in found.values.votes.values()] == [[[1.0]]] * 5
 
 
 def logged(tmp_path, **options):

@@ -108,3 +108,23 @@ def test_throughput_counts_prompts_and_tokens_per_second():
     metric.update(prompts=2, tokens=60, seconds=1.0)
     metric.update(prompts=1, tokens=30, seconds=0.5)
     assert tuple(map(float, metric.compute())) == (3.0, 60.0)
+
+
+def test_many_prompts_are_counted_exactly_whatever_the_default_type():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        metric = MeanWithError()
+        for _ in range(1000):
+            metric.update(torch.tensor([[500.0], [497.0]], dtype=torch.float32))
+        mean, error = metric.compute()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert mean == pytest.approx(498.5)
+    assert error == pytest.approx(1.5 / 2000**0.5, rel=1e-4)
+
+
+def test_one_prompt_has_no_standard_error():
+    metric = MeanWithError()
+    metric.update(torch.tensor([[1.0, 0.0]]))
+    assert metric.compute()[0] == 0.5
+    assert metric.compute()[1].isnan()

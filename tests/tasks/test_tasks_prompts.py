@@ -152,3 +152,8 @@ def test_a_sudoku_answer_may_begin_in_the_prefill_and_is_then_not_in_the_complet
     task = Sudoku(prefill=f"<answer>{example['solution'][:8]}", verifier="verified")
     scores = task.score(example, f"{example['solution'][8:]}</answer>")
     assert scores == {"cells": 1.0, "solved": 1.0, "correct_cells": 0.0, "correct": 0.0}
+
+
+def test_a_solved_example_of_another_task_is_refused_at_construction():
+    with pytest.raises(ValueError, match="The example of `few_shot` 0 is none of GSM8K: KeyError"):
+        GSM8K(few_shot=[{"example": {"q": "1"}, "completion": "2"}])

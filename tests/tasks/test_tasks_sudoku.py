@@ -162,7 +162,7 @@ BLANKS = 12
 
 
 def score(completion: str) -> tuple[float, float]:
-    values = Sudoku().score({"puzzle": PUZZLE, "solution": GRID}, completion)
+    values = Sudoku(rewards="published", verifier=None).score({"puzzle": PUZZLE, "solution": GRID}, completion)
     assert set(values) == {"cells", "solved"}
     return round(values["cells"] * BLANKS, 9), values["solved"]
 
@@ -245,7 +245,7 @@ FRAGMENTS = [
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.text(), st.lists(st.sampled_from(FRAGMENTS), max_size=30).map("".join)))
 def test_any_text_scores_in_zero_to_one(completion):
-    values = Sudoku().score({"puzzle": PUZZLE, "solution": GRID}, completion)
+    values = Sudoku(rewards="published", verifier=None).score({"puzzle": PUZZLE, "solution": GRID}, completion)
     assert set(values) == {"cells", "solved"}
     assert 0 <= values["cells"] <= 1
     assert values["solved"] == float(values["cells"] == 1)
@@ -276,7 +276,7 @@ def test_published_puzzles_are_solved_as_brute_force_does(published_puzzles):
 
 
 def test_published_solutions_score_one_and_published_puzzles_zero(published_puzzles):
-    task = Sudoku()
+    task = Sudoku(rewards="published", verifier=None)
     for row in published_puzzles:
         example = {"puzzle": row["Puzzle"], "solution": row["Solution"]}
         assert task.score(example, f"<answer>{row['Solution']}</answer>") == {"cells": 1.0, "solved": 1.0}

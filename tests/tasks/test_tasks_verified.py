@@ -173,3 +173,37 @@ def test_every_difference_from_published_is_listed_with_its_reason(test_data):
     found = differences(test_data)
     assert found == json.loads(DIFFERENCES.read_text())
     assert "unexplained" not in {row["reason"] for row in found}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "equal"),
+    [
+        ("\\begin{pmatrix} -2 \\\\ -14 \\end{pmatrix}", "\\begin{pmatrix}-2\\\\-14\\end{pmatrix}", True),
+        ("58,500", "x=58,500", True),
+        ("\\frac{11}{2}", "1 1/2", False),
+        ("34", "3 4", False),
+        ("3 4", "3  4", True),
+        ("10\\,\\!080", "10080", True),
+        ("1, 2", "1,2", True),
+    ],
+)
+def test_what_blanks_and_commas_mean(first, second, equal):
+    assert latex.equivalent(first, second) == equal
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("Answer - 5", 5),
+        ("step-5", 5),
+        ("- 5", -5),
+        ("-5", -5),
+        ("the answer is -5", -5),
+        ("-$5", -5),
+        ("$ 5", 5),
+        ("\\frac12", Fraction(1, 2)),
+        ("x" + " " * 900 + "5", 5),
+    ],
+)
+def test_what_a_minus_sign_belongs_to(text, number):
+    assert one_number(text) == number

@@ -60,12 +60,21 @@ def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, An
         "dtype": sorted({str(weight.dtype).removeprefix("torch.") for weight in module.policy.model.parameters()}),
         "precision": str(trainer.precision),
         "prompt style": of_task(lambda task: getattr(task, "prompt_style", None)),
-        "rewards": of_task(lambda task: getattr(task, "rewards", None)),
-        "verifier": of_task(lambda task: getattr(task, "verifier", None)),
+        "system prompt": of_task(lambda task: getattr(task, "system_prompt", None)),
+        "instruction": of_task(lambda task: getattr(task, "instruction", None)),
+        "few-shot examples": of_task(lambda task: len(getattr(task, "few_shot", ()))),
+        "prefill": of_task(lambda task: getattr(task, "prefill", None) or None),
+        "rewards": module.reward.name
+        if module.has_own_reward
+        else of_task(lambda task: getattr(task, "rewards", None)),
+        "verifier": None if module.reward.verify is None else of_task(_verifier),
         "n": module.results[0].prompts if module.results else 0,
         "completions per prompt": module.completions_per_prompt,
         "seed": module.seed,
+        "prompts dropped as too long": module.dropped_prompts,
         "model": module.source["model"],
+        "adapter": None if module.source["adapter"] is None else str(module.source["adapter"]),
+        "quantization": module.source["quantization"],
         "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
     }
 
@@ -77,6 +86,11 @@ def _of_tasks(datamodule: Any) -> Callable[[Callable[[Any], Any]], Any]:
         return lambda fact: {name: fact(each.task) for name, each in mixed.items()}
     task = getattr(datamodule, "task", None)
     return lambda fact: None if task is None else fact(task)
+
+
+def _verifier(task: Any) -> str | None:
+    verifier = getattr(task, "verifier", None)
+    return f"{verifier} with algebra" if getattr(task, "algebra", False) else verifier
 
 
 def _described(sampler: Sampler) -> str:

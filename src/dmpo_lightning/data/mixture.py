@@ -215,7 +215,7 @@ class MixtureReward(Reward):
         ``task/accuracy`` are among them.
         """
         ids = range(len(examples)) if prompt_ids is None else prompt_ids
-        total = torch.zeros(len(examples), len(completions[0]))
+        total = torch.zeros(len(examples), len(completions[0]), dtype=torch.float32)
         components: dict[str, Tensor] = {"accuracy": torch.zeros_like(total)}
         failures = 0
         for name, (reward, rows) in self.parts(examples).items():

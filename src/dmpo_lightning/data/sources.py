@@ -37,7 +37,7 @@ def load_file(
 
     Args:
         path: of the file; its suffix says the format.
-        parse: an example from a row; its ValueError, KeyError or TypeError marks the row as bad.
+        parse: an example from a row; its ValueError, LookupError, TypeError or OverflowError marks the row as bad.
         columns: that every row must have.
         on_bad_row: ``error`` stops at the first bad row, ``skip`` leaves bad rows out and counts them.
 
@@ -97,9 +97,10 @@ def _parse_all(
             if missing:
                 raise ValueError(f"column {missing[0]!r} is missing, there are {sorted(map(str, row))}")
             examples.append(dict(parse(row)))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
             if on_bad_row == "error":
-                raise ValueError(f"{source}, row {number}: {error}. Mend the row, or set on_bad_row: skip.") from error
+                cause = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+                raise ValueError(f"{source}, row {number}: {cause}. Mend the row, or set on_bad_row: skip.") from error
             skipped += 1
     if skipped:
         logger.warning("Skipped %d bad rows of %s; %d are left.", skipped, source, len(examples))
@@ -111,19 +112,33 @@ def _parse_all(
 def _numbered_rows(path: Path) -> Iterator[tuple[int, "Row | str"]]:
     """Rows with their line numbers (row numbers of a parquet file); a text in place of a row says what is wrong."""
     if path.suffix == ".parquet":
+        import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
 
-        yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
+        try:
+            table = pyarrow.parquet.read_table(path)
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"{path} cannot be read as parquet ({error}); write it again, or as .jsonl.") from error
+        yield from enumerate(table.to_pylist(), 1)
     elif path.suffix == ".csv":
-        with path.open(encoding="utf-8", errors="replace", newline="") as file:
-            reader = csv.DictReader(file)
-            for row in reader:
-                yield reader.line_num, row
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            yield from _csv_rows(csv.DictReader(file))
     else:
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, _json_row(line)
+
+
+def _csv_rows(reader: "csv.DictReader[str]") -> Iterator[tuple[int, "Row | str"]]:
+    while True:
+        try:
+            row: Row | str = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            row = f"not CSV ({error})"
+        yield reader.line_num, row
 
 
 def _json_row(line: str) -> "Row | str":

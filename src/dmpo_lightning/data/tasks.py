@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 from lightning.pytorch import LightningDataModule
 
@@ -35,6 +35,8 @@ class TaskDataModule(LightningDataModule):
         evaluation_batch_size: prompts per batch in validation, test and prediction.
         reward_weights: of the task's score components in the reward; None takes those that the task states, each with
             weight 1 if it states none.
+        reward_options: further arguments of `Reward.of_task`: ``workers``, ``time_limit``, ``failure_score``,
+            ``max_failure_share``.
         max_prompt_length: in tokens; None leaves it to the model's own limit.
         on_long_prompt: ``error`` or ``drop``, see `PromptLoader`.
 
@@ -50,6 +52,7 @@ class TaskDataModule(LightningDataModule):
         prompts_per_buffer: int = 1,
         evaluation_batch_size: int = 64,
         reward_weights: dict[str, float] | None = None,
+        reward_options: dict[str, Any] | None = None,
         max_prompt_length: int | None = None,
         on_long_prompt: LongPrompts = "error",
     ) -> None:
@@ -57,7 +60,7 @@ class TaskDataModule(LightningDataModule):
         self.task, self.tokenizer = task, None if tokenizer is None else load_tokenizer(tokenizer)
         self.prompts_per_buffer, self.evaluation_batch_size = prompts_per_buffer, evaluation_batch_size
         self.max_prompt_length, self.on_long_prompt = max_prompt_length, on_long_prompt
-        self.reward = Reward.of_task(task, reward_weights)
+        self.reward = Reward.of_task(task, reward_weights, **(reward_options or {}))
         self._loaders: dict[str, PromptLoader] = {}
 
     def train_dataloader(self) -> PromptLoader:
@@ -140,6 +143,7 @@ class BenchmarkDataModule(TaskDataModule):
         prefill: str | None = None,
         **options: Any,
     ) -> None:
+        check_choice("on_bad_row", on_bad_row, get_args(OnBadRow))
         self.sizes, self.seed = check_sizes(sizes), seed
         self.splits = HeldOutSplits(
             self._source(path, revision, on_bad_row),
@@ -238,12 +242,12 @@ class CountdownDataModule(BenchmarkDataModule):
     def __init__(
         self,
         *,
-        source: Literal["generated", "data"] = "generated",
+        source: Literal["data", "generated"] = "data",
         count: tuple[int, int] = (3, 3),
         largest: int = 100,
         **options: Any,
     ) -> None:
-        check_choice("source", source, ("generated", "data"))
+        check_choice("source", source, ("data", "generated"))
         if not 1 <= count[0] <= count[1]:
             raise ValueError(f"`count` must be two counts with 1 <= least <= most, got {count}.")
         self.source, self.count, self.largest = source, count, largest
@@ -319,8 +323,8 @@ class SudokuDataModule(BenchmarkDataModule):
         blanks: tuple[int, int] = (8, 12),
         split_by: Literal["solution", "puzzle"] = "solution",
         prompt_template: str | None = None,
-        rewards: Variant = "published",
-        verifier: Variant | None = None,
+        rewards: Variant = "verified",
+        verifier: Variant | None = "verified",
         **options: Any,
     ) -> None:
         check_choice("split_by", split_by, ("solution", "puzzle"))

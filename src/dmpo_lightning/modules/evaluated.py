@@ -111,13 +111,13 @@ def _scored(
 ) -> tuple[Scores, list[list[str]], list[list[Verdict]] | None]:
     """Scores of the texts without special tokens; the texts that the answer check read, and its verdicts."""
     if not prompts.examples:  # a rank that had filler alone
-        return Scores({}, torch.zeros(0, completions), 0), [], None
+        return Scores({}, torch.zeros(0, completions, dtype=torch.float32), 0), [], None
     scores, texts = score_completions(policy, reward, prompts, ids, completions)
-    verify = reward.verify
-    if verify is None:
+    if reward.verify is None:
         return scores, grouped(texts, completions), None
     raw = grouped(policy.decode(ids, special_tokens=True), completions)
-    verdicts = [[verify(example, text) for text in group] for example, group in zip(prompts.examples, raw, strict=True)]
+    rows = zip(prompts.examples, raw, prompts.prompt_index.tolist(), strict=True)
+    verdicts = [[reward.check(example, text, number) for text in group] for example, group, number in rows]
     return scores, raw, verdicts
 
 

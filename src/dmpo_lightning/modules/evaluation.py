@@ -39,6 +39,7 @@ class EvaluationModule(PolicyModule):
         self.evaluation_lengths = (completion_length,) if evaluation_lengths is None else tuple(evaluation_lengths)
         self.completions_per_prompt = completions_per_prompt
         self.results: list[EvaluationResult] = []
+        self.dropped_prompts = 0
         self._own_reward = _as_reward(reward)
         self._metrics: dict[tuple[str, int], EvaluationMetrics] = {}
 
@@ -62,18 +63,29 @@ class EvaluationModule(PolicyModule):
 
     @property
     def reward(self) -> Reward:
-        """The reward given at construction, else the datamodule's.
+        """The reward given at construction, with the datamodule's answer check if it names neither one nor an accuracy;
+        else the datamodule's.
 
         Raises:
             ValueError: there is neither.
         """
-        reward = self._own_reward or _as_reward(getattr(getattr(self.trainer, "datamodule", None), "reward", None))
+        theirs = _as_reward(getattr(getattr(self.trainer, "datamodule", None), "reward", None))
+        own = self._own_reward
+        unchecked = own is not None and own.verify is None and own.accuracy == "reward"
+        if own is not None and unchecked and theirs is not None and theirs.verify is not None:
+            self._own_reward = own = own.with_check_of(theirs)
+        reward = own or theirs
         if reward is None:
             raise ValueError(
                 "DMPO needs a reward: pass `reward=` (a function of an example and a completion), or a datamodule that "
                 "has one."
             )
         return reward
+
+    @property
+    def has_own_reward(self) -> bool:
+        """Whether a reward was given at construction."""
+        return self._own_reward is not None
 
     def prompt_limit(self, completion_length: int) -> int | None:
         """Prompt tokens that the model takes beside a completion; None where the model names no limit."""
@@ -127,6 +139,7 @@ class EvaluationModule(PolicyModule):
         self._metrics = {run: EvaluationMetrics(self.device) for run in runs}
 
     def _check_loaders(self, loaders: Any) -> None:
+        self.dropped_prompts = 0
         for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
             if not isinstance(loader, PromptLoader):
                 raise ValueError(f"DMPO evaluates a PromptLoader, got {type(loader).__name__}; wrap your data in one.")
@@ -139,6 +152,7 @@ class EvaluationModule(PolicyModule):
             limit = self.prompt_limit(max(self.evaluation_lengths))
             if limit is not None:
                 loader.limit_prompt_length(limit)
+            self.dropped_prompts += loader.dropped
 
     def _evaluation_step(self, batch: PromptBatch) -> dict[str, Any]:
         """Counts a batch; its records are the step's output, for callbacks."""

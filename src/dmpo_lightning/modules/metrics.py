@@ -17,12 +17,17 @@ if TYPE_CHECKING:
     from dmpo_lightning.modules.evaluated import EvaluatedBatch
 
 
+SUMS = torch.float64
+"""Of sums over an evaluation: in half precision, which a Trainer may make the default, 256 + 1 is 256."""
+
+
 def pass_at(draws: int, *, correct: Int[Tensor, " prompts"], completions: int) -> Float[Tensor, " prompts"]:
     """Chance that ``draws`` of a prompt's ``completions`` hold a correct one: 1 - C(n - c, j) / C(n, j).
 
     Unbiased for pass@j with j = ``draws`` at most n = ``completions`` (Chen et al. 2021, arXiv 2107.03374).
     """
-    return torch.tensor([1 - comb(completions - c, draws) / comb(completions, draws) for c in correct.tolist()])
+    chances = [1 - comb(completions - c, draws) / comb(completions, draws) for c in correct.tolist()]
+    return torch.tensor(chances, dtype=torch.float32)
 
 
 def majority(ballots: Sequence[Hashable | None]) -> int | None:
@@ -35,7 +40,7 @@ def majority(ballots: Sequence[Hashable | None]) -> int | None:
 
 
 class MeanWithError(Metric):
-    """Mean over prompts and its standard error; `compute` returns both, NaN if there were no values.
+    """Mean over prompts and its standard error; `compute` returns both, NaN if there were no values (or one).
 
     Prompts are the independent unit: the completions of one are averaged first (Miller 2024, arXiv 2411.00640, calls
     it clustering). NaN is a value that does not apply and is left out. With weights, mean and error are those of the
@@ -53,7 +58,7 @@ class MeanWithError(Metric):
     def __init__(self) -> None:
         super().__init__()
         for name in ("count", "weight", "total", "weight_squares", "cross", "squares"):
-            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
+            self.add_state(name, torch.tensor(0.0, dtype=SUMS), dist_reduce_fx="sum")
 
     def update(
         self, values: Float[Tensor, "prompts completions"], weights: Float[Tensor, " prompts"] | None = None
@@ -74,7 +79,8 @@ class MeanWithError(Metric):
         """Mean m = sum(w x) / sum(w), and sqrt(sum (w (x - m))^2) / sum(w)."""
         mean = self.total / self.weight
         deviations = (self.squares - 2 * mean * self.cross + mean.square() * self.weight_squares).clamp(min=0)
-        return mean.float(), (deviations.sqrt() / self.weight).float()
+        error = deviations.sqrt() / self.weight
+        return mean.float(), torch.where(self.count > 1, error, torch.nan).float()
 
 
 class Throughput(Metric):
@@ -88,7 +94,7 @@ class Throughput(Metric):
     def __init__(self) -> None:
         super().__init__()
         for name, reduction in (("prompts", "sum"), ("tokens", "sum"), ("seconds", "max")):
-            self.add_state(name, torch.tensor(0.0), dist_reduce_fx=reduction)
+            self.add_state(name, torch.tensor(0.0, dtype=SUMS), dist_reduce_fx=reduction)
 
     def update(self, *, prompts: int, tokens: int, seconds: float) -> None:
         """Adds one batch of this rank, and the wall time of sampling it."""
@@ -147,7 +153,7 @@ class EvaluationMetrics:
         """
         names = dict.fromkeys(name for state in gather_ranks({"names": list(self.means)}) for name in state["names"])
         for name in names:
-            self._mean(name).update(torch.empty(0, 1))
+            self._mean(name).update(torch.empty(0, 1, dtype=torch.float32))
         means = {name: self.means[name].compute() for name in names}
         prompts, rate = self.throughput.compute()
         pairs = {name: (float(mean), float(error)) for name, (mean, error) in means.items()}

@@ -110,7 +110,11 @@ def _score_values(
         values["correct"] = _table(verdicts, lambda v: float(v.correct))
         if any(verdict.blank_cells is not None for group in verdicts for verdict in group):
             values["correct_cells"] = _table(verdicts, _share_of_cells)
-    values.setdefault("accuracy", values.get(reward.accuracy, torch.zeros_like(scores.total)))
+    if "accuracy" not in values and reward.accuracy in values:
+        values["accuracy"] = values[reward.accuracy]
+    elif "accuracy" not in values and scores.components:
+        raise ValueError(f"`accuracy` {reward.accuracy!r} is none of the reward's components: {sorted(values)}.")
+    values.setdefault("accuracy", torch.zeros_like(scores.total))
     return values
 
 
@@ -124,7 +128,7 @@ def _weights(reward: Reward, verdicts: Verdicts | None) -> dict[str, Float[Tenso
     """A share of cells is averaged over cells, not puzzles, as published: a puzzle counts by its blanks."""
     if verdicts is None or all(group[0].blank_cells is None for group in verdicts):
         return {}
-    blanks = torch.tensor([float(group[0].blank_cells or 0) for group in verdicts])
+    blanks = torch.tensor([float(group[0].blank_cells or 0) for group in verdicts], dtype=torch.float32)
     cells = ("correct_cells", "accuracy", "majority") if reward.accuracy == "correct_cells" else ("correct_cells",)
     return dict.fromkeys(cells, blanks)
 
@@ -134,18 +138,20 @@ def _votes(
     accuracy: Float[Tensor, "prompts completions"],
     verdicts: Verdicts | None,
 ) -> dict[str, Float[Tensor, "prompts 1"]]:
-    """pass@j for the powers of two up to the number of completions; the accuracy of the answer given most often."""
+    """pass@j for the powers of two up to the number of completions, and for that; the accuracy of the answer given most
+    often.
+    """
     count, completions = correct.sum(-1), correct.shape[-1]
     if completions == 1:
         return {}
-    draws = [2**power for power in range(completions.bit_length())]
+    draws = sorted({completions, *(2**power for power in range(completions.bit_length()))})
     votes = {f"pass@{j}": pass_at(j, correct=count, completions=completions)[:, None] for j in draws}
     if verdicts is not None:
         winners = [majority([verdict.ballot for verdict in group]) for group in verdicts]
         elected = [0.0 if winner is None else float(row[winner]) for row, winner in zip(accuracy, winners, strict=True)]
-        votes["majority"] = torch.tensor(elected)[:, None]
+        votes["majority"] = torch.tensor(elected, dtype=torch.float32)[:, None]
     return votes
 
 
 def _table(verdicts: Verdicts, value: Callable[[Verdict], float]) -> Float[Tensor, "prompts completions"]:
-    return torch.tensor([[float(value(verdict)) for verdict in group] for group in verdicts])
+    return torch.tensor([[float(value(verdict)) for verdict in group] for group in verdicts], dtype=torch.float32)

@@ -109,7 +109,7 @@ class TrajectoryEstimator(LogProbEstimator):
 
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
         steps = int(rows.reveal_step.max()) + 1
-        total = torch.zeros(len(rows), device=rows.keys.device)
+        total = torch.zeros(len(rows), dtype=torch.float32, device=rows.keys.device)
         for first in range(0, steps, self.steps_per_forward):
             masks, revealed = trajectory_masks(
                 rows.reveal_step, range(first, min(first + self.steps_per_forward, steps))

@@ -160,7 +160,7 @@ class WDCE(WeightedObjective):
         return loss, {
             "policy/cross_entropy": cross_entropy.detach().mean(),
             "weight/dropped_mass": 1 - signal.abs().sum() / mass,
-            "weight/skipped_rollouts": torch.tensor(1 - len(kept) / len(whole)),
+            "weight/skipped_rollouts": torch.tensor(1 - len(kept) / len(whole), dtype=torch.float32),
         }
 
     def _masks(self, keys: Tensor, length: int) -> tuple[Tensor, Tensor]:

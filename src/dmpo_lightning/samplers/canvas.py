@@ -44,7 +44,7 @@ class Canvas:
             full_attention_mask(prompt_mask, completion_length),
             prompt_ids.shape[1],
             prompt_ids.new_full(shape, -1),
-            torch.zeros(shape, device=prompt_ids.device),
+            torch.zeros(shape, dtype=torch.float32, device=prompt_ids.device),
         )
 
     def rows(self, index: Int[Tensor, " selected"]) -> "Canvas":

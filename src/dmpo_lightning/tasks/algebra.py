@@ -10,6 +10,8 @@ logger = logging.getLogger(__name__)
 
 MAX_TEXT = 200
 """Characters of an answer; a longer one is not compared."""
+REMEMBERED = 4096
+"""Comparisons whose result is kept: a reward and an answer check ask the same, and so do the rollouts of a group."""
 _ALLOWED = re.compile(r"[A-Za-z0-9\s\\{}()\[\]^_+\-*/=<>|.,:;!'&~%$]+")
 
 
@@ -27,11 +29,19 @@ class AlgebraicEquality:
         if find_spec("math_verify") is None:
             raise ValueError("`algebra` needs math-verify; install it with `pip install dmpo-lightning[math]`.")
         self._pool = WorkerPool(equal, workers=1, time_limit=time_limit, initializer=_import_math_verify)
+        self._known: dict[tuple[str, str], bool] = {}
 
     def __call__(self, gold: str, answer: str) -> bool:
         """False too for an answer that is long, of other characters, or no mathematics that math-verify can read."""
         if max(len(gold), len(answer)) > MAX_TEXT or not (_ALLOWED.fullmatch(gold) and _ALLOWED.fullmatch(answer)):
             return False
+        if (gold, answer) not in self._known:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[gold, answer] = self._compare(gold, answer)
+        return self._known[gold, answer]
+
+    def _compare(self, gold: str, answer: str) -> bool:
         (result,) = self._pool.map([(gold, answer)])
         if isinstance(result, CallError):
             late = isinstance(result, TimeLimitError)

@@ -70,7 +70,7 @@ def _python_tokens(text: str) -> list[str]:
     last_line = body.rpartition("\n")
     if re.match(r"[ \t\f]*[ \t]", body) or (last_line[1] and last_line[2] and not last_line[2].strip(" \t")):
         raise ExpressionError("unexpected indent")
-    body = body.rstrip()
+    body = body.rstrip(" \t\f\n")
     depth = 0
     for character in body:
         depth += (character == "(") - (character == ")")

@@ -89,6 +89,17 @@ class Benchmark(Task):
         self.instruction = self.instructions[prompt_style] if instruction is None else instruction
         self.prefill = PREFILLS[prompt_style] if prefill is None else prefill
         self.reward_weights = dict.fromkeys(self.components[rewards], 1.0)
+        self._check_shots()
+
+    def _check_shots(self) -> None:
+        for number, shot in enumerate(self.few_shot):
+            try:
+                self.task_text(shot["example"])
+            except (LookupError, TypeError) as error:
+                raise ValueError(
+                    f"The example of `few_shot` {number} is none of {type(self).__name__}: {error!r} is missing or of "
+                    f"another kind; got {shot['example']!r}."
+                ) from error
 
     def examples(self, split: Split) -> Sequence[Example]:
         if split not in self.data:

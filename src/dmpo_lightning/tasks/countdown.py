@@ -86,10 +86,15 @@ class Countdown(Benchmark):
 
 
 def _example(numbers: Sequence[Any], target: Any) -> Example:
-    example = {"numbers": [int(number) for number in numbers], "target": int(target)}
-    if not example["numbers"]:
-        raise ValueError("no numbers")
-    return example
+    if isinstance(numbers, str) or not numbers:
+        raise ValueError(f"numbers must be a list, got {numbers!r}")
+    return {"numbers": [_whole(number) for number in numbers], "target": _whole(target)}
+
+
+def _whole(number: Any) -> int:
+    if isinstance(number, float) and not number.is_integer():
+        raise ValueError(f"numbers must be whole, got {number}")
+    return int(number)
 
 
 def published_hit(example: Example, expression: str) -> bool:

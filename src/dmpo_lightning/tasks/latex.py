@@ -1,11 +1,11 @@
 r"""Equivalence of LaTeX answers by a documented normalisation and exact rational values; no algebra.
 
 Two answers are equal if, element by element of their outermost lists, their normal forms are the same text or both have
-the same rational value. Normalising drops white space, ``$ \( \)``, sizes (``\left``), spacing commands, degree signs,
-``\$``, ``\%``, a final full stop, words in ``\text{...}`` after a number, the command but not the words of other
-``\text{...}``, commas between thousands; takes what follows ``x =``; writes ``\dfrac``, ``\tfrac`` as ``\frac``,
-``\frac12`` and ``\sqrt2`` with braces, ``x^{2}`` as ``x^2``, ``\le`` as ``\leq``. Not equal, though mathematics says
-so: sums in another order, roots simplified, factors multiplied out; `algebra` compares those.
+the same rational value. Normalising drops white space (but not between digits), ``$ \( \)``, sizes (``\left``), spacing
+commands, degree signs, ``\$``, ``\%``, a final full stop, words in ``\text{...}`` after a number, the command but not
+the words of other ``\text{...}``, commas between thousands; takes what follows ``x =``; writes ``\dfrac``, ``\tfrac``
+as ``\frac``, ``\frac12`` and ``\sqrt2`` with braces, ``x^{2}`` as ``x^2``, ``\leq`` as ``\le``. Not equal, though
+mathematics says so: sums in another order, roots simplified, factors multiplied out; `algebra` compares those.
 """
 
 import re
@@ -15,11 +15,12 @@ from dmpo_lightning.tasks.arithmetic import ExpressionError, exact_value
 
 MAX_TEXT = 500
 """Characters of an answer; a longer one equals nothing."""
-_SPACING = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|[Bb]igg?[lr]?)(?![a-zA-Z])|\\[!,;: ]|~")
+_SPACING = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|[Bb]igg?[lr]?)(?![a-zA-Z])|(?<!\\)\\[!,;: ]|~")
 _UNIT = re.compile(r"(?<=[0-9.}])(?:\\ )?\s*\\(?:text|mbox|mathrm|textrm)\{[^{}]*\}(?:\^\{?[0-9]\}?)?$")
 _WORDS = re.compile(r"\\(?:text|mbox|mathrm|textrm|textbf|mathbf)\{([^{}]*)\}")
 _THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+(?:\.[0-9]+)?")
 _FRACTION = re.compile(r"\\frac\{(-?[0-9.]+)\}\{(-?[0-9.]+)\}")
+_KEPT_BLANK = "\x00"
 _SYNONYMS = {
     "\\dfrac": "\\frac",
     "\\tfrac": "\\frac",
@@ -73,10 +74,10 @@ def normalise(text: str) -> str:
         text = text.replace(spelling, other)
     text = _SPACING.sub("", text).strip().rstrip(".")
     text = _WORDS.sub(r"\1", _UNIT.sub("", text))
-    text = re.sub(r"\s+", "", text)
+    text = "".join(re.sub(r"(?<=[0-9])\s+(?=[0-9])", _KEPT_BLANK, text).split())
+    text = re.sub(r"^[a-zA-Z](?:\([a-z]\))?(?:=|\\in(?![a-z]))", "", text)
     if _THOUSANDS.fullmatch(text):
         text = text.replace("{,}", "").replace(",", "")
-    text = re.sub(r"^[a-zA-Z](?:\([a-z]\))?(?:=|\\in(?![a-z]))", "", text)
     text = re.sub(r"\\frac([0-9a-z])([0-9a-z])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac([0-9a-z])\{", r"\\frac{\1}{", text)
     text = re.sub(r"\\frac\{([^{}]*)\}([0-9a-z])", r"\\frac{\1}{\2}", text)

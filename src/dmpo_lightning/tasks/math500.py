@@ -41,6 +41,7 @@ class Math500(Benchmark):
         **benchmark: Any,
     ) -> None:
         super().__init__(data, **benchmark)
+        self.algebra = algebra
         self._algebra = AlgebraicEquality(algebra_time_limit) if algebra else None
 
     def task_text(self, example: Example) -> str:

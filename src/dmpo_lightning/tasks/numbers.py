@@ -6,8 +6,9 @@ from fractions import Fraction
 MAX_TEXT = 1000
 """Characters of an answer; a longer one is no number."""
 _DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-_NUMBER = re.compile(rf"(-?)\s*\$?\s*({_DECIMAL})(?:\s*/\s*({_DECIMAL}))?")
-_FRACTION = re.compile(r"\\[dtc]?frac\s*\{\s*(-?[0-9]+)\s*\}\s*\{\s*(-?[0-9]+)\s*\}")
+_NUMBER = re.compile(rf"((?<![\w)])-(?! )|^ ?- )?(?:\$ ?)?({_DECIMAL})(?: ?/ ?({_DECIMAL}))?")
+_FRACTION = re.compile(r"\\[dtc]?frac ?\{ ?(-?[0-9]+) ?\} ?\{ ?(-?[0-9]+) ?\}")
+_SHORT_FRACTION = re.compile(r"\\[dtc]?frac ?([0-9]) ?([0-9])")
 _NOISE = re.compile(r":00(?![0-9])|\\(?:[!,;: ]|left|right|text|mathrm|mbox|quad)")
 
 
@@ -21,7 +22,7 @@ def one_number(text: str) -> Fraction | None:
     if len(text) > MAX_TEXT:
         return None
     text = _NOISE.sub("", text.rpartition("=")[2].replace("{,}", ",")).replace("\u2212", "-").replace("\\$", "$")
-    text = _FRACTION.sub(r" \1/\2 ", text)
+    text = _FRACTION.sub(r" \1/\2 ", re.sub(r"\s+", " ", _SHORT_FRACTION.sub(r" \1/\2 ", text)))
     values = {_value(*match.groups()) for match in _NUMBER.finditer(text)}
     return values.pop() if len(values) == 1 else None
 

@@ -103,10 +103,11 @@ class Sudoku(Benchmark):
     """4x4 Sudoku puzzles with exactly one solution, split by solution: no grid of one split appears in another; or the
     puzzles of ``data``. An example holds ``puzzle`` and ``solution``.
 
-    Score components: ``cells``, the published reward (share of the blank cells equal to the solution, from the digits
-    of the last <answer>), and ``solved``, 1 for a completely right grid. With rewards ``verified`` an answer counts
-    only if it is 16 digits that keep the clues. A ``verifier`` adds its own ``correct_cells`` (share of the blanks) and
-    ``correct`` (all of them), neither of them part of the reward.
+    Score components: ``cells``, the share of the blank cells equal to the solution, which is the whole reward unless
+    weights say otherwise, and ``solved``, 1 for a completely right grid. With rewards ``published`` the digits of the
+    last <answer> are read; with ``verified`` an answer counts only if it is 16 digits that keep the clues. A
+    ``verifier`` adds its own ``correct_cells`` (share of the blanks) and ``correct`` (all of them), neither of them
+    part of the reward.
 
     Args:
         data: examples by split, instead of generated ones.
@@ -139,8 +140,8 @@ class Sudoku(Benchmark):
         sizes: Mapping[str, int] | None = None,
         seed: int = 0,
         prompt_template: str | None = None,
-        rewards: Variant = "published",
-        verifier: Variant | None = None,
+        rewards: Variant = "verified",
+        verifier: Variant | None = "verified",
         **options: Any,
     ) -> None:
         super().__init__(data, rewards=rewards, verifier=verifier or "verified", **options)
@@ -154,6 +155,7 @@ class Sudoku(Benchmark):
         self.sizes = {"train": 4096, "validation": 512, "test": 1024} | dict(sizes or {})
         self.is_generated = data is None
         self.verifier = verifier
+        self.reward_weights = {"cells": 1.0}  # published; `solved` is for the log, or for weights of one's own
         self.accuracy = {None: "solved", "published": "correct_cells", "verified": "correct"}[verifier]
         for split, size in self.sizes.items():
             if split not in ("train", "validation", "test") or size < 1:
