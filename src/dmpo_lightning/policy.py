@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dmpo_lightning.models.head import log_probs_of
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.models.loading import TokenFacts, token_facts
+from dmpo_lightning.models.merging import MergedCopy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,6 +54,8 @@ class Policy(nn.Module):
         self.has_adapters = hasattr(model, "peft_config")
         self.reference_is_refreshed = False
         self._equal_versions: tuple[int, ...] | None = None
+        self._merged: MergedCopy | None = None
+        self._samples_merged = False
         self.reference_model: nn.Module | None = None
         if with_reference and not self.has_adapters:
             self.reference_model = copy.deepcopy(model).requires_grad_(False).eval()
@@ -212,7 +215,7 @@ class Policy(nn.Module):
     @contextmanager
     def _selected(self, reference: bool) -> Iterator[Any]:
         if not reference:
-            yield self.model
+            yield self._merged.model if self._samples_merged and self._merged is not None else self.model
         elif self.reference_model is not None:
             yield self.reference_model
         elif not self.has_adapters:
@@ -227,6 +230,27 @@ class Policy(nn.Module):
         else:
             with self.model.disable_adapter():
                 yield self.model
+
+    def check_mergeable(self) -> None:
+        """Raises ValueError where `merged` cannot work."""
+        if not self.has_adapters:
+            raise ValueError("`sample_merged` needs adapters; set `adapter`, or leave it out.")
+        MergedCopy.check(self.model)
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Inside, the policy's logits come from a copy of the weights with the adapters merged in, as they are now.
+
+        The model itself is never written to; the reference is as ever.
+        """
+        if self._merged is None:
+            self._merged = MergedCopy(self.model)
+        self._merged.renew(self.model)
+        self._samples_merged = True
+        try:
+            yield
+        finally:
+            self._samples_merged = False
 
     def _copy_adapter(self) -> None:
         from peft import get_peft_model_state_dict, set_peft_model_state_dict

@@ -30,6 +30,20 @@ def build_network(
     return adapter.apply(network, model if isinstance(model, str) else None, seed=loading.get("seed", 0))
 
 
+def compile_blocks(network: Any) -> None:
+    """Compiles each block by itself, for inputs of any length; names and weights stay as they are.
+
+    Raises:
+        ValueError: the model does not name its blocks.
+    """
+    names = set(getattr(network, "_no_split_modules", None) or ())
+    blocks = [module for module in network.modules() if type(module).__name__ in names]
+    if not blocks:
+        raise ValueError(f"`compile_blocks` needs a model that names its blocks, got {type(network).__name__}.")
+    for block in blocks:
+        block.compile(dynamic=True)
+
+
 def enable_checkpointing(network: Any) -> None:
     """Non-reentrant activation checkpointing of the blocks, under transformers' name for it in this version."""
     current = hasattr(network, "activation_checkpointing_enable")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from dmpo_lightning.models.building import build_network
+from dmpo_lightning.models import building
 from dmpo_lightning.models.loading import Quantization, load_tokenizer
 from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.policy import Policy
@@ -43,6 +43,7 @@ class PolicyModule(LightningModule):
         quantization: Quantization | None,
         trust_remote_code: bool,
         gradient_checkpointing: bool,
+        compile_blocks: bool,
         mask_token_id: int | None,
         with_reference: bool,
         optimizer: OptimizerFactory | None,
@@ -64,12 +65,15 @@ class PolicyModule(LightningModule):
             "quantization": quantization,
             "trust_remote_code": trust_remote_code,
         }
-        network = build_network(
+        network = building.build_network(
             model, adapter=adapter, gradient_checkpointing=gradient_checkpointing, **_loading(self.source)
         )
         network.train()  # transformers hands out models in eval mode, which would switch off dropout and checkpointing
         words = load_tokenizer(tokenizer if tokenizer is not None else str(model), revision=revision)
         self.policy = Policy(network, words, mask_token_id=mask_token_id, with_reference=with_reference)
+        if compile_blocks:
+            for each in filter(None, (self.policy.model, self.policy.reference_model)):
+                building.compile_blocks(each)
         if with_reference and adapter is None and self.policy.has_adapters:
             self.policy.refresh_reference()  # a loaded adapter is where the run starts, so it is the reference
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler

@@ -34,6 +34,8 @@ class EvaluationModule(PolicyModule):
             raise ValueError(f"`completions_per_prompt` must be at least 1, got {completions_per_prompt}.")
         self._check_lengths(samplers, completion_length, evaluation_lengths)
         super().__init__(**policy)
+        for sampler in samplers.values():
+            sampler.validate_policy(self.policy)
         self.validation_samplers = dict(samplers)
         self.completion_length, self.rows_per_forward = completion_length, rows_per_forward
         self.evaluation_lengths = (completion_length,) if evaluation_lengths is None else tuple(evaluation_lengths)

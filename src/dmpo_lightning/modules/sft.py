@@ -28,6 +28,7 @@ class MaskedSFT(PolicyModule):
         adapter: `LoRA`; None trains all weights, or the adapter that ``model`` already carries.
         quantization: ``nf4`` loads the frozen base in 4 bits; needs an adapter.
         gradient_checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
+        compile_blocks: run the blocks through torch.compile; the first forwards then take minutes.
         trust_remote_code: run code that comes with the checkpoint; never needed for LLaDA and Dream.
         mask_token_id: overrides what the model's configuration or the tokenizer names.
         replicates: random maskings per completion and step; even when antithetic.
@@ -51,6 +52,7 @@ class MaskedSFT(PolicyModule):
         adapter: LoRA | None = None,
         quantization: Quantization | None = None,
         gradient_checkpointing: bool = False,
+        compile_blocks: bool = False,
         trust_remote_code: bool = False,
         mask_token_id: int | None = None,
         replicates: int = 2,
@@ -70,6 +72,7 @@ class MaskedSFT(PolicyModule):
             adapter=adapter,
             quantization=quantization,
             gradient_checkpointing=gradient_checkpointing,
+            compile_blocks=compile_blocks,
             trust_remote_code=trust_remote_code,
             mask_token_id=mask_token_id,
             with_reference=False,
