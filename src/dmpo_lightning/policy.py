@@ -1,7 +1,7 @@
 """What the algorithm needs of a model: logits at positions, completion log-probs, the reference policy, decoding."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,11 @@ class Policy(nn.Module):
         self.has_adapters = hasattr(model, "peft_config")
         self.reference_is_refreshed = False
         self._equal_versions: tuple[int, ...] | None = None
+        self.anywhere: Callable[[bool], bool] = bool
+        """Whether something holds on any rank; in a single process, on this one. Samplers whose number of forwards
+        depends on what they sample ask it before they stop: where forwards gather sharded weights, ranks must run
+        equally many.
+        """
         self._merged: MergedCopy | None = None
         self._samples_merged = False
         self.reference_model: nn.Module | None = None
@@ -220,7 +225,7 @@ class Policy(nn.Module):
             yield self.reference_model
         elif not self.has_adapters:
             raise ValueError("This policy was built without a reference; construct it with with_reference=True.")
-        elif REFERENCE_ADAPTER in self.model.peft_config:
+        elif self.reference_is_refreshed:
             active = self.model.active_adapter
             self.model.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
             try:
@@ -252,20 +257,28 @@ class Policy(nn.Module):
         finally:
             self._samples_merged = False
 
-    def _copy_adapter(self) -> None:
-        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    def make_room_for_reference(self) -> None:
+        """Adds the frozen adapter that `refresh_reference` writes to, which sharding strategies must see beforehand.
 
+        Until it is written to, the reference is the model with its adapters off.
+        """
+        if not self.has_adapters or REFERENCE_ADAPTER in self.model.peft_config:
+            return
         active = self.model.active_adapter
-        if REFERENCE_ADAPTER not in self.model.peft_config:
-            self.model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(self.model.peft_config[active]))
-            self.model.set_adapter(active)
-        weights = get_peft_model_state_dict(self.model, adapter_name=active, save_embedding_layers=False)
-        set_peft_model_state_dict(
-            self.model, {k: v.clone() for k, v in weights.items()}, adapter_name=REFERENCE_ADAPTER
-        )
+        self.model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(self.model.peft_config[active]))
+        self.model.set_adapter(active)
         for name, parameter in self.model.named_parameters():
             if f".{REFERENCE_ADAPTER}." in name:
                 parameter.requires_grad_(False)
+
+    def _copy_adapter(self) -> None:
+        """Weight by weight, so that sharded weights are copied shard by shard."""
+        self.make_room_for_reference()
+        weights = dict(self.model.named_parameters())
+        active = f".{self.model.active_adapter}."
+        for name, weight in weights.items():
+            if f".{REFERENCE_ADAPTER}." in name:
+                weight.copy_(weights[name.replace(f".{REFERENCE_ADAPTER}.", active)])
 
 
 def full_attention_mask(prompt_mask: Bool[Tensor, "rows prompt"], length: int) -> Bool[Tensor, "rows total"]:

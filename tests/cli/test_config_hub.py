@@ -12,7 +12,7 @@ from dmpo_lightning.configs import config_directory, shipped_configs
 from dmpo_lightning.models.llada import LLaDAConfig, LLaDAForMaskedDiffusion
 
 TASKS = ["gsm8k", "math500", "countdown", "sudoku"]
-OVERLAYS = [name for name in shipped_configs() if name.startswith("overlays/")]
+OVERLAYS = [name for name in shipped_configs() if "/" in name]
 
 
 def printed_config(capsys, *arguments):

@@ -6,27 +6,22 @@ import sys
 import torch
 from dmpo_runs import Recorder, digit_share, loader, trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from dmpo_lightning import DMPO, WDCE, ConfidenceSampler, LoRA
+from dmpo_lightning import DMPO, WDCE, ConfidenceSampler, LoRA, WinoSampler
 from dmpo_lightning.policy import evaluating
 from helpers import prompt_batch
 
-
-class ShardedDMPO(DMPO):
-    """Each block its own unit, the rest with the root."""
-
-    def configure_model(self) -> None:
-        if self.device_mesh is None or isinstance(next(self.policy.model.parameters()), DTensor):
-            return
-        mesh = self.device_mesh["data_parallel"]
-        for block in self.policy.model.get_base_model().model.transformer["blocks"]:
-            fully_shard(block, mesh=mesh)
-        fully_shard(self.policy.model, mesh=mesh)
+SAMPLERS = {
+    "static": lambda: ConfidenceSampler(denoising_steps=4),
+    "threshold": lambda: ConfidenceSampler(block_length=4, threshold=0.6),
+    "early exit": lambda: ConfidenceSampler(block_length=2, threshold=0.6, early_exit=True),
+    "wino": lambda: WinoSampler(block_length=4),
+}
 
 
-def main(kind: str, output: str) -> None:
+def main(kind: str, sampler: str, refresh: str, output: str) -> None:
     torch.set_num_threads(1)
     strategies = {
         "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
@@ -34,14 +29,15 @@ def main(kind: str, output: str) -> None:
             data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"
         ),
     }
-    dmpo = ShardedDMPO(
+    dmpo = DMPO(
         "sudoku_tiny",
         objective=WDCE(reward_temperature=0.1, replicates=2),
-        sampler=ConfidenceSampler(denoising_steps=4),
+        sampler=SAMPLERS[sampler](),
         completion_length=8,
         group_size=4,
         micro_batch_size=4,
         num_iterations=2,
+        reference_refresh_interval=int(refresh) or None,
         reward=digit_share,
         adapter=LoRA(r=4, alpha=8, dropout=0.0),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),

@@ -12,14 +12,15 @@ HERE = Path(__file__).parent
 SCRIPT = HERE / "fsdp2_lora_run.py"
 
 
-def launch(kind: str, folder: Path) -> list[dict]:
+def launch(kind: str, folder: Path, *, sampler: str = "static", refresh: int = 0) -> list[dict]:
     """Two processes of `fsdp2_lora_run.py`; what each of them saw."""
-    paths = os.pathsep.join(map(str, (HERE.parent, HERE.parent / "modules")))
+    own = filter(None, [os.environ.get("PYTHONPATH")])
+    paths = os.pathsep.join([str(HERE.parent), str(HERE.parent / "modules"), *own])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    output = folder / kind
+    output = folder / f"{kind}-{sampler}-{refresh}"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*launcher, str(SCRIPT), kind, str(output)],
+        [*launcher, str(SCRIPT), kind, sampler, str(refresh), str(output)],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -60,3 +61,20 @@ def test_policy_and_reference_after_three_steps_are_those_of_ddp(runs, of):
         assert runs["fsdp2"][rank][of] == pytest.approx(runs["ddp"][rank][of], abs=1e-4)
     assert runs["fsdp2"][0][of] == pytest.approx(runs["fsdp2"][1][of], abs=1e-6)
     assert runs["ddp"][0]["policy"] != pytest.approx(runs["ddp"][0]["reference"], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["threshold", "early exit", "wino"])
+def test_samplers_that_end_early_on_one_rank_do_not_hang_and_train_as_ddp_does(tmp_path, sampler):
+    found, expected = (launch(kind, tmp_path, sampler=sampler) for kind in ("fsdp2", "ddp"))
+    for rank in (0, 1):
+        assert found[rank]["losses"] == pytest.approx(expected[rank]["losses"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_renewed_reference_is_sharded_and_equals_that_of_ddp(tmp_path):
+    found, expected = (launch(kind, tmp_path, refresh=1) for kind in ("fsdp2", "ddp"))
+    for rank in (0, 1):
+        assert found[rank]["losses"] == pytest.approx(expected[rank]["losses"], abs=1e-5)
+        assert found[rank]["sharded"] == found[rank]["parameters"]
+        assert found[rank]["reference"] == pytest.approx(expected[rank]["reference"], abs=1e-4)

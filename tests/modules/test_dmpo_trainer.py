@@ -8,7 +8,7 @@ import pytest
 import torch
 from dmpo_runs import Recorder, loader, module, trainer, weights
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
@@ -197,3 +197,42 @@ def test_half_precision_trains_and_evaluates_with_exact_rewards(tmp_path, precis
     run.test(dmpo, loader(6, shuffle=False), verbose=False)
     assert float(run.callback_metrics["test/sampled/reward"]) == pytest.approx(2.953, abs=1e-6)
     assert torch.isfinite(weights(dmpo)).all()
+
+
+class Spoiler(Callback):
+    """Makes a gradient NaN after the backward passes of some optimizer steps."""
+
+    def __init__(self, *steps: int) -> None:
+        self.steps = steps
+
+    def on_after_backward(self, trainer, pl_module):
+        if trainer.global_step in self.steps:
+            next(p for p in pl_module.parameters() if p.grad is not None).grad[0] = torch.nan
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(tmp_path):
+    dmpo, states = module(), []
+
+    class Snapshots(Callback):
+        def on_train_batch_end(self, *_):
+            states.append(weights(dmpo).clone())
+
+    run = trainer(tmp_path, max_steps=4, callbacks=[Spoiler(1), Snapshots()])
+    with pytest.warns(UserWarning, match="optimizer step 1 was left out, 1 so far"):
+        run.fit(dmpo, loader())
+    assert torch.equal(states[1], states[0])
+    assert not torch.equal(states[2], states[1])
+    assert torch.isfinite(states[-1]).all()
+    assert dmpo.skipped_steps == 1
+    assert run.callback_metrics["train/skipped_steps"] == 1
+
+
+def test_too_many_such_steps_in_a_row_end_the_run_and_leave_the_rollouts(tmp_path):
+    dmpo = module(max_skipped_steps=2)
+    run = trainer(tmp_path, max_steps=9, callbacks=[Spoiler(0, 2, 3, 4, 5)])
+    message = r"3 optimizer steps in a row .* `max_skipped_steps` 2"
+    with pytest.warns(UserWarning, match="was left out"), pytest.raises(RuntimeError, match=message):
+        run.fit(dmpo, loader())
+    assert run.global_step == 4
+    dumped = torch.load(tmp_path / "rollouts_rank0.pt")
+    assert dumped["rollouts"]["reward"].shape == (2, 4)

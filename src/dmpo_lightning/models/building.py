@@ -30,8 +30,8 @@ def build_network(
     return adapter.apply(network, model if isinstance(model, str) else None, seed=loading.get("seed", 0))
 
 
-def compile_blocks(network: Any) -> None:
-    """Compiles each block by itself, for inputs of any length; names and weights stay as they are.
+def blocks_of(network: Any) -> list[Any]:
+    """The blocks that transformers' ``_no_split_modules`` name.
 
     Raises:
         ValueError: the model does not name its blocks.
@@ -39,8 +39,13 @@ def compile_blocks(network: Any) -> None:
     names = set(getattr(network, "_no_split_modules", None) or ())
     blocks = [module for module in network.modules() if type(module).__name__ in names]
     if not blocks:
-        raise ValueError(f"`compile_blocks` needs a model that names its blocks, got {type(network).__name__}.")
-    for block in blocks:
+        raise ValueError(f"Compiling or sharding needs a model that names its blocks, got {type(network).__name__}.")
+    return blocks
+
+
+def compile_blocks(network: Any) -> None:
+    """Compiles each block by itself, for inputs of any length; names and weights stay as they are."""
+    for block in blocks_of(network):
         block.compile(dynamic=True)
 
 

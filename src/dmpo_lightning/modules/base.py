@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -52,6 +53,7 @@ class PolicyModule(LightningModule):
     ) -> None:
         super().__init__()
         self.seed = seed or 0
+        self._is_sharded = False
         if tokenizer is None and not isinstance(model, str):
             raise ValueError("`tokenizer` is needed when `model` is a module; pass one, or the id or folder of one.")
         self.source: dict[str, Any] = {
@@ -77,6 +79,25 @@ class PolicyModule(LightningModule):
         if with_reference and adapter is None and self.policy.has_adapters:
             self.policy.refresh_reference()  # a loaded adapter is where the run starts, so it is the reference
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
+
+    def configure_model(self) -> None:
+        """Under FSDP2 (`ModelParallelStrategy`) each block is a unit and the rest another; of the reference too."""
+        if self.device_mesh is None or self._is_sharded:
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = self.device_mesh["data_parallel"]
+        for model in filter(None, (self.policy.model, self.policy.reference_model)):
+            for block in building.blocks_of(model):
+                fully_shard(block, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        self._is_sharded = True
+
+    def setup(self, stage: str) -> None:
+        """Where weights are sharded, ranks run their forwards together."""
+        if self.trainer.world_size > 1 and _shares_forwards(self.trainer.strategy):
+            decide = self.trainer.strategy.reduce_boolean_decision
+            self.policy.anywhere = lambda flag: decide(flag, all=False)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters; the scheduler, if any, advances once per optimizer step."""
@@ -110,6 +131,13 @@ class PolicyModule(LightningModule):
         """Says whether the weights hold a refreshed reference, and what they are weights of (for `export`)."""
         checkpoint["reference_is_refreshed"] = self.policy.reference_is_refreshed
         checkpoint["policy_source"] = self.source
+
+
+def _shares_forwards(strategy: Any) -> bool:
+    """Whether a forward needs the other ranks: FSDP1, FSDP2 and DeepSpeed's stage 3."""
+    stage = getattr(strategy, "config", None) or {}
+    is_zero_3 = isinstance(strategy, DeepSpeedStrategy) and stage.get("zero_optimization", {}).get("stage") == 3
+    return is_zero_3 or isinstance(strategy, FSDPStrategy | ModelParallelStrategy)
 
 
 def _loading(source: dict[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """DMPO as a LightningModule: collects rollouts, hands micro-batches to the objective, evaluates with named samplers."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.models.loading import Quantization
@@ -65,6 +68,8 @@ class DMPO(EvaluationModule):
         reference_refresh_interval: the reference becomes the current policy every so many buffers; None never.
         rows_per_forward: rollouts per forward in sampling and scoring; None takes ``micro_batch_size`` for scoring
             and all for sampling.
+        max_skipped_steps: optimizer steps in a row that may be left out because a gradient is not finite; one more ends
+            the run, with the rollouts of every rank written to its directory.
         optimizer: from parameters to an optimizer; None is AdamW as published.
         lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step.
         seed: of all draws: rollouts, masks, prompt order; None is 0, or the command line's ``seed_everything``.
@@ -113,6 +118,7 @@ class DMPO(EvaluationModule):
         mask_token_id: int | None = None,
         reference_refresh_interval: int | None = None,
         rows_per_forward: int | None = None,
+        max_skipped_steps: int = 10,
         optimizer: OptimizerFactory | None = None,
         lr_scheduler: SchedulerFactory | None = None,
         seed: int | None = None,
@@ -161,10 +167,19 @@ class DMPO(EvaluationModule):
         self.buffer = RolloutBuffer(num_iterations=num_iterations, micro_batch_size=micro_batch_size)
         self.buffers_collected = 0
         self.rollouts_seen = 0
+        self.skipped_steps = self._skipped_in_a_row = 0
+        self.max_skipped_steps = max_skipped_steps
         self._generators: dict[str, Tensor] | None = None
+
+    def configure_model(self) -> None:
+        """As `PolicyModule` does it, with room for the reference's own adapter, which cannot be added later."""
+        if self.reference_refresh_interval is not None and self.device_mesh is not None:
+            self.policy.make_room_for_reference()
+        super().configure_model()
 
     def setup(self, stage: str) -> None:
         """Checks the training loader and tells it how often a batch of prompts is used."""
+        super().setup(stage)
         if stage != "fit":
             return
         # The reference policy is in eval mode by design; Lightning would warn about it at every start.
@@ -268,6 +283,39 @@ class DMPO(EvaluationModule):
                 self.policy, self.buffer.rollouts, self.buffer.targets, groups, rows_per_forward=self._scoring_rows
             )
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Leaves the step out, on all ranks alike, where a gradient of any rank is not finite.
+
+        Raises:
+            RuntimeError: more steps in a row than allowed.
+        """
+        super().on_before_optimizer_step(optimizer)
+        if self.trainer.strategy.reduce_boolean_decision(gradients_are_finite(self.parameters())):
+            self._skipped_in_a_row = 0
+            return
+        for parameter in self.parameters():
+            parameter.grad = None  # an optimizer does nothing to parameters without one
+        self.skipped_steps, self._skipped_in_a_row = self.skipped_steps + 1, self._skipped_in_a_row + 1
+        self.log("train/skipped_steps", float(self.skipped_steps), batch_size=self.micro_batch_size)
+        rank_zero_warn(
+            f"A gradient is not finite: optimizer step {self.trainer.global_step} was left out, {self.skipped_steps} "
+            f"so far, {self._skipped_in_a_row} in a row."
+        )
+        if self._skipped_in_a_row > self.max_skipped_steps:
+            raise RuntimeError(
+                f"{self._skipped_in_a_row} optimizer steps in a row had gradients that are not finite, more than "
+                f"`max_skipped_steps` {self.max_skipped_steps}. The rollouts are in {self._dump_rollouts()}; look at "
+                "their rewards and weights, or lower the learning rate."
+            )
+
+    def _dump_rollouts(self) -> Path:
+        """Writes this rank's buffer."""
+        directory = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f"rollouts_rank{self.trainer.global_rank}.pt"
+        torch.save(self.buffer.state_dict(), path)
+        return path
+
     @property
     def _scoring_rows(self) -> int:
         return self.rows_per_forward or self.micro_batch_size
@@ -276,7 +324,9 @@ class DMPO(EvaluationModule):
         """Means over all ranks, whose prompts may be of different tasks."""
         numbers = {f"reward/{name}": value for name, value in scores.components.items()} | dict(diagnostics)
         numbers |= {"reward/total": scores.total, "reward/spread": scores.total.std(-1)}
-        means = means_over_ranks(numbers | {"reward/failures": Tensor([scores.failures])})
+        means = means_over_ranks(
+            numbers | {"reward/failures": torch.tensor([float(scores.failures)], dtype=torch.float32)}
+        )
         means["reward/failures"] *= self.trainer.world_size
         self.log_dict(means, batch_size=len(scores.total))
         self.log("reward/mean", means["reward/total"], prog_bar=True, logger=False, batch_size=len(scores.total))
@@ -317,6 +367,13 @@ class DMPO(EvaluationModule):
             "num_iterations": self.buffer.num_iterations,
             "completion_length": self.completion_length,
         }
+
+
+def gradients_are_finite(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether all gradients (of sharded parameters: this rank's parts) are finite."""
+    gradients = [getattr(p.grad, "_local_tensor", p.grad) for p in parameters if p.grad is not None]
+    norms = [gradient.norm() for gradient in gradients if gradient.numel()]
+    return not norms or bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
 
 
 def _accumulations(trainer: Trainer) -> list[int]:

@@ -23,6 +23,10 @@ class Samples:
 class Sampler(ABC):
     """Unmasks completions. Subclasses say in which order; see `RandomOrderSampler` for the shortest.
 
+    Ranks that share sharded weights must run equally many forwards. A sampler whose number of forwards depends on what
+    it samples therefore stops only where ``policy.anywhere(work is left)`` is False, and runs forwards for nothing
+    until then.
+
     Args:
         temperature: of the exact categorical draw; 0 takes the most likely token.
         denoising_steps: forwards per completion; None takes one token per step.

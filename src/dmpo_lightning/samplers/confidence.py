@@ -125,12 +125,13 @@ class ConfidenceSampler(Sampler):
             if going is None:
                 Block(self, canvas, keys, start, length).decode()
             else:
-                part = canvas.rows(going)
-                Block(self, part, keys[going], start, length).decode()
-                canvas.put_rows(going, part)
+                at_least_one = going if len(going) else torch.zeros_like(keys[:1])  # for the sake of other ranks
+                part = canvas.rows(at_least_one)
+                Block(self, part, keys[at_least_one], start, length).decode()
+                canvas.put_rows(going, part.rows(going.new_tensor(range(len(going)))))
             if self.early_exit and start + length < completion_length:
                 going = canvas.end_rows(start + length)
-                if not len(going):
+                if not policy.anywhere(len(going) > 0):
                     break
         return canvas.samples()
 
@@ -173,8 +174,11 @@ class Block:
         for step in range(self.start + 1, self.start + self.length):
             masked = self.canvas.reveal_step[:, self.start : self.start + self.length] < 0
             rows, offsets = masked.nonzero(as_tuple=True)  # the one host synchronisation of a step
-            if not len(rows):
+            if not self.canvas.policy.anywhere(len(rows) > 0):
                 break
+            if not len(rows):  # other ranks go on, and forwards are run together
+                self._logits(*torch.zeros(2, 1, dtype=torch.long, device=masked.device))
+                continue
             logits = self._logits(rows, self.start + offsets)
             draw = self._draw(logits, self.start + offsets, step, rows)
             self._reveal_sure(draw.spread(masked), masked, step)

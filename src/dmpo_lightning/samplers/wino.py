@@ -99,7 +99,7 @@ class ShadowedBlock:
         revealed_before = torch.full_like(self.keys, self.length)
         for step in range(self.start, self.start + self.length):
             masked = self.canvas.reveal_step[:, block] < 0
-            if not masked.any():
+            if not self.canvas.policy.anywhere(bool(masked.any())):
                 break
             logits = self._logits(places, masked)
             uniform = step_uniforms(self.keys, step, self.canvas.length)[:, block]
