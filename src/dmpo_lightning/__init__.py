@@ -44,6 +44,7 @@ _HOMES = {
     "CompletionWriter": "callbacks.completions",
     "EvaluationReport": "callbacks.evaluation",
     "SavePretrained": "callbacks.export",
+    "Preemption": "callbacks.preemption",
     "LoRA": "models.lora",
     "load_model": "models.loading",
     "load_tokenizer": "models.loading",

@@ -6,14 +6,17 @@ import difflib
 import re
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
 
 from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.callbacks.evaluation import EvaluationReport
+from dmpo_lightning.checkpoints import newest_readable
 from dmpo_lightning.modules.base import PolicyModule
 
 
@@ -63,8 +66,12 @@ class DMPOCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """One seed for everything: the model takes `seed_everything` unless it was given its own."""
+        """One seed for everything: the model takes `seed_everything` unless it was given its own. And ``last`` is the
+        newest checkpoint of all runs of that name, so that a requeued job needs no other command.
+        """
         config = self.config.get(self.subcommand, self.config)
+        if config.get("ckpt_path") == "last":
+            config["ckpt_path"] = _newest_checkpoint(config.trainer)
         options = config.model.init_args if config.model else None
         if options is not None and options.get("seed", 0) is None:
             options["seed"] = config.seed_everything
@@ -91,6 +98,16 @@ class DMPOCLI(LightningCLI):
         """
         assert args is None or isinstance(args, list)
         self.config = parser.parse_args(args)
+
+
+def _newest_checkpoint(trainer: Any) -> str | None:
+    """Below the logger's folder, else the Trainer's; None, said, where there is none yet."""
+    logger = trainer.get("logger")
+    options = {} if not logger or isinstance(logger, bool | list) else logger.get("init_args", {})
+    root = Path(options.get("save_dir") or trainer.get("default_root_dir") or ".") / (options.get("name") or "")
+    found = newest_readable(root)
+    rank_zero_info(f"No checkpoint below {root}: starts afresh." if found is None else f"Continues from {found}.")
+    return None if found is None else str(found)
 
 
 def _constructor_message(error: ValueError) -> str:
