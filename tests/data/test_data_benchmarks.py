@@ -113,3 +113,13 @@ def test_sudoku_with_a_verifier_reports_its_numbers_beside_the_reward():
     assert scores.total.tolist() == [[1.0]]
     assert made.reward.accuracy == "correct_cells"
     assert scores.components["correct_cells"].tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize("count", [(2, 2), (6, 6), (12, 12)])
+def test_puzzles_of_any_count_of_numbers_are_generated(count):
+    made = CountdownDataModule(**COMMON, source="generated", count=count, sizes=dict.fromkeys(SPLITS, 100))
+    examples = [example for split in SPLITS for example in made.task.examples(split)]
+    assert len({puzzle_key(example) for example in examples}) == 300
+    assert {len(example["numbers"]) for example in examples} == {count[0]}
+    if count[0] < 6:
+        assert all(map(solvable, examples))

@@ -182,6 +182,10 @@ def solvable(example: Example) -> bool:
     return Fraction(example["target"]) in reachable(tuple(sorted(example["numbers"])))
 
 
+PARTS = 10
+"""Largest part of a generated expression, as a multiple of the largest number."""
+
+
 def generate(
     size: int,
     *,
@@ -208,26 +212,33 @@ def generate(
         if len(puzzles) == size:
             break
         numbers = [generator.randint(1, largest) for _ in range(generator.randint(*count))]
-        value = _random_value(numbers, generator)
-        if value is not None and value.denominator == 1 and 1 <= value <= largest:
+        value = _random_value(numbers, generator, PARTS * largest)
+        if value is not None and 1 <= value <= largest:
             example = {"numbers": numbers, "target": int(value)}
             key = puzzle_key(example)
             if key not in excluded:
                 puzzles.setdefault(key, example)
     if len(puzzles) < size:
-        raise ValueError(f"Found only {len(puzzles)} of {size} Countdown puzzles; ask for fewer or widen the numbers.")
+        raise ValueError(
+            f"Found only {len(puzzles)} of {size} Countdown puzzles; ask for fewer by `sizes`, or widen `count` or "
+            "`largest`."
+        )
     return list(puzzles.values())
 
 
-def _random_value(numbers: Sequence[int], generator: random.Random) -> Fraction | None:
+def _random_value(numbers: Sequence[int], generator: random.Random, bound: int) -> Fraction | None:
+    """Of a random expression of all numbers whose parts are whole and within the bound; None where one gets stuck."""
     values = [Fraction(number) for number in numbers]
     while len(values) > 1:
         generator.shuffle(values)
         right, left = values.pop(), values.pop()
-        symbol = generator.choice("++--*/")
-        if symbol == "/" and right == 0:
+        results = (
+            _OPERATIONS[symbol](left, right) for symbol in generator.sample("++--*/", 6) if symbol != "/" or right
+        )
+        kept = next((value for value in results if value.denominator == 1 and abs(value) <= bound), None)
+        if kept is None:
             return None
-        values.append(_OPERATIONS[symbol](left, right))
+        values.append(kept)
     return values[0]
 
 
