@@ -372,8 +372,7 @@ class DMPO(EvaluationModule):
 def gradients_are_finite(parameters: Iterable[nn.Parameter]) -> bool:
     """Whether all gradients (of sharded parameters: this rank's parts) are finite."""
     gradients = [getattr(p.grad, "_local_tensor", p.grad) for p in parameters if p.grad is not None]
-    norms = [gradient.norm() for gradient in gradients if gradient.numel()]
-    return not norms or bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
+    return bool(nn.utils.get_total_norm(gradients).isfinite())
 
 
 def _accumulations(trainer: Trainer) -> list[int]:
