@@ -1,16 +1,57 @@
-"""Finding the checkpoint that a restarted job continues from. Imports no torch."""
+"""Checkpoints on the disk: folders that appear when they are complete, and the newest that can be read. Imports no
+torch.
+"""
 
+import json
 import logging
+import os
+import shutil
 import zipfile
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+SIZES = "sizes.json"
+"""Lists the files of a complete folder with their sizes."""
+
+
+def partial_name(target: Path) -> Path:
+    """Where a checkpoint is written until it is complete."""
+    return target.with_name(f"{target.name}.partial")
+
+
+def complete_folder(partial: Path, target: Path) -> None:
+    """A written checkpoint takes its place; files as they are, folders with a list of what they hold."""
+    if partial.is_dir():
+        sizes = {str(path.relative_to(partial)): path.stat().st_size for path in _files(partial)}
+        (partial / SIZES).write_text(json.dumps(sizes))
+        _flush(partial)
+    old = target.with_name(f"{target.name}.old")
+    if target.is_dir():  # a folder cannot be replaced at once: for a moment only `old` is there
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    partial.replace(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Has the machine write out what it still holds in memory."""
+    for path in _files(folder):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
 
 def newest_readable(root: Path) -> Path | None:
-    """The newest ``*.ckpt`` below a folder that can be read; those that cannot are logged. None if there is none."""
-    found = sorted(root.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in found:
+    """The newest ``*.ckpt`` below a folder that can be read; those that cannot are logged. None if there is none.
+
+    Also looks at ``*.ckpt.old``, which is left where a job was killed while a folder was being replaced.
+    """
+    found = [*root.rglob("*.ckpt"), *root.rglob("*.ckpt.old")]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         problem = why_unreadable(path)
         if problem is None:
             return path
@@ -20,8 +61,28 @@ def newest_readable(root: Path) -> Path | None:
 
 def why_unreadable(path: Path) -> str | None:
     """What is wrong with a checkpoint, a file of torch or a folder of a sharded one; None if nothing is."""
-    if path.is_dir():
-        return None if (path / ".metadata").is_file() else "the folder has no .metadata"
+    return _folder_problem(path) if path.is_dir() else _file_problem(path)
+
+
+def _folder_problem(folder: Path) -> str | None:
+    if (folder / SIZES).is_file():
+        try:
+            sizes = json.loads((folder / SIZES).read_text())
+        except ValueError:
+            return f"{SIZES} is damaged"
+        for name, size in sizes.items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != size:
+                return f"{name} is truncated or missing"
+        return None
+    if (folder / "latest").is_file():  # DeepSpeed writes it last
+        return None
+    if not (folder / ".metadata").is_file():
+        return "the folder has no .metadata"
+    return _file_problem(folder / "meta.pt")  # what Lightning writes last
+
+
+def _file_problem(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from dmpo_lightning.models.head import log_probs_of
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.models.loading import TokenFacts, token_facts
 from dmpo_lightning.models.merging import MergedCopy
+from dmpo_lightning.models.sharding import check_gatherable, copy_weights, copy_within, gathered, plain_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,6 +60,8 @@ class Policy(nn.Module):
         depends on what they sample ask it before they stop: where forwards gather sharded weights, ranks must run
         equally many.
         """
+        self.before_forward: Callable[[], None] | None = None
+        """Called before each forward, of the policy or the reference; for checks."""
         self._merged: MergedCopy | None = None
         self._samples_merged = False
         self.reference_model: nn.Module | None = None
@@ -156,6 +159,8 @@ class Policy(nn.Module):
         """Through the model's own prediction at positions, or from the full logits of any other masked language
         model. ``native`` goes to native backbones only.
         """
+        if self.before_forward is not None:
+            self.before_forward()
         if getattr(model, "predicts_at_positions", False):
             return model(
                 ids,
@@ -173,7 +178,7 @@ class Policy(nn.Module):
     def refresh_reference(self) -> None:
         """The reference becomes the policy as it is now."""
         if self.reference_model is not None:
-            self.reference_model.load_state_dict(self.model.state_dict())
+            copy_weights(self.model, self.reference_model)
         elif self.has_adapters:
             self._copy_adapter()
         self.reference_is_refreshed = True
@@ -182,9 +187,9 @@ class Policy(nn.Module):
     @property
     def reference_is_current(self) -> bool:
         """Whether the reference is known to equal the policy: no update was announced and no weight was written
-        since.
+        since, on any rank.
         """
-        return self._equal_versions is not None and self._equal_versions == self._versions()
+        return not self.anywhere(self._equal_versions is None or self._equal_versions != self._versions())
 
     def announce_update(self) -> None:
         """From now on the policy may differ from a reference that equalled it."""
@@ -197,9 +202,8 @@ class Policy(nn.Module):
     def reference_parameter_names(self, prefix: str = "") -> list[str]:
         """Names of the parameters that belong to the reference alone: its frozen copy or its frozen adapter."""
         mark = f".{REFERENCE_ADAPTER}."
-        return [
-            prefix + name for name, _ in self.named_parameters() if name.startswith("reference_model.") or mark in name
-        ]
+        names = [plain_name(name) for name, _ in self.named_parameters()]
+        return [prefix + name for name in names if name.startswith("reference_model.") or mark in name]
 
     def decode(self, completion_ids: Int[Tensor, "rows length"], *, special_tokens: bool = False) -> list[str]:
         """Text of each completion up to its first end token.
@@ -271,14 +275,33 @@ class Policy(nn.Module):
             if f".{REFERENCE_ADAPTER}." in name:
                 parameter.requires_grad_(False)
 
+    @property
+    def has_room_for_reference(self) -> bool:
+        """Whether there is a copy, or an adapter, that `refresh_reference` would write to."""
+        return self.reference_model is not None or REFERENCE_ADAPTER in getattr(self.model, "peft_config", {})
+
     def _copy_adapter(self) -> None:
-        """Weight by weight, so that sharded weights are copied shard by shard."""
         self.make_room_for_reference()
-        weights = dict(self.model.named_parameters())
         active = f".{self.model.active_adapter}."
-        for name, weight in weights.items():
-            if f".{REFERENCE_ADAPTER}." in name:
-                weight.copy_(weights[name.replace(f".{REFERENCE_ADAPTER}.", active)])
+        names = [plain_name(name) for name, _ in self.model.named_parameters()]
+        copies = [name for name in names if f".{REFERENCE_ADAPTER}." in name]
+        copy_within(self.model, {name.replace(f".{REFERENCE_ADAPTER}.", active): name for name in copies})
+
+    def check_gatherable(self) -> None:
+        """Raises ValueError where `gathered` cannot work."""
+        check_gatherable(self.model)
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Inside, every rank holds all weights, of the reference too, and runs its forwards by itself."""
+        with ExitStack() as stack:
+            for model in filter(None, (self.model, self.reference_model)):
+                stack.enter_context(gathered(model))
+            together, self.anywhere = self.anywhere, bool
+            try:
+                yield
+            finally:
+                self.anywhere = together
 
 
 def full_attention_mask(prompt_mask: Bool[Tensor, "rows prompt"], length: int) -> Bool[Tensor, "rows total"]:

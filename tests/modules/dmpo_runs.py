@@ -63,7 +63,8 @@ class Recorder(Callback):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         gradients = [p.grad.norm() for p in pl_module.parameters() if p.grad is not None]
-        self.gradient_norms.append(torch.stack(gradients).norm().item())
+        if gradients:  # DeepSpeed hides them
+            self.gradient_norms.append(torch.stack(gradients).norm().item())
 
     def on_validation_start(self, trainer, pl_module):
         self.validated_at.append(trainer.global_step)

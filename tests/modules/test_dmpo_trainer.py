@@ -223,7 +223,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(tmp_path):
     assert torch.equal(states[1], states[0])
     assert not torch.equal(states[2], states[1])
     assert torch.isfinite(states[-1]).all()
-    assert dmpo.skipped_steps == 1
+    assert dmpo.skipped_steps.total == 1
     assert run.callback_metrics["train/skipped_steps"] == 1
 
 

@@ -1,6 +1,8 @@
 """What `DMPO` and `MaskedSFT` share: the policy, the optimizer, and checkpoints of trainable weights only."""
 
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,11 +15,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from dmpo_lightning.models import building
 from dmpo_lightning.models.loading import Quantization, load_tokenizer
 from dmpo_lightning.models.lora import LoRA
+from dmpo_lightning.models.sharding import own_part, plain_name, shard_fsdp2, wrap_fsdp1
+from dmpo_lightning.modules.lock_step import LockStep
 from dmpo_lightning.policy import Policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+REFERENCE_PARTS = "reference_parts"
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
@@ -50,10 +55,12 @@ class PolicyModule(LightningModule):
         optimizer: OptimizerFactory | None,
         lr_scheduler: SchedulerFactory | None,
         seed: int | None,
+        check_forwards: bool = False,
     ) -> None:
         super().__init__()
+        self._lock_step = LockStep() if check_forwards else None
         self.seed = seed or 0
-        self._is_sharded = False
+        self._is_sharded = self._made_room = False
         if tokenizer is None and not isinstance(model, str):
             raise ValueError("`tokenizer` is needed when `model` is a module; pass one, or the id or folder of one.")
         self.source: dict[str, Any] = {
@@ -81,23 +88,49 @@ class PolicyModule(LightningModule):
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
 
     def configure_model(self) -> None:
-        """Under FSDP2 (`ModelParallelStrategy`) each block is a unit and the rest another; of the reference too."""
-        if self.device_mesh is None or self._is_sharded:
-            return
-        from torch.distributed.fsdp import fully_shard
+        """Divides each block, and the rest, among the ranks under FSDP1 and FSDP2; of the reference too.
 
-        mesh = self.device_mesh["data_parallel"]
-        for model in filter(None, (self.policy.model, self.policy.reference_model)):
-            for block in building.blocks_of(model):
-                fully_shard(block, mesh=mesh)
-            fully_shard(model, mesh=mesh)
+        Raises:
+            ValueError: a strategy that divides weights, with quantised ones.
+        """
+        strategy = self.trainer.strategy
+        if self._is_sharded or not divides_weights(strategy):
+            return
+        if self.source["quantization"] is not None:
+            raise ValueError(
+                f"`quantization` needs whole layers on each rank, but {type(strategy).__name__} divides them; use DDP "
+                "(`--config strategies/ddp.yaml`), or leave it out."
+            )
+        if isinstance(strategy, ModelParallelStrategy):
+            mesh, half = strategy.device_mesh["data_parallel"], self.trainer.precision == "bf16-mixed"
+            for model in filter(None, (self.policy.model, self.policy.reference_model)):
+                shard_fsdp2(model, mesh, half_precision=half)
+        elif isinstance(strategy, FSDPStrategy):
+            self.policy.model = wrap_fsdp1(self.policy.model)
+            if self.policy.reference_model is not None:
+                self.policy.reference_model = wrap_fsdp1(self.policy.reference_model)
         self._is_sharded = True
 
     def setup(self, stage: str) -> None:
-        """Where weights are sharded, ranks run their forwards together."""
-        if self.trainer.world_size > 1 and _shares_forwards(self.trainer.strategy):
-            decide = self.trainer.strategy.reduce_boolean_decision
-            self.policy.anywhere = lambda flag: decide(flag, all=False)
+        """Where weights are divided, ranks run their forwards together."""
+        strategy = self.trainer.strategy
+        if self.trainer.world_size > 1 and divides_weights(strategy):
+            self.policy.anywhere = lambda flag: strategy.reduce_boolean_decision(flag, all=False)
+        if isinstance(strategy, DeepSpeedStrategy):
+            warnings.filterwarnings("ignore", message=".*`LightningModule.configure_gradient_clipping`.*")
+            strategy.exclude_frozen_parameters = strategy.zero_stage_3  # below, `state_dict` already leaves them out
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Inside, ranks run equally many forwards; with ``check_forwards`` that is checked."""
+        if self._lock_step is None:
+            yield
+            return
+        lock_step = self._lock_step
+        self.policy.before_forward = lambda: lock_step.before_forward(name)
+        yield
+        lock_step.end(name)
+        self.policy.before_forward = None
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters; the scheduler, if any, advances once per optimizer step."""
@@ -113,30 +146,81 @@ class PolicyModule(LightningModule):
         """The policy is about to move away from a reference that equals it."""
         self.policy.announce_update()
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning does it; by norm under FSDP1 too, where Lightning cannot."""
+        if isinstance(self.trainer.strategy, FSDPStrategy) and gradient_clip_val and gradient_clip_algorithm != "value":
+            self.policy.model.clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Trainable weights only, frozen ones come from the model's source again; and the reference once refreshed."""
-        kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        if self.policy.reference_is_refreshed:
+        kept = {plain_name(name) for name, parameter in self.named_parameters() if parameter.requires_grad}
+        if self._keeps_reference:
             kept |= set(self.policy.reference_parameter_names("policy."))
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Makes room for a refreshed reference before the weights are read."""
+        """Makes room for a refreshed reference before the weights are read; where they were read already, it is there.
+
+        Raises:
+            ValueError: there is none, because this run does not renew its reference.
+        """
         self.policy.announce_update()
-        if checkpoint.get("reference_is_refreshed"):
+        if not checkpoint.get("reference_is_refreshed"):
+            return
+        if not self.trainer.strategy.restore_checkpoint_after_setup:
             self.policy.refresh_reference()
-            self.policy.announce_update()
+        elif not self.policy.has_room_for_reference:
+            raise ValueError(
+                "The checkpoint holds a renewed reference, which needs `reference_refresh_interval` to be set as it "
+                f"was under {type(self.trainer.strategy).__name__}."
+            )
+        self.policy.reference_is_refreshed = True
+        if REFERENCE_PARTS in checkpoint:
+            self._put_reference(checkpoint[REFERENCE_PARTS])
+        self.policy.announce_update()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Says whether the weights hold a refreshed reference, and what they are weights of (for `export`)."""
         checkpoint["reference_is_refreshed"] = self.policy.reference_is_refreshed
         checkpoint["policy_source"] = self.source
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3 and self._keeps_reference:
+            checkpoint[REFERENCE_PARTS] = self._reference_parts()
+
+    @property
+    def _keeps_reference(self) -> bool:
+        """Whether checkpoints hold the reference. Strategies that read weights before `on_load_checkpoint` can speak
+        hold it from the start of a run that may renew it.
+        """
+        return self.policy.reference_is_refreshed or self._made_room
+
+    def make_room_for_reference(self) -> None:
+        """Called at construction or in `configure_model`, for strategies that must see all weights early."""
+        self.policy.make_room_for_reference()
+        self._made_room = True
+
+    def _reference_parts(self) -> dict[str, Tensor]:
+        """Of this rank, under ZeRO-3, which saves no frozen weights; its checkpoints are one file per rank."""
+        weights = dict(self.policy.named_parameters())
+        return {name: own_part(weights[name]).cpu().clone() for name in self.policy.reference_parameter_names()}
+
+    @torch.no_grad()
+    def _put_reference(self, parts: dict[str, Tensor]) -> None:
+        weights = dict(self.policy.named_parameters())
+        for name, part in parts.items():
+            own_part(weights[name]).copy_(part)
 
 
-def _shares_forwards(strategy: Any) -> bool:
+def divides_weights(strategy: Any) -> bool:
     """Whether a forward needs the other ranks: FSDP1, FSDP2 and DeepSpeed's stage 3."""
-    stage = getattr(strategy, "config", None) or {}
-    is_zero_3 = isinstance(strategy, DeepSpeedStrategy) and stage.get("zero_optimization", {}).get("stage") == 3
+    is_zero_3 = isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3
     return is_zero_3 or isinstance(strategy, FSDPStrategy | ModelParallelStrategy)
 
 

@@ -1,14 +1,15 @@
 """DMPO as a LightningModule: collects rollouts, hands micro-batches to the objective, evaluates with named samplers."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -17,14 +18,16 @@ from torch.optim import Optimizer
 from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.models.loading import Quantization
 from dmpo_lightning.models.lora import LoRA
-from dmpo_lightning.modules.base import OptimizerFactory, SchedulerFactory
+from dmpo_lightning.modules.base import OptimizerFactory, SchedulerFactory, divides_weights
+from dmpo_lightning.modules.evaluated import EvaluatedBatch
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.modules.metrics import means_over_ranks
 from dmpo_lightning.modules.restart import gather_ranks, generator_states, restore_generators
+from dmpo_lightning.modules.skipped_steps import SkippedSteps, gradients_are_finite
 from dmpo_lightning.objectives import Objective
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards import Reward, Scores
-from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, collect
+from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, Rollouts, collect
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.score_functions import ScoreFunction
 
@@ -70,6 +73,11 @@ class DMPO(EvaluationModule):
             and all for sampling.
         max_skipped_steps: optimizer steps in a row that may be left out because a gradient is not finite; one more ends
             the run, with the rollouts of every rank written to its directory.
+        gather_for_generation: under FSDP2 and ZeRO-3 gather all weights once per buffer for sampling and scoring, and
+            once per evaluated batch, instead of block by block in each forward. Takes the room of the whole model (and
+            of a whole reference copy).
+        check_forwards: before each forward, compare with the other ranks, and end with an error that names ranks and
+            counts where they would wait for each other. Slow; for finding out why a job hangs.
         optimizer: from parameters to an optimizer; None is AdamW as published.
         lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step.
         seed: of all draws: rollouts, masks, prompt order; None is 0, or the command line's ``seed_everything``.
@@ -119,6 +127,8 @@ class DMPO(EvaluationModule):
         reference_refresh_interval: int | None = None,
         rows_per_forward: int | None = None,
         max_skipped_steps: int = 10,
+        gather_for_generation: bool = False,
+        check_forwards: bool = False,
         optimizer: OptimizerFactory | None = None,
         lr_scheduler: SchedulerFactory | None = None,
         seed: int | None = None,
@@ -157,6 +167,7 @@ class DMPO(EvaluationModule):
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             seed=seed,
+            check_forwards=check_forwards,
         )
         sampler.validate_policy(self.policy)
         if sample_merged:
@@ -167,19 +178,27 @@ class DMPO(EvaluationModule):
         self.buffer = RolloutBuffer(num_iterations=num_iterations, micro_batch_size=micro_batch_size)
         self.buffers_collected = 0
         self.rollouts_seen = 0
-        self.skipped_steps = self._skipped_in_a_row = 0
-        self.max_skipped_steps = max_skipped_steps
+        self.skipped_steps, self._last_step = SkippedSteps(max_skipped_steps), 0
+        self.gather_for_generation = gather_for_generation
         self._generators: dict[str, Tensor] | None = None
 
     def configure_model(self) -> None:
         """As `PolicyModule` does it, with room for the reference's own adapter, which cannot be added later."""
-        if self.reference_refresh_interval is not None and self.device_mesh is not None:
-            self.policy.make_room_for_reference()
+        early = self.trainer.strategy.restore_checkpoint_after_setup
+        if self.reference_refresh_interval is not None and early and not self._is_sharded:
+            self.make_room_for_reference()
         super().configure_model()
 
     def setup(self, stage: str) -> None:
         """Checks the training loader and tells it how often a batch of prompts is used."""
         super().setup(stage)
+        if self.gather_for_generation:
+            self.policy.check_gatherable()
+        if self.sample_merged and divides_weights(self.trainer.strategy):
+            raise ValueError(
+                f"`sample_merged` needs whole weights on each rank, which {type(self.trainer.strategy).__name__} "
+                "divides; leave it out, or use DDP."
+            )
         if stage != "fit":
             return
         # The reference policy is in eval mode by design; Lightning would warn about it at every start.
@@ -238,13 +257,14 @@ class DMPO(EvaluationModule):
         assert rollouts is not None
         if rows.start // self.micro_batch_size % self.trainer.accumulate_grad_batches == 0:
             self._before_step(rows.start)
-        loss, diagnostics = self.objective.loss(
-            self.policy,
-            rollouts.rows()[rows],
-            {name: value.flatten(0, 1)[rows] for name, value in targets.items()},
-            iteration=iteration,
-            planned_rollouts=self.micro_batch_size,
-        )
+        with self.phase("loss"):
+            loss, diagnostics = self.objective.loss(
+                self.policy,
+                rollouts.rows()[rows],
+                {name: value.flatten(0, 1)[rows] for name, value in targets.items()},
+                iteration=iteration,
+                planned_rollouts=self.micro_batch_size,
+            )
         self.log("train/loss", loss, batch_size=self.micro_batch_size)
         self.log_dict(diagnostics, batch_size=self.micro_batch_size)
         return loss
@@ -253,6 +273,20 @@ class DMPO(EvaluationModule):
         interval = self.reference_refresh_interval
         if interval is not None and self.buffers_collected and self.buffers_collected % interval == 0:
             self.policy.refresh_reference()
+        with self.phase("rollouts"), self._gathered():
+            rollouts, scores = self._sampled(prompts)
+            with evaluating(self.policy):
+                targets, diagnostics = self.objective.prepare(
+                    self.policy, rollouts, rows_per_forward=self._scoring_rows
+                )
+        self.buffer.fill(rollouts, targets)
+        self.buffers_collected += 1
+        self.rollouts_seen += len(rollouts) * self.trainer.world_size
+        if getattr(self.sampler, "early_exit", False):
+            diagnostics["sampler/places_saved_by_early_exit"] = (rollouts.reveal_step < 0).float()
+        self._log_rollouts(scores, diagnostics)
+
+    def _sampled(self, prompts: PromptBatch) -> tuple[Rollouts, Scores]:
         with self.policy.merged() if self.sample_merged else nullcontext():
             rollouts, scores, _ = collect(
                 self.policy,
@@ -265,46 +299,63 @@ class DMPO(EvaluationModule):
                 iteration=self.buffers_collected,
                 rows_per_forward=self.rows_per_forward,
             )
-        with evaluating(self.policy):
-            targets, diagnostics = self.objective.prepare(self.policy, rollouts, rows_per_forward=self._scoring_rows)
-        self.buffer.fill(rollouts, targets)
-        self.buffers_collected += 1
-        self.rollouts_seen += len(rollouts) * self.trainer.world_size
-        if getattr(self.sampler, "early_exit", False):
-            diagnostics["sampler/places_saved_by_early_exit"] = (rollouts.reveal_step < 0).float()
-        self._log_rollouts(scores, diagnostics)
+        return rollouts, scores
+
+    def _gathered(self) -> AbstractContextManager[None]:
+        return self.policy.gathered() if self.gather_for_generation else nullcontext()
+
+    def evaluate_batch(
+        self, batch: PromptBatch, sampler: Sampler, completion_length: int | None = None
+    ) -> EvaluatedBatch:
+        """See `EvaluationModule`; from weights gathered once with ``gather_for_generation``."""
+        with self._gathered():
+            return super().evaluate_batch(batch, sampler, completion_length)
 
     def _before_step(self, first_row: int) -> None:
         assert self.buffer.rollouts is not None
         last_row = first_row + self.micro_batch_size * self.trainer.accumulate_grad_batches - 1
         groups = slice(first_row // self.group_size, last_row // self.group_size + 1)
-        with evaluating(self.policy):
+        with self.phase("baseline"), evaluating(self.policy):
             self.objective.before_step(
                 self.policy, self.buffer.rollouts, self.buffer.targets, groups, rows_per_forward=self._scoring_rows
             )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Leaves the step out, on all ranks alike, where a gradient of any rank is not finite.
+        """Leaves the step out, on all ranks alike, where a gradient of any rank is not finite. DeepSpeed, which hides
+        its gradients, does so by itself.
 
         Raises:
             RuntimeError: more steps in a row than allowed.
         """
         super().on_before_optimizer_step(optimizer)
-        if self.trainer.strategy.reduce_boolean_decision(gradients_are_finite(self.parameters())):
-            self._skipped_in_a_row = 0
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DeepSpeedStrategy):
+            return
+        if strategy.reduce_boolean_decision(gradients_are_finite(self.parameters())):
+            self.skipped_steps.taken()
             return
         for parameter in self.parameters():
             parameter.grad = None  # an optimizer does nothing to parameters without one
-        self.skipped_steps, self._skipped_in_a_row = self.skipped_steps + 1, self._skipped_in_a_row + 1
-        self.log("train/skipped_steps", float(self.skipped_steps), batch_size=self.micro_batch_size)
-        rank_zero_warn(
-            f"A gradient is not finite: optimizer step {self.trainer.global_step} was left out, {self.skipped_steps} "
-            f"so far, {self._skipped_in_a_row} in a row."
-        )
-        if self._skipped_in_a_row > self.max_skipped_steps:
+        self._skip(self.trainer.global_step)
+
+    def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
+        """Counts the steps that DeepSpeed left out."""
+        strategy, step = self.trainer.strategy, self.trainer.global_step
+        if not isinstance(strategy, DeepSpeedStrategy) or step == self._last_step:
+            return
+        self._last_step = step
+        if getattr(strategy.deepspeed_engine.optimizer, "overflow", False):
+            self._skip(step - 1)
+        else:
+            self.skipped_steps.taken()
+
+    def _skip(self, step: int) -> None:
+        self.skipped_steps.skipped(step)
+        self.log("train/skipped_steps", float(self.skipped_steps.total), batch_size=self.micro_batch_size)
+        if self.skipped_steps.too_many:
             raise RuntimeError(
-                f"{self._skipped_in_a_row} optimizer steps in a row had gradients that are not finite, more than "
-                f"`max_skipped_steps` {self.max_skipped_steps}. The rollouts are in {self._dump_rollouts()}; look at "
+                f"{self.skipped_steps.in_a_row} optimizer steps in a row had gradients that are not finite, more than "
+                f"`max_skipped_steps` {self.skipped_steps.limit}. The rollouts are in {self._dump_rollouts()}; look at "
                 "their rewards and weights, or lower the learning rate."
             )
 
@@ -337,6 +388,7 @@ class DMPO(EvaluationModule):
         checkpoint["dmpo"] = {
             "buffers_collected": self.buffers_collected,
             "rollouts_seen": self.rollouts_seen,
+            "skipped_steps": self.skipped_steps.total,
             "layout": self._layout,
             "ranks": gather_ranks({"buffer": self.buffer.state_dict(), "generators": generator_states()}),
         }
@@ -346,6 +398,7 @@ class DMPO(EvaluationModule):
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["dmpo"]
         self.buffers_collected, self.rollouts_seen = state["buffers_collected"], state["rollouts_seen"]
+        self.skipped_steps.total, self._last_step = state.get("skipped_steps", 0), checkpoint["global_step"]
         if state["layout"] != self._layout:
             self.buffer.clear()
             rank_zero_warn(
@@ -367,12 +420,6 @@ class DMPO(EvaluationModule):
             "num_iterations": self.buffer.num_iterations,
             "completion_length": self.completion_length,
         }
-
-
-def gradients_are_finite(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether all gradients (of sharded parameters: this rank's parts) are finite."""
-    gradients = [getattr(p.grad, "_local_tensor", p.grad) for p in parameters if p.grad is not None]
-    return bool(nn.utils.get_total_norm(gradients).isfinite())
 
 
 def _accumulations(trainer: Trainer) -> list[int]:

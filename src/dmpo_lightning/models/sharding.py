@@ -1,0 +1,154 @@
+"""Weights that are divided among ranks, by FSDP1, FSDP2 or DeepSpeed's ZeRO-3. All ranks call these functions alike."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp.wrap import wrap
+
+from dmpo_lightning.models.building import blocks_of
+
+
+def shard_fsdp2(model: nn.Module, mesh: Any, *, half_precision: bool = False) -> None:
+    """Each block is a unit and the rest another; ``half_precision`` gathers and computes in bfloat16 and reduces
+    gradients in float32.
+    """
+    options: dict[str, Any] = {"mesh": mesh}
+    if half_precision:  # inputs are left alone: rotary tables stay in float32
+        options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for block in blocks_of(model):
+        fully_shard(block, **options)
+    fully_shard(model, **options)
+
+
+def wrap_fsdp1(model: nn.Module) -> nn.Module:
+    """The model with each block as a unit and the rest as another, in the options of Lightning's strategy, which are
+    active in ``configure_model``.
+    """
+    blocks = set(blocks_of(model))
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child in blocks:
+                setattr(parent, name, wrap(child))
+    return wrap(model)
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what FSDP1 puts into it."""
+    return name.replace("_fsdp_wrapped_module.", "")
+
+
+@torch.no_grad()
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """From one model to another of equal architecture that is divided in the same way: each rank copies its part."""
+    _reshard(source)
+    _reshard(target)
+    for own, other in zip(source.parameters(), target.parameters(), strict=True):
+        own_part(other).copy_(own_part(own))
+
+
+@torch.no_grad()
+def copy_within(model: nn.Module, names: Mapping[str, str]) -> None:
+    """Weights of a model to others of the same shapes in it: ``names`` maps where from to where to."""
+    _reshard(model)
+    weights = {plain_name(name): parameter for name, parameter in model.named_parameters()}
+    pairs = {id(weights[own]): (weights[own], weights[other]) for own, other in names.items()}
+    if not _fsdp1_units(model):
+        for own, other in pairs.values():
+            own_part(other).copy_(own_part(own))
+    for unit in _fsdp1_units(model):  # a unit is divided as a whole, so that parts of two weights do not correspond
+        with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=True):
+            for parameter in _own_parameters(unit):
+                if id(parameter) in pairs:
+                    own, other = pairs[id(parameter)]
+                    other.copy_(own)
+
+
+@torch.no_grad()
+def whole_weights(model: nn.Module, *, trainable_only: bool = True) -> dict[str, Tensor]:
+    """Copies of the whole weights on the CPU, by `plain_name`, on every rank."""
+    wanted = {id(p): plain_name(n) for n, p in model.named_parameters() if p.requires_grad or not trainable_only}
+    found: dict[str, Tensor] = {}
+
+    def keep(parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
+            if id(parameter) in wanted:
+                with _gathered_zero3([parameter]):
+                    whole: Any = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+                    found[wanted[id(parameter)]] = whole.detach().cpu().clone()
+
+    if not _fsdp1_units(model):
+        keep(model.parameters())
+    for unit in _fsdp1_units(model):
+        with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
+            keep(_own_parameters(unit))
+    return {name: found[name] for name in wanted.values()}
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Inside, every rank holds all weights and forwards need no other rank (FSDP2 and ZeRO-3).
+
+    Raises:
+        ValueError: FSDP1, which gathers in its own forward only; a torch without FSDP2's switch.
+    """
+    check_gatherable(model)
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    with ExitStack() as stack:
+        stack.enter_context(_gathered_zero3(model.parameters()))
+        for unit in units:
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+        try:
+            yield
+        finally:
+            for unit in units:
+                unit.set_reshard_after_forward(unit is not model, recurse=False)
+                unit.reshard()
+
+
+def check_gatherable(model: nn.Module) -> None:
+    """Raises ValueError where `gathered` cannot work."""
+    if _fsdp1_units(model):
+        raise ValueError(
+            "`gather_for_generation` does not work under FSDP1, which gathers weights in its own forward only; use "
+            "FSDP2, or FSDP1 with sharding_strategy SHARD_GRAD_OP, which keeps them between forwards."
+        )
+    if isinstance(model, FSDPModule) and not hasattr(model, "set_reshard_after_forward"):
+        raise ValueError("`gather_for_generation` under FSDP2 needs torch 2.8 or newer.")
+
+
+def own_part(parameter: Any) -> Any:
+    """What this rank holds of a parameter that ZeRO-3 divided, and of any other the parameter."""
+    return getattr(parameter, "ds_tensor", parameter)
+
+
+def _reshard(model: nn.Module) -> None:
+    """FSDP2 leaves the outermost unit gathered after a forward; what is then written to it would be lost."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _gathered_zero3(parameters: Iterable[nn.Parameter]) -> Any:
+    divided = [parameter for parameter in parameters if hasattr(parameter, "ds_tensor")]
+    if not divided:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(divided)
+
+
+def _fsdp1_units(model: nn.Module) -> list[FullyShardedDataParallel]:
+    return [module for module in model.modules() if isinstance(module, FullyShardedDataParallel)]
+
+
+def _own_parameters(unit: nn.Module) -> Iterator[nn.Parameter]:
+    """Those of an FSDP1 unit that are not of a unit inside it."""
+    yield from unit.parameters(recurse=False)
+    for child in unit.children():
+        if not isinstance(child, FullyShardedDataParallel):
+            yield from _own_parameters(child)

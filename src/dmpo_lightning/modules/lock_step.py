@@ -1,0 +1,36 @@
+"""A check for debugging: that ranks run equally many forwards."""
+
+from typing import Any
+
+from dmpo_lightning.modules.restart import gather_ranks
+
+
+class LockStep:
+    """Tells ranks apart that would wait for each other without end: before each forward, and at the end of each phase,
+    every rank says what it is about to do.
+    """
+
+    def __init__(self) -> None:
+        self.forwards = 0
+
+    def before_forward(self, phase: str) -> None:
+        """Raises RuntimeError, on every rank, if another rank is about to do something else."""
+        self._compare({"phase": phase, "does": "runs another forward"})
+        self.forwards += 1
+
+    def end(self, phase: str) -> None:
+        """The same at the end of a phase; the count starts over."""
+        self._compare({"phase": phase, "does": "is done"})
+        self.forwards = 0
+
+    def _compare(self, own: dict[str, Any]) -> None:
+        ranks = gather_ranks(own | {"forwards": self.forwards})
+        if any(rank != ranks[0] for rank in ranks):
+            said = "; ".join(
+                f"rank {number}, in {each['phase']!r} after {each['forwards']} forwards, {each['does']}"
+                for number, each in enumerate(ranks)
+            )
+            raise RuntimeError(
+                f"Ranks are out of step, which would hang where forwards gather weights: {said}. A sampler must run "
+                "equally many forwards on every rank: let it end where `policy.anywhere(work is left)` is False."
+            )

@@ -1,0 +1,58 @@
+"""Strategies as the tests use them: on processors, in gloo process groups. FSDP1 and DeepSpeed refuse processors; the
+subclasses here pass those guards and change nothing else.
+"""
+
+from datetime import timedelta
+
+import torch
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
+
+from dmpo_lightning.strategies import FSDP1Strategy, FSDP2Strategy, ZeROStrategy
+
+KINDS = ("ddp", "fsdp2", "fsdp2_full", "fsdp1", "zero2", "zero3")
+
+
+class FSDP1OnCPU(FSDP1Strategy):
+    """With ``device_id`` of the processor, which has no index."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.kwargs["device_id"] = torch.device("cpu")
+
+    def model_sharded_context(self):
+        from torch.distributed.fsdp import FullyShardedDataParallel
+        from torch.distributed.fsdp.wrap import enable_wrap
+
+        return enable_wrap(
+            wrapper_cls=FullyShardedDataParallel,
+            cpu_offload=self.cpu_offload,
+            mixed_precision=self.mixed_precision_config,
+            sharding_strategy=self.sharding_strategy,
+            **self.kwargs,
+        )
+
+
+class ZeROOnCPU(ZeROStrategy):
+    """Its device has an index, which DeepSpeed wants to hear."""
+
+    @property
+    def root_device(self) -> torch.device:
+        return torch.device("cpu", 0)
+
+    def setup_environment(self) -> None:
+        ParallelStrategy.setup_environment(self)
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+
+def strategy(kind: str, *, timeout: float = 60):
+    options = {"process_group_backend": "gloo", "timeout": timedelta(seconds=timeout)}
+    if kind == "ddp":
+        return DDPStrategy(**options)
+    if kind in ("fsdp2", "fsdp2_full"):
+        return FSDP2Strategy(save_distributed_checkpoint=kind == "fsdp2", **options)
+    if kind == "fsdp1":
+        return FSDP1OnCPU(**options)
+    return ZeROOnCPU(stage=int(kind[-1]), **options)
