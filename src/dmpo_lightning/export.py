@@ -1,8 +1,8 @@
 """From a checkpoint to a folder that others can load: a PEFT adapter, or a whole Hugging Face model."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from dmpo_lightning.models.building import build_network
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.models.lora import LoRA
+from dmpo_lightning.saved_weights import read_weights
 
 PREFIX = "policy.model."
 
@@ -26,7 +27,7 @@ def export_checkpoint(
     fine-tuned model as a whole. Either folder can be given as ``model`` to any command.
 
     Args:
-        checkpoint: a file written by the Trainer.
+        checkpoint: a file or folder written by the Trainer, see `read_weights`.
         output: a folder, created if need be.
         merge: add the adapter to the base's weights and write the whole model.
         model: where the base is to be found now, if not where the run had it.
@@ -35,7 +36,7 @@ def export_checkpoint(
         ValueError: no such file, not a checkpoint of this package, tensors that do not match the model, an adapter on
             random weights without ``merge``, or an output folder that holds other weights.
     """
-    saved = _read(checkpoint)
+    saved = read_weights(checkpoint)
     source = saved["policy_source"]
     base = model or source["model"]
     if base is None:
@@ -51,18 +52,26 @@ def export_checkpoint(
     return count
 
 
-def _read(checkpoint: str | Path) -> dict[str, Any]:
-    if not Path(checkpoint).is_file():
-        raise ValueError(f"No checkpoint file {str(checkpoint)!r}; give a .ckpt file of a run.")
-    try:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, LookupError, EOFError) as error:  # torch has no error of its own for this
-        raise ValueError(f"{str(checkpoint)!r} is truncated, damaged or no checkpoint at all.") from error
-    if "policy_source" not in saved:
-        raise ValueError(
-            f"{str(checkpoint)!r} was not written by DMPO or MaskedSFT; it does not say which model it trained."
-        )
-    return saved
+def save_policy(network: Any, tokenizer: Any, weights: dict[str, torch.Tensor], output: str | Path) -> None:
+    """Writes a model in memory, divided among ranks or not, from its whole ``weights``; called on one rank."""
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(network, "peft_config"):
+        _write_adapter(network.peft_config["default"], weights, folder)
+    else:
+        network.save_pretrained(folder, state_dict=weights)
+    tokenizer.save_pretrained(folder)
+
+
+def _write_adapter(config: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """As PEFT names it. PEFT itself looks for modules by name, which FSDP1 changes, and writes an empty file."""
+    from safetensors.torch import save_file
+
+    adapter = {name.replace(".default.", "."): value for name, value in weights.items() if ".default." in name}
+    save_file(adapter, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = copy.copy(config)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
 
 
 def _refuse_other_weights(output: Path, *, adapter: bool) -> None:
@@ -128,7 +137,7 @@ def run(arguments: Sequence[str]) -> None:
     parser = ArgumentParser(
         prog="dmpo-lightning export", description="Write a trained policy as a Hugging Face folder."
     )
-    parser.add_argument("--ckpt_path", type=str, required=True, help="checkpoint file of a run")
+    parser.add_argument("--ckpt_path", type=str, required=True, help="checkpoint file or folder of a run")
     parser.add_argument("--output", type=str, required=True, help="folder to write")
     parser.add_argument(
         "--merge", action="store_true", help="merge the adapter into its base and write the whole model"

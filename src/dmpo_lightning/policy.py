@@ -60,8 +60,10 @@ class Policy(nn.Module):
         depends on what they sample ask it before they stop: where forwards gather sharded weights, ranks must run
         equally many.
         """
-        self.before_forward: Callable[[], None] | None = None
-        """Called before each forward, of the policy or the reference; for checks."""
+        self.before_forward: Callable[[str], None] | None = None
+        """Called before each forward with ``policy`` or ``reference``; for checks."""
+        self.holds_all_weights = False
+        """Inside `gathered`."""
         self._merged: MergedCopy | None = None
         self._samples_merged = False
         self.reference_model: nn.Module | None = None
@@ -159,8 +161,6 @@ class Policy(nn.Module):
         """Through the model's own prediction at positions, or from the full logits of any other masked language
         model. ``native`` goes to native backbones only.
         """
-        if self.before_forward is not None:
-            self.before_forward()
         if getattr(model, "predicts_at_positions", False):
             return model(
                 ids,
@@ -223,6 +223,8 @@ class Policy(nn.Module):
 
     @contextmanager
     def _selected(self, reference: bool) -> Iterator[Any]:
+        if self.before_forward is not None:
+            self.before_forward("reference" if reference else "policy")
         if not reference:
             yield self._merged.model if self._samples_merged and self._merged is not None else self.model
         elif self.reference_model is not None:
@@ -269,7 +271,8 @@ class Policy(nn.Module):
         if not self.has_adapters or REFERENCE_ADAPTER in self.model.peft_config:
             return
         active = self.model.active_adapter
-        self.model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(self.model.peft_config[active]))
+        with torch.random.fork_rng(devices=[]):  # its first weights are drawn, which must not move the dropout of a run
+            self.model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(self.model.peft_config[active]))
         self.model.set_adapter(active)
         for name, parameter in self.model.named_parameters():
             if f".{REFERENCE_ADAPTER}." in name:
@@ -298,10 +301,11 @@ class Policy(nn.Module):
             for model in filter(None, (self.model, self.reference_model)):
                 stack.enter_context(gathered(model))
             together, self.anywhere = self.anywhere, bool
+            self.holds_all_weights = True
             try:
                 yield
             finally:
-                self.anywhere = together
+                self.anywhere, self.holds_all_weights = together, False
 
 
 def full_attention_mask(prompt_mask: Bool[Tensor, "rows prompt"], length: int) -> Bool[Tensor, "rows total"]:

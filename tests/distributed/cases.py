@@ -1,22 +1,50 @@
 """What the ranks of a case do; each returns facts that the tests compare."""
 
+import json
+import math
 import os
+import signal
+import warnings
 from pathlib import Path
 
 import torch
+import torch.distributed
 from cpu_strategies import strategy
 from dmpo_runs import PROMPTS, TOKENIZER, Recorder, trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from dmpo_lightning import DMPO, WDCE, ConfidenceSampler, LoRA, PromptLoader, WinoSampler
+from dmpo_lightning import (
+    DMPO,
+    WDCE,
+    ConfidenceSampler,
+    LoRA,
+    Preemption,
+    PromptLoader,
+    Sampler,
+    SavePretrained,
+    WinoSampler,
+)
+from dmpo_lightning.checkpoints import newest_readable
 from dmpo_lightning.models.sharding import whole_weights
 
 torch.set_num_threads(1)
+
+
+class Uneven(Sampler):
+    """Forgets that other ranks wait: rank 1 runs one forward more."""
+
+    def sample(self, policy, prompt_ids, prompt_mask, *, completion_length, keys):
+        sampler = ConfidenceSampler(denoising_steps=4 + int(os.environ["RANK"]))
+        return sampler.sample(policy, prompt_ids, prompt_mask, completion_length=completion_length, keys=keys)
+
+
 SAMPLERS = {
     "static": lambda: ConfidenceSampler(denoising_steps=4),
     "threshold": lambda: ConfidenceSampler(block_length=4, threshold=0.6),
     "early exit": lambda: ConfidenceSampler(block_length=2, threshold=0.6, early_exit=True),
     "wino": lambda: WinoSampler(block_length=4),
+    "uneven": Uneven,
 }
 
 
@@ -26,16 +54,18 @@ def reward(example, completion):
     return sum(digit * (place + 1) for place, digit in enumerate(digits)) / 50 + completion.count(example["digit"]) / 4
 
 
-def module(adapter: str, *, sampler: str = "static", dropout: float = 0.1, micro_batch: int = 4, **options) -> DMPO:
+def module(
+    adapter: str, *, sampler: str = "static", dropout: float = 0.1, rank: int = 4, tolerance: float = 1e-4, **options
+) -> DMPO:
     defaults = {
-        "objective": WDCE(reward_temperature=0.1, replicates=2),
+        "objective": WDCE(reward_temperature=0.1, replicates=2, weight_tolerance=tolerance),
         "sampler": SAMPLERS[sampler](),
         "completion_length": 8,
         "group_size": 4,
-        "micro_batch_size": micro_batch,
+        "micro_batch_size": 4,
         "num_iterations": 2,
         "reward": reward,
-        "adapter": LoRA(r=4, alpha=8, dropout=dropout) if adapter == "lora" else None,
+        "adapter": LoRA(r=rank, alpha=8, dropout=dropout) if adapter == "lora" else None,
         "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
         "seed": 3,
     }
@@ -47,26 +77,22 @@ def module(adapter: str, *, sampler: str = "static", dropout: float = 0.1, micro
     return dmpo
 
 
-def prompts(batch_size: int = 2, *, count: int = 6, shuffle: bool = True) -> PromptLoader:
-    data = [*PROMPTS, {"prompt": "0006", "digit": "6"}][:count]
-    return PromptLoader(data, TOKENIZER, batch_size=batch_size, shuffle=shuffle)
-
-
 def fit(
     kind: str,
     dmpo: DMPO,
     folder: str,
     *,
     steps: int,
-    prompts_per_buffer: int = 2,
+    prompts: int = 2,
     count: int = 6,
     accumulate: int = 2,
-    ckpt_path: str | None = None,
     callbacks=(),
+    timeout: float = 60,
+    ckpt_path: str | None = None,
     **flags,
-):
-    """Trains, validates at step 4 and saves at each step; the trainer and what it saw."""
-    torch.manual_seed(int(os.environ["RANK"]))
+) -> tuple[Trainer, Recorder]:
+    """Trains on ``count`` prompts, validates every 4 steps on 5 prompts and saves at each step."""
+    torch.manual_seed(int(os.environ["RANK"]))  # of dropout
     record = Recorder()
     saves = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     options = {
@@ -77,44 +103,184 @@ def fit(
         "check_val_every_n_epoch": None,
         "callbacks": [record, saves, *callbacks],
         "enable_checkpointing": True,
-        "strategy": strategy(kind),
-        "devices": int(os.environ["LOCAL_WORLD_SIZE"]),
+        "strategy": strategy(kind, timeout=timeout),
+        "devices": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
     }
     run = trainer(folder, **options | flags)
-    validation = PromptLoader(PROMPTS[:5], TOKENIZER, batch_size=2, shuffle=False)
-    run.fit(dmpo, prompts(prompts_per_buffer, count=count), validation, ckpt_path=ckpt_path)
+    data = [*PROMPTS, {"prompt": "0006", "digit": "6"}]
+    loaders = (
+        PromptLoader(data[:count], TOKENIZER, batch_size=prompts),
+        PromptLoader(data[:5], TOKENIZER, batch_size=2, shuffle=False),
+    )
+    run.fit(dmpo, *loaders, ckpt_path=ckpt_path)
     return run, record
+
+
+def sums(dmpo: DMPO) -> list[float]:
+    """Of each trained weight."""
+    return [float(value.double().sum()) for value in whole_weights(dmpo.policy.model).values()]
+
+
+def size_of(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
 
 
 def train(kind: str, adapter: str, *, cut: int = 3, steps: int = 5, refresh: int | None = None, **options) -> dict:
     """A run, and another one that continues it from its checkpoint at optimizer step ``cut``."""
     options |= {"reference_refresh_interval": refresh}
     whole = module(adapter, **options)
-    run, record = fit(kind, whole, "whole", steps=steps)
-    weights = whole_weights(whole.policy.model)
-    saved = f"whole/step={cut}.ckpt"
+    before = sums(whole)
+    run, record = fit(kind, whole, "whole", steps=steps, callbacks=[SavePretrained("exported")])
+    weights, saved = whole_weights(whole.policy.model), f"whole/step={cut}.ckpt"
     resumed = module(adapter, **options)
     _, rest = fit(kind, resumed, "resumed", steps=steps, ckpt_path=saved)
     again = whole_weights(resumed.policy.model)
     return {
         "losses": record.losses,
         "resumed": rest.losses,
-        "prompts": record.prompts,
         "steps": run.global_step,
         "validation": float(run.callback_metrics["val/sampled/reward"]),
-        "weights": sample_of(weights),
-        "names": list(weights),
+        "moved": max(abs(after - first) for after, first in zip(sums(whole), before, strict=True)),
         "distance": max(float((weights[name] - again[name]).abs().max()) for name in weights),
         "bytes": size_of(Path(saved)),
-        "trainable_bytes": sum(4 * value.numel() for value in weights.values()),
-        "all_bytes": sum(4 * value.numel() for value in whole_weights(whole.policy, trainable_only=False).values()),
+        "trainable": sum(value.numel() for value in weights.values()),
     }
 
 
-def sample_of(weights: dict[str, torch.Tensor]) -> list[float]:
-    """A few numbers of each weight, and its sum."""
-    return [float(number) for value in weights.values() for number in (value.double().sum(), *value.flatten()[:4])]
+def one_run(kind: str, adapter: str, *, steps: int = 4, flags: dict | None = None, **options) -> dict:
+    """A run without restart."""
+    dmpo = module(adapter, **options)
+    run, record = fit(kind, dmpo, "run", steps=steps, **(flags or {}))
+    return {
+        "losses": record.losses,
+        "prompts": record.prompts,
+        "steps": run.global_step,
+        "validation": {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("val/")},
+        "weights": sums(dmpo),
+    }
 
 
-def size_of(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
+class Start(Callback):
+    """What a run has right after it was restored."""
+
+    def on_train_start(self, trainer, pl_module):
+        states = trainer.optimizers[0].state.values()
+        self.facts = {
+            "step": trainer.global_step,
+            "optimizer_steps": sorted({float(state["step"]) for state in states if "step" in state}),
+            "collected": pl_module.buffers_collected,
+            "weights": sums(pl_module),
+        }
+
+
+def from_checkpoint(kind: str, adapter: str, *, steps: int, saved: str | None = None) -> dict:
+    """A run that starts, or continues from what other ranks saved, perhaps more or fewer."""
+    dmpo, start = module(adapter, dropout=0.0), Start()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run, record = fit(kind, dmpo, "run", steps=steps, ckpt_path=saved, callbacks=[start])
+    return {
+        "start": start.facts,
+        "losses": record.losses,
+        "steps": run.global_step,
+        "collected": dmpo.buffers_collected,
+        "weights": sums(dmpo),
+        "said": [str(each.message) for each in said],
+    }
+
+
+class Infinite(Callback):
+    """Makes the losses of one rank infinite at some batches."""
+
+    def __init__(self, batches: list[int]) -> None:
+        self.batches = batches
+
+    def setup(self, trainer, pl_module, stage):
+        step = pl_module.training_step
+
+        def broken(batch, batch_idx):
+            bad = trainer.global_rank == 1 and batch_idx in self.batches
+            return step(batch, batch_idx) * (math.inf if bad else 1.0)
+
+        pl_module.training_step = broken
+
+
+def with_infinite_losses(kind: str, adapter: str, *, batches: list[int], limit: int = 10, steps: int = 4) -> dict:
+    dmpo = module(adapter, max_skipped_steps=limit)
+    run, _ = fit(kind, dmpo, "run", steps=steps, accumulate=1, callbacks=[Infinite(batches)])
+    values = sums(dmpo)
+    return {
+        "skipped": dmpo.skipped_steps.total,
+        "logged": float(run.callback_metrics["train/skipped_steps"]),
+        "steps": run.global_step,
+        "finite": all(map(math.isfinite, values)),
+        "weights": values,
+    }
+
+
+class Sends(Callback):
+    """One rank sends itself a signal after a batch."""
+
+    def __init__(self, name: str, *, after: int = 2) -> None:
+        self.number, self.after = signal.Signals[name], after
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == self.after and trainer.global_rank == 1:
+            os.kill(os.getpid(), self.number)
+
+
+def with_a_lost_rank(kind: str, name: str, *, patience: float) -> dict:
+    """Killed, or stopped for good."""
+    fit(kind, module("full"), "run", steps=10, callbacks=[Sends(name)], timeout=patience)
+    return {}
+
+
+def preempted(kind: str, adapter: str, *, name: str) -> dict:
+    """A signal to rank 1 alone; does not return."""
+    fit(kind, module(adapter), "run", steps=5, callbacks=[Preemption(), Sends(name)])
+    return {}
+
+
+def life(kind: str, *, steps: int) -> dict:
+    """One of the lives of a job that is killed at any moment: continues from the newest checkpoint, and notes every
+    optimizer step.
+    """
+    found = newest_readable(Path("run"))
+    rank, dmpo = os.environ["RANK"], module("lora")
+    with open(f"steps{rank}.jsonl", "a") as notes:
+        notes.write(json.dumps({"from": None if found is None else found.name}) + "\n")
+        fit(kind, dmpo, "run", steps=steps, ckpt_path=found and str(found), callbacks=[Notes(notes)])
+    return {"weights": sums(dmpo)}
+
+
+class Notes(Callback):
+    def __init__(self, file) -> None:
+        self.file = file
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        note = {"step": trainer.global_step, "batch": trainer.fit_loop.total_batch_idx, "loss": outputs["loss"].item()}
+        self.file.write(json.dumps(note) + "\n")
+        self.file.flush()
+
+
+def count_gathers(kind: str, *, gather: bool) -> dict:
+    """Collective operations that gather weights while one buffer is collected."""
+    calls = {"all_gather_into_tensor": 0, "allgather": 0}
+    original = torch.distributed.all_gather_into_tensor
+
+    def counted(*arguments, **options):
+        calls["all_gather_into_tensor"] += 1
+        return original(*arguments, **options)
+
+    torch.distributed.all_gather_into_tensor = counted
+    dmpo = module("full", gather_for_generation=gather)
+    collect, seen = dmpo._collect, []
+
+    def collecting(batch):
+        before = calls["all_gather_into_tensor"]
+        collect(batch)
+        seen.append(calls["all_gather_into_tensor"] - before)
+
+    dmpo._collect = collecting
+    _, record = fit(kind, dmpo, "run", steps=3)
+    return {"gathers": seen, "losses": record.losses}

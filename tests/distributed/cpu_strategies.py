@@ -42,6 +42,9 @@ class ZeROOnCPU(ZeROStrategy):
 
     def setup_environment(self) -> None:
         ParallelStrategy.setup_environment(self)
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else compiled at first use, for a minute
         reset_seed()
         self.set_world_ranks()
         self._init_deepspeed_distributed()

@@ -24,10 +24,10 @@ PATHS = [HERE, HERE.parent, HERE.parent / "modules", HERE.parent.parent]
 
 @dataclass
 class Ended:
-    """How the ranks of a case ended: exit statuses (negative: by a signal), and seconds until the last did."""
+    """How the ranks of a case ended: exit statuses (negative: by a signal), and after how many seconds."""
 
     statuses: list[int]
-    seconds: float
+    seconds: list[float]
     folder: Path
 
     def facts(self) -> list[dict]:
@@ -41,15 +41,18 @@ def run_ranks(case: str, ranks: int, folder: Path, *, timeout: float = 120, **op
     """What each rank of ``case`` (module.function) returned; fails with the log of one that did not end well."""
     ended = end_ranks(case, ranks, folder, timeout=timeout, **options)
     for rank, status in enumerate(ended.statuses):
-        assert status == 0, f"rank {rank} ended with {status} after {ended.seconds:.0f} s\n{ended.log(rank)[-6000:]}"
+        assert status == 0, (
+            f"rank {rank} ended with {status} after {ended.seconds[rank]:.0f} s\n{ended.log(rank)[-6000:]}"
+        )
     return ended.facts()
 
 
-def end_ranks(case: str, ranks: int, folder: Path, *, timeout: float = 120, **options) -> Ended:
-    """As `run_ranks`, however the ranks end; they are killed at the time-out."""
+def end_ranks(case: str, ranks: int, folder: Path, *, timeout: float = 120, grace: float = 20, **options) -> Ended:
+    """As `run_ranks`, however the ranks end; they are killed at the time-out, or ``grace`` seconds after one failed."""
     folder.mkdir(parents=True, exist_ok=True)
     server = _server()
-    request = {"case": case, "ranks": ranks, "folder": str(folder), "timeout": timeout, "options": options}
+    limits = {"timeout": timeout, "grace": grace}
+    request = {"case": case, "ranks": ranks, "folder": str(folder), "options": options} | limits
     server.stdin.write(json.dumps(request) + "\n")
     server.stdin.flush()
     answer = json.loads(server.stdout.readline())
@@ -78,26 +81,25 @@ def serve() -> None:
     os.dup2(2, 1)  # what is printed by libraries is no answer
     for line in sys.stdin:
         request = json.loads(line)
-        started = time.monotonic()
-        statuses = _run(request)
-        answers.write(json.dumps({"statuses": statuses, "seconds": time.monotonic() - started}) + "\n")
+        answers.write(json.dumps(_run(request)) + "\n")
         answers.flush()
 
 
-def _run(request: dict) -> list[int]:
-    port = free_port()
+def _run(request: dict) -> dict:
+    started, port = time.monotonic(), free_port()
     processes = [_fork(request, rank, port) for rank in range(request["ranks"])]
-    ends = time.monotonic() + request["timeout"]
     statuses: dict[int, int] = {}
+    seconds: dict[int, float] = {}
     while len(statuses) < len(processes):
+        failures = [seconds[process] + request["grace"] for process, status in statuses.items() if status]
         for process in set(processes) - set(statuses):
-            if time.monotonic() > ends:
+            if time.monotonic() - started > min([request["timeout"], *failures]):
                 os.kill(process, signal.SIGKILL)
             found, status = os.waitpid(process, os.WNOHANG)
             if found:
-                statuses[process] = os.waitstatus_to_exitcode(status)
+                statuses[process], seconds[process] = os.waitstatus_to_exitcode(status), time.monotonic() - started
         time.sleep(0.02)
-    return [statuses[process] for process in processes]
+    return {"statuses": [statuses[each] for each in processes], "seconds": [seconds[each] for each in processes]}
 
 
 def _fork(request: dict, rank: int, port: int) -> int:

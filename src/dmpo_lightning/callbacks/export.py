@@ -2,11 +2,14 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from dmpo_lightning.export import save_policy
+from dmpo_lightning.models.sharding import whole_weights
 from dmpo_lightning.modules.base import PolicyModule
 
 
 class SavePretrained(Callback):
-    """At the end of fitting, writes model, configuration and tokenizer to a folder that ``from_pretrained`` loads.
+    """At the end of fitting, under any strategy, writes model, configuration and tokenizer to a folder that
+    ``from_pretrained`` loads.
 
     Args:
         directory: created if need be; files of the same names are replaced.
@@ -16,6 +19,9 @@ class SavePretrained(Callback):
         self.directory = directory
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and isinstance(pl_module, PolicyModule):
-            pl_module.policy.model.save_pretrained(self.directory)
-            pl_module.policy.tokenizer.save_pretrained(self.directory)
+        if not isinstance(pl_module, PolicyModule):
+            return
+        policy = pl_module.policy
+        weights = whole_weights(policy.model, trainable_only=policy.has_adapters)  # all ranks together
+        if trainer.is_global_zero:
+            save_policy(policy.model, policy.tokenizer, weights, self.directory)

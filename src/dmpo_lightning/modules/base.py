@@ -114,7 +114,7 @@ class PolicyModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Where weights are divided, ranks run their forwards together."""
         strategy = self.trainer.strategy
-        if self.trainer.world_size > 1 and divides_weights(strategy):
+        if self.trainer.world_size > 1 and (divides_weights(strategy) or self._lock_step is not None):
             self.policy.anywhere = lambda flag: strategy.reduce_boolean_decision(flag, all=False)
         if isinstance(strategy, DeepSpeedStrategy):
             warnings.filterwarnings("ignore", message=".*`LightningModule.configure_gradient_clipping`.*")
@@ -123,11 +123,11 @@ class PolicyModule(LightningModule):
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Inside, ranks run equally many forwards; with ``check_forwards`` that is checked."""
-        if self._lock_step is None:
+        lock_step = self._lock_step
+        if lock_step is None or self.policy.holds_all_weights:
             yield
             return
-        lock_step = self._lock_step
-        self.policy.before_forward = lambda: lock_step.before_forward(name)
+        self.policy.before_forward = lambda model: lock_step.before_forward(name, model)
         yield
         lock_step.end(name)
         self.policy.before_forward = None

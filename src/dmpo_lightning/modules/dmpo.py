@@ -273,9 +273,10 @@ class DMPO(EvaluationModule):
         interval = self.reference_refresh_interval
         if interval is not None and self.buffers_collected and self.buffers_collected % interval == 0:
             self.policy.refresh_reference()
-        with self.phase("rollouts"), self._gathered():
-            rollouts, scores = self._sampled(prompts)
-            with evaluating(self.policy):
+        with self._gathered():
+            with self.phase("sampling"):
+                rollouts, scores = self._sampled(prompts)
+            with self.phase("scoring"), evaluating(self.policy):
                 targets, diagnostics = self.objective.prepare(
                     self.policy, rollouts, rows_per_forward=self._scoring_rows
                 )
@@ -308,7 +309,7 @@ class DMPO(EvaluationModule):
         self, batch: PromptBatch, sampler: Sampler, completion_length: int | None = None
     ) -> EvaluatedBatch:
         """See `EvaluationModule`; from weights gathered once with ``gather_for_generation``."""
-        with self._gathered():
+        with self._gathered(), self.phase("evaluation"):
             return super().evaluate_batch(batch, sampler, completion_length)
 
     def _before_step(self, first_row: int) -> None:

@@ -160,8 +160,7 @@ class EvaluationModule(PolicyModule):
         """Counts a batch; its records are the step's output, for callbacks."""
         records = []
         for (name, length), metrics in self._metrics.items():
-            with self.phase("evaluation"):
-                evaluated = self.evaluate_batch(batch, self.validation_samplers[name], length)
+            evaluated = self.evaluate_batch(batch, self.validation_samplers[name], length)
             metrics.update(evaluated)
             records += evaluated.records(name)
         return {"records": records}

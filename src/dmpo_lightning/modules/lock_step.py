@@ -13,9 +13,9 @@ class LockStep:
     def __init__(self) -> None:
         self.forwards = 0
 
-    def before_forward(self, phase: str) -> None:
+    def before_forward(self, phase: str, model: str) -> None:
         """Raises RuntimeError, on every rank, if another rank is about to do something else."""
-        self._compare({"phase": phase, "does": "runs another forward"})
+        self._compare({"phase": phase, "does": f"runs another of the {model}"})
         self.forwards += 1
 
     def end(self, phase: str) -> None:
@@ -27,7 +27,7 @@ class LockStep:
         ranks = gather_ranks(own | {"forwards": self.forwards})
         if any(rank != ranks[0] for rank in ranks):
             said = "; ".join(
-                f"rank {number}, in {each['phase']!r} after {each['forwards']} forwards, {each['does']}"
+                f"rank {number}, {each['phase']} after {each['forwards']} forwards, {each['does']}"
                 for number, each in enumerate(ranks)
             )
             raise RuntimeError(

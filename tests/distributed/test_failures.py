@@ -1,0 +1,65 @@
+"""Nothing hangs: lost ranks, ranks out of step, gradients that are not finite."""
+
+import re
+
+import pytest
+from ranks import end_ranks, run_ranks
+
+SHARDED = ["fsdp2", "fsdp1", "zero2", "zero3"]
+
+
+@pytest.mark.parametrize("kind", ["ddp", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SHARDED)])
+def test_a_step_with_an_infinite_loss_on_one_rank_is_left_out_on_all(tmp_path, kind):
+    case = {"kind": kind, "adapter": "lora", "batches": [1]}
+    ranks = run_ranks("cases.with_infinite_losses", 2, tmp_path, **case)
+    for rank in ranks:
+        assert (rank["skipped"], rank["logged"], rank["steps"]) == (1, 1.0, 4)
+        assert rank["finite"]
+    assert ranks[0]["weights"] == ranks[1]["weights"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", *SHARDED])
+def test_too_many_of_them_end_the_run_on_all_ranks_and_leave_the_rollouts(tmp_path, kind):
+    case = {"kind": kind, "adapter": "lora", "batches": [0, 1, 2], "limit": 2}
+    ended = end_ranks("cases.with_infinite_losses", 2, tmp_path, **case)
+    assert ended.statuses == [1, 1]
+    for rank in (0, 1):
+        assert "3 optimizer steps in a row had gradients that are not finite" in ended.log(rank)
+        assert (tmp_path / "run" / f"rollouts_rank{rank}.pt").is_file()
+
+
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_ranks_out_of_step_are_named_with_their_counts(tmp_path, kind):
+    """Under DDP nothing would hang there, and nothing would be said without the check."""
+    case = {"kind": kind, "adapter": "full", "sampler": "uneven", "check_forwards": True}
+    ended = end_ranks("cases.one_run", 2, tmp_path, **case)
+    assert ended.statuses == [1, 1]
+    for rank in (0, 1):
+        assert "Ranks are out of step" in ended.log(rank)
+        assert "rank 0, sampling after 4 forwards, is done" in ended.log(rank)
+        assert "rank 1, sampling after 4 forwards, runs another of the policy" in ended.log(rank)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero3"])
+def test_ranks_in_step_pass_the_check(tmp_path, kind):
+    case = {"kind": kind, "adapter": "full", "sampler": "threshold"}
+    checked, plain = (
+        run_ranks("cases.one_run", 2, tmp_path / str(check), check_forwards=check, **case) for check in (True, False)
+    )
+    assert [rank["losses"] for rank in checked] == [rank["losses"] for rank in plain]
+
+
+LOST = [("ddp", "SIGKILL"), *(pytest.param(kind, "SIGKILL", marks=pytest.mark.slow) for kind in SHARDED)]
+LOST += [pytest.param(kind, "SIGSTOP", marks=pytest.mark.slow) for kind in ("ddp", *SHARDED)]
+
+
+@pytest.mark.parametrize(("kind", "name"), LOST)
+def test_a_lost_rank_ends_the_others_within_the_timeout(tmp_path, kind, name):
+    """A killed one closes its connections; of one that stands still only time tells."""
+    limits = {"timeout": 60, "grace": 1 if name == "SIGSTOP" else 20}
+    ended = end_ranks("cases.with_a_lost_rank", 2, tmp_path, kind=kind, name=name, patience=6, **limits)
+    assert ended.statuses[0] not in (0, -9)
+    assert ended.seconds[0] < 40
+    assert re.search("Connection (closed|reset) by peer|[Tt]imed out|timeout", ended.log(0)), ended.log(0)[-3000:]

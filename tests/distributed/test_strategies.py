@@ -1,0 +1,104 @@
+"""Every strategy trains as DDP does, and a restarted run is the uninterrupted one."""
+
+from functools import cache
+
+import pytest
+from ranks import run_ranks
+from safetensors.torch import load_file
+
+from dmpo_lightning.export import export_checkpoint
+
+FAST = [("ddp", "lora"), ("fsdp2", "lora"), ("fsdp1", "lora"), ("zero2", "lora"), ("zero3", "full")]
+SLOW = [(kind, "full") for kind in ("ddp", "fsdp2", "fsdp2_full", "fsdp1", "zero2")]
+SLOW += [("fsdp2_full", "lora"), ("zero3", "lora")]
+ALL = [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+SHARDED = ["fsdp2", "fsdp1", "zero2", "zero3"]
+EXACT = {"ddp", "fsdp2", "fsdp2_full"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The facts of each rank of `cases.train`, and its folder; each case is run once."""
+
+    @cache
+    def run(kind, adapter, **options):
+        folder = tmp_path_factory.mktemp(f"{kind}-{adapter}")
+        return run_ranks("cases.train", 2, folder, kind=kind, adapter=adapter, **options), folder
+
+    return run
+
+
+def assert_like_ddp(runs, kind, adapter, **options):
+    ranks, _ = runs(kind, adapter, **options)
+    expected, _ = runs("ddp", adapter, **{name: value for name, value in options.items() if "gather" not in name})
+    for rank, seen in enumerate(ranks):
+        assert len(seen["losses"]) == 10
+        assert seen["losses"] == pytest.approx(expected[rank]["losses"], abs=1e-5)
+        assert seen["validation"] == pytest.approx(expected[rank]["validation"], abs=1e-5)
+        assert seen["steps"] == 5
+        tolerance = 0 if kind in EXACT else 1e-6
+        assert seen["resumed"] == pytest.approx(seen["losses"][-4:], abs=tolerance, rel=0)
+        assert seen["distance"] <= tolerance
+        assert seen["moved"] > 1e-2  # else all of this would hold for weights that stand still
+
+
+@pytest.mark.parametrize(("kind", "adapter"), ALL)
+def test_losses_are_those_of_ddp_and_a_restart_in_the_middle_of_a_buffer_changes_nothing(runs, kind, adapter):
+    assert_like_ddp(runs, kind, adapter)
+    ranks, _ = runs(kind, adapter)
+    assert ranks[0]["losses"] != pytest.approx(ranks[1]["losses"], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["ddp", *SHARDED])
+def test_a_renewed_reference_is_that_of_ddp_and_survives_a_restart(runs, kind, adapter):
+    assert_like_ddp(runs, kind, adapter, refresh=1)
+    renewed, fixed = runs("ddp", adapter, refresh=1)[0][0], runs("ddp", adapter)[0][0]
+    assert renewed["losses"] != pytest.approx(fixed["losses"], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["threshold", "early exit", "wino"])
+@pytest.mark.parametrize("kind", SHARDED)
+def test_samplers_that_end_early_on_one_rank_do_not_hang_and_train_as_ddp_does(tmp_path, kind, sampler):
+    case = {"adapter": "full", "sampler": sampler, "steps": 3}
+    found, expected = (run_ranks("cases.one_run", 2, tmp_path / each, kind=each, **case) for each in (kind, "ddp"))
+    for rank in (0, 1):
+        assert found[rank]["losses"] == pytest.approx(expected[rank]["losses"], abs=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "adapter"), ALL)
+def test_the_export_holds_the_trained_tensors_of_ddp(runs, tmp_path, kind, adapter):
+    """By callback at the end of the run, and from the checkpoint of its last step."""
+    _, folder = runs(kind, adapter)
+    _, other = runs("ddp", adapter)
+    export_checkpoint(folder / "whole" / "step=5.ckpt", tmp_path)
+    name = "adapter_model.safetensors" if adapter == "lora" else "model.safetensors"
+    expected = load_file(other / "exported" / name)
+    assert len(expected) == (56 if adapter == "lora" else 39)
+    for found in (load_file(folder / "exported" / name), load_file(tmp_path / name)):
+        assert found.keys() == expected.keys()
+        for tensor, value in expected.items():
+            assert float((found[tensor] - value).abs().max()) < (1e-6 if adapter == "lora" else 1e-4), tensor
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", *SHARDED])
+def test_checkpoints_grow_with_the_adapter_and_hold_no_base(tmp_path, kind):
+    small, large = (
+        run_ranks("cases.train", 2, tmp_path / str(rank), kind=kind, adapter="lora", rank=rank)[0] for rank in (4, 64)
+    )
+    grown = 4 * (large["trainable"] - small["trainable"])  # bytes; weights and the two moments of AdamW
+    assert 2.9 * grown < large["bytes"] - small["bytes"] < 3.1 * grown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
+def test_gathering_once_per_buffer_saves_most_gathers_and_changes_nothing(tmp_path, kind):
+    once, often = (
+        run_ranks("cases.count_gathers", 2, tmp_path / str(gather), kind=kind, gather=gather)[0]
+        for gather in (True, False)
+    )
+    assert once["losses"] == pytest.approx(often["losses"], abs=1e-5)
+    assert max(once["gathers"]) * 3 < min(often["gathers"])
