@@ -8,18 +8,17 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from dmpo_lightning.models import building
 from dmpo_lightning.models.loading import Quantization, load_tokenizer
 from dmpo_lightning.models.lora import LoRA
+from dmpo_lightning.modules.options import Options, SchedulerFactory, configured_options, take_over
 from dmpo_lightning.policy import Policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
 def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -79,6 +78,8 @@ class PolicyModule(LightningModule):
         if with_reference and adapter is None and self.policy.has_adapters:
             self.policy.refresh_reference()  # a loaded adapter is where the run starts, so it is the reference
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
+        self._options: Options | None = None
+        self._stored_options: Options | None = None
 
     def configure_model(self) -> None:
         """Under FSDP2 (`ModelParallelStrategy`) each block is a unit and the rest another; of the reference too."""
@@ -95,6 +96,7 @@ class PolicyModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Where weights are sharded, ranks run their forwards together."""
+        self._stored_options = None  # those of a checkpoint that was evaluated before
         if self.trainer.world_size > 1 and _shares_forwards(self.trainer.strategy):
             decide = self.trainer.strategy.reduce_boolean_decision
             self.policy.anywhere = lambda flag: decide(flag, all=False)
@@ -102,12 +104,26 @@ class PolicyModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters; the scheduler, if any, advances once per optimizer step."""
         optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
-        if self.scheduler_factory is None:
+        scheduler = None if self.scheduler_factory is None else self.scheduler_factory(optimizer)
+        self._options = configured_options(optimizer, scheduler)
+        if scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.scheduler_factory(optimizer), "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Lightning has put the checkpoint's options of optimizer and scheduler back; this run's win."""
+        stored, self._stored_options = self._stored_options, None
+        if stored is None or self._options is None:
+            return
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        take_over(
+            self.trainer.optimizers[0],
+            schedulers[0] if schedulers else None,
+            stored=stored,
+            now=self._options,
+            scheduler_factory=self.scheduler_factory,
+            steps=self.trainer.global_step,
+        )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """The policy is about to move away from a reference that equals it."""
@@ -121,16 +137,20 @@ class PolicyModule(LightningModule):
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Makes room for a refreshed reference before the weights are read."""
+        """Makes room for a refreshed reference before the weights are read, and remembers the stored options."""
+        self._stored_options = checkpoint.get("options")
         self.policy.announce_update()
         if checkpoint.get("reference_is_refreshed"):
             self.policy.refresh_reference()
             self.policy.announce_update()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Says whether the weights hold a refreshed reference, and what they are weights of (for `export`)."""
+        """Says whether the weights hold a refreshed reference, what they are weights of (for `export`), and what
+        optimizer and scheduler were configured with.
+        """
         checkpoint["reference_is_refreshed"] = self.policy.reference_is_refreshed
         checkpoint["policy_source"] = self.source
+        checkpoint["options"] = self._options
 
 
 def _shares_forwards(strategy: Any) -> bool:

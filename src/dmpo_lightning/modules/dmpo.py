@@ -17,9 +17,10 @@ from torch.optim import Optimizer
 from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.models.loading import Quantization
 from dmpo_lightning.models.lora import LoRA
-from dmpo_lightning.modules.base import OptimizerFactory, SchedulerFactory
+from dmpo_lightning.modules.base import OptimizerFactory
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.modules.metrics import means_over_ranks
+from dmpo_lightning.modules.options import SchedulerFactory
 from dmpo_lightning.modules.restart import gather_ranks, generator_states, restore_generators
 from dmpo_lightning.objectives import Objective
 from dmpo_lightning.policy import evaluating
@@ -220,6 +221,7 @@ class DMPO(EvaluationModule):
 
     def on_train_start(self) -> None:
         """A buffer restored from a checkpoint was read on the CPU."""
+        super().on_train_start()
         self.buffer.to(self.device)
 
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
