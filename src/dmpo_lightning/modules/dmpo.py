@@ -170,7 +170,7 @@ class DMPO(EvaluationModule):
         self.rollouts_seen = 0
         self.skipped_steps = self._skipped_in_a_row = 0
         self.max_skipped_steps = max_skipped_steps
-        self._generators: dict[str, Tensor] | None = None
+        self._generators: dict[str, Any] | None = None
 
     def configure_model(self) -> None:
         """As `PolicyModule` does it, with room for the reference's own adapter, which cannot be added later."""
@@ -334,7 +334,7 @@ class DMPO(EvaluationModule):
         self.log("reward/mean", means["reward/total"], prog_bar=True, logger=False, batch_size=len(scores.total))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The counters, and every rank's buffer and generators (only dropout draws from those)."""
+        """The counters, and every rank's buffer and generators."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["dmpo"] = {
             "buffers_collected": self.buffers_collected,
