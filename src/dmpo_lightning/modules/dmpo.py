@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -18,11 +16,13 @@ from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.models.loading import Quantization
 from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.modules.base import OptimizerFactory
+from dmpo_lightning.modules.batches import accumulations, run_length
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.modules.metrics import means_over_ranks
 from dmpo_lightning.modules.options import SchedulerFactory
 from dmpo_lightning.modules.restart import gather_ranks, generator_states, restore_generators
 from dmpo_lightning.objectives import Objective
+from dmpo_lightning.planning import Workload
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards import Reward, Scores
 from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, collect
@@ -205,7 +205,7 @@ class DMPO(EvaluationModule):
                 f"group_size {self.group_size}), got {self.micro_batch_size}."
             )
         micro_batches = rollouts // self.micro_batch_size
-        for accumulation in _accumulations(self.trainer):
+        for accumulation in accumulations(self.trainer):
             if micro_batches % accumulation:
                 raise ValueError(
                     f"A pass over the buffer has {micro_batches} micro-batches ({rollouts} rollouts / micro_batch_size "
@@ -220,9 +220,25 @@ class DMPO(EvaluationModule):
         loader.bind(repeats=repeats, seed=self.seed, limit_batches=self.trainer.limit_train_batches)
 
     def on_train_start(self) -> None:
-        """A buffer restored from a checkpoint was read on the CPU."""
+        """Says what the run consists of. A buffer restored from a checkpoint was read on the CPU."""
         super().on_train_start()
         self.buffer.to(self.device)
+        self._say_run_length(self.trainer.train_dataloader)
+
+    def _say_run_length(self, loader: Any) -> None:
+        work = Workload(
+            completion_length=self.completion_length,
+            prompt_length=0,
+            micro_batch_size=self.micro_batch_size,
+            replicates=1,  # as the prompts' length, matters for forwards only
+            accumulation=accumulations(self.trainer)[0],
+            group_size=self.group_size,
+            prompts_per_buffer=loader.batch_size,
+            num_iterations=self.buffer.num_iterations,
+            sampler_steps=self.sampler.num_steps(self.completion_length),
+        )
+        prompts = len(loader.dataset) - loader.dropped
+        rank_zero_info(run_length(self.trainer, work, prompts=prompts).to_text())
 
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
         """Restores the generators late, because starting a loader draws from them; an epoch starts with new prompts."""
@@ -375,9 +391,3 @@ def gradients_are_finite(parameters: Iterable[nn.Parameter]) -> bool:
     """Whether all gradients (of sharded parameters: this rank's parts) are finite."""
     gradients = [getattr(p.grad, "_local_tensor", p.grad) for p in parameters if p.grad is not None]
     return bool(nn.utils.get_total_norm(gradients).isfinite())
-
-
-def _accumulations(trainer: Trainer) -> list[int]:
-    """All values that accumulate_grad_batches takes in this run."""
-    schedulers = [callback for callback in trainer.callbacks if isinstance(callback, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
-    return [trainer.accumulate_grad_batches, *(value for each in schedulers for value in each.scheduling.values())]
