@@ -15,6 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_info
 
 from dmpo_lightning.callbacks.completions import CompletionWriter
+from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation import EvaluationReport
 from dmpo_lightning.checkpoints import newest_readable
 from dmpo_lightning.modules.base import PolicyModule
@@ -132,6 +133,7 @@ def run(arguments: Sequence[str]) -> None:
         parser_class=DMPOArgumentParser,
         seed_everything_default=0,
         auto_configure_optimizers=False,
+        save_config_callback=ConfigInCheckpoint,
         save_config_kwargs={"overwrite": True},
         args=list(arguments),
     )

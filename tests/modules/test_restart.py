@@ -1,11 +1,16 @@
 """What a resume must survive besides the plain case: cut epochs, dropout, another layout."""
 
+import io
+import random
+
+import numpy as np
 import pytest
 import torch
 from dmpo_runs import Recorder, loader, module, trainer, weights
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dmpo_lightning import LoRA
+from dmpo_lightning.modules.restart import generator_states, restore_generators
 
 
 def interrupted(tmp_path, stop, make=module, **flags):
@@ -35,6 +40,58 @@ def test_resume_is_exact_with_dropout(tmp_path):
     whole, expected, resumed, record = interrupted(tmp_path, 3, make=adapted, max_steps=8)
     assert record.losses == expected.losses[3:]
     assert torch.equal(weights(resumed), weights(whole))
+
+
+class DrawnReward:
+    """Two draws per completion, one from each of the generators that rewards may use; keeps what it gave."""
+
+    def __init__(self):
+        self.given = []
+
+    def __call__(self, example, completion):
+        self.given.append(random.random() + float(np.random.rand()))
+        return self.given[-1]
+
+
+@pytest.mark.parametrize("stop", [3, 4])
+def test_rewards_that_draw_from_python_and_numpy_are_the_same_after_a_resume(tmp_path, stop):
+    rewards = []
+
+    def drawn():
+        random.seed(len(rewards))  # a new process is seeded, but has drawn nothing
+        np.random.seed(len(rewards))
+        rewards.append(DrawnReward())
+        return module(reward=rewards[-1])
+
+    whole, expected, resumed, record = interrupted(tmp_path, stop, make=drawn, max_steps=10)
+    uninterrupted, after = (reward.given for reward in rewards)
+    assert len(uninterrupted) == 3 * 8  # a buffer of 2 prompts x 4 rollouts every 4 steps
+    assert after == uninterrupted[8:]
+    assert record.losses == expected.losses[stop:]
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def draws():
+    return [torch.randn(1).item(), random.gauss(0, 1), float(np.random.normal()), random.random(), np.random.rand()]
+
+
+def test_generators_come_back_from_a_checkpoint_with_a_gaussian_kept_for_later():
+    draws()  # of each pair of gaussians one is kept
+    file = io.BytesIO()
+    torch.save(generator_states(), file)
+    expected = draws()
+    assert draws() != expected
+    file.seek(0)
+    restore_generators(torch.load(file, weights_only=True))
+    assert draws() == expected
+
+
+def test_generators_of_a_checkpoint_that_has_torchs_only():
+    states = generator_states()
+    drawn, _, _, at_python, _ = draws()
+    restore_generators({"cpu": states["cpu"]})
+    assert torch.randn(1).item() == drawn
+    assert random.random() != at_python
 
 
 def test_another_buffer_layout_is_collected_afresh_and_said(tmp_path):

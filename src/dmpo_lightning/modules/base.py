@@ -10,13 +10,13 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from dmpo_lightning.models import building
 from dmpo_lightning.models.loading import Quantization, load_tokenizer
 from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.models.sharding import own_part, plain_name, shard_fsdp2, wrap_fsdp1
 from dmpo_lightning.modules.lock_step import LockStep
+from dmpo_lightning.modules.options import Options, SchedulerFactory, configured_options, take_over
 from dmpo_lightning.policy import Policy
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 REFERENCE_PARTS = "reference_parts"
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
 def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -86,6 +85,8 @@ class PolicyModule(LightningModule):
         if with_reference and adapter is None and self.policy.has_adapters:
             self.policy.refresh_reference()  # a loaded adapter is where the run starts, so it is the reference
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
+        self._options: Options | None = None
+        self._stored_options: Options | None = None
 
     def configure_model(self) -> None:
         """Divides each block, and the rest, among the ranks under FSDP1 and FSDP2; of the reference too.
@@ -114,6 +115,7 @@ class PolicyModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Where weights are divided, ranks run their forwards together."""
         strategy = self.trainer.strategy
+        self._stored_options = None  # those of a checkpoint that was evaluated before
         if self.trainer.world_size > 1 and (divides_weights(strategy) or self._lock_step is not None):
             self.policy.anywhere = lambda flag: strategy.reduce_boolean_decision(flag, all=False)
         if isinstance(strategy, DeepSpeedStrategy):
@@ -135,12 +137,26 @@ class PolicyModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters; the scheduler, if any, advances once per optimizer step."""
         optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
-        if self.scheduler_factory is None:
+        scheduler = None if self.scheduler_factory is None else self.scheduler_factory(optimizer)
+        self._options = configured_options(optimizer, scheduler)
+        if scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.scheduler_factory(optimizer), "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Lightning has put the checkpoint's options of optimizer and scheduler back; this run's win."""
+        stored, self._stored_options = self._stored_options, None
+        if stored is None or self._options is None:
+            return
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        take_over(
+            self.trainer.optimizers[0],
+            schedulers[0] if schedulers else None,
+            stored=stored,
+            now=self._options,
+            scheduler_factory=self.scheduler_factory,
+            steps=self.trainer.global_step,
+        )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """The policy is about to move away from a reference that equals it."""
@@ -171,6 +187,7 @@ class PolicyModule(LightningModule):
         Raises:
             ValueError: there is none, because this run does not renew its reference.
         """
+        self._stored_options = checkpoint.get("options")
         self.policy.announce_update()
         if not checkpoint.get("reference_is_refreshed"):
             return
@@ -187,9 +204,12 @@ class PolicyModule(LightningModule):
         self.policy.announce_update()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Says whether the weights hold a refreshed reference, and what they are weights of (for `export`)."""
+        """Says whether the weights hold a refreshed reference, what they are weights of (for `export`), and what
+        optimizer and scheduler were configured with.
+        """
         checkpoint["reference_is_refreshed"] = self.policy.reference_is_refreshed
         checkpoint["policy_source"] = self.source
+        checkpoint["options"] = self._options
         strategy = self.trainer.strategy
         if isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3 and self._keeps_reference:
             checkpoint[REFERENCE_PARTS] = self._reference_parts()

@@ -7,24 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.models.loading import Quantization
 from dmpo_lightning.models.lora import LoRA
-from dmpo_lightning.modules.base import OptimizerFactory, SchedulerFactory, divides_weights
+from dmpo_lightning.modules.base import OptimizerFactory, divides_weights
+from dmpo_lightning.modules.batches import accumulations, run_length
 from dmpo_lightning.modules.evaluated import EvaluatedBatch
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.modules.metrics import means_over_ranks
+from dmpo_lightning.modules.options import SchedulerFactory
 from dmpo_lightning.modules.restart import gather_ranks, generator_states, restore_generators
 from dmpo_lightning.modules.skipped_steps import SkippedSteps, gradients_are_finite
 from dmpo_lightning.objectives import Objective
+from dmpo_lightning.planning import Workload
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards import Reward, Scores
 from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, Rollouts, collect
@@ -180,7 +181,7 @@ class DMPO(EvaluationModule):
         self.rollouts_seen = 0
         self.skipped_steps, self._last_step = SkippedSteps(max_skipped_steps), 0
         self.gather_for_generation = gather_for_generation
-        self._generators: dict[str, Tensor] | None = None
+        self._generators: dict[str, Any] | None = None
 
     def configure_model(self) -> None:
         """As `PolicyModule` does it, with room for the reference's own adapter, which cannot be added later."""
@@ -223,7 +224,7 @@ class DMPO(EvaluationModule):
                 f"group_size {self.group_size}), got {self.micro_batch_size}."
             )
         micro_batches = rollouts // self.micro_batch_size
-        for accumulation in _accumulations(self.trainer):
+        for accumulation in accumulations(self.trainer):
             if micro_batches % accumulation:
                 raise ValueError(
                     f"A pass over the buffer has {micro_batches} micro-batches ({rollouts} rollouts / micro_batch_size "
@@ -238,8 +239,25 @@ class DMPO(EvaluationModule):
         loader.bind(repeats=repeats, seed=self.seed, limit_batches=self.trainer.limit_train_batches)
 
     def on_train_start(self) -> None:
-        """A buffer restored from a checkpoint was read on the CPU."""
+        """Says what the run consists of. A buffer restored from a checkpoint was read on the CPU."""
+        super().on_train_start()
         self.buffer.to(self.device)
+        self._say_run_length(self.trainer.train_dataloader)
+
+    def _say_run_length(self, loader: Any) -> None:
+        work = Workload(
+            completion_length=self.completion_length,
+            prompt_length=0,
+            micro_batch_size=self.micro_batch_size,
+            replicates=1,  # as the prompts' length, matters for forwards only
+            accumulation=accumulations(self.trainer)[0],
+            group_size=self.group_size,
+            prompts_per_buffer=loader.batch_size,
+            num_iterations=self.buffer.num_iterations,
+            sampler_steps=self.sampler.num_steps(self.completion_length),
+        )
+        prompts = len(loader.dataset) - loader.dropped
+        rank_zero_info(run_length(self.trainer, work, prompts=prompts).to_text())
 
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
         """Restores the generators late, because starting a loader draws from them; an epoch starts with new prompts."""
@@ -384,7 +402,7 @@ class DMPO(EvaluationModule):
         self.log("reward/mean", means["reward/total"], prog_bar=True, logger=False, batch_size=len(scores.total))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The counters, and every rank's buffer and generators (only dropout draws from those)."""
+        """The counters, and every rank's buffer and generators."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["dmpo"] = {
             "buffers_collected": self.buffers_collected,
@@ -421,9 +439,3 @@ class DMPO(EvaluationModule):
             "num_iterations": self.buffer.num_iterations,
             "completion_length": self.completion_length,
         }
-
-
-def _accumulations(trainer: Trainer) -> list[int]:
-    """All values that accumulate_grad_batches takes in this run."""
-    schedulers = [callback for callback in trainer.callbacks if isinstance(callback, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
-    return [trainer.accumulate_grad_batches, *(value for each in schedulers for value in each.scheduling.values())]

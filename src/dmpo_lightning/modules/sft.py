@@ -9,7 +9,8 @@ from dmpo_lightning.data.demonstrations import DemonstrationBatch
 from dmpo_lightning.functional import Purpose, denoising_cross_entropy, draw_masks, fold_in, row_keys
 from dmpo_lightning.models.loading import Quantization
 from dmpo_lightning.models.lora import LoRA
-from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule, SchedulerFactory
+from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule
+from dmpo_lightning.modules.options import SchedulerFactory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

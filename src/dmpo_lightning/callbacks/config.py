@@ -1,0 +1,58 @@
+"""The command line's configuration in every checkpoint, and what of it a resumed run does otherwise."""
+
+import json
+from functools import cached_property
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+
+from dmpo_lightning.modules.options import differences, differences_text
+
+KEY = "cli_config"
+
+RESULT_KEYS = (
+    *("precision", "plugins", "deterministic", "sync_batchnorm"),
+    *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
+    *("limit_train_batches", "overfit_batches", "reload_dataloaders_every_n_epochs", "use_distributed_sampler"),
+)
+"""Options of the Trainer that change what is trained. The others say how long, how often, on what and where to: they
+commonly differ after a restart, and so do callbacks and loggers.
+"""
+
+
+class ConfigInCheckpoint(SaveConfigCallback):
+    """Writes the configuration to the run directory, as Lightning does, and into every checkpoint.
+
+    ``fit`` with a checkpoint warns of every key of ``model`` and ``data``, of `RESULT_KEYS` of ``trainer``, and of
+    ``seed_everything`` that has another value than in the run that wrote it. This run's are used.
+    """
+
+    @cached_property
+    def plain_config(self) -> dict[str, Any]:
+        """In JSON's types, which ``torch.load(weights_only=True)`` reads; keys without a value are left out."""
+        return json.loads(self.parser.dump(self.config, format="json"))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Beside the states of callbacks, because Lightning asks whoever loads those for the same callbacks."""
+        checkpoint[KEY] = self.plain_config
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or KEY not in checkpoint:
+            return
+        found = differences(compared(checkpoint[KEY]), compared(self.plain_config))
+        if found:
+            rank_zero_warn(
+                "The checkpoint was written with another configuration; this run's is used (stored -> now):\n"
+                + differences_text(found)
+            )
+
+
+def compared(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that changes what is trained."""
+    trainer = config.get("trainer") or {}
+    return {name: config.get(name) for name in ("seed_everything", "model", "data")} | {
+        "trainer": {name: trainer.get(name) for name in RESULT_KEYS}
+    }

@@ -1,0 +1,151 @@
+"""Options on a resume: those that this run was configured with win over those that a checkpoint brings back."""
+
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+Options = dict[str, Any]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+MOVING = frozenset({"base_lrs", "last_epoch", "_last_lr", "_step_count", "_get_lr_called_within_step", "_is_initial"})
+"""What a scheduler counts, or takes from the optimizer; the rest of its state are options."""
+
+
+def configured_options(optimizer: Optimizer, scheduler: LRScheduler | None) -> Options:
+    """Those of each param group and of the scheduler before the first step, in plain types.
+
+    The learning rate is the one that the scheduler starts from.
+    """
+    groups = [group | {"lr": group.get("initial_lr", group["lr"])} for group in optimizer.param_groups]
+    return {
+        "optimizer": plain(groups, without={"params", "param_names", "initial_lr"}),
+        "lr_scheduler": None if scheduler is None else plain(scheduler.state_dict(), without=MOVING),
+    }
+
+
+def plain(value: Any, *, without: frozenset[str] | set[str] = frozenset()) -> Any:
+    """A copy in Python's own types, all that ``torch.load(weights_only=True)`` reads.
+
+    Other types, and keys of the names ``without``, are left out.
+    """
+    if isinstance(value, Mapping):
+        kept = {name: each for name, each in value.items() if name not in without and _has_plain_form(each)}
+        return {name: plain(each, without=without) for name, each in kept.items()}
+    if isinstance(value, list | tuple):
+        items = [plain(each, without=without) for each in value if _has_plain_form(each)]
+        return tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, Tensor):
+        return value.item()
+    if value is None or isinstance(value, bool | str):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def _has_plain_form(value: Any) -> bool:
+    is_number = isinstance(value, Tensor) and value.numel() == 1
+    return value is None or is_number or isinstance(value, Mapping | list | tuple | bool | str | Integral | Real)
+
+
+def differences(stored: Any, now: Any, *, name: str = "") -> dict[str, tuple[Any, Any]]:
+    """What differs, by dotted key, as a pair of the stored and the present value; an absent one counts as None."""
+    if _has_parts(stored) and _has_parts(now):
+        before, after = _parts(stored), _parts(now)
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in before | after:
+            dotted = f"{name}.{key}" if name else str(key)
+            found |= differences(before.get(key), after.get(key), name=dotted)
+        return found
+    return {} if stored == now else {name: (stored, now)}
+
+
+def _has_parts(value: Any) -> bool:
+    """Lists of mappings have them too, such as param groups; a list of values is one value."""
+    return isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(each, Mapping) for each in value))
+
+
+def _parts(value: Any) -> dict[Any, Any]:
+    return dict(value) if isinstance(value, Mapping) else dict(enumerate(value))
+
+
+def differences_text(found: Mapping[str, tuple[Any, Any]]) -> str:
+    """One line each."""
+    return "\n".join(f"  {name}: {stored} -> {now}" for name, (stored, now) in found.items())
+
+
+def take_over(
+    optimizer: Any,
+    scheduler: LRScheduler | None,
+    *,
+    stored: Options,
+    now: Options,
+    scheduler_factory: SchedulerFactory | None,
+    steps: int,
+) -> None:
+    """Gives a restored optimizer and scheduler the options of this run where they differ, and says so.
+
+    ``optimizer`` is anything with ``param_groups``, such as DeepSpeed's wrappers. Learning rates, and what else a
+    scheduler moves, become what they would be after ``steps`` optimizer steps of this run's schedule.
+    """
+    found = differences(stored, now)
+    if not found:
+        return
+    rank_zero_warn(
+        "The checkpoint's optimizer and scheduler had other options; this run's are used (stored -> now):\n"
+        + differences_text(found)
+    )
+    for group, before, after in zip(optimizer.param_groups, stored["optimizer"], now["optimizer"], strict=False):
+        _set(group, {name: value for name, value in after.items() if name != "lr" and before.get(name) != value})
+    if _schedule(stored) == _schedule(now):
+        return
+    try:
+        groups, state = run_schedule(now["optimizer"], scheduler_factory, steps)
+    except Exception as error:  # a scheduler of the user's own may want more of an optimizer than its groups
+        rank_zero_warn(f"The learning rate and its schedule stay as they were stored: {error!r}")
+        return
+    if scheduler is not None and state is not None:
+        scheduler.load_state_dict(state)
+    for group, moved in zip(optimizer.param_groups, groups, strict=False):
+        _set(group, moved)
+
+
+def _schedule(options: Options) -> tuple[list[float], Options | None]:
+    return [group["lr"] for group in options["optimizer"]], options["lr_scheduler"]
+
+
+def _set(group: dict[str, Any], options: Options) -> None:
+    for name, value in options.items():
+        if isinstance(group.get(name), Tensor):
+            group[name].fill_(value)
+        else:
+            group[name] = value
+
+
+def run_schedule(
+    groups: Sequence[Options], scheduler_factory: SchedulerFactory | None, steps: int
+) -> tuple[list[Options], Options | None]:
+    """Options of the param groups, and the scheduler's state, after so many optimizer steps.
+
+    Scaling the present learning rate would not do: a schedule of another length, or with a floor, is at another point
+    of its curve.
+    """
+    optimizer = _StandIn([group | {"params": [torch.zeros(1)]} for group in groups], dict(groups[0]))
+    scheduler = None if scheduler_factory is None else scheduler_factory(optimizer)
+    if scheduler is not None:
+        for _ in range(steps):
+            optimizer.step()
+            scheduler.step()
+    moved = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    return moved, None if scheduler is None else scheduler.state_dict()
+
+
+class _StandIn(Optimizer):
+    """Param groups for a scheduler to move."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Does nothing; schedulers warn where no optimizer steps before them."""
