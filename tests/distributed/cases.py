@@ -31,11 +31,15 @@ from dmpo_lightning.models.sharding import whole_weights
 torch.set_num_threads(1)
 
 
+def process_rank() -> int:
+    return int(os.environ.get("RANK") or os.environ["SLURM_PROCID"])
+
+
 class Uneven(Sampler):
     """Forgets that other ranks wait: rank 1 runs one forward more."""
 
     def sample(self, policy, prompt_ids, prompt_mask, *, completion_length, keys):
-        sampler = ConfidenceSampler(denoising_steps=4 + int(os.environ["RANK"]))
+        sampler = ConfidenceSampler(denoising_steps=4 + process_rank())
         return sampler.sample(policy, prompt_ids, prompt_mask, completion_length=completion_length, keys=keys)
 
 
@@ -92,7 +96,7 @@ def fit(
     **flags,
 ) -> tuple[Trainer, Recorder]:
     """Trains on ``count`` prompts, validates every 4 steps on 5 prompts and saves at each step."""
-    torch.manual_seed(int(os.environ["RANK"]))  # of dropout
+    torch.manual_seed(process_rank())  # of dropout
     record = Recorder()
     saves = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     options = {
@@ -235,10 +239,17 @@ def with_a_lost_rank(kind: str, name: str, *, patience: float) -> dict:
     return {}
 
 
-def preempted(kind: str, adapter: str, *, name: str) -> dict:
-    """A signal to rank 1 alone; does not return."""
-    fit(kind, module(adapter), "run", steps=5, callbacks=[Preemption(), Sends(name)])
+def preempted(kind: str, adapter: str, *, name: str, flags: dict | None = None, path: str = "") -> dict:
+    """A signal to rank 1 alone; does not return. Commands are looked for in ``path`` first."""
+    os.environ["PATH"] = os.pathsep.join([path, os.environ["PATH"]])
+    fit(kind, module(adapter), "run", steps=5, callbacks=[Preemption(), Sends(name)], **(flags or {}))
     return {}
+
+
+def resume(kind: str, adapter: str, *, saved: str) -> dict:
+    dmpo = module(adapter)
+    run, record = fit(kind, dmpo, "resumed", steps=5, ckpt_path=saved)
+    return {"losses": record.losses, "weights": sums(dmpo), "steps": run.global_step}
 
 
 def life(kind: str, *, steps: int) -> dict:
@@ -246,8 +257,8 @@ def life(kind: str, *, steps: int) -> dict:
     optimizer step.
     """
     found = newest_readable(Path("run"))
-    rank, dmpo = os.environ["RANK"], module("lora")
-    with open(f"steps{rank}.jsonl", "a") as notes:
+    dmpo = module("lora")
+    with open(f"steps{process_rank()}.jsonl", "a") as notes:
         notes.write(json.dumps({"from": None if found is None else found.name}) + "\n")
         fit(kind, dmpo, "run", steps=steps, ckpt_path=found and str(found), callbacks=[Notes(notes)])
     return {"weights": sums(dmpo)}

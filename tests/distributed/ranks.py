@@ -47,11 +47,20 @@ def run_ranks(case: str, ranks: int, folder: Path, *, timeout: float = 120, **op
     return ended.facts()
 
 
-def end_ranks(case: str, ranks: int, folder: Path, *, timeout: float = 120, grace: float = 20, **options) -> Ended:
+def end_ranks(
+    case: str,
+    ranks: int,
+    folder: Path,
+    *,
+    timeout: float = 120,
+    grace: float = 20,
+    environment: str = "torchrun",
+    **options,
+) -> Ended:
     """As `run_ranks`, however the ranks end; they are killed at the time-out, or ``grace`` seconds after one failed."""
     folder.mkdir(parents=True, exist_ok=True)
     server = _server()
-    limits = {"timeout": timeout, "grace": grace}
+    limits = {"timeout": timeout, "grace": grace, "environment": environment}
     request = {"case": case, "ranks": ranks, "folder": str(folder), "options": options} | limits
     server.stdin.write(json.dumps(request) + "\n")
     server.stdin.flush()
@@ -113,7 +122,7 @@ def _fork(request: dict, rank: int, port: int) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.chdir(folder)
-        os.environ |= rank_environment(rank, ranks, port)
+        os.environ.update(ENVIRONMENTS[request["environment"]](rank, ranks, port))
         module, _, name = request["case"].rpartition(".")
         facts = getattr(importlib.import_module(module), name)(**request["options"])
         (folder / f"rank{rank}.json").write_text(json.dumps(facts))
@@ -128,11 +137,26 @@ def _fork(request: dict, rank: int, port: int) -> int:
         os._exit(status)
 
 
-def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What torchrun sets."""
+def torchrun(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What torchrun sets for the processes of one node."""
     sizes = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": 0, "RANK": rank, "LOCAL_RANK": rank}
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none"}
     return where | {name: str(value) for name, value in sizes.items()}
+
+
+def torchrun_nodes(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What torchrun sets for nodes of one process each."""
+    return torchrun(rank, ranks, port) | {"LOCAL_WORLD_SIZE": "1", "GROUP_RANK": str(rank), "LOCAL_RANK": "0"}
+
+
+def slurm_nodes(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What SLURM sets for nodes of one task each; Lightning takes the address from the list of nodes."""
+    facts = {"NTASKS": ranks, "NNODES": ranks, "PROCID": rank, "NODEID": rank, "LOCALID": 0, "NTASKS_PER_NODE": 1}
+    job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "dmpo", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": str(port)}
+    return job | {f"SLURM_{name}": str(value) for name, value in facts.items()}
+
+
+ENVIRONMENTS = {"torchrun": torchrun, "torchrun nodes": torchrun_nodes, "slurm nodes": slurm_nodes}
 
 
 def free_port() -> int:

@@ -1,13 +1,18 @@
 """Leaving in time: a signal makes the run save and end at the next optimizer step."""
 
+import os
 import signal
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from dmpo_lightning.modules.restart import gather_ranks
 
 FILE_NAME = "preempted.ckpt"
 
@@ -16,8 +21,10 @@ class Preemption(Callback):
     """After a signal to any rank, all ranks save a checkpoint at the end of the next optimizer step and exit.
 
     The checkpoint, ``preempted.ckpt`` beside those of `ModelCheckpoint`, continues the run bit for bit;
-    ``--ckpt_path last`` finds it. The exit status is 128 and the signal's number, as of a process that the signal
-    ended.
+    ``--ckpt_path last`` finds it. The exit status, on all ranks, is 128 and the signal's number, as of a process that
+    the signal ended. A SLURM job is put back into the queue after Lightning's requeue signal (SIGUSR1 unless
+    `SLURMEnvironment` says otherwise), which a job script has sent before its time is up; after SIGTERM SLURM itself
+    decides.
 
     Args:
         signals: by name.
@@ -50,10 +57,13 @@ class Preemption(Callback):
         self._step = trainer.global_step
         if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             return
+        received = max(number or 0 for number in gather_ranks(self.received))
         path = self._path(trainer)
         trainer.save_checkpoint(path)
-        rank_zero_info(f"Saved to {path} after a signal, at optimizer step {trainer.global_step}.")
-        raise SystemExit(128 + (self.received or self.signals[0]))
+        rank_zero_info(f"Saved to {path} after signal {received}, at optimizer step {trainer.global_step}.")
+        if trainer.is_global_zero:
+            _requeue(trainer, received)
+        raise SystemExit(128 + received)
 
     def _path(self, trainer: Trainer) -> str:
         directory = getattr(trainer.checkpoint_callback, "dirpath", None)
@@ -71,3 +81,19 @@ class Preemption(Callback):
         for each, previous in self._previous.items():
             signal.signal(each, previous)
         self._previous = {}
+
+
+def _requeue(trainer: Trainer, received: int) -> None:
+    """As Lightning's own handler does it, which `Preemption` replaces because it saves in the middle of a step."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
+        return
+    if received != (environment.requeue_signal or signal.SIGUSR1):
+        return
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = os.environ["SLURM_JOB_ID"] if array is None else f"{array}_{task}"
+    command = ["scontrol", "requeue", job]
+    try:
+        subprocess.run(command, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        rank_zero_warn(f"`{' '.join(command)}` failed ({error}): submit the job again, it continues where it was.")

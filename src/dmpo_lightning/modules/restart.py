@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 
-def gather_ranks(state: dict[str, Any]) -> list[dict[str, Any]]:
+def gather_ranks(state: Any) -> list[Any]:
     """The state of every rank, in order, on every rank."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [state]

@@ -1,0 +1,82 @@
+"""Two nodes of one process each, on the loopback, are two processes of one node."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from ranks import end_ranks, free_port, run_ranks
+
+from dmpo_lightning.checkpoints import newest_readable
+
+FLAGS = {"num_nodes": 2, "devices": 1}
+
+
+@pytest.mark.parametrize("environment", ["slurm nodes", pytest.param("torchrun nodes", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["ddp", *(pytest.param(k, marks=pytest.mark.slow) for k in ("fsdp2", "zero2"))])
+def test_two_nodes_have_the_losses_of_two_local_ranks(tmp_path, environment, kind):
+    case = {"kind": kind, "adapter": "lora", "steps": 3}
+    local = run_ranks("cases.one_run", 2, tmp_path / "local", **case)
+    nodes = run_ranks("cases.one_run", 2, tmp_path / "nodes", environment=environment, flags=FLAGS, **case)
+    for near, far in zip(local, nodes, strict=True):
+        assert far["losses"] == near["losses"]
+        assert far["weights"] == near["weights"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "requeued"), [("SIGUSR1", True), ("SIGTERM", False)])
+def test_a_job_of_slurm_is_put_back_into_the_queue_after_its_requeue_signal(tmp_path, name, requeued):
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    case = {"kind": "ddp", "adapter": "lora", "name": name, "flags": FLAGS, "path": str(tmp_path)}
+    end_ranks("cases.preempted", 2, tmp_path / "job", environment="slurm nodes", **case)
+    assert newest_readable(tmp_path / "job") is not None
+    asked = tmp_path / "asked"
+    assert (asked.read_text() if asked.exists() else "") == ("requeue 4711\n" if requeued else "")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_command_line_on_two_nodes_and_last_continues_it(tmp_path):
+    overlay = {
+        "trainer": {
+            "num_nodes": 2,
+            "devices": 1,
+            "val_check_interval": 1,
+            "enable_progress_bar": False,
+            "strategy": {
+                "class_path": "lightning.pytorch.strategies.DDPStrategy",
+                "init_args": {"process_group_backend": "gloo"},
+            },
+        },
+        "model": {"init_args": {"micro_batch_size": 16}},
+        "data": {"init_args": {"sizes": {"train": 64, "validation": 8, "test": 8}, "prompts_per_buffer": 4}},
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(overlay))
+    arguments = ["fit", "--config", "sudoku_tiny.yaml", "--config", "small.yaml", "--ckpt_path", "last"]
+    for steps in (1, 2):
+        for status, said in torchrun_on_two_nodes([*arguments, f"--trainer.max_steps={steps}"], tmp_path):
+            assert status == 0, said[-3000:]
+        checkpoint = newest_readable(tmp_path / "runs")
+        assert checkpoint is not None
+        saved = torch.load(checkpoint, weights_only=True)
+        assert (saved["global_step"], len(saved["dmpo"]["ranks"])) == (steps, 2)
+
+
+def torchrun_on_two_nodes(arguments, folder) -> list[tuple[int, str]]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+    launcher += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+    nodes = [
+        subprocess.Popen(
+            [*launcher, f"--node_rank={node}", "-m", "dmpo_lightning", *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in (0, 1)
+    ]
+    return [(node.wait(), said) for node in nodes for said in [node.communicate(timeout=200)[0]]]

@@ -1,0 +1,86 @@
+"""A job that is told to end, or killed at any moment, goes on as if nothing had happened."""
+
+import json
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from ranks import end_ranks, run_ranks
+
+from dmpo_lightning.checkpoints import newest_readable
+
+SHARDED = ["fsdp2", "fsdp1", "zero2", "zero3"]
+STEPS = 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("ddp", "SIGTERM"), *(pytest.param(kind, "SIGUSR1", marks=pytest.mark.slow) for kind in ("ddp", *SHARDED))],
+)
+def test_after_a_signal_to_one_rank_all_save_and_leave_and_the_rest_of_the_run_is_the_same(tmp_path, kind, name):
+    adapter = "full" if kind == "zero3" else "lora"
+    whole = run_ranks("cases.one_run", 2, tmp_path / "whole", kind=kind, adapter=adapter, steps=5)
+    ended = end_ranks("cases.preempted", 2, tmp_path / "cut", kind=kind, adapter=adapter, name=name)
+    assert ended.statuses == [128 + signal.Signals[name]] * 2
+    saved = newest_readable(tmp_path / "cut")
+    assert saved is not None
+    assert saved.name == "preempted.ckpt"
+    rest = run_ranks("cases.resume", 2, tmp_path / "rest", kind=kind, adapter=adapter, saved=str(saved))
+    for before, after in zip(whole, rest, strict=True):
+        assert after["steps"] == 5
+        assert 0 < len(after["losses"]) < len(before["losses"])
+        tolerance = 0 if kind in ("ddp", "fsdp2") else 1e-6
+        assert after["losses"] == pytest.approx(before["losses"][-len(after["losses"]) :], abs=tolerance, rel=0)
+        assert after["weights"] == pytest.approx(before["weights"], abs=tolerance * 100, rel=0)
+
+
+def killed_until_done(folder: Path, kind: str, *, kills: int, seed: int) -> list[list[dict]]:
+    """Kills the job ``kills`` times at random moments, then lets it end; the last facts of each rank."""
+    moments = random.Random(seed)
+    for _ in range(kills):
+        ended = end_ranks("cases.life", 2, folder, timeout=moments.uniform(0.3, 6), kind=kind, steps=STEPS)
+        assert set(ended.statuses) <= {0, -9, 1}, ended.log(0)[-3000:]  # 1: the other rank was killed first
+        if ended.statuses == [0, 0]:
+            break
+    return run_ranks("cases.life", 2, folder, kind=kind, steps=STEPS)
+
+
+def assert_no_step_lost_or_doubled(folder: Path, whole: list[dict]) -> None:
+    """Each life starts at the step of the checkpoint it found, and each micro-batch of it has the loss that it has in
+    the run that nobody killed.
+    """
+    for rank, losses in enumerate(each["losses"] for each in whole):
+        start, expected = 0, None
+        for line in (folder / f"steps{rank}.jsonl").read_text().splitlines():
+            note = json.loads(line)
+            if "from" in note:
+                start = 0 if note["from"] is None else int(note["from"].removesuffix(".ckpt").partition("=")[2])
+                expected = 2 * start  # two micro-batches per step
+                continue
+            assert note["batch"] == expected, note
+            assert note["loss"] == losses[note["batch"]], note
+            assert note["step"] == (note["batch"] + 1) // 2
+            expected += 1
+        assert expected == 2 * STEPS
+
+
+@pytest.mark.parametrize(
+    ("kind", "kills", "seed"),
+    [
+        ("ddp", 1, 1),
+        ("fsdp2", 1, 2),
+        *(
+            pytest.param(k, 10, s, marks=pytest.mark.slow)
+            for k, s in [("ddp", 3), ("ddp", 4), ("fsdp2", 5), ("zero2", 6)]
+        ),
+    ],
+)
+@pytest.mark.timeout(600)
+def test_killed_at_random_moments_no_step_is_lost_or_doubled_and_every_state_is_readable(tmp_path, kind, kills, seed):
+    whole = run_ranks("cases.one_run", 2, tmp_path / "whole", kind=kind, adapter="lora", steps=STEPS)
+    (tmp_path / "cut").mkdir()
+    last = killed_until_done(tmp_path / "cut", kind, kills=kills, seed=seed)
+    assert_no_step_lost_or_doubled(tmp_path / "cut", whole)
+    for rank in (0, 1):
+        assert last[rank]["weights"] == whole[rank]["weights"]
