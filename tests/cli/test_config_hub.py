@@ -19,7 +19,8 @@ def printed_config(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         main(["fit", *arguments, "--print_config"])
     assert stop.value.code == 0
-    return yaml.safe_load(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    return yaml.safe_load(printed[printed.index("seed_everything:") :])  # deepspeed has its say before
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

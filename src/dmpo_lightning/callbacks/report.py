@@ -73,8 +73,9 @@ class BeforeAfterReport(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds = time.perf_counter() - self._started
         self.after = self._evaluate(trainer, pl_module, [self.sampled, self.greedy])
+        directory = Path(trainer.log_dir or trainer.default_root_dir)  # on all ranks: a broadcast
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._write(trainer, pl_module)
+            self._write(directory, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         seconds = time.perf_counter() - self._started
@@ -96,9 +97,8 @@ class BeforeAfterReport(Callback):
                 metrics[name].update(module.evaluate_batch(batch, self.samplers[name]))
         return {name: found.result(name, module.completion_length).means for name, found in metrics.items()}
 
-    def _write(self, trainer: Trainer, module: LightningModule) -> None:
+    def _write(self, directory: Path, module: LightningModule) -> None:
         assert isinstance(module, DMPO)
-        directory = Path(trainer.log_dir or trainer.default_root_dir)
         directory.mkdir(parents=True, exist_ok=True)
         rollouts = module.rollouts_seen
         summary = json.dumps(self.summary(module.seed, rollouts), indent=2)

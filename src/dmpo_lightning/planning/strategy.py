@@ -33,10 +33,10 @@ def sharding_of(strategy: str | dict[str, Any], *, devices: int, nodes: int = 1)
     """
     name, options = _named(strategy)
     ranks, key = devices * nodes, name.rpartition(".")[2].lower()
-    if "deepspeed" in key:
+    if "deepspeed" in key or "zero" in key:
         return _deepspeed(key, options, ranks)
     if "modelparallel" in key or "fsdp2" in key:
-        shards = options.get("data_parallel_size", "auto")
+        shards = options.get("data_parallel_size", ranks if "fsdp2" in key else "auto")
         shards = devices if shards == "auto" else int(shards)
         return Sharding("fsdp2", shards, shards, shards) if ranks > 1 else Sharding("single device")
     if "fsdp" in key:
