@@ -63,3 +63,23 @@ def test_a_lost_rank_ends_the_others_within_the_timeout(tmp_path, kind, name):
     assert ended.statuses[0] not in (0, -9)
     assert ended.seconds[0] < 40
     assert re.search("Connection (closed|reset) by peer|[Tt]imed out|timeout", ended.log(0)), ended.log(0)[-3000:]
+
+
+REFUSED = [
+    ("fsdp2", {"quantization": "nf4"}, "`quantization` needs whole layers on each rank, but FSDP2Strategy divides"),
+        "fsdp2",
+        {"quantization": "nf4"},
+        "`quantization` needs whole layers on each rank, but FSDP2Strategy divides them",
+    ),
+    ("zero3", {"quantization": "nf4"}, "`quantization` needs whole layers on each rank, but ZeROOnCPU divides them"),
+    ("fsdp1", {"gather_for_generation": True}, "`gather_for_generation` does not work under FSDP1"),
+    ("fsdp2", {"sample_merged": True}, "`sample_merged` needs whole weights on each rank"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "options", "message"), REFUSED)
+def test_what_does_not_work_together_is_refused_before_training(tmp_path, kind, options, message):
+    ended = end_ranks("cases.one_run", 1, tmp_path, kind=kind, adapter="lora", **options)
+    assert ended.statuses == [1]
+    assert message in ended.log(0)
