@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch.distributed import distributed_c10d
 
 from dmpo_lightning.checkpoints import complete_folder, partial_name
 
@@ -81,4 +82,13 @@ class FSDP1Strategy(WholeFolders, FSDPStrategy):
 
 
 class ZeROStrategy(WholeFolders, DeepSpeedStrategy):
-    """DeepSpeed's ZeRO; see Lightning's `DeepSpeedStrategy` for the arguments."""
+    """DeepSpeed's ZeRO; see Lightning's `DeepSpeedStrategy` for the arguments. ``timeout`` holds for the process groups
+    too that DeepSpeed adds, to which it gives torch's own of half an hour.
+    """
+
+    def init_deepspeed(self) -> None:
+        """As Lightning does it."""
+        super().init_deepspeed()
+        if self._timeout is not None:
+            for group in list(distributed_c10d._world.pg_map):
+                distributed_c10d._set_pg_timeout(self._timeout, group)
