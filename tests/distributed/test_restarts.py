@@ -48,8 +48,8 @@ def kill_and_restart(folder: Path, kind: str, whole: list[dict], *, kills: int, 
             job += 1
             if kills <= 0:
                 return
-        else:  # 1: the other rank was killed first
-            assert set(ended.statuses) <= {-9, 1}
+        else:  # 1: the other rank was killed first; 0: this one had just ended
+            assert set(ended.statuses) <= {-9, 0, 1}
             assert -9 in ended.statuses, ended.log(0)[-3000:]
             kills -= 1
 
