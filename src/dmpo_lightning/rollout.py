@@ -211,6 +211,10 @@ class RolloutBuffer:
         """Forgets the rollouts; the next step collects afresh."""
         self.rollouts, self.targets, self.position = None, {}, 0
 
+    def __len__(self) -> int:
+        """Rollouts that it holds."""
+        return 0 if self.rollouts is None else len(self.rollouts)
+
     @property
     def micro_batches(self) -> int:
         """Micro-batches in one pass."""

@@ -13,6 +13,7 @@ from cpu_strategies import strategy
 from dmpo_runs import PROMPTS, TOKENIZER, Recorder, trainer
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch.distributed.fsdp._fully_shard import _fsdp_collectives, _fsdp_param_group
 
 from dmpo_lightning import (
     DMPO,
@@ -275,23 +276,33 @@ class Notes(Callback):
 
 
 def count_gathers(kind: str, *, gather: bool) -> dict:
-    """Collective operations that gather weights while one buffer is collected."""
-    calls = {"all_gather_into_tensor": 0, "allgather": 0}
-    original = torch.distributed.all_gather_into_tensor
-
-    def counted(*arguments, **options):
-        calls["all_gather_into_tensor"] += 1
-        return original(*arguments, **options)
-
-    torch.distributed.all_gather_into_tensor = counted
+    """Collective operations that gather weights while each buffer is collected."""
+    calls, counts = [], []
+    for name in ("all_gather_into_tensor", "_allgather_base", "all_gather_into_tensor_coalesced"):
+        count_calls(torch.distributed, name, calls)
+    if kind == "fsdp2":
+        count_calls(_fsdp_collectives, "foreach_all_gather", calls)
+        count_calls(_fsdp_param_group, "foreach_all_gather", calls)
     dmpo = module("full", gather_for_generation=gather)
-    collect, seen = dmpo._collect, []
+    collect = dmpo._collect
 
     def collecting(batch):
-        before = calls["all_gather_into_tensor"]
+        before = len(calls)
         collect(batch)
-        seen.append(calls["all_gather_into_tensor"] - before)
+        counts.append(len(calls) - before)
 
     dmpo._collect = collecting
     _, record = fit(kind, dmpo, "run", steps=3)
-    return {"gathers": seen, "losses": record.losses}
+    return {"gathers": counts, "losses": record.losses}
+
+
+def count_calls(owner, name: str, calls: list[str]) -> None:
+    original = getattr(owner, name, None)
+    if original is None:
+        return
+
+    def counted(*arguments, **options):
+        calls.append(name)
+        return original(*arguments, **options)
+
+    setattr(owner, name, counted)

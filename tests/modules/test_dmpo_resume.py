@@ -1,11 +1,13 @@
 """A resumed run equals the uninterrupted one, bit for bit."""
 
+import random
+
 import pytest
 import torch
 from dmpo_runs import Recorder, loader, module, trainer, weights
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from dmpo_lightning import WDCE, WDDO, RandomOrderSampler, TrajectoryEstimator
+from dmpo_lightning import WDCE, WDDO, LoRA, RandomOrderSampler, TrajectoryEstimator
 
 OBJECTIVES = {
     "negative": {"objective": WDCE(reward_temperature=0.1, replicates=2)},
@@ -68,3 +70,42 @@ def test_a_refreshed_reference_survives_a_resume(tmp_path):
         reference["model.transformer.ff_out.weight"],
         module().policy.model.state_dict()["model.transformer.ff_out.weight"],
     )
+
+
+@pytest.mark.parametrize("batch", range(14))
+def test_a_checkpoint_between_two_optimizer_steps_continues_exactly(tmp_path, batch):
+    """At any micro-batch: accumulated gradients are in no checkpoint, so the step is begun again; 12 batches an epoch
+    and 4 a buffer.
+    """
+    flags = {"max_steps": 8, "accumulate_grad_batches": 2}
+    options = {"adapter": LoRA(r=2, alpha=4, dropout=0.3), "reward": drawing_reward}
+    whole, record = module(**options), Recorder()
+    seed_all()
+    trainer(tmp_path, callbacks=[record, SaveAt(batch, tmp_path / "a.ckpt")], **flags).fit(whole, loader())
+    resumed, rest = module(**options), Recorder()
+    run = trainer(tmp_path, callbacks=[rest], **flags)
+    run.fit(resumed, loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert rest.losses == record.losses[(batch + 1) // 2 * 2 :]
+    assert run.global_step == 8
+    assert torch.equal(weights(resumed), weights(whole))
+    assert (resumed.buffers_collected, resumed.rollouts_seen) == (whole.buffers_collected, whole.rollouts_seen)
+
+
+class SaveAt(Callback):
+    """At the end of the training batch of this number, over all epochs."""
+
+    def __init__(self, number, path):
+        self.number, self.path = number, path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.fit_loop.total_batch_idx == self.number:
+            trainer.save_checkpoint(self.path)
+
+
+def drawing_reward(example, completion):
+    return sum(character.isdigit() for character in completion) / 8 + random.random() / 4
+
+
+def seed_all():
+    random.seed(0)
+    torch.manual_seed(0)

@@ -22,6 +22,7 @@ class SavePretrained(Callback):
         if not isinstance(pl_module, PolicyModule):
             return
         policy = pl_module.policy
-        weights = whole_weights(policy.model, trainable_only=policy.has_adapters)  # all ranks together
-        if trainer.is_global_zero:
+        first = trainer.is_global_zero
+        weights = whole_weights(policy.model, trainable_only=policy.has_adapters, keep=first)  # all ranks together
+        if first:
             save_policy(policy.model, policy.tokenizer, weights, self.directory)

@@ -68,24 +68,25 @@ def copy_within(model: nn.Module, names: Mapping[str, str]) -> None:
 
 
 @torch.no_grad()
-def whole_weights(model: nn.Module, *, trainable_only: bool = True) -> dict[str, Tensor]:
-    """Copies of the whole weights on the CPU, by `plain_name`, on every rank."""
+def whole_weights(model: nn.Module, *, trainable_only: bool = True, keep: bool = True) -> dict[str, Tensor]:
+    """Copies of the whole weights on the CPU, by `plain_name`; empty on ranks that do not ``keep`` them, but call."""
     wanted = {id(p): plain_name(n) for n, p in model.named_parameters() if p.requires_grad or not trainable_only}
     found: dict[str, Tensor] = {}
 
-    def keep(parameters: Iterable[nn.Parameter]) -> None:
+    def collect(parameters: Iterable[nn.Parameter]) -> None:
         for parameter in parameters:
             if id(parameter) in wanted:
                 with _gathered_zero3([parameter]):
                     whole: Any = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-                    found[wanted[id(parameter)]] = whole.detach().cpu().clone()
+                    if keep:
+                        found[wanted[id(parameter)]] = whole.detach().cpu().clone()
 
     if not _fsdp1_units(model):
-        keep(model.parameters())
+        collect(model.parameters())
     for unit in _fsdp1_units(model):
         with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
-            keep(_own_parameters(unit))
-    return {name: found[name] for name in wanted.values()}
+            collect(_own_parameters(unit))
+    return {name: found[name] for name in wanted.values() if name in found}
 
 
 @contextmanager
@@ -99,6 +100,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
     units = [module for module in model.modules() if isinstance(module, FSDPModule)]
     with ExitStack() as stack:
         stack.enter_context(_gathered_zero3(model.parameters()))
+        stack.enter_context(_kept_zero3(model.parameters()))
         for unit in units:
             unit.set_reshard_after_forward(False, recurse=False)
             unit.unshard()
@@ -140,6 +142,20 @@ def _gathered_zero3(parameters: Iterable[nn.Parameter]) -> Any:
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(divided)
+
+
+@contextmanager
+def _kept_zero3(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside, ZeRO-3 does not divide weights again behind a layer that has used them."""
+    divided: list[Any] = [parameter for parameter in parameters if hasattr(parameter, "ds_tensor")]
+    released = [parameter for parameter in divided if not parameter.is_external_param]
+    for parameter in released:
+        parameter.is_external_param = True
+    try:
+        yield
+    finally:
+        for parameter in released:
+            parameter.is_external_param = False
 
 
 def _fsdp1_units(model: nn.Module) -> list[FullyShardedDataParallel]:

@@ -21,6 +21,7 @@ from dmpo_lightning.modules.batches import accumulations, run_length
 from dmpo_lightning.modules.evaluated import EvaluatedBatch
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.modules.metrics import means_over_ranks
+from dmpo_lightning.modules.open_step import OpenStep, rewind_loops
 from dmpo_lightning.modules.options import SchedulerFactory
 from dmpo_lightning.modules.restart import gather_ranks, generator_states, restore_generators
 from dmpo_lightning.modules.skipped_steps import SkippedSteps, gradients_are_finite
@@ -182,6 +183,7 @@ class DMPO(EvaluationModule):
         self.skipped_steps, self._last_step = SkippedSteps(max_skipped_steps), 0
         self.gather_for_generation = gather_for_generation
         self._generators: dict[str, Any] | None = None
+        self._open_step: OpenStep | None = None
 
     def configure_model(self) -> None:
         """As `PolicyModule` does it, with room for the reference's own adapter, which cannot be added later."""
@@ -268,6 +270,7 @@ class DMPO(EvaluationModule):
             self.buffer.clear()  # `limit_train_batches` may have cut the last epoch in the middle of a buffer
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+        self._note_open_step()
         if self.buffer.needs_rollouts:
             self._collect(batch)
         iteration, rows = self.buffer.advance()
@@ -286,6 +289,11 @@ class DMPO(EvaluationModule):
         self.log("train/loss", loss, batch_size=self.micro_batch_size)
         self.log_dict(diagnostics, batch_size=self.micro_batch_size)
         return loss
+
+    def _note_open_step(self) -> None:
+        if self._open_step is None or self._open_step.step != self.trainer.global_step:
+            self._open_step = OpenStep(self.trainer.global_step, generator_states(), self.buffer.needs_rollouts)
+        self._open_step.micro_batches += 1
 
     def _collect(self, prompts: PromptBatch) -> None:
         interval = self.reference_refresh_interval
@@ -402,14 +410,22 @@ class DMPO(EvaluationModule):
         self.log("reward/mean", means["reward/total"], prog_bar=True, logger=False, batch_size=len(scores.total))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The counters, and every rank's buffer and generators."""
+        """The counters, and every rank's buffer and generators (only dropout draws from those); all as they were after
+        the last optimizer step.
+        """
         super().on_save_checkpoint(checkpoint)
+        buffer, generators, collected = self.buffer.state_dict(), generator_states(), 0
+        now = self._open_step
+        if now is not None and now.step == self.trainer.global_step:
+            rewind_loops(checkpoint["loops"], now.micro_batches)
+            generators, collected = now.generators, int(now.collected)
+            buffer = {"position": 0} if now.collected else buffer | {"position": buffer["position"] - now.micro_batches}
         checkpoint["dmpo"] = {
-            "buffers_collected": self.buffers_collected,
-            "rollouts_seen": self.rollouts_seen,
+            "buffers_collected": self.buffers_collected - collected,
+            "rollouts_seen": self.rollouts_seen - collected * len(self.buffer) * self.trainer.world_size,
             "skipped_steps": self.skipped_steps.total,
             "layout": self._layout,
-            "ranks": gather_ranks({"buffer": self.buffer.state_dict(), "generators": generator_states()}),
+            "ranks": gather_ranks({"buffer": buffer, "generators": generators}),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -417,6 +433,7 @@ class DMPO(EvaluationModule):
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["dmpo"]
         self.buffers_collected, self.rollouts_seen = state["buffers_collected"], state["rollouts_seen"]
+        self._open_step = None
         self.skipped_steps.total, self._last_step = state.get("skipped_steps", 0), checkpoint["global_step"]
         if state["layout"] != self._layout:
             self.buffer.clear()
