@@ -25,7 +25,9 @@ def complete_folder(partial: Path, target: Path) -> None:
     if partial.is_dir():
         sizes = {str(path.relative_to(partial)): path.stat().st_size for path in _files(partial)}
         (partial / SIZES).write_text(json.dumps(sizes))
-        _flush(partial)
+    _flush(partial)
+    if target.is_symlink() or (target.is_file() and partial.is_dir()):
+        target.unlink()
     old = target.with_name(f"{target.name}.old")
     if target.is_dir():  # a folder cannot be replaced at once: for a moment only `old` is there
         shutil.rmtree(old, ignore_errors=True)
@@ -36,7 +38,7 @@ def complete_folder(partial: Path, target: Path) -> None:
 
 def _flush(folder: Path) -> None:
     """Has the machine write out what it still holds in memory."""
-    for path in _files(folder):
+    for path in _files(folder) if folder.is_dir() else [folder]:
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
@@ -51,7 +53,7 @@ def newest_readable(root: Path) -> Path | None:
     Also looks at ``*.ckpt.old``, which is left where a job was killed while a folder was being replaced.
     """
     found = [*root.rglob("*.ckpt"), *root.rglob("*.ckpt.old")]
-    for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    for path in sorted(filter(Path.exists, found), key=lambda path: path.stat().st_mtime_ns, reverse=True):
         problem = why_unreadable(path)
         if problem is None:
             return path

@@ -13,7 +13,7 @@ from dmpo_lightning.models.head import log_probs_of
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.models.loading import TokenFacts, token_facts
 from dmpo_lightning.models.merging import MergedCopy
-from dmpo_lightning.models.sharding import check_gatherable, copy_weights, copy_within, gathered, plain_name
+from dmpo_lightning.models.sharding import check_gatherable, copy_weights, copy_within, gathered, is_zero3, plain_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -296,12 +296,15 @@ class Policy(nn.Module):
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Inside, every rank holds all weights, of the reference too, and runs its forwards by itself."""
+        """Inside, every rank holds all weights, of the reference too, and runs its forwards by itself; but together
+        under ZeRO-3, which compares what its ranks have run.
+        """
         with ExitStack() as stack:
             for model in filter(None, (self.model, self.reference_model)):
                 stack.enter_context(gathered(model))
-            together, self.anywhere = self.anywhere, bool
-            self.holds_all_weights = True
+            together = self.anywhere
+            if not is_zero3(self.model):
+                self.anywhere, self.holds_all_weights = bool, True
             try:
                 yield
             finally:

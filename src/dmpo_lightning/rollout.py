@@ -233,10 +233,11 @@ class RolloutBuffer:
         return iteration, slice(number * self.micro_batch_size, (number + 1) * self.micro_batch_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and primitives only."""
+        """Tensors on the CPU, and primitives."""
         if self.rollouts is None:
             return {"position": 0}
-        return {"position": self.position, "rollouts": dict(vars(self.rollouts)), "targets": self.targets}
+        state = {"position": self.position, "rollouts": dict(vars(self.rollouts)), "targets": self.targets}
+        return _move(state, torch.device("cpu"))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken."""

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import strategies
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch.distributed import distributed_c10d
 
@@ -29,6 +30,10 @@ class WholeFolders:
         if self.is_global_zero:
             complete_folder(partial_name(target), target)
         self.barrier()
+
+
+class DDPStrategy(WholeFolders, strategies.DDPStrategy):
+    """Lightning's, whose files it would copy from the node's own temporary folder over the old ones."""
 
 
 class FSDP2Strategy(WholeFolders, ModelParallelStrategy):

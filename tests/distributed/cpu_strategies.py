@@ -6,9 +6,9 @@ from datetime import timedelta
 
 import torch
 from lightning.fabric.utilities.seed import reset_seed
-from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
+from lightning.pytorch.strategies import ParallelStrategy
 
-from dmpo_lightning.strategies import FSDP1Strategy, FSDP2Strategy, ZeROStrategy
+from dmpo_lightning.strategies import DDPStrategy, FSDP1Strategy, FSDP2Strategy, ZeROStrategy
 
 KINDS = ("ddp", "fsdp2", "fsdp2_full", "fsdp1", "zero2", "zero3")
 

@@ -96,6 +96,26 @@ def test_checkpoints_grow_with_the_adapter_and_hold_no_base(tmp_path, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
+def test_samplers_that_end_early_on_one_rank_sample_from_gathered_weights(tmp_path, kind):
+    case = {"adapter": "full", "sampler": "threshold", "steps": 5}
+    found = run_ranks("cases.one_run", 2, tmp_path / kind, kind=kind, gather_for_generation=True, **case)
+    expected = run_ranks("cases.one_run", 2, tmp_path / "ddp", kind="ddp", **case)
+    for rank in (0, 1):
+        assert found[rank]["losses"] == pytest.approx(expected[rank]["losses"], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2", "zero2", "zero3"])
+def test_a_base_in_bfloat16_trains_under_lora(tmp_path, kind):
+    """PEFT makes float32 adapters for it."""
+    case = {"adapter": "lora", "dtype": "bfloat16", "steps": 3, "flags": {"precision": "bf16-true"}}
+    first, second = run_ranks("cases.one_run", 2, tmp_path, kind=kind, **case)
+    assert first["steps"] == 3
+    assert first["weights"] == second["weights"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
 def test_gathering_once_per_buffer_saves_most_gathers_and_changes_nothing(tmp_path, kind):
     once, often = (
         run_ranks("cases.count_gathers", 2, tmp_path / str(gather), kind=kind, gather=gather)[0]

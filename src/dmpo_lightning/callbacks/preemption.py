@@ -63,6 +63,7 @@ class Preemption(Callback):
         rank_zero_info(f"Saved to {path} after signal {received}, at optimizer step {trainer.global_step}.")
         if trainer.is_global_zero:
             _requeue(trainer, received)
+        trainer.strategy.barrier()  # srun may end a job at the first exit, before it was requeued
         raise SystemExit(128 + received)
 
     def _path(self, trainer: Trainer) -> str:

@@ -47,7 +47,7 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
     _reshard(source)
     _reshard(target)
     for own, other in zip(source.parameters(), target.parameters(), strict=True):
-        own_part(other).copy_(own_part(own))
+        write_part(other, own_part(own))
 
 
 @torch.no_grad()
@@ -58,7 +58,7 @@ def copy_within(model: nn.Module, names: Mapping[str, str]) -> None:
     pairs = {id(weights[own]): (weights[own], weights[other]) for own, other in names.items()}
     if not _fsdp1_units(model):
         for own, other in pairs.values():
-            own_part(other).copy_(own_part(own))
+            write_part(other, own_part(own))
     for unit in _fsdp1_units(model):  # a unit is divided as a whole, so that parts of two weights do not correspond
         with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=True):
             for parameter in _own_parameters(unit):
@@ -70,6 +70,7 @@ def copy_within(model: nn.Module, names: Mapping[str, str]) -> None:
 @torch.no_grad()
 def whole_weights(model: nn.Module, *, trainable_only: bool = True, keep: bool = True) -> dict[str, Tensor]:
     """Copies of the whole weights on the CPU, by `plain_name`; empty on ranks that do not ``keep`` them, but call."""
+    _reshard(model)
     wanted = {id(p): plain_name(n) for n, p in model.named_parameters() if p.requires_grad or not trainable_only}
     found: dict[str, Tensor] = {}
 
@@ -126,6 +127,18 @@ def check_gatherable(model: nn.Module) -> None:
 def own_part(parameter: Any) -> Any:
     """What this rank holds of a parameter that ZeRO-3 divided, and of any other the parameter."""
     return getattr(parameter, "ds_tensor", parameter)
+
+
+def write_part(parameter: Any, value: Tensor) -> None:
+    """Writes `own_part`. ZeRO-3 keeps small weights gathered, which then must be gathered again."""
+    own_part(parameter).copy_(value)
+    if hasattr(parameter, "ds_tensor") and parameter.ds_status.name == "AVAILABLE":
+        parameter.partition(has_been_updated=False)
+
+
+def is_zero3(model: nn.Module) -> bool:
+    """Whether ZeRO-3 has divided the weights."""
+    return any(hasattr(parameter, "ds_tensor") for parameter in model.parameters())
 
 
 def _reshard(model: nn.Module) -> None:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from dmpo_lightning.models import building
 from dmpo_lightning.models.loading import Quantization, load_tokenizer
 from dmpo_lightning.models.lora import LoRA
-from dmpo_lightning.models.sharding import own_part, plain_name, shard_fsdp2, wrap_fsdp1
+from dmpo_lightning.models.sharding import own_part, plain_name, shard_fsdp2, wrap_fsdp1, write_part
 from dmpo_lightning.modules.lock_step import LockStep
 from dmpo_lightning.modules.options import Options, SchedulerFactory, configured_options, take_over
 from dmpo_lightning.policy import Policy
@@ -107,6 +107,7 @@ class PolicyModule(LightningModule):
             for model in filter(None, (self.policy.model, self.policy.reference_model)):
                 shard_fsdp2(model, mesh, half_precision=half)
         elif isinstance(strategy, FSDPStrategy):
+            strategy.precision_plugin.convert_module(self.policy)  # a unit has one dtype
             self.policy.model = wrap_fsdp1(self.policy.model)
             if self.policy.reference_model is not None:
                 self.policy.reference_model = wrap_fsdp1(self.policy.reference_model)
@@ -235,7 +236,7 @@ class PolicyModule(LightningModule):
     def _put_reference(self, parts: dict[str, Tensor]) -> None:
         weights = dict(self.policy.named_parameters())
         for name, part in parts.items():
-            own_part(weights[name]).copy_(part)
+            write_part(weights[name], part)
 
 
 def divides_weights(strategy: Any) -> bool:

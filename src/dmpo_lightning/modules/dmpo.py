@@ -424,6 +424,7 @@ class DMPO(EvaluationModule):
             "buffers_collected": self.buffers_collected - collected,
             "rollouts_seen": self.rollouts_seen - collected * len(self.buffer) * self.trainer.world_size,
             "skipped_steps": self.skipped_steps.total,
+            "skipped_in_a_row": self.skipped_steps.in_a_row,
             "layout": self._layout,
             "ranks": gather_ranks({"buffer": buffer, "generators": generators}),
         }
@@ -435,6 +436,7 @@ class DMPO(EvaluationModule):
         self.buffers_collected, self.rollouts_seen = state["buffers_collected"], state["rollouts_seen"]
         self._open_step = None
         self.skipped_steps.total, self._last_step = state.get("skipped_steps", 0), checkpoint["global_step"]
+        self.skipped_steps.in_a_row = state.get("skipped_in_a_row", 0)
         if state["layout"] != self._layout:
             self.buffer.clear()
             rank_zero_warn(
