@@ -71,7 +71,7 @@ def test_gsm8k_trains_validates_checkpoints_and_resumes_on_a_small_model(test_da
     ]
     assert main(["fit", "--config", "gsm8k", *small, "--trainer.max_steps=3"]) == 0
     checkpoint = next(tmp_path.rglob("last.ckpt"))
-    assert torch.load(checkpoint, weights_only=True)["global_step"] == 2  # the last validation
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 3  # the end, not the last validation
     assert main(["fit", "--config", "gsm8k", *small, "--trainer.max_steps=5", f"--ckpt_path={checkpoint}"]) == 0
     assert len(list(tmp_path.rglob("events*"))) == 2
 

@@ -97,7 +97,7 @@ def test_checkpoints_grow_with_the_adapter_and_hold_no_base(tmp_path, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
 def test_samplers_that_end_early_on_one_rank_sample_from_gathered_weights(tmp_path, kind):
-    case = {"adapter": "full", "sampler": "threshold", "steps": 5}
+    case = {"adapter": "full", "sampler": "threshold", "steps": 3}
     found = run_ranks("cases.one_run", 2, tmp_path / kind, kind=kind, gather_for_generation=True, **case)
     expected = run_ranks("cases.one_run", 2, tmp_path / "ddp", kind="ddp", **case)
     for rank in (0, 1):
