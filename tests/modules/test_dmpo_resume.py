@@ -91,6 +91,15 @@ def test_a_checkpoint_between_two_optimizer_steps_continues_exactly(tmp_path, ba
     assert (resumed.buffers_collected, resumed.rollouts_seen) == (whole.buffers_collected, whole.rollouts_seen)
 
 
+def test_a_second_fit_of_a_module_counts_its_own_micro_batches(tmp_path):
+    dmpo = module()
+    trainer(tmp_path, max_steps=1, accumulate_grad_batches=2).fit(dmpo, loader())
+    again = trainer(tmp_path, max_steps=1, accumulate_grad_batches=2, callbacks=[SaveAt(0, tmp_path / "a.ckpt")])
+    again.fit(dmpo, loader())
+    progress = torch.load(tmp_path / "a.ckpt", weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    assert progress["current"]["ready"] == progress["total"]["ready"] == 0
+
+
 class SaveAt(Callback):
     """At the end of the training batch of this number, over all epochs."""
 

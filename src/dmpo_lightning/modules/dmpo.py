@@ -180,10 +180,11 @@ class DMPO(EvaluationModule):
         self.buffer = RolloutBuffer(num_iterations=num_iterations, micro_batch_size=micro_batch_size)
         self.buffers_collected = 0
         self.rollouts_seen = 0
-        self.skipped_steps, self._last_step = SkippedSteps(max_skipped_steps), 0
+        self.skipped_steps = SkippedSteps(max_skipped_steps)
         self.gather_for_generation = gather_for_generation
         self._generators: dict[str, Any] | None = None
         self._open_step: OpenStep | None = None
+        self._last_step = 0
 
     def configure_model(self) -> None:
         """As `PolicyModule` does it, with room for the reference's own adapter, which cannot be added later."""
@@ -243,6 +244,7 @@ class DMPO(EvaluationModule):
     def on_train_start(self) -> None:
         """Says what the run consists of. A buffer restored from a checkpoint was read on the CPU."""
         super().on_train_start()
+        self._open_step, self._last_step = None, self.trainer.global_step
         self.buffer.to(self.device)
         self._say_run_length(self.trainer.train_dataloader)
 
@@ -291,6 +293,8 @@ class DMPO(EvaluationModule):
         return loss
 
     def _note_open_step(self) -> None:
+        if self.trainer.accumulate_grad_batches == 1:
+            return  # each batch ends with a step
         if self._open_step is None or self._open_step.step != self.trainer.global_step:
             self._open_step = OpenStep(self.trainer.global_step, generator_states(), self.buffer.needs_rollouts)
         self._open_step.micro_batches += 1
@@ -434,8 +438,7 @@ class DMPO(EvaluationModule):
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["dmpo"]
         self.buffers_collected, self.rollouts_seen = state["buffers_collected"], state["rollouts_seen"]
-        self._open_step = None
-        self.skipped_steps.total, self._last_step = state.get("skipped_steps", 0), checkpoint["global_step"]
+        self.skipped_steps.total = state.get("skipped_steps", 0)
         self.skipped_steps.in_a_row = state.get("skipped_in_a_row", 0)
         if state["layout"] != self._layout:
             self.buffer.clear()
