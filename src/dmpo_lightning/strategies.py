@@ -1,4 +1,4 @@
-"""Lightning's sharding strategies with checkpoint folders that are written beside the old ones and take their place
+"""Lightning's strategies with checkpoints, files or folders, that are written beside the old ones and take their place
 when they are complete.
 """
 

@@ -1,9 +1,4 @@
-"""Run by one or two processes: tests the embedded model on so many puzzles in batches of 3; every rank writes what it
-saw as JSON.
-"""
-
-import json
-import sys
+"""Run by one or two processes: tests the embedded model on so many puzzles in batches of 3."""
 
 import torch
 from dmpo_runs import trainer
@@ -12,14 +7,14 @@ from lightning.pytorch.strategies import DDPStrategy
 from dmpo_lightning import DMPO, WDCE, CompletionWriter, ConfidenceSampler, EvaluationReport, SudokuDataModule
 
 
-def main(processes: str, puzzles: str, output: str) -> None:
+def main(processes: int, puzzles: int, output: str) -> dict:
     torch.set_num_threads(1)
     data = SudokuDataModule(
         tokenizer="sudoku_tiny",
         prompts_per_buffer=1,
         evaluation_batch_size=3,
         blanks=(8, 12),
-        sizes={"test": int(puzzles)},
+        sizes={"test": puzzles},
         verifier="published",
         prompt_template="{puzzle}",
     )
@@ -32,15 +27,9 @@ def main(processes: str, puzzles: str, output: str) -> None:
         micro_batch_size=4,
         completions_per_prompt=4,
     )
-    strategy = DDPStrategy(process_group_backend="gloo") if processes == "2" else "auto"
-    run = trainer(output, devices=int(processes), strategy=strategy, callbacks=[CompletionWriter(), EvaluationReport()])
+    strategy = DDPStrategy(process_group_backend="gloo") if processes == 2 else "auto"
+    run = trainer(output, devices=processes, strategy=strategy, callbacks=[CompletionWriter(), EvaluationReport()])
     run.test(module, data, verbose=False)
     (result,) = module.results
     logged = {name: float(value) for name, value in run.callback_metrics.items()}
-    facts = {"prompts": result.prompts, "means": result.means, "logged": logged}
-    with open(f"{output}/rank{run.global_rank}.json", "w") as file:
-        json.dump(facts, file)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    return {"prompts": result.prompts, "means": result.means, "logged": logged}

@@ -3,43 +3,22 @@ filler alone, 2 prompts leave it without any.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import evaluation_run
 import pytest
+from ranks import run_ranks
 
 from dmpo_lightning.scoring import make_task, score_file
-
-HERE = Path(__file__).parent
 
 
 def launch(processes: int, puzzles: int, folder: Path) -> list[dict]:
     """What each rank of `evaluation_run.py` saw; a single one runs in this process."""
     folder.mkdir()
+    case = {"processes": processes, "puzzles": puzzles, "output": str(folder)}
     if processes == 1:
-        evaluation_run.main("1", str(puzzles), str(folder))
-    else:
-        run_two_processes(puzzles, folder)
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
-
-
-def run_two_processes(puzzles: int, folder: Path) -> None:
-    paths = [str(HERE.parent), str(HERE.parent / "modules"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launcher, evaluation_run.__file__, "2", str(puzzles), str(folder)],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
-    (folder / "printed").write_text(done.stdout)
+        return [evaluation_run.main(**case)]
+    return run_ranks("evaluation_run.main", processes, folder, **case)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +62,7 @@ def test_the_merged_file_scores_to_the_accuracy_that_was_reported(ranks):
 
 
 def test_the_table_is_printed_once(ranks):
-    assert (ranks[2][0] / "printed").read_text().count("Sudoku/sampled") == 1
+    assert "".join((ranks[2][0] / f"rank{rank}.log").read_text() for rank in (0, 1)).count("Sudoku/sampled") == 1
     assert json.loads((ranks[2][0] / "evaluation.json").read_text())["n"] == 7
 
 

@@ -138,7 +138,7 @@ def write_part(parameter: Any, value: Tensor) -> None:
 
 def is_zero3(model: nn.Module) -> bool:
     """Whether ZeRO-3 has divided the weights."""
-    return any(hasattr(parameter, "ds_tensor") for parameter in model.parameters())
+    return bool(_divided_by_zero3(model.parameters()))
 
 
 def _reshard(model: nn.Module) -> None:
@@ -148,8 +148,12 @@ def _reshard(model: nn.Module) -> None:
             module.reshard()
 
 
+def _divided_by_zero3(parameters: Iterable[nn.Parameter]) -> list[Any]:
+    return [parameter for parameter in parameters if hasattr(parameter, "ds_tensor")]
+
+
 def _gathered_zero3(parameters: Iterable[nn.Parameter]) -> Any:
-    divided = [parameter for parameter in parameters if hasattr(parameter, "ds_tensor")]
+    divided = _divided_by_zero3(parameters)
     if not divided:
         return nullcontext()
     import deepspeed
@@ -160,8 +164,7 @@ def _gathered_zero3(parameters: Iterable[nn.Parameter]) -> Any:
 @contextmanager
 def _kept_zero3(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Inside, ZeRO-3 does not divide weights again behind a layer that has used them."""
-    divided: list[Any] = [parameter for parameter in parameters if hasattr(parameter, "ds_tensor")]
-    released = [parameter for parameter in divided if not parameter.is_external_param]
+    released = [parameter for parameter in _divided_by_zero3(parameters) if not parameter.is_external_param]
     for parameter in released:
         parameter.is_external_param = True
     try:

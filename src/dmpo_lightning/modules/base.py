@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from dmpo_lightning.models import building
 from dmpo_lightning.models.loading import Quantization, load_tokenizer
 from dmpo_lightning.models.lora import LoRA
-from dmpo_lightning.models.sharding import own_part, plain_name, shard_fsdp2, wrap_fsdp1, write_part
+from dmpo_lightning.models.sharding import is_zero3, own_part, plain_name, shard_fsdp2, wrap_fsdp1, write_part
 from dmpo_lightning.modules.lock_step import LockStep
 from dmpo_lightning.modules.options import Options, SchedulerFactory, configured_options, take_over
 from dmpo_lightning.policy import Policy
@@ -211,8 +211,7 @@ class PolicyModule(LightningModule):
         checkpoint["reference_is_refreshed"] = self.policy.reference_is_refreshed
         checkpoint["policy_source"] = self.source
         checkpoint["options"] = self._options
-        strategy = self.trainer.strategy
-        if isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3 and self._keeps_reference:
+        if self._keeps_reference and is_zero3(self.policy):
             checkpoint[REFERENCE_PARTS] = self._reference_parts()
 
     @property
