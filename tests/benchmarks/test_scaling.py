@@ -36,6 +36,7 @@ def test_a_rank_that_fails_ends_the_benchmark_with_what_it_printed():
         scaling.measure(broken, TINY, repeats=1)
 
 
+@pytest.mark.slow
 def test_two_ranks_of_fsdp2_gather_the_weights_of_four_blocks_and_the_rest_and_a_line_says_so(tmp_path):
     """Once for sampling and scoring; then for each of 4 micro-batches, blocks in its backward pass too."""
     setup = scaling.Setup("fsdp2", "lora", gather=True, ranks=2)

@@ -14,8 +14,9 @@ from dmpo_lightning.checkpoints import newest_readable
 FLAGS = {"num_nodes": 2, "devices": 1}
 
 
-@pytest.mark.parametrize("environment", ["slurm nodes", pytest.param("torchrun nodes", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", ["ddp", *(pytest.param(k, marks=pytest.mark.slow) for k in ("fsdp2", "zero2"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", ["slurm nodes", "torchrun nodes"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero2"])
 def test_two_nodes_have_the_losses_of_two_local_ranks(tmp_path, environment, kind):
     case = {"kind": kind, "adapter": "lora", "steps": 3}
     local = run_ranks("cases.one_run", 2, tmp_path / "local", **case)

@@ -35,7 +35,14 @@ def test_without_accumulation_no_gradient_is_held_while_logits_are_at_their_larg
     assert abs(error(size, accumulation=1)) < 0.02
 
 
-@pytest.mark.parametrize("changes", [{"dtype": "bfloat16"}, {"precision": "bf16-mixed"}, {"precision": "bf16-true"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": "bfloat16"},
+        pytest.param({"precision": "bf16-mixed"}, marks=pytest.mark.slow),
+        {"precision": "bf16-true"},
+    ],
+)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_half_precision_is_predicted(changes, checkpointing):
     tolerance = WITHIN if checkpointing else 0.02
@@ -46,7 +53,12 @@ def test_half_precision_is_predicted(changes, checkpointing):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "precision": "bf16-mixed"}, {"precision": "bf16-true"}],
+    [
+        {},
+        {"dtype": "bfloat16"},
+        pytest.param({"dtype": "bfloat16", "precision": "bf16-mixed"}, marks=pytest.mark.slow),
+        {"precision": "bf16-true"},
+    ],
     ids=["float32", "bfloat16", "bf16-mixed", "bf16-true"],
 )
 def test_lora_is_predicted(changes, checkpointing, adapter):
@@ -86,7 +98,10 @@ def test_dream_is_predicted(checkpointing):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("precision", [None, "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize(
+    "precision",
+    [pytest.param(None, marks=pytest.mark.slow), pytest.param("bf16-mixed", marks=pytest.mark.slow), "bf16-true"],
+)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_four_bit_bases_are_predicted(precision, checkpointing, tmp_path):
     pytest.importorskip("bitsandbytes")
@@ -110,7 +125,7 @@ def test_four_bit_bases_are_predicted(precision, checkpointing, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("size", ["small", "large"])
-@pytest.mark.parametrize("temperature", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(0.2, marks=pytest.mark.slow), 1.0])
 def test_sampling_and_scoring_are_predicted(size, dtype, temperature):
     config, settings = small_config(size), small_settings(dtype=dtype)
     rollouts = {"group_size": ROWS, "sampler_steps": LENGTH, "sampled_places": 16, "temperature": temperature}
