@@ -47,12 +47,12 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def newest_readable(root: Path) -> Path | None:
-    """The newest ``*.ckpt`` below a folder that can be read; those that cannot are logged. None if there is none.
+def newest_readable(*folders: Path) -> Path | None:
+    """The newest ``*.ckpt`` below some folders that can be read; those that cannot are logged. None if there is none.
 
     Also looks at ``*.ckpt.old``, which is left where a job was killed while a folder was being replaced.
     """
-    found = [*root.rglob("*.ckpt"), *root.rglob("*.ckpt.old")]
+    found = {path for folder in folders for name in ("*.ckpt", "*.ckpt.old") for path in folder.rglob(name)}
     for path in sorted(filter(Path.exists, found), key=lambda path: path.stat().st_mtime_ns, reverse=True):
         problem = why_unreadable(path)
         if problem is None:

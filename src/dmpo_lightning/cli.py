@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -67,12 +68,8 @@ class DMPOCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """One seed for everything: the model takes `seed_everything` unless it was given its own. And ``last`` is the
-        newest checkpoint of all runs of that name, so that a requeued job needs no other command.
-        """
+        """One seed for everything: the model takes `seed_everything` unless it was given its own."""
         config = self.config.get(self.subcommand, self.config)
-        if config.get("ckpt_path") == "last":
-            config["ckpt_path"] = _newest_checkpoint(config.trainer)
         options = config.model.init_args if config.model else None
         if options is not None and options.get("seed", 0) is None:
             options["seed"] = config.seed_everything
@@ -93,6 +90,14 @@ class DMPOCLI(LightningCLI):
                 callbacks.append(kind())
         return trainer
 
+    def before_fit(self) -> None:
+        """``last`` is the newest checkpoint of all runs of that name, so that a requeued job needs no other command."""
+        options = self.config_init[self.subcommand]
+        if options.get("ckpt_path") == "last":
+            options["ckpt_path"] = newest_checkpoint(self.trainer)
+
+    before_validate = before_test = before_predict = before_fit
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning does it, without its warning that arguments are passed in: the entry point always passes
         them.
@@ -101,14 +106,25 @@ class DMPOCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
 
-def _newest_checkpoint(trainer: Any) -> str | None:
-    """Below the logger's folder, else the Trainer's; None, said, where there is none yet."""
-    logger = trainer.get("logger")
-    options = {} if not logger or isinstance(logger, bool | list) else logger.get("init_args", {})
-    root = Path(options.get("save_dir") or trainer.get("default_root_dir") or ".") / (options.get("name") or "")
-    found = newest_readable(root)
-    rank_zero_info(f"No checkpoint below {root}: starts afresh." if found is None else f"Continues from {found}.")
-    return None if found is None else str(found)
+def newest_checkpoint(trainer: Trainer) -> str | None:
+    """The newest readable one of all runs of that name, and in the folders of each `ModelCheckpoint`; None, said, where
+    there is none yet. Rank 0 decides for all, because others may not see yet what it sees.
+    """
+    strategy: Any = trainer.strategy
+    if trainer.world_size == 1 or not strategy.cluster_environment.creates_processes_externally:
+        return _newest_checkpoint(trainer)  # on one machine, where the ranks are yet to be started
+    strategy.setup_environment()  # as the Trainer does it later; joining the other ranks a second time does nothing
+    return strategy.broadcast(_newest_checkpoint(trainer) if trainer.is_global_zero else None)
+
+
+def _newest_checkpoint(trainer: Trainer) -> str | None:
+    logger = trainer.logger
+    runs = Path((logger and logger.save_dir) or trainer.default_root_dir) / str((logger and logger.name) or "")
+    own = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    folders = [runs, *(Path(folder) for folder in own if folder)]
+    found, where = newest_readable(*folders), " and ".join(map(str, folders))
+    rank_zero_info(f"No checkpoint in {where}: starts afresh." if found is None else f"Continues from {found}.")
+    return None if found is None else str(found.absolute())
 
 
 def _constructor_message(error: ValueError) -> str:

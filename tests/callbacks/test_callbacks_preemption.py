@@ -1,3 +1,4 @@
+import csv
 import os
 import signal
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 from dmpo_runs import Recorder, loader, module, trainer, weights
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
 
 from dmpo_lightning import Preemption
 from dmpo_lightning.checkpoints import newest_readable
@@ -42,6 +44,73 @@ def test_a_preempted_run_saves_at_the_next_optimizer_step_and_continues_exactly(
     trainer(tmp_path, callbacks=[rest], **options).fit(resumed, loader(), ckpt_path=str(checkpoint))
     assert torch.equal(weights(resumed), weights(whole))
     assert rest.losses == record.losses[saved_at * accumulate :]
+
+
+class Validations(Callback):
+    """The batches and results of each validation; may send a signal after a batch of one."""
+
+    def __init__(self, *, kill_at: int | None = None) -> None:
+        self.kill_at, self.batches, self.results = kill_at, [], []
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        self.batches.append((trainer.global_step, batch_idx))
+        if len(self.batches) == self.kill_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_validation_end(self, trainer, pl_module):
+        self.results.append((trainer.global_step, float(trainer.callback_metrics["val/sampled/reward"])))
+
+
+def logged(folder):
+    """Step and values of what was logged of validations."""
+    rows = csv.DictReader((folder / "metrics.csv").open())
+    return [(row["step"], row["val/sampled/reward"]) for row in rows if row["val/sampled/reward"]]
+
+
+@pytest.mark.parametrize("kill_at", [1, 2, 3, 4])
+@pytest.mark.parametrize("sanity", [0, 1])
+@pytest.mark.parametrize(("steps", "every"), [(10, 4), (24, 12)])
+def test_a_run_told_in_a_validation_leaves_it_and_makes_it_again(tmp_path, kill_at, sanity, steps, every):
+    """Two validations of two batches; with 12 also the end of an epoch."""
+    options = {"max_steps": steps, "val_check_interval": every, "check_val_every_n_epoch": None}
+    options |= {"limit_val_batches": 2, "log_every_n_steps": 1}
+
+    def fit(name, *callbacks, **more):
+        logs = {"logger": CSVLogger(tmp_path, name, version=""), "num_sanity_val_steps": 0}
+        run = module()
+        trainer(tmp_path, callbacks=[*callbacks], **options | logs | more).fit(run, loader(), loader(shuffle=False), **path)
+        return run
+
+    path = {}
+    record, validations = Recorder(), Validations()
+    whole = fit("whole", record, validations)
+    first = Validations(kill_at=kill_at + sanity)
+    with pytest.raises(SystemExit):
+        fit("first", first, Preemption(), num_sanity_val_steps=sanity)
+    assert first.batches[sanity:] == validations.batches[:kill_at]
+    path = {"ckpt_path": str(newest_readable(tmp_path))}
+    rest, second = Recorder(), Validations()
+    resumed = fit("second", rest, second, Preemption())
+    assert torch.equal(weights(resumed), weights(whole))
+    assert rest.losses == record.losses[-len(rest.losses) :]
+    left_at = validations.batches[kill_at - 1][0]
+    assert second.results == [each for each in validations.results if each[0] >= left_at]
+    assert logged(tmp_path / "second") == logged(tmp_path / "whole")[-len(second.results) :]
+
+
+def test_a_run_told_at_a_step_with_a_validation_makes_it_when_it_continues(tmp_path):
+    options = {"max_steps": 10, "val_check_interval": 4, "check_val_every_n_epoch": None}
+    whole = Validations()
+    trainer(tmp_path, callbacks=[whole], **options).fit(module(), loader(), loader(shuffle=False))
+    first, second = Validations(), Validations()
+    told = [first, Killer(signal.SIGTERM, after=3), Preemption()]
+    with pytest.raises(SystemExit):
+        trainer(tmp_path, callbacks=told, **options).fit(module(), loader(), loader(shuffle=False))
+    assert first.batches == []
+    checkpoint = str(newest_readable(tmp_path))
+    run = trainer(tmp_path, callbacks=[second, Preemption()], **options)
+    run.fit(module(), loader(), loader(shuffle=False), ckpt_path=checkpoint)
+    assert second.results == whole.results
 
 
 def test_unknown_signals_are_refused():

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from dmpo_lightning.modules.restart import gather_ranks
@@ -18,7 +19,8 @@ FILE_NAME = "preempted.ckpt"
 
 
 class Preemption(Callback):
-    """After a signal to any rank, all ranks save a checkpoint at the end of the next optimizer step and exit.
+    """After a signal to any rank, all ranks save a checkpoint and exit: at the end of the next optimizer step, or of the
+    next batch of a validation, which the continued run makes again.
 
     The checkpoint, ``preempted.ckpt`` beside those of `ModelCheckpoint`, continues the run bit for bit;
     ``--ckpt_path last`` finds it. The exit status, on all ranks, is 128 and the signal's number, as of a process that
@@ -41,10 +43,22 @@ class Preemption(Callback):
         self.received: int | None = None
         self._previous: dict[signal.Signals, Any] = {}
         self._step = 0
+        self._validation_is_due = False
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.received, self._step = None, trainer.global_step
-        self._previous = {each: signal.signal(each, self._note) for each in self.signals}
+        self._listen(trainer)
+        if self._validation_is_due:
+            self._validation_is_due = False
+            _validate(trainer)
+
+    def _listen(self, trainer: Trainer) -> None:
+        """From now on; Lightning's own handlers are in place by then."""
+        if not self._previous:
+            self.received, self._step = None, trainer.global_step
+            self._previous = {each: signal.signal(each, self._note) for each in self.signals}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
@@ -52,19 +66,41 @@ class Preemption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == self._step:
-            return  # gradients are being accumulated, which no checkpoint holds
-        self._step = trainer.global_step
+        if trainer.global_step != self._step:  # else gradients are being accumulated, which no checkpoint holds
+            self._step = trainer.global_step
+            self._leave_if_told(trainer, validation_is_due=_validates_now(trainer))
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._leave_if_told(trainer, validation_is_due=True)
+
+    def _leave_if_told(self, trainer: Trainer, *, validation_is_due: bool) -> None:
         if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             return
         received = max(number or 0 for number in gather_ranks(self.received))
-        path = self._path(trainer)
+        path, self._validation_is_due = self._path(trainer), validation_is_due
         trainer.save_checkpoint(path)
         rank_zero_info(f"Saved to {path} after signal {received}, at optimizer step {trainer.global_step}.")
         if trainer.is_global_zero:
             _requeue(trainer, received)
         trainer.strategy.barrier()  # srun may end a job at the first exit, before it was requeued
         raise SystemExit(128 + received)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the run was left before the validation of its step was done."""
+        return {"validation_is_due": self._validation_is_due}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The validation is made when the run continues."""
+        self._validation_is_due = state_dict["validation_is_due"]
 
     def _path(self, trainer: Trainer) -> str:
         directory = getattr(trainer.checkpoint_callback, "dirpath", None)
@@ -82,6 +118,23 @@ class Preemption(Callback):
         for each, previous in self._previous.items():
             signal.signal(each, previous)
         self._previous = {}
+
+
+def _validates_now(trainer: Trainer) -> bool:
+    """Whether Lightning is going to validate after the present batch."""
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+
+
+def _validate(trainer: Trainer) -> None:
+    """From the first batch on, as Lightning does it in the middle of an epoch; it would skip it, or make only the rest."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False
+    loop.reset_restart_stage()
+    first_loop_iter = trainer._logger_connector._first_loop_iter
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
+    trainer._logger_connector._first_loop_iter = first_loop_iter
 
 
 def _requeue(trainer: Trainer, received: int) -> None:

@@ -184,7 +184,6 @@ class DMPO(EvaluationModule):
         self.gather_for_generation = gather_for_generation
         self._generators: dict[str, Any] | None = None
         self._open_step: OpenStep | None = None
-        self._last_step = 0
 
     def configure_model(self) -> None:
         """As `PolicyModule` does it, with room for the reference's own adapter, which cannot be added later."""
@@ -244,7 +243,7 @@ class DMPO(EvaluationModule):
     def on_train_start(self) -> None:
         """Says what the run consists of. A buffer restored from a checkpoint was read on the CPU."""
         super().on_train_start()
-        self._open_step, self._last_step = None, self.trainer.global_step
+        self._open_step = None
         self.buffer.to(self.device)
         self._say_run_length(self.trainer.train_dataloader)
 
@@ -369,14 +368,15 @@ class DMPO(EvaluationModule):
             parameter.grad = None  # an optimizer does nothing to parameters without one
         self._skip(self.trainer.global_step)
 
-    def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
-        """Counts the steps that DeepSpeed left out."""
-        strategy, step = self.trainer.strategy, self.trainer.global_step
-        if not isinstance(strategy, DeepSpeedStrategy) or step == self._last_step:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning does it; counts the steps that DeepSpeed leaves out, which runs this for each micro-batch."""
+        engine = getattr(self.trainer.strategy, "deepspeed_engine", None)
+        steps, left_out = (engine.global_steps, engine.skipped_steps) if engine else (0, 0)
+        super().optimizer_step(*args, **kwargs)
+        if engine is None or engine.global_steps == steps:
             return
-        self._last_step = step
-        if getattr(strategy.deepspeed_engine.optimizer, "overflow", False):
-            self._skip(step - 1)
+        if engine.skipped_steps > left_out:
+            self._skip(self.trainer.global_step)
         else:
             self.skipped_steps.taken()
 

@@ -16,6 +16,17 @@ def gather_ranks(state: Any) -> list[Any]:
     return states
 
 
+def check_same_step(step: int) -> None:
+    """Raises RuntimeError, on every rank, where ranks continue from different optimizer steps."""
+    steps = gather_ranks(step)
+    if len(set(steps)) > 1:
+        said = ", ".join(f"rank {rank} from {each}" for rank, each in enumerate(steps))
+        raise RuntimeError(
+            f"The ranks continue from different optimizer steps ({said}): each found another checkpoint. Pass the path "
+            "of one that all nodes see; `--ckpt_path last` has rank 0 choose."
+        )
+
+
 def generator_states() -> dict[str, Any]:
     """The global generators of this process, as tensors and primitives; those of reward workers are not among them.
 
