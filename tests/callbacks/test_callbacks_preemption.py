@@ -67,11 +67,10 @@ def logged(folder):
     return [(row["step"], row["val/sampled/reward"]) for row in rows if row["val/sampled/reward"]]
 
 
-@pytest.mark.parametrize("kill_at", [1, 2, 3, 4])
-@pytest.mark.parametrize("sanity", [0, 1])
-@pytest.mark.parametrize(("steps", "every"), [(10, 4), (24, 12)])
-def test_a_run_told_in_a_validation_leaves_it_and_makes_it_again(tmp_path, kill_at, sanity, steps, every):
-    """Two validations of two batches; with 12 also the end of an epoch."""
+@pytest.mark.parametrize("kill_at", [1, 2])
+@pytest.mark.parametrize(("steps", "every", "sanity"), [(6, 4, 0), (6, 4, 1), (14, 12, 0)])
+def test_a_run_told_in_a_validation_leaves_it_and_makes_it_again(tmp_path, kill_at, steps, every, sanity):
+    """A validation of two batches; 12 is also the end of an epoch."""
     options = {"max_steps": steps, "val_check_interval": every, "check_val_every_n_epoch": None}
     options |= {"limit_val_batches": 2, "log_every_n_steps": 1}
 
@@ -93,17 +92,17 @@ def test_a_run_told_in_a_validation_leaves_it_and_makes_it_again(tmp_path, kill_
     resumed = fit("second", rest, second, Preemption())
     assert torch.equal(weights(resumed), weights(whole))
     assert rest.losses == record.losses[-len(rest.losses) :]
-    left_at = validations.batches[kill_at - 1][0]
-    assert second.results == [each for each in validations.results if each[0] >= left_at]
-    assert logged(tmp_path / "second") == logged(tmp_path / "whole")[-len(second.results) :]
+    assert second.results == validations.results
+    assert logged(tmp_path / "second") == logged(tmp_path / "whole")
 
 
-def test_a_run_told_at_a_step_with_a_validation_makes_it_when_it_continues(tmp_path):
-    options = {"max_steps": 10, "val_check_interval": 4, "check_val_every_n_epoch": None}
+@pytest.mark.parametrize(("steps", "every"), [(6, 4), (14, 12)])
+def test_a_run_told_at_a_step_with_a_validation_makes_it_when_it_continues(tmp_path, steps, every):
+    options = {"max_steps": steps, "val_check_interval": every, "check_val_every_n_epoch": None}
     whole = Validations()
     trainer(tmp_path, callbacks=[whole], **options).fit(module(), loader(), loader(shuffle=False))
     first, second = Validations(), Validations()
-    told = [first, Killer(signal.SIGTERM, after=3), Preemption()]
+    told = [first, Killer(signal.SIGTERM, after=every - 1), Preemption()]
     with pytest.raises(SystemExit):
         trainer(tmp_path, callbacks=told, **options).fit(module(), loader(), loader(shuffle=False))
     assert first.batches == []

@@ -20,7 +20,8 @@ FILE_NAME = "preempted.ckpt"
 
 class Preemption(Callback):
     """After a signal to any rank, all ranks save a checkpoint and exit: at the end of the next optimizer step, or of the
-    next batch of a validation, which the continued run makes again.
+    next batch of a validation, which the continued run makes again (after the last step nothing continues, and
+    ``validate`` makes it).
 
     The checkpoint, ``preempted.ckpt`` beside those of `ModelCheckpoint`, continues the run bit for bit;
     ``--ckpt_path last`` finds it. The exit status, on all ranks, is 128 and the signal's number, as of a process that
@@ -126,7 +127,7 @@ def _validates_now(trainer: Trainer) -> bool:
 
 
 def _validate(trainer: Trainer) -> None:
-    """From the first batch on, as Lightning does it in the middle of an epoch; it would skip it, or make only the rest."""
+    """Lightning, which does it in the middle of a step, would leave it out or make only its rest."""
     loop = trainer.fit_loop.epoch_loop.val_loop
     loop.restarting = False
     loop.reset_restart_stage()
@@ -135,6 +136,7 @@ def _validate(trainer: Trainer) -> None:
     loop.run()
     trainer.training = True
     trainer._logger_connector._first_loop_iter = first_loop_iter
+    loop._has_run = False  # an epoch that it ends would be left before its end was noted, and be repeated without end
 
 
 def _requeue(trainer: Trainer, received: int) -> None:
