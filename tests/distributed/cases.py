@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import threading
 import warnings
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from dmpo_lightning import (
     SavePretrained,
     WinoSampler,
 )
+from dmpo_lightning.__main__ import main
 from dmpo_lightning.checkpoints import newest_readable
 from dmpo_lightning.models.sharding import whole_weights
 
@@ -210,12 +212,20 @@ class Infinite(Callback):
         pl_module.training_step = broken
 
 
+def counters(checkpoint: str) -> dict:
+    """Of a file, or of a folder of FSDP or DeepSpeed."""
+    path = Path(checkpoint)
+    files = [path] if path.is_file() else [*path.glob("meta.pt"), *path.glob("checkpoint/*model_states.pt")]
+    return torch.load(files[0], weights_only=False)["dmpo"]
+
+
 def with_infinite_losses(kind: str, adapter: str, *, batches: list[int], limit: int = 10, steps: int = 4) -> dict:
     dmpo = module(adapter, max_skipped_steps=limit)
     run, _ = fit(kind, dmpo, "run", steps=steps, accumulate=1, callbacks=[Infinite(batches)])
     values = sums(dmpo)
     return {
         "skipped": dmpo.skipped_steps.total,
+        "saved": counters("run/step=2.ckpt")["skipped_steps"],
         "logged": float(run.callback_metrics["train/skipped_steps"]),
         "steps": run.global_step,
         "finite": all(map(math.isfinite, values)),
@@ -253,16 +263,42 @@ def resume(kind: str, adapter: str, *, saved: str) -> dict:
     return {"losses": record.losses, "weights": sums(dmpo), "steps": run.global_step}
 
 
-def life(kind: str, *, steps: int) -> dict:
-    """One of the lives of a job that is killed at any moment: continues from the newest checkpoint, and notes every
-    optimizer step.
+def life(kind: str, *, steps: int, rank: int = 0, event: str | None = None, count: int = 0, delay: float = 0.0) -> dict:
+    """One of the lives of a job: continues from the newest checkpoint, and notes every optimizer step. It may be killed
+    on one rank: ``delay`` seconds after the ``count``-th ``batch`` of this life, or after the beginning of the
+    ``count``-th ``save``.
     """
     found = newest_readable(Path("run"))
     dmpo = module("lora")
     with open(f"steps{process_rank()}.jsonl", "a") as notes:
         notes.write(json.dumps({"from": None if found is None else found.name}) + "\n")
-        fit(kind, dmpo, "run", steps=steps, ckpt_path=found and str(found), callbacks=[Notes(notes)])
+        dies = [Dies(event, count, delay)] if event and rank == process_rank() else []
+        fit(kind, dmpo, "run", steps=steps, ckpt_path=found and str(found), callbacks=[Notes(notes), *dies])
     return {"weights": sums(dmpo)}
+
+
+class Dies(Callback):
+    """See `life`."""
+
+    def __init__(self, event: str, count: int, delay: float) -> None:
+        self.event, self.left, self.delay = event, count, delay
+
+    def setup(self, trainer, pl_module, stage):
+        save = trainer.strategy.save_checkpoint
+
+        def saving(*arguments, **options):
+            self._happened("save")
+            save(*arguments, **options)
+
+        trainer.strategy.save_checkpoint = saving
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self._happened("batch")
+
+    def _happened(self, event):
+        self.left -= event == self.event
+        if event == self.event and self.left == 0:
+            threading.Timer(self.delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 
 class Notes(Callback):
@@ -306,3 +342,11 @@ def count_calls(owner, name: str, calls: list[str]) -> None:
         return original(*arguments, **options)
 
     setattr(owner, name, counted)
+
+
+def command_line(arguments: list[str]) -> dict:
+    """Rank 1 is in another folder, where it sees none of the runs that rank 0 sees."""
+    if process_rank() == 1:
+        Path("apart").mkdir(exist_ok=True)
+        os.chdir("apart")
+    return {"status": main(arguments)}

@@ -34,7 +34,11 @@ class FSDP1OnCPU(FSDP1Strategy):
 
 
 class ZeROOnCPU(ZeROStrategy):
-    """Its device has an index, which DeepSpeed wants to hear."""
+    """Its device has an index, which DeepSpeed wants to hear. Stage 3 divides small weights too."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
 
     @property
     def root_device(self) -> torch.device:

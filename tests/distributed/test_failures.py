@@ -13,7 +13,7 @@ def test_a_step_with_an_infinite_loss_on_one_rank_is_left_out_on_all(tmp_path, k
     case = {"kind": kind, "adapter": "lora", "batches": [1]}
     ranks = run_ranks("cases.with_infinite_losses", 2, tmp_path, **case)
     for rank in ranks:
-        assert (rank["skipped"], rank["logged"], rank["steps"]) == (1, 1.0, 4)
+        assert (rank["skipped"], rank["saved"], rank["logged"], rank["steps"]) == (1, 1, 1.0, 4)
         assert rank["finite"]
     assert ranks[0]["weights"] == ranks[1]["weights"]
 

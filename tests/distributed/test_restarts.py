@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import yaml
 from ranks import end_ranks, run_ranks
 
 from dmpo_lightning.checkpoints import newest_readable
@@ -34,22 +35,29 @@ def test_after_a_signal_to_one_rank_all_save_and_leave_and_the_rest_of_the_run_i
 
 
 def kill_and_restart(folder: Path, kind: str, whole: list[dict], *, kills: int, seed: int) -> None:
-    """Kills jobs ``kills`` times at random moments; whenever one comes to its end, and of the last, checks it."""
-    moments, job = random.Random(seed), 0
+    """Kills jobs ``kills`` times, every other time while a checkpoint is written; whenever one comes to its end, and of
+    the last, checks it.
+    """
+    draw, job, in_a_save = random.Random(seed), 0, 0
     while True:
         place = folder / str(job)
-        limit = moments.uniform(0.5, 4) if kills > 0 else 120
-        ended = end_ranks("cases.life", 2, place, timeout=limit, kind=kind, steps=STEPS)
+        death = {"event": "save" if kills % 2 else "batch", "rank": draw.randrange(2), "count": draw.randint(1, 5)}
+        death |= {"delay": draw.uniform(0, 0.03)} if kills > 0 else {"event": None}
+        ended = end_ranks("cases.life", 2, place, grace=2, kind=kind, steps=STEPS, **death)
+        in_a_save += any(place.rglob("*.partial"))
         if ended.statuses == [0, 0]:
             assert_no_step_lost_or_doubled(place, whole)
             assert [rank["weights"] for rank in ended.facts()] == [rank["weights"] for rank in whole]
             job += 1
             if kills <= 0:
-                return
-        else:  # 1: the other rank was killed first; 0: this one had just ended
+                break
+        else:  # 1: the other rank was killed; 0: this one had just ended
             assert set(ended.statuses) <= {-9, 0, 1}
             assert -9 in ended.statuses, ended.log(0)[-3000:]
             kills -= 1
+    lives = [json.loads(line) for path in folder.rglob("steps0.jsonl") for line in path.read_text().splitlines()]
+    assert any(life.get("from") for life in lives), "no life continued another"
+    print(f"{in_a_save} of the kills left a checkpoint half written, {job} jobs came to their end")
 
 
 def assert_no_step_lost_or_doubled(folder: Path, whole: list[dict]) -> None:
@@ -77,6 +85,33 @@ KILLS += [pytest.param(*case, marks=pytest.mark.slow) for case in [("ddp", 20, 3
 
 @pytest.mark.parametrize(("kind", "kills", "seed"), KILLS)
 @pytest.mark.timeout(900)
-def test_killed_at_random_moments_no_step_is_lost_or_doubled_and_every_state_is_readable(tmp_path, kind, kills, seed):
+def test_killed_at_any_moment_no_step_is_lost_or_doubled_and_every_state_is_readable(tmp_path, kind, kills, seed):
     whole = run_ranks("cases.one_run", 2, tmp_path / "whole", kind=kind, adapter="lora", steps=STEPS)
     kill_and_restart(tmp_path, kind, whole, kills=kills, seed=seed)
+
+
+SMALL = {
+    "trainer": {"devices": 2, "val_check_interval": 1, "enable_progress_bar": False},
+    "model": {"init_args": {"micro_batch_size": 16}},
+    "data": {"init_args": {"sizes": {"train": 64, "validation": 8, "test": 8}, "prompts_per_buffer": 4}},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "strategy"),
+    [
+        ("ddp", "dmpo_lightning.strategies.DDPStrategy"),
+        pytest.param("fsdp2", "dmpo_lightning.strategies.FSDP2Strategy", marks=pytest.mark.slow),
+        pytest.param("zero2", "cpu_strategies.ZeROOnCPU", marks=pytest.mark.slow),
+    ],
+)
+def test_rank_0_chooses_the_last_checkpoint_for_ranks_that_do_not_see_it(tmp_path, kind, strategy):
+    options = {"process_group_backend": "gloo"} | ({"stage": 2} if kind == "zero2" else {})
+    SMALL["trainer"]["strategy"] = {"class_path": strategy, "init_args": options}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    arguments = ["fit", "--config=sudoku_tiny.yaml", f"--config={tmp_path}/small.yaml", "--ckpt_path=last"]
+    for steps in (1, 2):
+        ranks = run_ranks("cases.command_line", 2, tmp_path, arguments=[*arguments, f"--trainer.max_steps={steps}"])
+        assert [rank["status"] for rank in ranks] == [0, 0]
+    assert "No checkpoint in" not in (tmp_path / "rank0.log").read_text()
+    assert "Continues from" in (tmp_path / "rank0.log").read_text()

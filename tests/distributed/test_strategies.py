@@ -28,7 +28,8 @@ def runs(tmp_path_factory):
     return run
 
 
-def assert_like_ddp(runs, kind, adapter, **options):
+def assert_like_ddp(runs, kind, adapter, *, cut=3, **options):
+    options |= {"cut": cut}
     ranks, _ = runs(kind, adapter, **options)
     expected, _ = runs("ddp", adapter, **{name: value for name, value in options.items() if "gather" not in name})
     for rank, seen in enumerate(ranks):
@@ -37,7 +38,7 @@ def assert_like_ddp(runs, kind, adapter, **options):
         assert seen["validation"] == pytest.approx(expected[rank]["validation"], abs=1e-5)
         assert seen["steps"] == 5
         tolerance = 0 if kind in EXACT else 1e-6
-        assert seen["resumed"] == pytest.approx(seen["losses"][-4:], abs=tolerance, rel=0)
+        assert seen["resumed"] == pytest.approx(seen["losses"][2 * cut :], abs=tolerance, rel=0)
         assert seen["distance"] <= tolerance
         assert seen["moved"] > 1e-2  # else all of this would hold for weights that stand still
 
@@ -45,7 +46,7 @@ def assert_like_ddp(runs, kind, adapter, **options):
 @pytest.mark.parametrize(("kind", "adapter"), ALL)
 def test_losses_are_those_of_ddp_and_a_restart_in_the_middle_of_a_buffer_changes_nothing(runs, kind, adapter):
     assert_like_ddp(runs, kind, adapter)
-    ranks, _ = runs(kind, adapter)
+    ranks, _ = runs(kind, adapter, cut=3)
     assert ranks[0]["losses"] != pytest.approx(ranks[1]["losses"], abs=1e-3)
 
 
@@ -54,8 +55,16 @@ def test_losses_are_those_of_ddp_and_a_restart_in_the_middle_of_a_buffer_changes
 @pytest.mark.parametrize("kind", ["ddp", *SHARDED])
 def test_a_renewed_reference_is_that_of_ddp_and_survives_a_restart(runs, kind, adapter):
     assert_like_ddp(runs, kind, adapter, refresh=1)
-    renewed, fixed = runs("ddp", adapter, refresh=1)[0][0], runs("ddp", adapter)[0][0]
+    renewed, fixed = runs("ddp", adapter, cut=3, refresh=1)[0][0], runs("ddp", adapter, cut=3)[0][0]
     assert renewed["losses"] != pytest.approx(fixed["losses"], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["ddp", *SHARDED])
+def test_a_restart_right_before_the_reference_is_renewed_renews_it_once(runs, kind, adapter):
+    """Buffers take two steps, so that the third begins with it."""
+    assert_like_ddp(runs, kind, adapter, cut=4, refresh=2)
 
 
 @pytest.mark.slow
@@ -71,8 +80,8 @@ def test_samplers_that_end_early_on_one_rank_do_not_hang_and_train_as_ddp_does(t
 @pytest.mark.parametrize(("kind", "adapter"), ALL)
 def test_the_export_holds_the_trained_tensors_of_ddp(runs, tmp_path, kind, adapter):
     """By callback at the end of the run, and from the checkpoint of its last step."""
-    _, folder = runs(kind, adapter)
-    _, other = runs("ddp", adapter)
+    _, folder = runs(kind, adapter, cut=3)
+    _, other = runs("ddp", adapter, cut=3)
     export_checkpoint(folder / "whole" / "step=5.ckpt", tmp_path)
     name = "adapter_model.safetensors" if adapter == "lora" else "model.safetensors"
     expected = load_file(other / "exported" / name)
@@ -112,6 +121,26 @@ def test_a_base_in_bfloat16_trains_under_lora(tmp_path, kind):
     first, second = run_ranks("cases.one_run", 2, tmp_path, kind=kind, **case)
     assert first["steps"] == 3
     assert first["weights"] == second["weights"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fsdp2", "fsdp1", "zero3"])
+def test_mixed_precision_trains_as_under_ddp(tmp_path, kind):
+    case = {"adapter": "full", "steps": 3, "flags": {"precision": "bf16-mixed"}}
+    found = run_ranks("cases.one_run", 2, tmp_path / kind, kind=kind, **case)
+    expected = run_ranks("cases.one_run", 2, tmp_path / "ddp", kind="ddp", **case)
+    for rank in (0, 1):
+        assert found[rank]["losses"] == pytest.approx(expected[rank]["losses"], abs=2e-2)
+
+
+@pytest.mark.slow
+def test_a_quantised_base_trains_under_ddp_and_continues_exactly(tmp_path):
+    first, second = run_ranks("cases.train", 2, tmp_path, kind="ddp", adapter="lora", quantization="nf4")
+    for rank in (first, second):
+        assert rank["resumed"] == rank["losses"][-4:]
+        assert rank["distance"] == 0
+        assert rank["moved"] > 1e-2
+    assert first["losses"] != pytest.approx(second["losses"], abs=1e-3)
 
 
 @pytest.mark.slow

@@ -88,6 +88,21 @@ def test_fsdp_gathers_two_blocks_and_what_is_outside_them():
     assert lora.phases["training"].parts["gathered weights"] == 4 * (outside + 2 * block)
 
 
+def test_weights_gathered_for_generation_are_whole_and_so_is_the_reference():
+    work = Workload(completion_length=8, prompt_length=8, micro_batch_size=2, replicates=2, sampler_steps=4)
+    options = {"gather_for_generation": True, "workload": work}
+    sharding = sharding_of("fsdp2", devices=4)
+    memory = predicted(CONFIG, small_settings(reference_copy=True, **options), sharding)
+    assert memory.phases["sampling"].parts["gathered weights"] == 2 * 4 * COUNT
+    lora = predicted(CONFIG, small_settings(adapter=Adapter(r=8), **options), sharding)
+    assert lora.phases["sampling"].parts["gathered weights"] == 4 * COUNT
+
+
+def test_a_merged_copy_takes_the_room_of_the_adapted_layers():
+    memory = predicted(CONFIG, small_settings(adapter=Adapter(r=8), sample_merged=True))
+    assert memory.resident["merged weights"] == 4 * 4 * (4 * 128 * 128 + 3 * 128 * 384)
+
+
 def test_deepspeed_keeps_float32_master_weights_beside_half_precision():
     sharding = sharding_of("deepspeed_stage_2", devices=4)
     held = resident(sharding, dtype="bfloat16", precision="bf16-true")

@@ -20,6 +20,9 @@ class MaskedSFT(PolicyModule):
     """Minimises the denoising cross-entropy of given completions (LLaDA's supervised fine-tuning objective, exact
     mask counts).
 
+    A restart continues with weights, optimizer and scheduler; exactly so between epochs, because torch's DataLoader
+    does not remember its place in one.
+
     Args:
         model: a hub id, a folder, the name of an embedded model, or a module like `LLaDAForMaskedDiffusion`.
         tokenizer: defaults to that of ``model``.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dmpo_lightning.planning.activations import INT64, Activations, Head
-from dmpo_lightning.planning.parameters import Architecture, Parameters, count_parameters
+from dmpo_lightning.planning.parameters import Architecture, Parameters, adapted_linears, count_parameters
 from dmpo_lightning.planning.precision import Precision
 from dmpo_lightning.planning.settings import Settings, Workload
 from dmpo_lightning.planning.strategy import Sharding
@@ -85,7 +85,7 @@ class _Estimate:
             "gradients": self.gradient_bytes() / self.sharding.gradients * buckets,
             "optimizer": 0.0 if self.sharding.offloads_optimizer else self.optimizer_bytes() / self.sharding.optimizer,
             "rollouts": self.rollout_bytes(),
-        }
+        } | ({"merged weights": self.merged_bytes()} if self.settings.sample_merged else {})
 
     def base_bytes(self) -> float:
         linear = self.architecture.block_linear_parameters
@@ -93,6 +93,13 @@ class _Estimate:
 
     def adapter_bytes(self) -> float:
         return self.parameters.trainable_count * self.precision.adapter if self.settings.adapter else 0.0
+
+    def merged_bytes(self) -> float:
+        """Of the adapted layers once more."""
+        if self.settings.adapter is None:
+            return 0.0
+        layers = adapted_linears(self.architecture, self.settings.adapter)
+        return self.precision.weight * sum(layer.in_features * layer.out_features for layer in layers)
 
     def reference_bytes(self) -> float:
         """A frozen copy under full fine-tuning; with adapters only a refreshed reference takes room."""
@@ -153,7 +160,8 @@ class _Estimate:
     def gathered(self, *, backward: bool) -> dict[str, float]:
         """Weights that exist for a while: one layer out of its 4 bits; under sharding two blocks and all beside them.
 
-        In the backward pass the whole gradients of a block, before they are divided.
+        In the backward pass the whole gradients of a block, before they are divided. Without one, all weights and the
+        whole reference where they are gathered for generation.
         """
         shape = self.architecture
         largest = max((linear.in_features * linear.out_features for linear in shape.block_linears), default=0)
@@ -162,7 +170,10 @@ class _Estimate:
             outside = shape.total - shape.block_parameters * shape.blocks
             blocks = 3 if backward and self.settings.adapter is None else 2
             width = 2.0 if self.precision.autocast else self.precision.weight
-            found["gathered weights"] = width * (outside + blocks * shape.block_parameters)
+            if self.settings.gather_for_generation and not backward:
+                found["gathered weights"] = width * shape.total * (2 if self.settings.reference_copy else 1)
+            else:
+                found["gathered weights"] = width * (outside + blocks * shape.block_parameters)
         return found
 
     def sampling(self) -> Phase:

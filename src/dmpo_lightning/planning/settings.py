@@ -100,6 +100,8 @@ class Settings:
     reference_copy: bool
     reference_refreshed: bool
     workload: Workload
+    sample_merged: bool = False
+    gather_for_generation: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -141,6 +143,8 @@ def read_settings(config: Mapping[str, Any], *, prompt_length: int | None = None
         workload=_workload(
             options, data, trainer, int(prompt_length or data.get("max_prompt_length") or 0), is_dmpo=is_dmpo
         ),
+        sample_merged=bool(options.get("sample_merged")),
+        gather_for_generation=bool(options.get("gather_for_generation")),
         notes=tuple(notes),
     )
 
