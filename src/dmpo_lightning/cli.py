@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
@@ -94,7 +94,7 @@ class DMPOCLI(LightningCLI):
         """``last`` is the newest checkpoint of all runs of that name, so that a requeued job needs no other command."""
         options = self.config_init[self.subcommand]
         if options.get("ckpt_path") == "last":
-            options["ckpt_path"] = newest_checkpoint(self.trainer)
+            options["ckpt_path"] = newest_checkpoint(self.trainer, self.model)
 
     before_validate = before_test = before_predict = before_fit
 
@@ -106,14 +106,15 @@ class DMPOCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
 
-def newest_checkpoint(trainer: Trainer) -> str | None:
+def newest_checkpoint(trainer: Trainer, module: LightningModule) -> str | None:
     """The newest readable one of all runs of that name, and in the folders of each `ModelCheckpoint`; None, said, where
     there is none yet. Rank 0 decides for all, because others may not see yet what it sees.
     """
     strategy: Any = trainer.strategy
     if trainer.world_size == 1 or not strategy.cluster_environment.creates_processes_externally:
         return _newest_checkpoint(trainer)  # on one machine, where the ranks are yet to be started
-    strategy.setup_environment()  # as the Trainer does it later; joining the other ranks a second time does nothing
+    strategy.connect(module)  # as the Trainer does both later; joining the other ranks a second time does nothing
+    strategy.setup_environment()
     return strategy.broadcast(_newest_checkpoint(trainer) if trainer.is_global_zero else None)
 
 

@@ -77,7 +77,9 @@ def test_a_run_told_in_a_validation_leaves_it_and_makes_it_again(tmp_path, kill_
     def fit(name, *callbacks, **more):
         logs = {"logger": CSVLogger(tmp_path, name, version=""), "num_sanity_val_steps": 0}
         run = module()
-        trainer(tmp_path, callbacks=[*callbacks], **options | logs | more).fit(run, loader(), loader(shuffle=False), **path)
+        trainer(tmp_path, callbacks=[*callbacks], **options | logs | more).fit(
+            run, loader(), loader(shuffle=False), **path
+        )
         return run
 
     path = {}

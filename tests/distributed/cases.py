@@ -132,15 +132,25 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
 
 
-def train(kind: str, adapter: str, *, cut: int = 3, steps: int = 5, refresh: int | None = None, **options) -> dict:
+def train(
+    kind: str,
+    adapter: str,
+    *,
+    cut: int = 3,
+    steps: int = 5,
+    refresh: int | None = None,
+    flags: dict | None = None,
+    **options,
+) -> dict:
     """A run, and another one that continues it from its checkpoint at optimizer step ``cut``."""
     options |= {"reference_refresh_interval": refresh}
     whole = module(adapter, **options)
     before = sums(whole)
-    run, record = fit(kind, whole, "whole", steps=steps, callbacks=[SavePretrained("exported")])
+    flags = flags or {}
+    run, record = fit(kind, whole, "whole", steps=steps, callbacks=[SavePretrained("exported")], **flags)
     weights, saved = whole_weights(whole.policy.model), f"whole/step={cut}.ckpt"
     resumed = module(adapter, **options)
-    _, rest = fit(kind, resumed, "resumed", steps=steps, ckpt_path=saved)
+    _, rest = fit(kind, resumed, "resumed", steps=steps, ckpt_path=saved, **flags)
     again = whole_weights(resumed.policy.model)
     return {
         "losses": record.losses,
@@ -344,9 +354,9 @@ def count_calls(owner, name: str, calls: list[str]) -> None:
     setattr(owner, name, counted)
 
 
-def command_line(arguments: list[str]) -> dict:
-    """Rank 1 is in another folder, where it sees none of the runs that rank 0 sees."""
-    if process_rank() == 1:
+def command_line(arguments: list[str], *, apart: bool) -> dict:
+    """With ``apart`` rank 1 is in another folder, where it sees none of the runs that rank 0 sees."""
+    if apart and process_rank() == 1:
         Path("apart").mkdir(exist_ok=True)
         os.chdir("apart")
     return {"status": main(arguments)}

@@ -106,12 +106,14 @@ SMALL = {
     ],
 )
 def test_rank_0_chooses_the_last_checkpoint_for_ranks_that_do_not_see_it(tmp_path, kind, strategy):
+    """Where each rank writes its own part, rank 1 sees it too."""
     options = {"process_group_backend": "gloo"} | ({"stage": 2} if kind == "zero2" else {})
     SMALL["trainer"]["strategy"] = {"class_path": strategy, "init_args": options}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
     arguments = ["fit", "--config=sudoku_tiny.yaml", f"--config={tmp_path}/small.yaml", "--ckpt_path=last"]
     for steps in (1, 2):
-        ranks = run_ranks("cases.command_line", 2, tmp_path, arguments=[*arguments, f"--trainer.max_steps={steps}"])
+        case = {"arguments": [*arguments, f"--trainer.max_steps={steps}"], "apart": kind == "ddp"}
+        ranks = run_ranks("cases.command_line", 2, tmp_path, **case)
         assert [rank["status"] for rank in ranks] == [0, 0]
     assert "No checkpoint in" not in (tmp_path / "rank0.log").read_text()
     assert "Continues from" in (tmp_path / "rank0.log").read_text()

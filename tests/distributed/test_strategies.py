@@ -125,12 +125,13 @@ def test_a_base_in_bfloat16_trains_under_lora(tmp_path, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fsdp2", "fsdp1", "zero3"])
-def test_mixed_precision_trains_as_under_ddp(tmp_path, kind):
-    case = {"adapter": "full", "steps": 3, "flags": {"precision": "bf16-mixed"}}
-    found = run_ranks("cases.one_run", 2, tmp_path / kind, kind=kind, **case)
-    expected = run_ranks("cases.one_run", 2, tmp_path / "ddp", kind="ddp", **case)
-    for rank in (0, 1):
-        assert found[rank]["losses"] == pytest.approx(expected[rank]["losses"], abs=2e-2)
+def test_mixed_precision_trains_and_continues_exactly(tmp_path, kind):
+    """Each rounds at other places, so that other completions are drawn: losses are not compared with DDP's."""
+    case = {"adapter": "full", "flags": {"precision": "bf16-mixed"}}
+    for seen in run_ranks("cases.train", 2, tmp_path, kind=kind, **case):
+        assert seen["resumed"] == pytest.approx(seen["losses"][-4:], abs=0 if kind == "fsdp2" else 1e-6)
+        assert seen["distance"] <= (0 if kind == "fsdp2" else 1e-6)
+        assert seen["moved"] > 1e-2
 
 
 @pytest.mark.slow
