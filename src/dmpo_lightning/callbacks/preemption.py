@@ -19,8 +19,8 @@ FILE_NAME = "preempted.ckpt"
 
 
 class Preemption(Callback):
-    """After a signal to any rank, all ranks save a checkpoint and exit: at the end of the next optimizer step, or of the
-    next batch of a validation, which the continued run makes again (after the last step nothing continues, and
+    """After a signal to any rank, all ranks save a checkpoint and exit: at the end of the next optimizer step, or of
+    the next batch of a validation, which the continued run makes again (after the last step nothing continues, and
     ``validate`` makes it).
 
     The checkpoint, ``preempted.ckpt`` beside those of `ModelCheckpoint`, continues the run bit for bit;
@@ -123,7 +123,9 @@ class Preemption(Callback):
 
 def _validates_now(trainer: Trainer) -> bool:
     """Whether Lightning is going to validate after the present batch."""
-    return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 
 def _validate(trainer: Trainer) -> None:
