@@ -5,8 +5,10 @@ What one denoising step does, and no more:
 
 1. Forward over the whole sequence, or over the columns the cache does not hold: ``[block start, end)`` with the prefix
    cache, the block with the dual cache. The cache keeps keys as projected, *before* rotation: the prefix cache is
-   continued by a concatenation, the dual cache has the block's columns overwritten; then every layer rotates all keys
-   of the sequence again, in float32. The rotary tables are built once.
+   continued by a concatenation; the dual cache has the columns overwritten that a boolean matrix marks, which every
+   layer searches for them, row by row, and once more for the end of the rotary tables of the queries. Then every layer
+   rotates all keys of the sequence again, in float32. The rotary tables are built once. RMSNorm is a chain of plain
+   operations (square, mean, reciprocal root, two products), not one fused kernel.
 2. Head at every position that was fed in, prompt and later blocks included.
 3. At temperature 0, the arg-max of each position. Above it, the logits in float64, a float64 uniform u for each of
    them, and the arg-max of exp(logits) / (-log u)^temperature (Gumbel). The later steps of a block with the prefix
@@ -14,7 +16,7 @@ What one denoising step does, and no more:
 4. Softmax of the logits in float64, a second cast, and the probability of each chosen token (``random`` remasking: one
    uniform per position instead). This, too, at every position that was fed in.
 5. A loop over rows, each with its own top-k among its candidates, the masked positions up to the end of the block;
-   threshold and factor compare them one by one. The dual cache is overwritten row by row.
+   threshold and factor compare them one by one.
 6. A look at the block: it is finished when no row has a mask left.
 
 With a cache, each block starts with a forward over everything, whose logits serve its first step. Guidance runs a
@@ -32,6 +34,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dmpo_lightning.models.layers import RMSNorm
 from dmpo_lightning.models.llada import LLaDABlock, LLaDAForMaskedDiffusion
 
 Cache = Literal["none", "prefix", "dual"]
@@ -71,26 +74,38 @@ class Plain:
     ) -> tuple[Float[Tensor, "rows fed vocab"], KeysValues]:
         """Logits at all of ``columns``, which ``ids`` fill, and the keys and values they were computed with."""
         transformer, present = self.model.model.transformer, []
-        x = transformer["wte"](ids)
+        x, replaced = transformer["wte"](ids), None
+        if past is not None and past[0][0].shape[2] > columns.start:  # the dual cache
+            replaced = torch.zeros(len(ids), past[0][0].shape[2], dtype=torch.bool, device=ids.device)
+            replaced[:, columns] = True
         for layer, block in enumerate(transformer["blocks"]):
             attended, keys_values = self._attend(
-                block, block.attn_norm(x), columns, None if past is None else past[layer]
+                block, normalised(x, block.attn_norm), columns, None if past is None else past[layer], replaced
             )
             present.append(keys_values)
             x = x + block.attn_out(attended)
-            h = block.ff_norm(x)
+            h = normalised(x, block.ff_norm)
             x = x + block.ff_out(F.silu(block.ff_proj(h)) * block.up_proj(h))
-        return transformer["ff_out"](transformer["ln_f"](x)), present
+        return transformer["ff_out"](normalised(x, transformer["ln_f"])), present
 
     def _attend(
-        self, block: LLaDABlock, h: Tensor, columns: slice, past: tuple[Tensor, Tensor] | None
+        self,
+        block: LLaDABlock,
+        h: Tensor,
+        columns: slice,
+        past: tuple[Tensor, Tensor] | None,
+        replaced: Bool[Tensor, "rows columns"] | None,
     ) -> tuple[Float[Tensor, "rows fed width"], tuple[Tensor, Tensor]]:
         query, key, value = (
             linear(h).unflatten(-1, (-1, block.head_size)).transpose(1, 2)
             for linear in (block.q_proj, block.k_proj, block.v_proj)
         )
-        if past is not None:
-            key, value = joined(past[0], key, columns), joined(past[1], value, columns)
+        if past is not None and replaced is None:
+            key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
+        elif past is not None and replaced is not None:
+            key, value = overwritten(past, key, value, replaced)
+            end = int(replaced.nonzero(as_tuple=True)[1].max()) + 1
+            columns = slice(end - query.shape[2], end)
         attended = F.scaled_dot_product_attention(
             rotate(query, self.cos[:, :, columns], self.sin[:, :, columns]),
             rotate(key, self.cos, self.sin),
@@ -115,12 +130,22 @@ def rotate(x: Float[Tensor, "rows heads columns size"], cos: Tensor, sin: Tensor
     return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
-def joined(past: Tensor, fresh: Tensor, columns: slice) -> Float[Tensor, "rows heads columns size"]:
-    """A prefix that ends where ``columns`` start is continued; a cache of all columns is overwritten there."""
-    if past.shape[2] == columns.start:
-        return torch.cat((past, fresh), dim=2)
-    for row in range(len(past)):
-        past[row, :, columns] = fresh[row]
+def normalised(x: Float[Tensor, "*at width"], norm: RMSNorm) -> Float[Tensor, "*at width"]:
+    """x / sqrt(mean(x^2) + eps) in float32, cast back and scaled, operation by operation."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.eps)
+    return norm.weight * wide.to(x.dtype)
+
+
+def overwritten(
+    past: tuple[Tensor, Tensor], key: Tensor, value: Tensor, replaced: Bool[Tensor, "rows columns"]
+) -> tuple[Tensor, Tensor]:
+    """The cache with fresh keys and values in the columns that ``replaced`` marks in each row."""
+    for row in range(len(replaced)):
+        where = replaced[row].nonzero(as_tuple=True)[0]
+        if len(where) > 0:
+            past[0][row, :, where] = key[row, :, : len(where)]
+            past[1][row, :, where] = value[row, :, : len(where)]
     return past
 
 

@@ -90,3 +90,18 @@ def test_keys_are_concatenated_with_the_prefix_and_all_are_rotated_in_every_laye
     """Each rotation concatenates halves; two per layer and forward. The prefix adds keys and values of later steps."""
     operations, _ = operations_of(cache, 0.0)
     assert operations.names["cat"] == 2 * (2 * 8 + 2 * concatenated)
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_norms_are_computed_operation_by_operation(cache):
+    """Two in each of two layers, and the last one."""
+    operations, _ = operations_of(cache, 0.0)
+    assert operations.names["rsqrt"] == 5 * 8
+    assert not any("rms_norm" in name for name in operations.names)
+
+
+@pytest.mark.parametrize(("cache", "cached"), [("none", 0), ("prefix", 0), ("dual", 6)])
+def test_the_dual_cache_searches_each_row_in_every_layer_and_overwrites_it(cache, cached):
+    operations, uncached = operations_of(cache, 0.0)[0].names, operations_of("none", 0.0)[0].names
+    assert operations["index_put_"] - uncached["index_put_"] == 2 * cached * 3 * 2  # keys and values
+    assert operations["nonzero"] - uncached["nonzero"] == 2 * cached * (3 + 1)
