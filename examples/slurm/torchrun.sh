@@ -1,7 +1,7 @@
 #!/bin/bash
 # Without SLURM: run this on each node, with NODES, NODE_RANK (0, 1, ...) and MASTER_ADDR (the first node) set. The same command again
-# continues the run. torchrun passes SIGTERM on and kills the ranks 30 seconds later, which may be too soon for a save; SIGUSR1 to the ranks
-# themselves (`pkill -USR1 -f "dmpo_lightning fit"` on each node) leaves them the time they need.
+# continues the run. torchrun passes SIGTERM on and kills the ranks 30 seconds later: where that is too soon for a save, the run continues
+# from the last regular checkpoint.
 set -euo pipefail
 
 torchrun --nnodes "${NODES:-1}" --node-rank "${NODE_RANK:-0}" --nproc-per-node "${GPUS:-8}" \

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -92,11 +93,22 @@ class DMPOCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """``last`` is the newest checkpoint of all runs of that name, so that a requeued job needs no other command."""
-        options = self.config_init[self.subcommand]
-        if options.get("ckpt_path") == "last":
-            options["ckpt_path"] = newest_checkpoint(self.trainer, self.model)
+        self._find_last()
 
-    before_validate = before_test = before_predict = before_fit
+    def before_validate(self) -> None:
+        """An evaluation of ``last`` needs one."""
+        if self._find_last() is None:
+            self.parser.error("`--ckpt_path last` found no checkpoint; pass its path, or leave it out.")
+
+    before_test = before_predict = before_validate
+
+    def _find_last(self) -> str | None:
+        """What ``ckpt_path`` says, with ``last`` replaced; "" where it says nothing."""
+        options = self.config_init[self.subcommand]
+        if options.get("ckpt_path") != "last":
+            return options.get("ckpt_path") or ""
+        options["ckpt_path"] = newest_checkpoint(self.trainer, self.model)
+        return options["ckpt_path"]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning does it, without its warning that arguments are passed in: the entry point always passes
@@ -111,9 +123,9 @@ def newest_checkpoint(trainer: Trainer, module: LightningModule) -> str | None:
     there is none yet. Rank 0 decides for all, because others may not see yet what it sees.
     """
     strategy: Any = trainer.strategy
-    if trainer.world_size == 1 or not strategy.cluster_environment.creates_processes_externally:
-        return _newest_checkpoint(trainer)  # on one machine, where the ranks are yet to be started
-    strategy.connect(module)  # as the Trainer does both later; joining the other ranks a second time does nothing
+    if trainer.world_size == 1 or isinstance(strategy.cluster_environment, LightningEnvironment):
+        return _newest_checkpoint(trainer)  # the ranks are started by rank 0 on its own machine, when it has chosen
+    strategy.connect(module)  # as the Trainer does both again: those who have joined stay joined
     strategy.setup_environment()
     return strategy.broadcast(_newest_checkpoint(trainer) if trainer.is_global_zero else None)
 

@@ -114,6 +114,54 @@ def test_a_run_told_at_a_step_with_a_validation_makes_it_when_it_continues(tmp_p
     assert second.results == whole.results
 
 
+def test_a_validation_between_two_micro_batches_is_not_left(tmp_path):
+    """No checkpoint holds its gradients: the run leaves at the next step, after four batches."""
+    options = {"max_steps": 5, "accumulate_grad_batches": 2, "val_check_interval": 3, "check_val_every_n_epoch": None}
+    whole, record, validations = module(), Recorder(), Validations()
+    run = trainer(tmp_path, callbacks=[record, validations], **options)
+    run.fit(whole, loader(), loader(shuffle=False))
+    stopped = trainer(tmp_path, callbacks=[Validations(kill_at=1), Preemption()], **options)
+    with pytest.raises(SystemExit):
+        stopped.fit(module(), loader(), loader(shuffle=False))
+    assert stopped.global_step == 2
+    checkpoint = str(newest_readable(tmp_path))
+    resumed, rest, second = module(), Recorder(), Validations()
+    run = trainer(tmp_path, callbacks=[rest, second, Preemption()], **options)
+    run.fit(resumed, loader(), loader(shuffle=False), ckpt_path=checkpoint)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert rest.losses == record.losses[4:]
+    assert second.results == validations.results[1:]
+
+
+@pytest.mark.parametrize(("steps", "every"), [(6, 4), (14, 12)])
+def test_a_run_told_again_in_the_validation_that_it_makes_again_leaves_its_checkpoint_as_it_is(tmp_path, steps, every):
+    options = {"max_steps": steps, "val_check_interval": every, "check_val_every_n_epoch": None}
+    whole, validations = module(), Validations()
+    trainer(tmp_path, callbacks=[validations], **options).fit(whole, loader(), loader(shuffle=False))
+    path = {}
+    for _ in range(2):
+        stopped = trainer(tmp_path, callbacks=[Validations(kill_at=1), Preemption()], **options)
+        with pytest.raises(SystemExit):
+            stopped.fit(module(), loader(), loader(shuffle=False), **path)
+        path = {"ckpt_path": str(newest_readable(tmp_path))}
+    resumed, last = module(), Validations()
+    run = trainer(tmp_path, callbacks=[last, Preemption()], **options)
+    run.fit(resumed, loader(), loader(shuffle=False), **path)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert last.results == validations.results
+    assert torch.load(path["ckpt_path"], weights_only=False)["epoch"] == 0
+
+
+def test_without_a_validation_loader_an_open_validation_is_forgotten(tmp_path):
+    options = {"max_steps": 6, "val_check_interval": 4, "check_val_every_n_epoch": None}
+    stopped = trainer(tmp_path, callbacks=[Validations(kill_at=1), Preemption()], **options)
+    with pytest.raises(SystemExit):
+        stopped.fit(module(), loader(), loader(shuffle=False))
+    run = trainer(tmp_path, callbacks=[Preemption()], max_steps=6)
+    run.fit(module(), loader(), ckpt_path=str(newest_readable(tmp_path)))
+    assert run.global_step == 6
+
+
 def test_unknown_signals_are_refused():
     with pytest.raises(ValueError, match=r"got \['SIGNONE'\]"):
         Preemption(["SIGNONE"])

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -190,8 +191,9 @@ class Start(Callback):
         }
 
 
-def from_checkpoint(kind: str, adapter: str, *, steps: int, saved: str | None = None) -> dict:
-    """A run that starts, or continues from what other ranks saved, perhaps more or fewer."""
+def from_checkpoint(kind: str, adapter: str, *, steps: int, saved: str | None = None, rank: int | None = None) -> dict:
+    """A run that starts, or continues from what other ranks saved, perhaps more or fewer; or ``rank`` alone does."""
+    saved = saved if rank in (None, process_rank()) else None
     dmpo, start = module(adapter, dropout=0.0), Start()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -244,13 +246,19 @@ def with_infinite_losses(kind: str, adapter: str, *, batches: list[int], limit: 
 
 
 class Sends(Callback):
-    """One rank sends itself a signal after a batch."""
+    """One rank sends itself a signal after a batch, of training or of the first validation."""
 
-    def __init__(self, name: str, *, after: int = 2) -> None:
-        self.number, self.after = signal.Signals[name], after
+    def __init__(self, name: str, *, after: int = 2, phase: str = "training") -> None:
+        self.number, self.after, self.phase = signal.Signals[name], after, phase
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if batch_idx == self.after and trainer.global_rank == 1:
+        self._send(trainer, "training", batch_idx)
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        self._send(trainer, "validation", batch_idx)
+
+    def _send(self, trainer, phase, batch_idx):
+        if phase == self.phase and batch_idx == self.after and trainer.global_rank == 1:
             os.kill(os.getpid(), self.number)
 
 
@@ -260,23 +268,31 @@ def with_a_lost_rank(kind: str, name: str, *, patience: float) -> dict:
     return {}
 
 
-def preempted(kind: str, adapter: str, *, name: str, flags: dict | None = None, path: str = "") -> dict:
+def preempted(
+    kind: str, adapter: str, *, name: str, phase: str = "training", flags: dict | None = None, path: str = ""
+) -> dict:
     """A signal to rank 1 alone; does not return. Commands are looked for in ``path`` first."""
     os.environ["PATH"] = os.pathsep.join([path, os.environ["PATH"]])
-    fit(kind, module(adapter), "run", steps=5, callbacks=[Preemption(), Sends(name)], **(flags or {}))
+    sends = Sends(name, after=2 if phase == "training" else 0, phase=phase)
+    fit(kind, module(adapter), "run", steps=5, callbacks=[sends, Preemption()], **(flags or {}))
     return {}
 
 
 def resume(kind: str, adapter: str, *, saved: str) -> dict:
     dmpo = module(adapter)
-    run, record = fit(kind, dmpo, "resumed", steps=5, ckpt_path=saved)
-    return {"losses": record.losses, "weights": sums(dmpo), "steps": run.global_step}
+    run, record = fit(kind, dmpo, "resumed", steps=5, ckpt_path=saved, callbacks=[Preemption()])
+    return {
+        "losses": record.losses,
+        "weights": sums(dmpo),
+        "steps": run.global_step,
+        "validation": {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("val/")},
+    }
 
 
 def life(kind: str, *, steps: int, rank: int = 0, event: str | None = None, count: int = 0, delay: float = 0.0) -> dict:
     """One of the lives of a job: continues from the newest checkpoint, and notes every optimizer step. It may be killed
-    on one rank: ``delay`` seconds after the ``count``-th ``batch`` of this life, or after the beginning of the
-    ``count``-th ``save``.
+    on one rank: ``delay`` seconds after the ``count``-th ``batch`` of this life, or after the ``count``-th ``save`` has
+    begun to write.
     """
     found = newest_readable(Path("run"))
     dmpo = module("lora")
@@ -308,7 +324,13 @@ class Dies(Callback):
     def _happened(self, event):
         self.left -= event == self.event
         if event == self.event and self.left == 0:
-            threading.Timer(self.delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            threading.Thread(target=self._die, daemon=True).start()
+
+    def _die(self):
+        while self.event == "save" and not any(Path("run").rglob("*.partial")):
+            time.sleep(1e-4)
+        time.sleep(self.delay)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Notes(Callback):

@@ -11,6 +11,7 @@ from ranks import end_ranks, free_port, run_ranks
 
 from dmpo_lightning.checkpoints import newest_readable
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 FLAGS = {"num_nodes": 2, "devices": 1}
 
 
@@ -38,12 +39,11 @@ def test_a_job_of_slurm_is_put_back_into_the_queue_after_its_requeue_signal(tmp_
     assert (asked.read_text() if asked.exists() else "") == ("requeue 4711\n" if requeued else "")
 
 
-@pytest.mark.slow
-def test_torchrun_starts_the_command_line_on_two_nodes_and_last_continues_it(tmp_path):
+def write_small(folder, *, nodes: int, devices: int) -> None:
     overlay = {
         "trainer": {
-            "num_nodes": 2,
-            "devices": 1,
+            "num_nodes": nodes,
+            "devices": devices,
             "val_check_interval": 1,
             "enable_progress_bar": False,
             "strategy": {
@@ -54,26 +54,48 @@ def test_torchrun_starts_the_command_line_on_two_nodes_and_last_continues_it(tmp
         "model": {"init_args": {"micro_batch_size": 16}},
         "data": {"init_args": {"sizes": {"train": 64, "validation": 8, "test": 8}, "prompts_per_buffer": 4}},
     }
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(overlay))
-    arguments = ["fit", "--config", "sudoku_tiny.yaml", "--config", "small.yaml", "--ckpt_path", "last"]
+    (folder / "small.yaml").write_text(yaml.safe_dump(overlay))
+
+
+ARGUMENTS = ["fit", "--config", "sudoku_tiny.yaml", "--config", "small.yaml", "--ckpt_path", "last"]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_command_line_on_two_nodes_and_last_continues_it(tmp_path):
+    write_small(tmp_path, nodes=2, devices=1)
     for steps in (1, 2):
-        for status, said in torchrun_on_two_nodes([*arguments, f"--trainer.max_steps={steps}"], tmp_path):
+        for status, said in torchrun_on_two_nodes([*ARGUMENTS, f"--trainer.max_steps={steps}"], tmp_path):
             assert status == 0, said[-3000:]
-        checkpoint = newest_readable(tmp_path / "runs")
-        assert checkpoint is not None
-        saved = torch.load(checkpoint, weights_only=True)
-        assert (saved["global_step"], len(saved["dmpo"]["ranks"])) == (steps, 2)
+        assert_saved_by_two_ranks(tmp_path, steps)
+
+
+@pytest.mark.slow
+def test_the_command_line_starts_its_ranks_by_itself_and_last_continues_them(tmp_path):
+    write_small(tmp_path, nodes=1, devices=2)
+    for steps in (1, 2):
+        command = [sys.executable, "-m", "dmpo_lightning", *ARGUMENTS, f"--trainer.max_steps={steps}"]
+        done = subprocess.run(
+            command, check=False, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert_saved_by_two_ranks(tmp_path, steps)
+
+
+def assert_saved_by_two_ranks(folder, steps: int) -> None:
+    checkpoint = newest_readable(folder / "runs")
+    assert checkpoint is not None
+    saved = torch.load(checkpoint, weights_only=True)
+    assert (saved["global_step"], len(saved["dmpo"]["ranks"])) == (steps, 2)
 
 
 def torchrun_on_two_nodes(arguments, folder) -> list[tuple[int, str]]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
     launcher += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
     nodes = [
         subprocess.Popen(
             [*launcher, f"--node_rank={node}", "-m", "dmpo_lightning", *arguments],
             cwd=folder,
-            env=environment,
+            env=ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

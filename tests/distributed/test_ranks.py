@@ -1,7 +1,7 @@
 """Any number of ranks: the same run on one and on two, restarts on more or fewer, prompts that do not divide evenly."""
 
 import pytest
-from ranks import run_ranks
+from ranks import end_ranks, run_ranks
 
 SHARED = {"dropout": 0.0, "tolerance": 0.0}
 """Dropout draws from each rank's generator, and the tolerance leaves out rows by the share of their micro-batch."""
@@ -42,6 +42,17 @@ def test_another_number_of_ranks_goes_on_with_weights_and_optimizer(tmp_path, ki
         assert rank["collected"] > 2  # afresh, though the second buffer was half used
         assert rank["steps"] == 5
         assert len(rank["losses"]) == 4
+
+
+@pytest.mark.slow
+def test_ranks_that_found_different_checkpoints_end_with_a_message(tmp_path):
+    case = {"kind": "ddp", "adapter": "lora", "steps": 3}
+    run_ranks("cases.from_checkpoint", 2, tmp_path / "before", **case)
+    saved = str(tmp_path / "before" / "run" / "step=2.ckpt")
+    ended = end_ranks("cases.from_checkpoint", 2, tmp_path / "after", saved=saved, rank=1, **case)
+    assert ended.statuses == [1, 1]
+    for rank in (0, 1):
+        assert "start differently (rank 0 afresh, rank 1 from a checkpoint)" in ended.log(rank)
 
 
 @pytest.mark.slow

@@ -44,16 +44,18 @@ class Preemption(Callback):
         self.received: int | None = None
         self._previous: dict[signal.Signals, Any] = {}
         self._step = 0
-        self._validation_is_due = False
+        self._validation_is_due = self._validates_again = False
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._listen(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._listen(trainer)
-        if self._validation_is_due:
-            self._validation_is_due = False
+        is_due, self._validation_is_due = self._validation_is_due, False
+        if is_due and trainer.enable_validation:
+            self._validates_again = True
             _validate(trainer)
+            self._validates_again = False
 
     def _listen(self, trainer: Trainer) -> None:
         """From now on; Lightning's own handlers are in place by then."""
@@ -80,16 +82,20 @@ class Preemption(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        in_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if in_training and not trainer.fit_loop.epoch_loop._should_accumulate():
             self._leave_if_told(trainer, validation_is_due=True)
 
     def _leave_if_told(self, trainer: Trainer, *, validation_is_due: bool) -> None:
         if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             return
         received = max(number or 0 for number in gather_ranks(self.received))
-        path, self._validation_is_due = self._path(trainer), validation_is_due
-        trainer.save_checkpoint(path)
-        rank_zero_info(f"Saved to {path} after signal {received}, at optimizer step {trainer.global_step}.")
+        if self._validates_again:
+            rank_zero_info(f"Left after signal {received}, in the validation that the checkpoint had left open.")
+        else:
+            path, self._validation_is_due = self._path(trainer), validation_is_due
+            trainer.save_checkpoint(path)
+            rank_zero_info(f"Saved to {path} after signal {received}, at optimizer step {trainer.global_step}.")
         if trainer.is_global_zero:
             _requeue(trainer, received)
         trainer.strategy.barrier()  # srun may end a job at the first exit, before it was requeued
@@ -114,6 +120,7 @@ class Preemption(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore()
+        self._validation_is_due = self._validates_again = False
 
     def _restore(self) -> None:
         for each, previous in self._previous.items():

@@ -56,7 +56,7 @@ class BeforeAfterReport(Callback):
         self.after: dict[str, Result] = {}
         self.curve: list[dict[str, float]] = []
         self.seconds = 0.0
-        self._started = 0.0
+        self._started: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.before:
@@ -71,15 +71,17 @@ class BeforeAfterReport(Callback):
             self.curve.append({"step": float(trainer.global_step), **values})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seconds = time.perf_counter() - self._started
+        self.seconds = self._seconds_by_now()
         self.after = self._evaluate(trainer, pl_module, [self.sampled, self.greedy])
         directory = Path(trainer.log_dir or trainer.default_root_dir)  # on all ranks: a broadcast
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._write(directory, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        seconds = time.perf_counter() - self._started
-        return {"before": self.before, "curve": self.curve, "seconds": seconds}
+        return {"before": self.before, "curve": self.curve, "seconds": self._seconds_by_now()}
+
+    def _seconds_by_now(self) -> float:
+        return self.seconds if self._started is None else time.perf_counter() - self._started
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.before, self.curve, self.seconds = state_dict["before"], state_dict["curve"], state_dict["seconds"]

@@ -17,7 +17,7 @@ from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.models.sharding import is_zero3, own_part, plain_name, shard_fsdp2, wrap_fsdp1, write_part
 from dmpo_lightning.modules.lock_step import LockStep
 from dmpo_lightning.modules.options import Options, SchedulerFactory, configured_options, take_over
-from dmpo_lightning.modules.restart import check_same_step
+from dmpo_lightning.modules.restart import check_same_start
 from dmpo_lightning.policy import Policy
 
 if TYPE_CHECKING:
@@ -145,13 +145,21 @@ class PolicyModule(LightningModule):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        """Before any forward.
+
+        Raises:
+            RuntimeError: some ranks continue from a checkpoint and others do not.
+        """
+        check_same_start("afresh" if self.trainer.ckpt_path is None else "from a checkpoint")
+
     def on_train_start(self) -> None:
         """Lightning has put the checkpoint's options of optimizer and scheduler back; this run's win.
 
         Raises:
-            RuntimeError: ranks continue from checkpoints of different steps.
+            RuntimeError: ranks continue at different steps.
         """
-        check_same_step(self.trainer.global_step)
+        check_same_start(f"at optimizer step {self.trainer.global_step}")
         stored, self._stored_options = self._stored_options, None
         if stored is None or self._options is None:
             return

@@ -16,14 +16,14 @@ def gather_ranks(state: Any) -> list[Any]:
     return states
 
 
-def check_same_step(step: int) -> None:
-    """Raises RuntimeError, on every rank, where ranks continue from different optimizer steps."""
-    steps = gather_ranks(step)
-    if len(set(steps)) > 1:
-        said = ", ".join(f"rank {rank} from {each}" for rank, each in enumerate(steps))
+def check_same_start(start: str) -> None:
+    """Raises RuntimeError, on every rank, where ranks start differently."""
+    starts = gather_ranks(start)
+    if len(set(starts)) > 1:
+        said = ", ".join(f"rank {rank} {each}" for rank, each in enumerate(starts))
         raise RuntimeError(
-            f"The ranks continue from different optimizer steps ({said}): each found another checkpoint. Pass the path "
-            "of one that all nodes see; `--ckpt_path last` has rank 0 choose."
+            f"The ranks start differently ({said}): each found another checkpoint. Pass the path of one that all nodes "
+            "see; `--ckpt_path last` has rank 0 choose."
         )
 
 
