@@ -25,9 +25,10 @@ def predict(
     """
     if positions is not None and targets is not None:
         return target_log_probs(head, hidden, targets, logit_bias=logit_bias, temperature=temperature)
-    logits = _few_logits(head, hidden) if _is_skinny(head, hidden) else head(hidden)
-    if logit_bias is not None:
-        logits = logits + logit_bias
+    if _is_skinny(head, hidden):
+        logits = _few_logits(head, hidden, logit_bias)
+    else:
+        logits = head(hidden) if logit_bias is None else head(hidden) + logit_bias
     return MaskedLMOutput(logits=logits) if positions is None else logits
 
 
@@ -83,10 +84,17 @@ def _is_skinny(head: Any, hidden: Tensor) -> bool:
     return plain and len(head.weight) >= TALL_VOCABULARY and hidden.numel() <= SKINNY_ROWS * hidden.shape[-1]
 
 
-def _few_logits(head: Any, hidden: Tensor) -> Tensor:
-    """What ``head`` returns, by columns instead of rows."""
-    columns = head.weight @ hidden.flatten(0, -2).T
-    return columns.T.contiguous().view(*hidden.shape[:-1], -1)
+def _few_logits(head: Any, hidden: Tensor, logit_bias: Tensor | None) -> Tensor:
+    """What ``head`` returns, by columns instead of rows, two at least; transposed while the bias is added."""
+    x = hidden.flatten(0, -2)
+    count = len(x)
+    columns = head.weight @ (x if count > 1 else x.expand(2, -1)).T
+    logits = torch.empty(count, len(columns), dtype=columns.dtype, device=columns.device)
+    if logit_bias is None:
+        logits.copy_(columns.T[:count])
+    else:
+        torch.add(columns.T[:count], logit_bias, out=logits)
+    return logits.view(*hidden.shape[:-1], -1)
 
 
 def _has_hooks(head: nn.Module) -> bool:

@@ -52,8 +52,8 @@ def draw_tokens(
 
 def most_likely(logits: Float[Tensor, "*places vocab"]) -> Draw:
     """Greedy tokens."""
-    highest, tokens = logits.max(-1)
-    confidence = 1 / (logits - highest[..., None]).exp_().sum(-1)
+    tokens = logits.argmax(-1)
+    confidence = _at(logits.softmax(-1), tokens)
     return Draw(tokens, torch.zeros_like(confidence), confidence)
 
 
