@@ -88,7 +88,7 @@ def _few_logits(head: Any, hidden: Tensor, logit_bias: Tensor | None) -> Tensor:
     """What ``head`` returns, by columns instead of rows, two at least; transposed while the bias is added."""
     x = hidden.flatten(0, -2)
     count = len(x)
-    columns = head.weight @ (x if count > 1 else x.expand(2, -1)).T
+    columns = head.weight @ (x.expand(2, -1) if count == 1 else x).T
     logits = torch.empty(count, len(columns), dtype=columns.dtype, device=columns.device)
     if logit_bias is None:
         logits.copy_(columns.T[:count])
