@@ -177,7 +177,7 @@ def test_rows_of_a_chunk_fit_and_are_never_none():
     assert chunk_rows(100_000, 1, 1024) == 1
 
 
-@pytest.mark.parametrize("shape", [(1,), (5,), (2, 3), (33,)])
+@pytest.mark.parametrize("shape", [(0,), (1,), (5,), (2, 3), (33,)])
 def test_logits_of_a_few_positions_are_those_of_the_head(shape, monkeypatch):
     monkeypatch.setattr(head_module, "TALL_VOCABULARY", 100)
     head = nn.Linear(WIDTH, 100, bias=False)
@@ -186,6 +186,8 @@ def test_logits_of_a_few_positions_are_those_of_the_head(shape, monkeypatch):
     with torch.no_grad():
         found = predict(head, hidden, positions, None, ban, 1.0)
         torch.testing.assert_close(found, head(hidden) + ban, rtol=1e-5, atol=1e-5)
+        unbiased = predict(head, hidden, positions, None, None, 1.0)
+        torch.testing.assert_close(unbiased, head(hidden), rtol=1e-5, atol=1e-5)
     assert found.is_contiguous()
 
 
