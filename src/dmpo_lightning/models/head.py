@@ -94,7 +94,7 @@ def _few_logits(head: Any, hidden: Tensor, logit_bias: Tensor | None) -> Tensor:
         logits.copy_(columns.T[:count])
     else:
         torch.add(columns.T[:count], logit_bias, out=logits)
-    return logits.view(*hidden.shape[:-1], -1)
+    return logits.view(*hidden.shape[:-1], len(columns))
 
 
 def _has_hooks(head: nn.Module) -> bool:
