@@ -91,24 +91,18 @@ class DMPOCLI(LightningCLI):
                 callbacks.append(kind())
         return trainer
 
-    def before_fit(self) -> None:
-        """``last`` is the newest checkpoint of all runs of that name, so that a requeued job needs no other command."""
-        self._find_last()
-
-    def before_validate(self) -> None:
-        """An evaluation of ``last`` needs one."""
-        if self._find_last() is None:
-            self.parser.error("`--ckpt_path last` found no checkpoint; pass its path, or leave it out.")
-
-    before_test = before_predict = before_validate
-
-    def _find_last(self) -> str | None:
-        """What ``ckpt_path`` says, with ``last`` replaced; "" where it says nothing."""
+    def _find_last(self) -> None:
+        """``last`` is the newest checkpoint of all runs of that name, so that a requeued job needs no other command; an
+        evaluation needs that there is one.
+        """
         options = self.config_init[self.subcommand]
         if options.get("ckpt_path") != "last":
-            return options.get("ckpt_path") or ""
+            return
         options["ckpt_path"] = newest_checkpoint(self.trainer, self.model)
-        return options["ckpt_path"]
+        if options["ckpt_path"] is None and self.subcommand != "fit":
+            self.parser.error("`--ckpt_path last` found no checkpoint; pass its path, or leave it out.")
+
+    before_fit = before_validate = before_test = before_predict = _find_last
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning does it, without its warning that arguments are passed in: the entry point always passes

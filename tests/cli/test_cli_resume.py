@@ -126,3 +126,11 @@ def test_how_long_and_where_a_run_runs_is_not_compared():
     assert compared(config) == compared(moved | {"ckpt_path": "a.ckpt"})
     assert compared(config) != compared(config | {"trainer": {"precision": "bf16-mixed"}})
     assert compared(config) != compared(config | {"seed_everything": 1})
+
+
+def test_an_evaluation_of_the_last_checkpoint_needs_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["validate", "--config", "sudoku_tiny.yaml", "--ckpt_path", "last"])
+    assert stop.value.code == 2
+    assert "`--ckpt_path last` found no checkpoint" in capsys.readouterr().err
