@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-import yaml
 from ranks import end_ranks, free_port, run_ranks
+from small_run import ARGUMENTS, write_small
 
 from dmpo_lightning.checkpoints import newest_readable
 
@@ -39,30 +39,12 @@ def test_a_job_of_slurm_is_put_back_into_the_queue_after_its_requeue_signal(tmp_
     assert (asked.read_text() if asked.exists() else "") == ("requeue 4711\n" if requeued else "")
 
 
-def write_small(folder, *, nodes: int, devices: int) -> None:
-    overlay = {
-        "trainer": {
-            "num_nodes": nodes,
-            "devices": devices,
-            "val_check_interval": 1,
-            "enable_progress_bar": False,
-            "strategy": {
-                "class_path": "lightning.pytorch.strategies.DDPStrategy",
-                "init_args": {"process_group_backend": "gloo"},
-            },
-        },
-        "model": {"init_args": {"micro_batch_size": 16}},
-        "data": {"init_args": {"sizes": {"train": 64, "validation": 8, "test": 8}, "prompts_per_buffer": 4}},
-    }
-    (folder / "small.yaml").write_text(yaml.safe_dump(overlay))
-
-
-ARGUMENTS = ["fit", "--config", "sudoku_tiny.yaml", "--config", "small.yaml", "--ckpt_path", "last"]
+DDP = "lightning.pytorch.strategies.DDPStrategy"
 
 
 @pytest.mark.slow
 def test_torchrun_starts_the_command_line_on_two_nodes_and_last_continues_it(tmp_path):
-    write_small(tmp_path, nodes=2, devices=1)
+    write_small(tmp_path, strategy=DDP, nodes=2)
     for steps in (1, 2):
         for status, said in torchrun_on_two_nodes([*ARGUMENTS, f"--trainer.max_steps={steps}"], tmp_path):
             assert status == 0, said[-3000:]
@@ -71,7 +53,7 @@ def test_torchrun_starts_the_command_line_on_two_nodes_and_last_continues_it(tmp
 
 @pytest.mark.slow
 def test_the_command_line_starts_its_ranks_by_itself_and_last_continues_them(tmp_path):
-    write_small(tmp_path, nodes=1, devices=2)
+    write_small(tmp_path, strategy=DDP, devices=2)
     for steps in (1, 2):
         command = [sys.executable, "-m", "dmpo_lightning", *ARGUMENTS, f"--trainer.max_steps={steps}"]
         done = subprocess.run(

@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
-import yaml
 from ranks import end_ranks, run_ranks
+from small_run import ARGUMENTS, write_small
 
 from dmpo_lightning.checkpoints import newest_readable
 
@@ -97,13 +97,6 @@ def test_killed_at_any_moment_no_step_is_lost_or_doubled_and_every_state_is_read
     kill_and_restart(tmp_path, kind, whole, kills=kills, seed=seed)
 
 
-SMALL = {
-    "trainer": {"devices": 2, "val_check_interval": 1, "enable_progress_bar": False},
-    "model": {"init_args": {"micro_batch_size": 16}},
-    "data": {"init_args": {"sizes": {"train": 64, "validation": 8, "test": 8}, "prompts_per_buffer": 4}},
-}
-
-
 @pytest.mark.parametrize(
     ("kind", "strategy"),
     [
@@ -114,10 +107,8 @@ SMALL = {
 )
 def test_rank_0_chooses_the_last_checkpoint_for_ranks_that_do_not_see_it(tmp_path, kind, strategy):
     """Where each rank writes its own part, rank 1 sees it too."""
-    options = {"process_group_backend": "gloo"} | ({"stage": 2} if kind == "zero2" else {})
-    small = SMALL | {"trainer": SMALL["trainer"] | {"strategy": {"class_path": strategy, "init_args": options}}}
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
-    arguments = ["fit", "--config=sudoku_tiny.yaml", f"--config={tmp_path}/small.yaml", "--ckpt_path=last"]
+    write_small(tmp_path, strategy=strategy, devices=2, **({"stage": 2} if kind == "zero2" else {}))
+    arguments = [str(tmp_path / "small.yaml") if each == "small.yaml" else each for each in ARGUMENTS]
     for steps in (1, 2):
         case = {"arguments": [*arguments, f"--trainer.max_steps={steps}"], "apart": kind == "ddp"}
         ranks = run_ranks("cases.command_line", 2, tmp_path, **case)
