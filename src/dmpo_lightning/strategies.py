@@ -88,7 +88,8 @@ class FSDP1Strategy(WholeFolders, FSDPStrategy):
 
 class ZeROStrategy(WholeFolders, DeepSpeedStrategy):
     """DeepSpeed's ZeRO; see Lightning's `DeepSpeedStrategy` for the arguments. ``timeout`` holds for the process groups
-    too that DeepSpeed adds, to which it gives torch's own of half an hour.
+    too that DeepSpeed adds, to which it gives torch's own of half an hour. Of accumulated batches the gradients are
+    averaged; under Lightning's strategy they are divided by their number twice, by Lightning and by DeepSpeed.
     """
 
     def init_deepspeed(self) -> None:
@@ -97,3 +98,10 @@ class ZeROStrategy(WholeFolders, DeepSpeedStrategy):
         if self._timeout is not None:
             for group in list(distributed_c10d._world.pg_map):
                 distributed_c10d._set_pg_timeout(self._timeout, group)
+
+    def backward(self, closure_loss: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Lightning does it."""
+        assert self.lightning_module is not None
+        if self.lightning_module.automatic_optimization:  # the loss has been divided
+            kwargs["scale_wrt_gas"] = False
+        return super().backward(closure_loss, optimizer, *args, **kwargs)

@@ -51,7 +51,7 @@ SAMPLERS = {
     "static": lambda: ConfidenceSampler(denoising_steps=4),
     "threshold": lambda: ConfidenceSampler(block_length=4, threshold=0.6),
     "early exit": lambda: ConfidenceSampler(block_length=2, threshold=0.6, early_exit=True),
-    "wino": lambda: WinoSampler(block_length=4),
+    "wino": lambda: WinoSampler(threshold=0.3, temperature=1.0),
     "uneven": Uneven,
 }
 
@@ -63,7 +63,15 @@ def reward(example, completion):
 
 
 def module(
-    adapter: str, *, sampler: str = "static", dropout: float = 0.1, rank: int = 4, tolerance: float = 1e-4, **options
+    adapter: str,
+    *,
+    sampler: str = "static",
+    dropout: float = 0.1,
+    rank: int = 4,
+    tolerance: float = 1e-4,
+    optimizer: str = "AdamW",
+    learning_rate: float = 1e-3,
+    **options,
 ) -> DMPO:
     defaults = {
         "objective": WDCE(reward_temperature=0.1, replicates=2, weight_tolerance=tolerance),
@@ -74,7 +82,7 @@ def module(
         "num_iterations": 2,
         "reward": reward,
         "adapter": LoRA(r=rank, alpha=8, dropout=dropout) if adapter == "lora" else None,
-        "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
+        "optimizer": lambda parameters: getattr(torch.optim, optimizer)(parameters, lr=learning_rate),
         "seed": 3,
     }
     dmpo = DMPO("sudoku_tiny", **defaults | options)

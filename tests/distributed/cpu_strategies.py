@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import torch
 from lightning.fabric.utilities.seed import reset_seed
-from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, ParallelStrategy
 
 from dmpo_lightning.strategies import DDPStrategy, FSDP1Strategy, FSDP2Strategy, ZeROStrategy
 
@@ -33,7 +33,7 @@ class FSDP1OnCPU(FSDP1Strategy):
         )
 
 
-class ZeROOnCPU(ZeROStrategy):
+class DeepSpeedOnCPU:
     """Its device has an index, which DeepSpeed wants to hear. Stage 3 divides small weights too."""
 
     def __init__(self, **options) -> None:
@@ -54,6 +54,14 @@ class ZeROOnCPU(ZeROStrategy):
         self._init_deepspeed_distributed()
 
 
+class ZeROOnCPU(DeepSpeedOnCPU, ZeROStrategy):
+    pass
+
+
+class LightningsZeROOnCPU(DeepSpeedOnCPU, DeepSpeedStrategy):
+    pass
+
+
 def strategy(kind: str, *, timeout: float = 60):
     options = {"process_group_backend": "gloo", "timeout": timedelta(seconds=timeout)}
     if kind == "ddp":
@@ -62,4 +70,6 @@ def strategy(kind: str, *, timeout: float = 60):
         return FSDP2Strategy(save_distributed_checkpoint=kind == "fsdp2", **options)
     if kind == "fsdp1":
         return FSDP1OnCPU(**options)
+    if kind == "zero2 of lightning":
+        return LightningsZeROOnCPU(stage=2, **options)
     return ZeROOnCPU(stage=int(kind[-1]), **options)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -19,6 +20,7 @@ from dmpo_lightning.modules.lock_step import LockStep
 from dmpo_lightning.modules.options import Options, SchedulerFactory, configured_options, take_over
 from dmpo_lightning.modules.restart import check_same_start
 from dmpo_lightning.policy import Policy
+from dmpo_lightning.strategies import ZeROStrategy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,6 +125,13 @@ class PolicyModule(LightningModule):
         if isinstance(strategy, DeepSpeedStrategy):
             warnings.filterwarnings("ignore", message=".*`LightningModule.configure_gradient_clipping`.*")
             strategy.exclude_frozen_parameters = strategy.zero_stage_3  # below, `state_dict` already leaves them out
+            accumulated = self.trainer.accumulate_grad_batches
+            if accumulated > 1 and not isinstance(strategy, ZeROStrategy):
+                rank_zero_warn(
+                    f"Gradients are divided by `accumulate_grad_batches` {accumulated} twice, by Lightning and by "
+                    "DeepSpeed; use dmpo_lightning.strategies.ZeROStrategy, which does it once, instead of "
+                    f"{type(strategy).__name__}."
+                )
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
