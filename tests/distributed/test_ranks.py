@@ -6,10 +6,28 @@ from ranks import end_ranks, run_ranks
 SHARED = {"dropout": 0.0, "tolerance": 0.0}
 """Dropout draws from each rank's generator, and the tolerance leaves out rows by the share of their micro-batch."""
 
+SLOW = [pytest.param(kind, "full", marks=pytest.mark.slow) for kind in ("ddp", "fsdp2", "zero2", "zero3")]
 
-@pytest.mark.parametrize(
-    ("kind", "adapter"), [("ddp", "lora"), *(pytest.param(k, "full", marks=pytest.mark.slow) for k in ("ddp", "fsdp2"))]
-)
+
+@pytest.mark.parametrize(("kind", "adapter"), [("ddp", "lora"), *SLOW])
+def test_plain_steps_of_two_ranks_are_those_of_one_that_accumulates_twice_as_much(tmp_path, kind, adapter):
+    """Neither clipped nor divided by Adam, so that a factor shows."""
+    case = SHARED | {"adapter": adapter, "micro_batch_size": 4, "optimizer": "SGD"}
+    case["learning_rate"] = 1e-2 if adapter == "lora" else 1e-3
+    flags = {"gradient_clip_val": None}
+    one, *_ = run_ranks(
+        "cases.one_run", 1, tmp_path / "1", kind=kind, flags=flags | {"prompts": 4, "accumulate": 4}, **case
+    )
+    two = run_ranks(
+        "cases.one_run", 2, tmp_path / "2", kind=kind, flags=flags | {"prompts": 2, "accumulate": 2}, **case
+    )
+    means = [sum(one["losses"][step : step + 4]) for step in range(0, 16, 4)]
+    halves = [sum(rank["losses"][step] + rank["losses"][step + 1] for rank in two) / 2 for step in range(0, 8, 2)]
+    assert halves == pytest.approx(means, abs=1e-5)  # Lightning has divided each by the micro-batches of its step
+    assert max(means) - min(means) > 0.1
+
+
+@pytest.mark.parametrize(("kind", "adapter"), [("ddp", "lora"), *SLOW[:2]])
 def test_two_ranks_with_half_of_the_prompts_each_are_one_rank_with_all(tmp_path, kind, adapter):
     """Each step takes all rollouts of a buffer, so that both runs average over the same ones."""
     whole = SHARED | {"adapter": adapter, "micro_batch_size": 16, "flags": {"prompts": 4, "accumulate": 1}}
