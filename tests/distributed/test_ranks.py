@@ -6,10 +6,14 @@ from ranks import end_ranks, run_ranks
 SHARED = {"dropout": 0.0, "tolerance": 0.0}
 """Dropout draws from each rank's generator, and the tolerance leaves out rows by the share of their micro-batch."""
 
-SLOW = [pytest.param(kind, "full", marks=pytest.mark.slow) for kind in ("ddp", "fsdp2", "zero2", "zero3")]
+
+def lora_and_full(*kinds):
+    """DDP with LoRA in the fast tier; each kind with full fine-tuning in the slow one."""
+    slow = [pytest.param(kind, "full", marks=pytest.mark.slow) for kind in kinds]
+    return pytest.mark.parametrize(("kind", "adapter"), [("ddp", "lora"), *slow])
 
 
-@pytest.mark.parametrize(("kind", "adapter"), [("ddp", "lora"), *SLOW])
+@lora_and_full("ddp", "fsdp2", "zero2", "zero3")
 def test_plain_steps_of_two_ranks_are_those_of_one_that_accumulates_twice_as_much(tmp_path, kind, adapter):
     """Neither clipped nor divided by Adam, so that a factor shows."""
     case = SHARED | {"adapter": adapter, "micro_batch_size": 4, "optimizer": "SGD"}
@@ -27,7 +31,7 @@ def test_plain_steps_of_two_ranks_are_those_of_one_that_accumulates_twice_as_muc
     assert max(means) - min(means) > 0.1
 
 
-@pytest.mark.parametrize(("kind", "adapter"), [("ddp", "lora"), *SLOW[:2]])
+@lora_and_full("ddp", "fsdp2")
 def test_two_ranks_with_half_of_the_prompts_each_are_one_rank_with_all(tmp_path, kind, adapter):
     """Each step takes all rollouts of a buffer, so that both runs average over the same ones."""
     whole = SHARED | {"adapter": adapter, "micro_batch_size": 16, "flags": {"prompts": 4, "accumulate": 1}}
