@@ -34,7 +34,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from benchmarks.options import at_least_three
 from benchmarks.samplers import Size, random_policy
 from dmpo_lightning import DMPO, WDCE, ConfidenceSampler, ElboEstimator, LoRA, PromptLoader
-from dmpo_lightning.strategies import FSDP2Strategy
+from dmpo_lightning.distributed.strategies import FSDP2Strategy
 
 
 @dataclass(frozen=True)

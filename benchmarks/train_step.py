@@ -24,7 +24,7 @@ from benchmarks.plain_loss import weighted_cross_entropy
 from dmpo_lightning import WDCE, ConfidenceSampler, ElboEstimator
 from dmpo_lightning.functional import draw_masks, fold_in
 from dmpo_lightning.policy import Policy, evaluating
-from dmpo_lightning.rewards import Reward
+from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rollout import PromptBatch, collect
 
 PHASES = ("sampling", "scoring", "training")

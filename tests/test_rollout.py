@@ -5,7 +5,7 @@ import torch
 
 from dmpo_lightning.functional import row_keys
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.rewards import Reward
+from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rollout import RolloutBuffer, Rollouts, collect, sample_completions
 from dmpo_lightning.samplers import ConfidenceSampler, RandomOrderSampler, Sampler
 from helpers import lora_policy, prompt_batch, tiny_policy

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from dmpo_lightning import __version__
-from dmpo_lightning.configs import config_directory, resolve_arguments, shipped_configs
+from dmpo_lightning.commands.configs import config_directory, resolve_arguments, shipped_configs
 
 USAGE = """\
 usage: dmpo-lightning COMMAND [--config NAME_OR_FILE ...] [--key value ...]
@@ -45,11 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif arguments[0] == "configs":
         print(f"in {config_directory()}:", *shipped_configs(), sep="\n  ")
     elif arguments[0] == "plan":
-        return _light("dmpo_lightning.planning.command", arguments[1:])
+        return _light("dmpo_lightning.commands.plan", arguments[1:])
     elif arguments[0] == "export":
-        return _light("dmpo_lightning.export", arguments[1:])
+        return _light("dmpo_lightning.commands.export", arguments[1:])
     elif arguments[0] == "score":
-        return _light("dmpo_lightning.scoring", arguments[1:])
+        return _light("dmpo_lightning.commands.score", arguments[1:])
     else:
         return _run(arguments)
     return 0
@@ -71,7 +71,7 @@ def _run(arguments: Sequence[str]) -> int:
     except ValueError as error:
         print(f"dmpo-lightning: {error}", file=sys.stderr)
         return 2
-    from dmpo_lightning.cli import run
+    from dmpo_lightning.commands.fit import run
 
     run(resolved)
     return 0

@@ -9,11 +9,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from dmpo_lightning.distributed.sharding import (
+    check_gatherable,
+    copy_weights,
+    copy_within,
+    gathered,
+    is_zero3,
+    plain_name,
+)
 from dmpo_lightning.models.head import log_probs_of
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.models.loading import TokenFacts, token_facts
 from dmpo_lightning.models.merging import MergedCopy
-from dmpo_lightning.models.sharding import check_gatherable, copy_weights, copy_within, gathered, is_zero3, plain_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

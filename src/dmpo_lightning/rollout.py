@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dmpo_lightning.functional import row_keys
 from dmpo_lightning.policy import Policy, evaluating
-from dmpo_lightning.rewards import Reward, Scores
+from dmpo_lightning.rewards.reward import Reward, Scores
 from dmpo_lightning.samplers import Sampler, Samples
 
 

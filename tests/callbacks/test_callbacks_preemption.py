@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from dmpo_lightning import Preemption
-from dmpo_lightning.checkpoints import newest_readable
+from dmpo_lightning.checkpoints.folders import newest_readable
 
 
 class Killer(Callback):

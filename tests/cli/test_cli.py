@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.configs import config_directory, resolve_config, shipped_configs
+from dmpo_lightning.commands.configs import config_directory, resolve_config, shipped_configs
 
 RUNNABLE = [name for name in shipped_configs() if "/" not in name]
 
@@ -245,7 +245,7 @@ def test_what_a_constructor_refuses_is_its_own_message_and_status_2(arguments, m
     ("given", "used"), [([], 0), (["--seed_everything=3"], 3), (["--seed_everything=3", "--model.seed=5"], 5)]
 )
 def test_the_model_takes_seed_everything_unless_it_has_its_own(given, used, tmp_path, monkeypatch):
-    from dmpo_lightning.cli import DMPOCLI
+    from dmpo_lightning.commands.fit import DMPOCLI
 
     seeds = []
     monkeypatch.setattr(DMPOCLI, "fit", lambda self, model, **options: seeds.append(model.seed), raising=False)

@@ -8,7 +8,7 @@ import yaml
 
 from dmpo_lightning import load_tokenizer
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.configs import config_directory, shipped_configs
+from dmpo_lightning.commands.configs import config_directory, shipped_configs
 from dmpo_lightning.models.llada import LLaDAConfig, LLaDAForMaskedDiffusion
 
 TASKS = ["gsm8k", "math500", "countdown", "sudoku"]

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from dmpo_lightning.data.tasks import CountdownDataModule, GSM8KDataModule, Math500DataModule, SudokuDataModule
+from dmpo_lightning.data.benchmarks import CountdownDataModule, GSM8KDataModule, Math500DataModule, SudokuDataModule
 from dmpo_lightning.tasks.benchmark import TRAIN_FORMAT
 from dmpo_lightning.tasks.countdown import generate, puzzle_key, solvable
 

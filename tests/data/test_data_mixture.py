@@ -7,9 +7,9 @@ import torch
 import yaml
 
 from dmpo_lightning import MixtureDataModule, Reward
+from dmpo_lightning.data.benchmarks import SudokuDataModule, TaskDataModule
 from dmpo_lightning.data.mixture import MixtureReward
-from dmpo_lightning.data.tasks import SudokuDataModule, TaskDataModule
-from dmpo_lightning.modules.values import batch_values
+from dmpo_lightning.evaluation.values import batch_values
 from dmpo_lightning.tasks import GSM8K, Sudoku, Task, Verdict
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from dmpo_lightning.data.tasks import SudokuDataModule, TaskDataModule
+from dmpo_lightning.data.benchmarks import SudokuDataModule, TaskDataModule
 from dmpo_lightning.tasks import Sudoku
 
 SIZES = {"train": 12, "validation": 5, "test": 6}

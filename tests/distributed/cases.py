@@ -29,8 +29,8 @@ from dmpo_lightning import (
     WinoSampler,
 )
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.checkpoints import newest_readable
-from dmpo_lightning.models.sharding import whole_weights
+from dmpo_lightning.checkpoints.folders import newest_readable
+from dmpo_lightning.distributed.sharding import whole_weights
 
 torch.set_num_threads(1)
 

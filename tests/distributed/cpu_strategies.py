@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DeepSpeedStrategy, ParallelStrategy
 
-from dmpo_lightning.strategies import DDPStrategy, FSDP1Strategy, FSDP2Strategy, ZeROStrategy
+from dmpo_lightning.distributed.strategies import DDPStrategy, FSDP1Strategy, FSDP2Strategy, ZeROStrategy
 
 KINDS = ("ddp", "fsdp2", "fsdp2_full", "fsdp1", "zero2", "zero3")
 

@@ -9,7 +9,7 @@ import evaluation_run
 import pytest
 from ranks import run_ranks
 
-from dmpo_lightning.scoring import make_task, score_file
+from dmpo_lightning.commands.score import make_task, score_file
 
 
 def launch(processes: int, puzzles: int, folder: Path) -> list[dict]:

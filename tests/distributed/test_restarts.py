@@ -9,7 +9,7 @@ import pytest
 from ranks import end_ranks, run_ranks
 from small_run import ARGUMENTS, write_small
 
-from dmpo_lightning.checkpoints import newest_readable
+from dmpo_lightning.checkpoints.folders import newest_readable
 
 SHARDED = ["fsdp2", "fsdp1", "zero2", "zero3"]
 STEPS = 8
@@ -100,8 +100,8 @@ def test_killed_at_any_moment_no_step_is_lost_or_doubled_and_every_state_is_read
 @pytest.mark.parametrize(
     ("kind", "strategy"),
     [
-        ("ddp", "dmpo_lightning.strategies.DDPStrategy"),
-        pytest.param("fsdp2", "dmpo_lightning.strategies.FSDP2Strategy", marks=pytest.mark.slow),
+        ("ddp", "dmpo_lightning.distributed.strategies.DDPStrategy"),
+        pytest.param("fsdp2", "dmpo_lightning.distributed.strategies.FSDP2Strategy", marks=pytest.mark.slow),
         pytest.param("zero2", "cpu_strategies.ZeROOnCPU", marks=pytest.mark.slow),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 from ranks import run_ranks
 from safetensors.torch import load_file
 
-from dmpo_lightning.export import export_checkpoint
+from dmpo_lightning.checkpoints.export import export_checkpoint
 
 FAST = [("ddp", "lora"), ("fsdp2", "lora"), ("fsdp1", "lora"), ("zero2", "lora"), ("zero3", "full")]
 SLOW = [(kind, "full") for kind in ("ddp", "fsdp2", "fsdp2_full", "fsdp1", "zero2")]
@@ -97,7 +97,7 @@ def test_lightnings_own_deepspeed_is_warned_about_where_it_divides_accumulated_g
 ):
     case = {"kind": "zero2 of lightning", "adapter": "lora", "steps": 1, "flags": {"accumulate": accumulate}}
     run_ranks("cases.one_run", 2, tmp_path, **case)
-    assert ("use dmpo_lightning.strategies.ZeROStrategy" in (tmp_path / "rank0.log").read_text()) == warns
+    assert ("use dmpo_lightning.distributed.strategies.ZeROStrategy" in (tmp_path / "rank0.log").read_text()) == warns
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import torch
 from dmpo_runs import loader, module, trainer, weights
 
 from dmpo_lightning import WDCE, WDDO, ConfidenceSampler, RandomOrderSampler, TrajectoryEstimator
-from dmpo_lightning.rewards import Reward
+from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rollout import collect
 
 

@@ -5,7 +5,7 @@ import torch
 from dmpo_runs import PROMPTS, TOKENIZER, loader, module, trainer
 
 from dmpo_lightning import ConfidenceSampler, Reward, Sudoku
-from dmpo_lightning.modules.evaluated import evaluate
+from dmpo_lightning.evaluation.batch import evaluate
 from helpers import FixedLogits, prompt_batch, tiny_policy
 
 PUZZLE = {"puzzle": "1204340021434320", "solution": "1234341221434321"}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.configs import shipped_configs
+from dmpo_lightning.commands.configs import shipped_configs
 
 RECIPE = """
 trainer: {accelerator: gpu, devices: 8, strategy: ddp, precision: bf16-true, accumulate_grad_batches: 2}

@@ -5,7 +5,7 @@ from scipy.stats import chisquare
 from dmpo_lightning.functional import row_keys
 from dmpo_lightning.objectives import TrajectoryEstimator
 from dmpo_lightning.policy import Policy, evaluating
-from dmpo_lightning.rewards import Reward
+from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rollout import Rollouts, collect
 from dmpo_lightning.samplers import RandomOrderSampler, Samples
 from helpers import FixedLogits, perturb, prompt_batch, tiny_policy

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.scoring import make_task
+from dmpo_lightning.commands.score import make_task
 from dmpo_lightning.tasks import Math500
 from dmpo_lightning.tasks.algebra import MAX_TEXT, AlgebraicEquality
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dmpo_lightning.scoring import TASKS, make_task, verdict
+from dmpo_lightning.commands.score import TASKS, make_task, verdict
 from dmpo_lightning.tasks import GSM8K, Countdown, Math500, Sudoku, latex
 from dmpo_lightning.tasks.answers import final_answer
 from dmpo_lightning.tasks.numbers import one_number

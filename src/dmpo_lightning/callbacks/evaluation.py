@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from dmpo_lightning.evaluation.metrics import EvaluationResult
 from dmpo_lightning.modules.evaluation import EvaluationModule
-from dmpo_lightning.modules.metrics import EvaluationResult
 from dmpo_lightning.samplers import Sampler
 
 NOTHING = (math.nan, math.nan)

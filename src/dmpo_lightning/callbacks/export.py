@@ -2,8 +2,8 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dmpo_lightning.export import save_policy
-from dmpo_lightning.models.sharding import whole_weights
+from dmpo_lightning.checkpoints.export import save_policy
+from dmpo_lightning.distributed.sharding import whole_weights
 from dmpo_lightning.modules.base import PolicyModule
 
 

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from dmpo_lightning.modules.restart import gather_ranks
+from dmpo_lightning.distributed.ranks import gather_ranks
 
 FILE_NAME = "preempted.ckpt"
 

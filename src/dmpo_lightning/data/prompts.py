@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from dmpo_lightning.distributed.ranks import own_rank
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.rollout import PromptBatch
 from dmpo_lightning.tasks.base import Message
@@ -184,7 +185,7 @@ class PromptLoader:
 
     @property
     def _prompts_per_batch(self) -> int:
-        return self.batch_size * _shard()[1]
+        return self.batch_size * own_rank()[1]
 
     @property
     def _epoch_length(self) -> int:
@@ -198,7 +199,7 @@ class PromptLoader:
         return random.Random(f"{self.seed}-prompts-{self._epoch}").sample(self._kept, len(self._kept))
 
     def _batch(self, order: list[int], number: int) -> PromptBatch:
-        rank, world_size = _shard()
+        rank, world_size = own_rank()
         first = (number * world_size + rank) * self.batch_size
         places = range(first, first + self.batch_size)
         rows = [order[place % len(order)] for place in places]
@@ -211,10 +212,3 @@ class PromptLoader:
             examples=[self.dataset[row] for row in rows],
             is_filler=torch.tensor(filler),
         )
-
-
-def _shard() -> tuple[int, int]:
-    """This process's rank and the number of processes; a single one where nothing is distributed."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

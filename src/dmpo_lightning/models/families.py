@@ -1,23 +1,11 @@
-"""Facts about the known families of masked diffusion language models, in one place each."""
+"""The known families of masked diffusion language models, and which of them a model or a tokenizer belongs to."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from dmpo_lightning.models.family import Family
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Family:
-    """What neither a model's configuration nor its tokenizer says."""
-
-    model_type: str
-    end_tokens: tuple[str, ...]
-    """A completion ends at the first of these; the last of them closes a turn."""
-    chat_template: str
-    """Used where the tokenizer carries none of its own."""
-    block_linears: str
-    """Regular expression of the full names of all linear layers in the blocks: the targets of LoRA, never the head."""
 
 
 def families() -> tuple[Family, ...]:

@@ -12,15 +12,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dmpo_lightning.distributed.lock_step import LockStep
+from dmpo_lightning.distributed.ranks import check_same_start
+from dmpo_lightning.distributed.sharding import is_zero3, own_part, plain_name, shard_fsdp2, wrap_fsdp1, write_part
+from dmpo_lightning.distributed.strategies import ZeROStrategy
 from dmpo_lightning.models import building
 from dmpo_lightning.models.loading import Quantization, load_tokenizer
 from dmpo_lightning.models.lora import LoRA
-from dmpo_lightning.models.sharding import is_zero3, own_part, plain_name, shard_fsdp2, wrap_fsdp1, write_part
-from dmpo_lightning.modules.lock_step import LockStep
 from dmpo_lightning.modules.options import Options, SchedulerFactory, configured_options, take_over
-from dmpo_lightning.modules.restart import check_same_start
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.strategies import ZeROStrategy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,7 +129,7 @@ class PolicyModule(LightningModule):
             if accumulated > 1 and not isinstance(strategy, ZeROStrategy):
                 rank_zero_warn(
                     f"Gradients are divided by `accumulate_grad_batches` {accumulated} twice, by Lightning and by "
-                    "DeepSpeed; use dmpo_lightning.strategies.ZeROStrategy, which does it once, instead of "
+                    "DeepSpeed; use dmpo_lightning.distributed.strategies.ZeROStrategy, which does it once, instead of "
                     f"{type(strategy).__name__}."
                 )
 

@@ -14,24 +14,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dmpo_lightning.data.prompts import PromptLoader
+from dmpo_lightning.distributed.ranks import gather_ranks, means_over_ranks
+from dmpo_lightning.evaluation.batch import EvaluatedBatch
 from dmpo_lightning.models.loading import Quantization
 from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.modules.base import OptimizerFactory, divides_weights
-from dmpo_lightning.modules.batches import accumulations, run_length
-from dmpo_lightning.modules.evaluated import EvaluatedBatch
 from dmpo_lightning.modules.evaluation import EvaluationModule
-from dmpo_lightning.modules.metrics import means_over_ranks
+from dmpo_lightning.modules.generators import generator_states, restore_generators
 from dmpo_lightning.modules.open_step import OpenStep, rewind_loops
 from dmpo_lightning.modules.options import SchedulerFactory
-from dmpo_lightning.modules.restart import gather_ranks, generator_states, restore_generators
+from dmpo_lightning.modules.run_length import accumulations, run_length
 from dmpo_lightning.modules.skipped_steps import SkippedSteps, gradients_are_finite
 from dmpo_lightning.objectives import Objective
-from dmpo_lightning.planning import Workload
 from dmpo_lightning.policy import evaluating
-from dmpo_lightning.rewards import Reward, Scores
+from dmpo_lightning.rewards.reward import Reward, Scores
+from dmpo_lightning.rewards.score_functions import ScoreFunction
 from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, Rollouts, collect
 from dmpo_lightning.samplers import Sampler
-from dmpo_lightning.score_functions import ScoreFunction
+from dmpo_lightning.schedule import Schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -219,48 +219,34 @@ class DMPO(EvaluationModule):
         self.trainer.fit_loop._data_source = _DataLoaderSource(loader, "")
 
     def _bind_training_loader(self, loader: PromptLoader) -> None:
-        rollouts = loader.batch_size * self.group_size
-        if rollouts % self.micro_batch_size:
-            raise ValueError(
-                f"`micro_batch_size` must divide the buffer of {rollouts} rollouts ({loader.batch_size} prompts x "
-                f"group_size {self.group_size}), got {self.micro_batch_size}."
-            )
-        micro_batches = rollouts // self.micro_batch_size
         for accumulation in accumulations(self.trainer):
-            if micro_batches % accumulation:
-                raise ValueError(
-                    f"A pass over the buffer has {micro_batches} micro-batches ({rollouts} rollouts / micro_batch_size "
-                    f"{self.micro_batch_size}), which must be a multiple of accumulate_grad_batches, got "
-                    f"{accumulation}: "
-                    "else an optimizer step would straddle two buffers."
-                )
+            if problem := self._schedule(loader, accumulation).problem:
+                raise ValueError(problem)
         limit = self.prompt_limit(self.completion_length)
         if limit is not None:
             loader.limit_prompt_length(limit)
-        repeats = self.buffer.num_iterations * micro_batches
+        repeats = self._schedule(loader).training_steps
         loader.bind(repeats=repeats, seed=self.seed, limit_batches=self.trainer.limit_train_batches)
+
+    def _schedule(self, loader: PromptLoader, accumulation: int = 1) -> Schedule:
+        return Schedule(
+            group_size=self.group_size,
+            prompts_per_buffer=loader.batch_size,
+            micro_batch_size=self.micro_batch_size,
+            num_iterations=self.buffer.num_iterations,
+            accumulation=accumulation,
+            ranks=self.trainer.world_size,
+        )
 
     def on_train_start(self) -> None:
         """Says what the run consists of. A buffer restored from a checkpoint was read on the CPU."""
         super().on_train_start()
         self._open_step = None
         self.buffer.to(self.device)
-        self._say_run_length(self.trainer.train_dataloader)
-
-    def _say_run_length(self, loader: Any) -> None:
-        work = Workload(
-            completion_length=self.completion_length,
-            prompt_length=0,
-            micro_batch_size=self.micro_batch_size,
-            replicates=1,  # as the prompts' length, matters for forwards only
-            accumulation=accumulations(self.trainer)[0],
-            group_size=self.group_size,
-            prompts_per_buffer=loader.batch_size,
-            num_iterations=self.buffer.num_iterations,
-            sampler_steps=self.sampler.num_steps(self.completion_length),
-        )
+        loader: Any = self.trainer.train_dataloader
+        schedule = self._schedule(loader, accumulations(self.trainer)[0])
         prompts = len(loader.dataset) - loader.dropped
-        rank_zero_info(run_length(self.trainer, work, prompts=prompts).to_text())
+        rank_zero_info(run_length(self.trainer, schedule, prompts=prompts).to_text())
 
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
         """Restores the generators late, because starting a loader draws from them; an epoch starts with new prompts."""

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dmpo_lightning.data.prompts import PromptLoader
+from dmpo_lightning.evaluation.batch import EvaluatedBatch, evaluate
+from dmpo_lightning.evaluation.metrics import EvaluationMetrics, EvaluationResult
 from dmpo_lightning.modules.base import PolicyModule
-from dmpo_lightning.modules.evaluated import EvaluatedBatch, evaluate
-from dmpo_lightning.modules.metrics import EvaluationMetrics, EvaluationResult
-from dmpo_lightning.rewards import Reward
+from dmpo_lightning.rewards.reward import Reward
+from dmpo_lightning.rewards.score_functions import ScoreFunction
 from dmpo_lightning.rollout import PromptBatch
 from dmpo_lightning.samplers import Sampler
-from dmpo_lightning.score_functions import ScoreFunction
 
 
 class EvaluationModule(PolicyModule):

@@ -5,7 +5,7 @@ from dmpo_lightning.planning.parameters import Architecture, Parameters, count_p
 from dmpo_lightning.planning.precision import Precision
 from dmpo_lightning.planning.schedule import Schedule
 from dmpo_lightning.planning.settings import Adapter, Settings, Workload
-from dmpo_lightning.planning.strategy import Sharding, sharding_of
+from dmpo_lightning.planning.sharding import Sharding, sharding_of
 
 __all__ = [
     "Adapter",

@@ -6,7 +6,7 @@ from dmpo_lightning.planning.activations import INT64, Activations, Head
 from dmpo_lightning.planning.parameters import Architecture, Parameters, adapted_linears, count_parameters
 from dmpo_lightning.planning.precision import Precision
 from dmpo_lightning.planning.settings import Settings, Workload
-from dmpo_lightning.planning.strategy import Sharding
+from dmpo_lightning.planning.sharding import Sharding
 
 GIB = 1024**3
 RUNTIME = 1.0 * GIB

@@ -6,7 +6,7 @@ from dmpo_lightning.planning.memory import GIB, RUNTIME, Memory
 from dmpo_lightning.planning.parameters import Architecture, Parameters
 from dmpo_lightning.planning.schedule import Schedule
 from dmpo_lightning.planning.settings import Settings
-from dmpo_lightning.planning.strategy import Sharding
+from dmpo_lightning.planning.sharding import Sharding
 
 
 class Plan:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dmpo_lightning.modules.restart import gather_ranks
+from dmpo_lightning.distributed.ranks import gather_ranks
 
 
 class LockStep:

@@ -1,17 +1,16 @@
 """From a checkpoint to a folder that others can load: a PEFT adapter, or a whole Hugging Face model."""
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from dmpo_lightning.checkpoints.weights import read_weights
 from dmpo_lightning.models.building import build_network
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.models.lora import LoRA
-from dmpo_lightning.saved_weights import read_weights
 
 PREFIX = "policy.model."
 
@@ -128,21 +127,3 @@ def _verify(network: Any, output: Path, *, merge: bool) -> None:
             written += len(list(tensors.keys()))
     if written != expected:
         raise ValueError(f"{output} holds {written} tensors, expected {expected}; the folder held other files before?")
-
-
-def run(arguments: Sequence[str]) -> None:
-    """``dmpo-lightning export``."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        prog="dmpo-lightning export", description="Write a trained policy as a Hugging Face folder."
-    )
-    parser.add_argument("--ckpt_path", type=str, required=True, help="checkpoint file or folder of a run")
-    parser.add_argument("--output", type=str, required=True, help="folder to write")
-    parser.add_argument(
-        "--merge", action="store_true", help="merge the adapter into its base and write the whole model"
-    )
-    parser.add_argument("--model", type=str, default=None, help="where the base is now, if not where the run had it")
-    options = parser.parse_args(list(arguments))
-    count = export_checkpoint(options.ckpt_path, options.output, merge=options.merge, model=options.model)
-    print(f"{options.output}: {count} trained tensors" + (", merged into the base" if options.merge else ""))

@@ -1,30 +1,10 @@
-"""What a restart needs of each rank besides weights and counters."""
+"""The global generators of a process, of which a restart needs the states."""
 
 import random
 from typing import Any
 
 import numpy as np
 import torch
-
-
-def gather_ranks(state: Any) -> list[Any]:
-    """The state of every rank, in order, on every rank."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [state]
-    states: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(states, state)
-    return states
-
-
-def check_same_start(start: str) -> None:
-    """Raises RuntimeError, on every rank, where ranks start differently."""
-    starts = gather_ranks(start)
-    if len(set(starts)) > 1:
-        said = ", ".join(f"rank {rank} {each}" for rank, each in enumerate(starts))
-        raise RuntimeError(
-            f"The ranks start differently ({said}): each found another checkpoint. Pass the path of one that all nodes "
-            "see; `--ckpt_path last` has rank 0 choose."
-        )
 
 
 def generator_states() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dmpo_runs import Recorder, loader, module, trainer, weights
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dmpo_lightning import LoRA
-from dmpo_lightning.modules.restart import generator_states, restore_generators
+from dmpo_lightning.modules.generators import generator_states, restore_generators
 
 
 def interrupted(tmp_path, stop, make=module, **flags):

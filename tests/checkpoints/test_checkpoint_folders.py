@@ -6,7 +6,7 @@ import torch
 import yaml
 
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.checkpoints import complete_folder, newest_readable, partial_name, why_unreadable
+from dmpo_lightning.checkpoints.folders import complete_folder, newest_readable, partial_name, why_unreadable
 
 
 def saved(path, *, age):

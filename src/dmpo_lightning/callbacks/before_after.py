@@ -11,9 +11,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from dmpo_lightning.evaluation.batch import MEASURES
+from dmpo_lightning.evaluation.metrics import EvaluationMetrics
 from dmpo_lightning.modules.dmpo import DMPO
-from dmpo_lightning.modules.evaluated import MEASURES
-from dmpo_lightning.modules.metrics import EvaluationMetrics
 from dmpo_lightning.samplers import Sampler
 
 Result = dict[str, tuple[float, float]]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 def config_directory() -> Path:
     """The repository's ``configs`` in an editable install, else the copy inside the package."""
-    repository = Path(__file__).parents[2] / "configs"
+    repository = Path(__file__).parents[3] / "configs"
     return (
         repository
         if repository.is_dir() and (repository.parent / "pyproject.toml").is_file()
-        else Path(__file__).parent / "shipped_configs"
+        else Path(__file__).parents[1] / "shipped_configs"
     )
 
 

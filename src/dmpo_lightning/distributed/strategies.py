@@ -11,7 +11,7 @@ from lightning.pytorch import strategies
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch.distributed import distributed_c10d
 
-from dmpo_lightning.checkpoints import complete_folder, partial_name
+from dmpo_lightning.checkpoints.folders import complete_folder, partial_name
 
 TIMEOUT = timedelta(minutes=30)
 

@@ -1,42 +1,21 @@
-"""What an evaluation counts, over batches and ranks: means with standard errors, pass@j, majority votes, throughput."""
+"""What an evaluation counts, over batches and ranks: means with standard errors, throughput."""
 
-from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from math import comb
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
-from dmpo_lightning.modules.restart import gather_ranks
+from dmpo_lightning.distributed.ranks import gather_ranks
 
 if TYPE_CHECKING:
-    from dmpo_lightning.modules.evaluated import EvaluatedBatch
+    from dmpo_lightning.evaluation.batch import EvaluatedBatch
 
 
 SUMS = torch.float64
 """Of sums over an evaluation: in half precision, which a Trainer may make the default, 256 + 1 is 256."""
-
-
-def pass_at(draws: int, *, correct: Int[Tensor, " prompts"], completions: int) -> Float[Tensor, " prompts"]:
-    """Chance that ``draws`` of a prompt's ``completions`` hold a correct one: 1 - C(n - c, j) / C(n, j).
-
-    Unbiased for pass@j with j = ``draws`` at most n = ``completions`` (Chen et al. 2021, arXiv 2107.03374).
-    """
-    chances = [1 - comb(completions - c, draws) / comb(completions, draws) for c in correct.tolist()]
-    return torch.tensor(chances, dtype=torch.float32)
-
-
-def majority(ballots: Sequence[Hashable | None]) -> int | None:
-    """Place of the first ballot for the most frequent answer; None if nobody votes.
-
-    None is no vote; of answers that are equally frequent the one that came first wins.
-    """
-    counts = Counter(ballot for ballot in ballots if ballot is not None)
-    return ballots.index(max(counts, key=counts.__getitem__)) if counts else None
 
 
 class MeanWithError(Metric):
@@ -104,20 +83,6 @@ class Throughput(Metric):
     def compute(self) -> tuple[Tensor, Tensor]:
         """Prompts, and tokens per second."""
         return self.prompts, self.tokens / self.seconds
-
-
-def means_over_ranks(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """Means over the numbers of all ranks, of names that any of them has; every rank must call it.
-
-    NaN is a value that does not apply and is left out; a name with nothing else is missing.
-    """
-    own = {name: (float(value.nansum()), int((~value.isnan()).sum())) for name, value in values.items()}
-    totals: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    for state in gather_ranks(own):
-        for name, (total, count) in state.items():
-            totals[name], counts[name] = totals.get(name, 0.0) + total, counts.get(name, 0) + count
-    return {name: total / counts[name] for name, total in totals.items() if counts[name]}
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dmpo_lightning.modules.metrics import majority, pass_at
-from dmpo_lightning.rewards import Reward, Scores
+from dmpo_lightning.evaluation.votes import majority, pass_at
+from dmpo_lightning.rewards.reward import Reward, Scores
 from dmpo_lightning.tasks.base import Verdict
 
 Verdicts = list[list[Verdict]]

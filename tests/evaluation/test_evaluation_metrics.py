@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmpo_lightning.modules.metrics import MeanWithError, Throughput, majority, pass_at
+from dmpo_lightning.evaluation.metrics import MeanWithError, Throughput
+from dmpo_lightning.evaluation.votes import majority, pass_at
 from dmpo_lightning.tasks import GSM8K, Math500
 from dmpo_lightning.tasks.base import Verdict
 from dmpo_lightning.tasks.latex import canonical, equivalent

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from dmpo_lightning.data.prompts import LongPrompts, PromptLoader
 from dmpo_lightning.data.sources import HeldOutSplits, Loaded, OnBadRow, check_sizes, load_hub, local_loader
 from dmpo_lightning.models.loading import load_tokenizer
-from dmpo_lightning.rewards import Reward
+from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.tasks.base import PromptStyle, Split, Task, Variant
 from dmpo_lightning.tasks.benchmark import Benchmark, check_choice
 from dmpo_lightning.tasks.countdown import Countdown, generate, puzzle_key

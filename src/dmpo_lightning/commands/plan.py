@@ -13,7 +13,7 @@ from dmpo_lightning.planning.parameters import Architecture, count_parameters, r
 from dmpo_lightning.planning.report import Plan
 from dmpo_lightning.planning.schedule import Schedule
 from dmpo_lightning.planning.settings import Adapter, Settings, read_settings
-from dmpo_lightning.planning.strategy import sharding_of
+from dmpo_lightning.planning.sharding import sharding_of
 
 PUBLISHED_PROMPT_CAP = 200
 """Prompt tokens assumed where nothing says; the cap of the published recipe."""
@@ -61,7 +61,7 @@ def make_plan(config: dict[str, Any], *, gpu_memory_gb: float = 80.0, prompt_len
 
 def merged_configuration(arguments: Sequence[str]) -> dict[str, Any]:
     """What ``fit`` would run, as a plain dictionary; exits with status 2 and a message where it would."""
-    cli: Any = import_module("dmpo_lightning.cli")
+    cli: Any = import_module("dmpo_lightning.commands.fit")
 
     class ParsedOnly(cli.DMPOCLI):
         """Stops after parsing."""

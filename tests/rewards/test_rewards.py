@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 
 import worker_functions
 from dmpo_lightning import CombinedScore
-from dmpo_lightning.rewards import Reward
+from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.tasks import GSM8K, LatinSquareDemonstrations, Sudoku, Verdict
 
 EXAMPLES = [{"word": "a"}, {"word": "b"}]

@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from dmpo_lightning import DMPO, WDCE, ConfidenceSampler, LoRA, PromptLoader
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.export import export_checkpoint
+from dmpo_lightning.checkpoints.export import export_checkpoint
 from dmpo_lightning.models.loading import load_model, load_tokenizer
 from helpers import tiny_model
 from small_models import bert_tokenizer, tiny_bert

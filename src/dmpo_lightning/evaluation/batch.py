@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dmpo_lightning.modules.values import BatchValues, batch_values
+from dmpo_lightning.evaluation.values import BatchValues, batch_values
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.rewards import Reward, Scores
+from dmpo_lightning.rewards.reward import Reward, Scores
 from dmpo_lightning.rollout import PromptBatch, grouped, sample_completions, score_completions
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.tasks.base import Verdict

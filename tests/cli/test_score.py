@@ -4,7 +4,7 @@ import re
 import pytest
 
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.scoring import TASKS, make_task, score_file, verdict
+from dmpo_lightning.commands.score import TASKS, make_task, score_file, verdict
 
 PUBLISHED = {"gsm8k": (863, 1130), "math500": (162, 500), "countdown": (50, 256), "sudoku": (0, 256)}
 

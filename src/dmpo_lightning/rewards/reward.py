@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dmpo_lightning.score_functions import BatchScore, BatchScoreFunction, OneScore, ScoreFunction
+from dmpo_lightning.rewards.score_functions import BatchScore, BatchScoreFunction, OneScore, ScoreFunction
 from dmpo_lightning.tasks.base import Example, Task, Verdict
 from dmpo_lightning.workers import WorkerPool
 

@@ -4,22 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from dmpo_lightning.planning import Workload
-from dmpo_lightning.planning.run_length import RunLength
+from dmpo_lightning.schedule import RunLength, Schedule
 
-WORK = Workload(
-    completion_length=8,
-    prompt_length=0,
-    micro_batch_size=4,
-    replicates=1,
-    accumulation=2,
-    group_size=8,
-    prompts_per_buffer=3,
-    num_iterations=5,
-    sampler_steps=8,
-)
+ONE = Schedule(group_size=8, prompts_per_buffer=3, micro_batch_size=4, num_iterations=5, accumulation=2, ranks=2)
 """24 rollouts are 6 micro-batches, 30 training steps and 15 optimizer steps per buffer."""
-RUN = RunLength(WORK, ranks=2, prompts=20, batches_per_epoch=4 * 30, max_steps=150)
+RUN = RunLength(ONE, prompts=20, batches_per_epoch=4 * 30, max_steps=150)
 """6 prompts at a time, of 20: 4 buffers and 60 optimizer steps per epoch."""
 
 

@@ -1,10 +1,9 @@
-"""What the Trainer's flags make of batches."""
+"""What the Trainer's flags make of a schedule."""
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from dmpo_lightning.planning.run_length import RunLength
-from dmpo_lightning.planning.settings import Workload
+from dmpo_lightning.schedule import RunLength, Schedule
 
 
 def accumulations(trainer: Trainer) -> list[int]:
@@ -15,12 +14,11 @@ def accumulations(trainer: Trainer) -> list[int]:
     return [trainer.accumulate_grad_batches]
 
 
-def run_length(trainer: Trainer, work: Workload, *, prompts: int) -> RunLength:
+def run_length(trainer: Trainer, schedule: Schedule, *, prompts: int) -> RunLength:
     """Of a started run; without its end where the accumulation changes on the way."""
     changes = len(set(accumulations(trainer))) > 1
     return RunLength(
-        work,
-        ranks=trainer.world_size,
+        schedule,
         prompts=prompts,
         batches_per_epoch=int(trainer.num_training_batches),
         max_steps=None if changes or trainer.max_steps == -1 else trainer.max_steps,

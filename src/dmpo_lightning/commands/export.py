@@ -1,0 +1,23 @@
+"""``dmpo-lightning export``: writes the trained policy of a checkpoint as a Hugging Face folder."""
+
+from collections.abc import Sequence
+
+from dmpo_lightning.checkpoints.export import export_checkpoint
+
+
+def run(arguments: Sequence[str]) -> None:
+    """``dmpo-lightning export``."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="dmpo-lightning export", description="Write a trained policy as a Hugging Face folder."
+    )
+    parser.add_argument("--ckpt_path", type=str, required=True, help="checkpoint file or folder of a run")
+    parser.add_argument("--output", type=str, required=True, help="folder to write")
+    parser.add_argument(
+        "--merge", action="store_true", help="merge the adapter into its base and write the whole model"
+    )
+    parser.add_argument("--model", type=str, default=None, help="where the base is now, if not where the run had it")
+    options = parser.parse_args(list(arguments))
+    count = export_checkpoint(options.ckpt_path, options.output, merge=options.merge, model=options.model)
+    print(f"{options.output}: {count} trained tensors" + (", merged into the base" if options.merge else ""))

@@ -1,0 +1,48 @@
+"""What the ranks of a job say to each other; a single process answers for itself."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def own_rank() -> tuple[int, int]:
+    """This process's rank and the number of processes; 0 and 1 where nothing is distributed."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def gather_ranks(state: Any) -> list[Any]:
+    """The state of every rank, in order, on every rank."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [state]
+    states: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(states, state)
+    return states
+
+
+def check_same_start(start: str) -> None:
+    """Raises RuntimeError, on every rank, where ranks start differently."""
+    starts = gather_ranks(start)
+    if len(set(starts)) > 1:
+        said = ", ".join(f"rank {rank} {each}" for rank, each in enumerate(starts))
+        raise RuntimeError(
+            f"The ranks start differently ({said}): each found another checkpoint. Pass the path of one that all nodes "
+            "see; `--ckpt_path last` has rank 0 choose."
+        )
+
+
+def means_over_ranks(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means over the numbers of all ranks, of names that any of them has; every rank must call it.
+
+    NaN is a value that does not apply and is left out; a name with nothing else is missing.
+    """
+    own = {name: (float(value.nansum()), int((~value.isnan()).sum())) for name, value in values.items()}
+    totals: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for state in gather_ranks(own):
+        for name, (total, count) in state.items():
+            totals[name], counts[name] = totals.get(name, 0.0) + total, counts.get(name, 0) + count
+    return {name: total / counts[name] for name, total in totals.items() if counts[name]}

@@ -1,0 +1,137 @@
+"""How a run cuts its rollouts: into buffers, micro-batches and optimizer steps, and how many of each there will be.
+
+Plain arithmetic, which `DMPO` obeys, says at its start and refuses by, and which `plan` prints.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One rollout buffer of one rank, and what an optimizer step takes from it.
+
+    Args:
+        group_size: rollouts per prompt (paper: N).
+        prompts_per_buffer: prompts of one buffer on one rank.
+        micro_batch_size: rollouts per training step and rank.
+        num_iterations: passes over one buffer (paper: F).
+        accumulation: micro-batches per optimizer step.
+        ranks: processes in all.
+    """
+
+    group_size: int
+    prompts_per_buffer: int
+    micro_batch_size: int
+    num_iterations: int = 1
+    accumulation: int = 1
+    ranks: int = 1
+
+    @property
+    def buffer_rollouts(self) -> int:
+        """Rollouts of one buffer on one rank."""
+        return self.prompts_per_buffer * self.group_size
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches in one pass over the buffer."""
+        return max(1, self.buffer_rollouts // self.micro_batch_size)
+
+    @property
+    def training_steps(self) -> int:
+        """Training steps of one buffer, each a micro-batch: how often its batch of prompts is handed out."""
+        return self.num_iterations * self.micro_batches
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps of one buffer."""
+        return max(1, self.training_steps // self.accumulation)
+
+    @property
+    def step_rollouts(self) -> int:
+        """Rollouts of one optimizer step, over all ranks."""
+        return self.micro_batch_size * self.accumulation * self.ranks
+
+    @property
+    def step_prompts(self) -> float:
+        """Prompts of one optimizer step, over all ranks."""
+        return self.step_rollouts / self.group_size
+
+    @property
+    def problem(self) -> str | None:
+        """What does not divide, with the numbers it concerns; None where all does."""
+        rollouts = self.buffer_rollouts
+        if rollouts % self.micro_batch_size:
+            return (
+                f"`micro_batch_size` must divide the buffer of {rollouts} rollouts ({self.prompts_per_buffer} prompts "
+                f"x group_size {self.group_size}), got {self.micro_batch_size}."
+            )
+        if self.micro_batches % self.accumulation:
+            return (
+                f"A pass over the buffer has {self.micro_batches} micro-batches ({rollouts} rollouts / "
+                f"micro_batch_size {self.micro_batch_size}), which must be a multiple of accumulate_grad_batches, got "
+                f"{self.accumulation}: else an optimizer step would straddle two buffers."
+            )
+        return None
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """What a whole run consists of, over all ranks.
+
+    Args:
+        schedule: of one buffer.
+        prompts: of the training data.
+        batches_per_epoch: training steps of one rank after which the Trainer ends an epoch.
+        max_steps: optimizer steps; None is no limit.
+        max_epochs: None is no limit.
+    """
+
+    schedule: Schedule
+    prompts: int
+    batches_per_epoch: int
+    max_steps: int | None = None
+    max_epochs: int | None = None
+
+    @property
+    def buffer_rollouts(self) -> int:
+        """Rollouts of one buffer, over all ranks."""
+        return self.schedule.buffer_rollouts * self.schedule.ranks
+
+    @property
+    def buffers_per_epoch(self) -> int:
+        """Buffers of an epoch. The last may be cut, by ``limit_train_batches``."""
+        return -(-self.batches_per_epoch // self.schedule.training_steps)
+
+    @property
+    def optimizer_steps(self) -> int | None:
+        """Optimizer steps of the whole run; None without a limit."""
+        limits = [self.max_steps, None if self.max_epochs is None else self.max_epochs * self._steps_per_epoch]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def buffers(self) -> int | None:
+        """Buffers of the whole run, None without a limit. Each epoch starts with a new one."""
+        if self.optimizer_steps is None:
+            return None
+        epochs, steps = divmod(self.optimizer_steps, self._steps_per_epoch)
+        return epochs * self.buffers_per_epoch - (-steps // self.schedule.optimizer_steps)
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        """The Trainer ends an epoch with an optimizer step, whatever is accumulated by then."""
+        return -(-self.batches_per_epoch // self.schedule.accumulation)
+
+    def to_text(self) -> str:
+        """Two lines for people."""
+        one = self.schedule
+        buffer = (
+            f"One buffer: prompts {one.prompts_per_buffer} x ranks {one.ranks} x group {one.group_size} = "
+            f"{self.buffer_rollouts} rollouts. One optimizer step: micro-batch {one.micro_batch_size} x accumulation "
+            f"{one.accumulation} x ranks {one.ranks} = {one.step_rollouts} rollouts. Optimizer steps per "
+            f"buffer: {one.optimizer_steps} (passes: {one.num_iterations})."
+        )
+        whole = f"Prompts: {self.prompts}. Buffers per epoch: {self.buffers_per_epoch}."
+        if self.buffers is not None:
+            total = self.buffers * self.buffer_rollouts
+            whole += f" Whole run: {self.optimizer_steps} optimizer steps, {self.buffers} buffers, {total} rollouts."
+        return f"{buffer}\n{whole}"
