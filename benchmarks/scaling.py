@@ -33,7 +33,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from benchmarks.options import at_least_three
 from benchmarks.samplers import Size, random_policy
-from dmpo_lightning import DMPO, WDCE, ConfidenceSampler, ElboEstimator, LoRA, PromptLoader
+from dmpo_lightning import DMPO, WDCE, Backbone, ConfidenceSampler, ElboEstimator, LoRA, PromptLoader
 from dmpo_lightning.distributed.strategies import FSDP2Strategy
 
 
@@ -150,9 +150,12 @@ def trained(setup: Setup, work: Work, buffers: int) -> tuple[DMPO, PromptLoader]
     policy = random_policy(size)
     policy.tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
     module = DMPO(
-        policy.model,
-        tokenizer=policy.tokenizer,
-        adapter=LoRA(r=16, alpha=32, dropout=0.0) if setup.adapter == "lora" else None,
+        Backbone(
+            policy.model,
+            tokenizer=policy.tokenizer,
+            adapter=LoRA(r=16, alpha=32, dropout=0.0) if setup.adapter == "lora" else None,
+            gradient_checkpointing=True,
+        ),
         objective=WDCE(
             reward_temperature=1.0,
             baseline="group",
@@ -165,7 +168,6 @@ def trained(setup: Setup, work: Work, buffers: int) -> tuple[DMPO, PromptLoader]
         micro_batch_size=work.micro_batch_size,
         num_iterations=work.num_iterations,
         rows_per_forward=work.group_size,
-        gradient_checkpointing=True,
         gather_for_generation=setup.gather,
         reward=reward,
     )

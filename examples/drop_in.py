@@ -3,7 +3,7 @@
 import torch
 from lightning.pytorch import Trainer
 
-from dmpo_lightning import DMPO, WDCE, ConfidenceSampler, PromptLoader, load_model, load_tokenizer
+from dmpo_lightning import DMPO, WDCE, Backbone, ConfidenceSampler, PromptLoader, load_model, load_tokenizer
 
 
 def reward(example: dict[str, str], completion: str) -> float:
@@ -15,8 +15,7 @@ def main(max_steps: int = 20) -> DMPO:
     tokenizer = load_tokenizer("sudoku_tiny")
     prompts = [{"prompt": f"{digit}0" * 4, "digit": digit} for digit in "1234"]
     module = DMPO(
-        load_model("sudoku_tiny"),
-        tokenizer=tokenizer,
+        Backbone(load_model("sudoku_tiny"), tokenizer=tokenizer),
         objective=WDCE(reward_temperature=0.1, baseline="group"),
         sampler=ConfidenceSampler(denoising_steps=4),
         completion_length=8,

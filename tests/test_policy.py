@@ -176,24 +176,24 @@ def test_a_refresh_makes_the_reference_the_policy_as_it_is_now():
 def test_the_frozen_copy_takes_no_gradient_and_no_training_mode():
     policy = tiny_policy().train()
     assert policy.model.training
-    assert not any(module.training for module in policy.reference_model.modules())
+    assert not any(module.training for module in policy.reference.model.modules())
     assert not log_probs(policy, reference=True).requires_grad
     policy.refresh_reference()
-    assert not any(parameter.requires_grad for parameter in policy.reference_model.parameters())
+    assert not any(parameter.requires_grad for parameter in policy.reference.model.parameters())
     log_probs(policy).sum().backward()
-    assert all(parameter.grad is None for parameter in policy.reference_model.parameters())
+    assert all(parameter.grad is None for parameter in policy.reference.model.parameters())
     assert all(parameter.grad is not None for parameter in policy.model.parameters())
 
 
 def test_the_names_of_the_reference_are_those_of_the_copy():
     policy = tiny_policy()
-    names = policy.reference_parameter_names("policy.")
-    assert sorted(names) == sorted(f"policy.reference_model.{name}" for name, _ in policy.model.named_parameters())
+    names = policy.reference.parameter_names(policy.model)
+    assert sorted(names) == sorted(f"reference.model.{name}" for name, _ in policy.model.named_parameters())
 
 
 def test_without_a_reference_asking_for_it_is_an_error():
     policy = tiny_policy(with_reference=False)
-    assert policy.reference_model is None
+    assert policy.reference.model is None
     with pytest.raises(ValueError, match="with_reference=True"):
         log_probs(policy, reference=True)
 
@@ -204,7 +204,7 @@ def test_without_a_reference_asking_for_it_is_an_error():
 @torch.no_grad()
 def test_under_lora_the_reference_is_the_base_model():
     policy, base = lora_policy(), tiny_policy()
-    assert policy.reference_model is None
+    assert policy.reference.model is None
     torch.testing.assert_close(log_probs(policy, reference=True), log_probs(base), atol=1e-6, rtol=1e-6)
     assert (log_probs(policy) - log_probs(base)).abs().max() > 0.05
 
@@ -252,7 +252,7 @@ def test_under_lora_no_gradient_flows_into_a_refreshed_reference():
     policy.refresh_reference()
     assert not log_probs(policy, reference=True).requires_grad
     log_probs(policy).sum().backward()
-    reference = set(policy.reference_parameter_names())
+    reference = set(policy.reference.parameter_names(policy.model))
     assert len(reference) == 8
     parameters = dict(policy.named_parameters())
     assert all(parameters[name].grad is None and not parameters[name].requires_grad for name in reference)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from dmpo_lightning import __version__
-from dmpo_lightning.commands.configs import config_directory, resolve_arguments, shipped_configs
+from dmpo_lightning.commands.arguments import resolve_arguments
+from dmpo_lightning.commands.configs import config_directory, shipped_configs
 
 USAGE = """\
 usage: dmpo-lightning COMMAND [--config NAME_OR_FILE ...] [--key value ...]

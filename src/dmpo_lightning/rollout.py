@@ -1,6 +1,7 @@
 """Rollouts: sampled completions with everything that is a fact about them, and the buffer they are trained from."""
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -227,10 +228,23 @@ class RolloutBuffer:
         return self.rollouts is None or self.position >= self.num_iterations * self.micro_batches
 
     def advance(self) -> tuple[int, slice]:
-        """The pass and the rows of the next micro-batch."""
+        """The pass over the buffer, and the rows of the next micro-batch in it."""
         iteration, number = divmod(self.position, self.micro_batches)
         self.position += 1
         return iteration, slice(number * self.micro_batch_size, (number + 1) * self.micro_batch_size)
+
+    def next_micro_batch(self) -> tuple[int, RolloutRows, dict[str, Tensor]]:
+        """The pass over the buffer, the rollouts of the next micro-batch in it, and their targets."""
+        iteration, rows = self.advance()
+        assert self.rollouts is not None
+        targets = {name: value.flatten(0, 1)[rows] for name, value in self.targets.items()}
+        return iteration, self.rollouts.rows()[rows], targets
+
+    def groups_of_next(self, micro_batches: int, group_size: int) -> slice:
+        """The whole groups that the next ``micro_batches`` have a part in."""
+        first = self.position % self.micro_batches * self.micro_batch_size
+        last = first + micro_batches * self.micro_batch_size - 1
+        return slice(first // group_size, last // group_size + 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors on the CPU, and primitives."""
@@ -238,6 +252,12 @@ class RolloutBuffer:
             return {"position": 0}
         state = {"position": self.position, "rollouts": dict(vars(self.rollouts)), "targets": self.targets}
         return _move(state, torch.device("cpu"))
+
+    def save(self, path: Path) -> Path:
+        """Writes `state_dict` to a file, in a folder that is created if need be."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(self.state_dict(), path)
+        return path
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken."""

@@ -3,7 +3,7 @@
 import huggingface_hub
 import pytest
 import torch
-from dmpo_runs import digit_share, loader, trainer
+from dmpo_runs import digit_share, dmpo_of, loader, trainer
 from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -27,7 +27,7 @@ def offline(monkeypatch):
 
 def run_of(model, tmp_path, *, data=None, steps=2, **options) -> tuple[DMPO, str]:
     """A few optimizer steps, two of which use up a buffer, and their checkpoint."""
-    dmpo = DMPO(
+    dmpo = dmpo_of(
         model,
         **{
             "objective": WDCE(reward_temperature=0.1, replicates=2),

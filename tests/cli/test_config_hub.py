@@ -50,7 +50,7 @@ def test_gsm8k_trains_validates_checkpoints_and_resumes_on_a_small_model(test_da
     load_tokenizer("sudoku_tiny").save_pretrained("small")
     small = [
         "--model.model=small",
-        "--model.dtype=float32",
+        "--model.model.dtype=float32",
         "--trainer.precision=32-true",
         "--trainer.accelerator=cpu",
         "--trainer.devices=1",
@@ -64,7 +64,7 @@ def test_gsm8k_trains_validates_checkpoints_and_resumes_on_a_small_model(test_da
         "--model.micro_batch_size=1",
         "--model.num_iterations=2",
         "--model.sampler.denoising_steps=4",
-        "--model.adapter.r=2",
+        "--model.model.adapter.r=2",
         "--data.evaluation_batch_size=2",
         f"--data.path={test_data / 'gsm8k'}",
         "--data.sizes={train: 200, validation: 100, test: 100}",

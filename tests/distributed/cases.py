@@ -20,12 +20,14 @@ from torch.distributed.fsdp._fully_shard import _fsdp_collectives, _fsdp_param_g
 from dmpo_lightning import (
     DMPO,
     WDCE,
+    Backbone,
     ConfidenceSampler,
     LoRA,
     Preemption,
     PromptLoader,
     Sampler,
     SavePretrained,
+    SkipNonFiniteSteps,
     WinoSampler,
 )
 from dmpo_lightning.__main__ import main
@@ -81,11 +83,11 @@ def module(
         "micro_batch_size": 4,
         "num_iterations": 2,
         "reward": reward,
-        "adapter": LoRA(r=rank, alpha=8, dropout=dropout) if adapter == "lora" else None,
         "optimizer": lambda parameters: getattr(torch.optim, optimizer)(parameters, lr=learning_rate),
         "seed": 3,
     }
-    dmpo = DMPO("sudoku_tiny", **defaults | options)
+    lora = LoRA(r=rank, alpha=8, dropout=dropout) if adapter == "lora" else None
+    dmpo = DMPO(Backbone("sudoku_tiny", adapter=lora), **defaults | options)
     with torch.no_grad():
         for name, parameter in dmpo.policy.named_parameters():
             if ".lora_B." in name:  # a policy that differs from its reference
@@ -236,16 +238,16 @@ def counters(checkpoint: str) -> dict:
     """Of a file, or of a folder of FSDP or DeepSpeed."""
     path = Path(checkpoint)
     files = [path] if path.is_file() else [*path.glob("meta.pt"), *path.glob("checkpoint/*model_states.pt")]
-    return torch.load(files[0], weights_only=False)["dmpo"]
+    return torch.load(files[0], weights_only=False)["callbacks"]["SkipNonFiniteSteps"]
 
 
 def with_infinite_losses(kind: str, adapter: str, *, batches: list[int], limit: int = 10, steps: int = 4) -> dict:
-    dmpo = module(adapter, max_skipped_steps=limit)
-    run, _ = fit(kind, dmpo, "run", steps=steps, accumulate=1, callbacks=[Infinite(batches)])
+    dmpo, skipping = module(adapter), SkipNonFiniteSteps(limit)
+    run, _ = fit(kind, dmpo, "run", steps=steps, accumulate=1, callbacks=[Infinite(batches), skipping])
     values = sums(dmpo)
     return {
-        "skipped": dmpo.skipped_steps.total,
-        "saved": counters("run/step=2.ckpt")["skipped_steps"],
+        "skipped": skipping.total,
+        "saved": counters("run/step=2.ckpt")["total"],
         "logged": float(run.callback_metrics["train/skipped_steps"]),
         "steps": run.global_step,
         "finite": all(map(math.isfinite, values)),

@@ -9,7 +9,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from dmpo_lightning.models.building import build_network, enable_checkpointing
+from dmpo_lightning.models.backbone import Backbone
+from dmpo_lightning.models.blocks import enable_checkpointing
 from dmpo_lightning.models.dream import DreamConfig, DreamForMaskedDiffusion
 from dmpo_lightning.models.llada import LLaDAConfig, LLaDAForMaskedDiffusion
 from dmpo_lightning.models.loading import load_model
@@ -130,7 +131,7 @@ def test_an_empty_list_of_targets_is_an_error():
 
 def test_fresh_adapters_depend_on_the_seed_alone():
     def drawn(seed: int) -> torch.Tensor:
-        adapted = build_network(tiny_model(), adapter=LoRA(r=3), seed=seed)
+        adapted = Backbone(tiny_model(), tokenizer="sudoku_tiny", adapter=LoRA(r=3)).build(seed=seed)
         return torch.cat([p.flatten() for name, p in adapted.named_parameters() if ".lora_A." in name])
 
     torch.manual_seed(1)
@@ -168,7 +169,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(build, dropout):
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        network = build_network(build(), adapter=LoRA(r=3, dropout=dropout), gradient_checkpointing=checkpointing)
+        adapter = LoRA(r=3, dropout=dropout)
+        network = Backbone(
+            build(), tokenizer="sudoku_tiny", adapter=adapter, gradient_checkpointing=checkpointing
+        ).build()
         perturb(network)
         policy = tiny_policy(model=network.train())
         torch.manual_seed(1)
@@ -195,7 +199,7 @@ def test_checkpointing_recomputes_every_block_once_under_lora(build):
 
 def test_a_model_that_carries_an_adapter_takes_no_second_one():
     with pytest.raises(ValueError, match="already carries an adapter"):
-        build_network(LoRA(r=3).apply(tiny_model()), adapter=LoRA(r=3))
+        Backbone(LoRA(r=3).apply(tiny_model()), tokenizer="sudoku_tiny", adapter=LoRA(r=3)).build()
 
 
 # Adapter folders ------------------------------------------------------------------------------------------------------

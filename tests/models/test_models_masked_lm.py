@@ -5,7 +5,7 @@ import json
 import huggingface_hub
 import pytest
 import torch
-from dmpo_runs import PROMPTS, digit_share, trainer, weights
+from dmpo_runs import PROMPTS, digit_share, dmpo_of, trainer, weights
 
 from dmpo_lightning import DMPO, WDCE, ConfidenceSampler, LoRA, PromptLoader
 from dmpo_lightning.models.loading import load_model
@@ -65,7 +65,7 @@ def test_padding_is_masked(build):
 
 
 def bert_module(model, **options) -> DMPO:
-    return DMPO(
+    return dmpo_of(
         model,
         **{
             "tokenizer": bert_tokenizer(),

@@ -93,7 +93,7 @@ def test_compiled_blocks_compute_the_same_and_keep_their_names(tmp_path):
 
 
 def test_compiling_needs_a_model_that_names_its_blocks():
-    from dmpo_lightning.models.building import compile_blocks
+    from dmpo_lightning.models.blocks import compile_blocks
 
     with pytest.raises(ValueError, match="names its blocks, got Linear"):
         compile_blocks(torch.nn.Linear(2, 2))

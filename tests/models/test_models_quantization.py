@@ -4,7 +4,7 @@ import pytest
 import torch
 from dmpo_runs import Recorder, loader, module, trainer
 
-from dmpo_lightning.models.building import build_network
+from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.loading import load_model
 from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.policy import evaluating
@@ -18,7 +18,7 @@ WIDE = {"d_model": 64, "mlp_hidden_size": 128, "initializer_range": 0.1}
 
 def test_quantization_without_an_adapter_is_an_error():
     with pytest.raises(ValueError, match=r"`quantization` freezes the model.*set `adapter`"):
-        build_network("sudoku_tiny", adapter=None, quantization="nf4")
+        Backbone("sudoku_tiny", adapter=None, quantization="nf4").build()
 
 
 @pytest.fixture(params=["LLaDA", "Dream"])
@@ -54,8 +54,8 @@ def test_four_bits_change_the_logits_a_little_and_not_more(folder):
 
 
 def test_lora_on_four_bits_adapts_the_seven_linears(folder):
-    adapted = build_network(folder, adapter=LoRA(r=2), quantization="nf4")
-    plain = build_network(folder, adapter=LoRA(r=2))
+    adapted = Backbone(folder, adapter=LoRA(r=2), quantization="nf4").build()
+    plain = Backbone(folder, adapter=LoRA(r=2)).build()
     names = [name for name, p in adapted.named_parameters() if p.requires_grad]
     assert names == [name for name, p in plain.named_parameters() if p.requires_grad]
     assert len(names) == 2 * 7 * 2
@@ -65,7 +65,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(folder):
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        network = build_network(folder, adapter=LoRA(r=2), quantization="nf4", gradient_checkpointing=checkpointing)
+        network = Backbone(folder, adapter=LoRA(r=2), quantization="nf4", gradient_checkpointing=checkpointing).build()
         policy = tiny_policy(model=network.train())
         prompts = prompt_batch(policy, ["12"])
         masks = torch.ones(1, 1, 4, dtype=torch.bool)
@@ -93,7 +93,7 @@ def gradient(policy) -> torch.Tensor:
 
 @pytest.fixture
 def four_bit_policy(folder):
-    network = build_network(folder, adapter=LoRA(r=2, dropout=0.0), quantization="nf4")
+    network = Backbone(folder, adapter=LoRA(r=2, dropout=0.0), quantization="nf4").build()
     perturb(network, 0.02)
     return tiny_policy(model=network)
 
@@ -107,7 +107,7 @@ def test_scoring_in_between_changes_no_gradient(four_bit_policy):
 
 
 def test_gradients_are_those_of_the_dequantised_base(folder, four_bit_policy):
-    whole = build_network(folder, adapter=LoRA(r=2, dropout=0.0), dtype="float32")
+    whole = Backbone(folder, adapter=LoRA(r=2, dropout=0.0), dtype="float32").build()
     modules = dict(whole.named_modules())
     perturb(whole, 0.02)
     with torch.no_grad():

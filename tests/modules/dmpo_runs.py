@@ -1,10 +1,12 @@
 """A DMPO run small enough for tests: random weights of the embedded architecture, a reward that any text can earn."""
 
+from dataclasses import fields
+
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
-from dmpo_lightning import DMPO, WDCE, ConfidenceSampler, PromptLoader, load_tokenizer
+from dmpo_lightning import DMPO, WDCE, Backbone, ConfidenceSampler, PromptLoader, load_tokenizer
 
 TOKENIZER = load_tokenizer("sudoku_tiny")
 PROMPTS = [{"prompt": f"{i:04d}", "digit": str(i % 10)} for i in range(6)]
@@ -30,7 +32,13 @@ def module(**options) -> DMPO:
         "random_weights": True,
         "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
     }
-    return DMPO("sudoku_tiny", **{**defaults, **options})
+    return dmpo_of("sudoku_tiny", **{**defaults, **options})
+
+
+def dmpo_of(model, **options) -> DMPO:
+    """Options of a `Backbone` and of `DMPO` together."""
+    own = {field.name: options.pop(field.name) for field in fields(Backbone) if field.name in options}
+    return DMPO(Backbone(model, **own), **options)
 
 
 def loader(batch_size: int = 2, **options) -> PromptLoader:

@@ -3,7 +3,7 @@
 import huggingface_hub
 import pytest
 import torch
-from dmpo_runs import Recorder, digit_share, loader, module, trainer, weights
+from dmpo_runs import Recorder, digit_share, dmpo_of, loader, module, trainer, weights
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dmpo_lightning import DMPO, WDCE, ConfidenceSampler, LoRA
@@ -26,7 +26,7 @@ def lora_module(**options) -> DMPO:
 
 def module_from(folder, **options) -> DMPO:
     """Of a folder that holds an adapter, or a whole model."""
-    return DMPO(
+    return dmpo_of(
         str(folder),
         **{
             "objective": WDCE(reward_temperature=0.1, replicates=2),
@@ -85,7 +85,7 @@ def test_the_reference_is_the_base_while_the_adapters_train(tmp_path):
 def test_the_base_is_not_trained_and_not_copied(tmp_path):
     dmpo = lora_module()
     fit(dmpo, tmp_path, 3)
-    assert dmpo.policy.reference_model is None
+    assert dmpo.policy.reference.model is None
     base = load_model("sudoku_tiny").state_dict()
     found = {name.replace(".base_layer", ""): p for name, p in dmpo.policy.model.named_parameters()}
     for name, value in base.items():
@@ -194,7 +194,7 @@ def test_a_loaded_adapter_is_where_the_policy_and_the_reference_start(adapter_fo
     assert torch.equal(logits(dmpo.policy), expected)
     assert torch.equal(logits(dmpo.policy, reference=True), expected)
     assert not torch.equal(expected, base_logits())
-    assert dmpo.policy.reference_is_current
+    assert dmpo.policy.reference_equals_policy()
 
 
 def test_the_loaded_adapter_trains_and_the_reference_stays_as_it_was(adapter_folder, tmp_path):

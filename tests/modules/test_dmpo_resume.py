@@ -61,10 +61,10 @@ def test_a_refreshed_reference_survives_a_resume(tmp_path):
     run = trainer(tmp_path, max_steps=14)
     run.fit(dmpo, loader())
     run.save_checkpoint(tmp_path / "a.ckpt")
-    reference = {name: value.clone() for name, value in dmpo.policy.reference_model.state_dict().items()}
+    reference = {name: value.clone() for name, value in dmpo.policy.reference.model.state_dict().items()}
     again = module(reference_refresh_interval=2)
     trainer(tmp_path, max_steps=14).fit(again, loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
-    for name, value in again.policy.reference_model.state_dict().items():
+    for name, value in again.policy.reference.model.state_dict().items():
         assert torch.equal(value, reference[name])
     assert not torch.equal(
         reference["model.transformer.ff_out.weight"],

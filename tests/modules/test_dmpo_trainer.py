@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
-from dmpo_lightning import WDCE, ConfidenceSampler
+from dmpo_lightning import WDCE, ConfidenceSampler, SkipNonFiniteSteps
 
 
 def fit(tmp_path, dmpo=None, batches=None, **options):
@@ -217,20 +217,21 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(tmp_path):
         def on_train_batch_end(self, *_):
             states.append(weights(dmpo).clone())
 
-    run = trainer(tmp_path, max_steps=4, callbacks=[Spoiler(1), Snapshots()])
+    skipping = SkipNonFiniteSteps()
+    run = trainer(tmp_path, max_steps=4, callbacks=[Spoiler(1), Snapshots(), skipping])
     with pytest.warns(UserWarning, match="optimizer step 1 was left out, 1 so far"):
         run.fit(dmpo, loader())
     assert torch.equal(states[1], states[0])
     assert not torch.equal(states[2], states[1])
     assert torch.isfinite(states[-1]).all()
-    assert dmpo.skipped_steps.total == 1
+    assert skipping.total == 1
     assert run.callback_metrics["train/skipped_steps"] == 1
 
 
 def test_too_many_such_steps_in_a_row_end_the_run_and_leave_the_rollouts(tmp_path):
-    dmpo = module(max_skipped_steps=2)
-    run = trainer(tmp_path, max_steps=9, callbacks=[Spoiler(0, 2, 3, 4, 5)])
-    message = r"3 optimizer steps in a row .* `max_skipped_steps` 2"
+    dmpo = module()
+    run = trainer(tmp_path, max_steps=9, callbacks=[Spoiler(0, 2, 3, 4, 5), SkipNonFiniteSteps(2)])
+    message = r"3 optimizer steps in a row .* `limit` 2"
     with pytest.warns(UserWarning, match="was left out"), pytest.raises(RuntimeError, match=message):
         run.fit(dmpo, loader())
     assert run.global_step == 4

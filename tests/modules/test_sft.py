@@ -4,15 +4,21 @@ import pytest
 import torch
 from dmpo_runs import trainer
 
-from dmpo_lightning import DemonstrationsDataModule, LatinSquareDemonstrations, MaskedSFT, SavePretrained, load_model
+from dmpo_lightning import (
+    Backbone,
+    DemonstrationsDataModule,
+    LatinSquareDemonstrations,
+    MaskedSFT,
+    SavePretrained,
+    load_model,
+)
 
 
 def run(tmp_path, max_steps, **options):
     task = LatinSquareDemonstrations(size=64, corruption=0.0)
     data = DemonstrationsDataModule(task, tokenizer="sudoku_tiny", completion_length=20, batch_size=16)
     sft = MaskedSFT(
-        "sudoku_tiny",
-        random_weights=True,
+        Backbone("sudoku_tiny", random_weights=True),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3),
         **options,
     )
@@ -33,7 +39,7 @@ def test_the_validation_loss_falls_and_the_saved_folder_is_the_trained_model(tmp
 
 def test_odd_antithetic_replicates_are_an_error():
     with pytest.raises(ValueError, match="even when `antithetic`"):
-        MaskedSFT("sudoku_tiny", random_weights=True, replicates=3)
+        MaskedSFT("sudoku_tiny", replicates=3)
 
 
 def test_a_completion_that_does_not_fit_is_named(tmp_path):

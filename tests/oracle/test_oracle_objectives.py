@@ -176,4 +176,4 @@ def test_reference_of_the_policy_does_not_move_with_training():
     optimizer = torch.optim.SGD([policy.model.table], lr=1.0)
     update(WDCE(reward_temperature=ALPHA), policy, every_pair(REWARD), optimizer, iterations=2)
     assert not torch.equal(policy.model.table, torch.zeros_like(REFERENCE))
-    assert torch.equal(policy.reference_model.table, REFERENCE)
+    assert torch.equal(policy.reference.model.table, REFERENCE)

@@ -107,8 +107,8 @@ def test_full_fine_tuning_of_8b_on_one_gpu_is_warned_about_with_a_remedy(recipe,
 
 
 def test_lora_with_checkpointing_fits_where_full_fine_tuning_does_not(recipe, capsys):
-    lora = ["--model.adapter=dmpo_lightning.models.lora.LoRA", "--model.gradient_checkpointing=true"]
-    full = plan(capsys, "--config", recipe, "--model.gradient_checkpointing=true")
+    lora = ["--model.model.adapter=dmpo_lightning.models.lora.LoRA", "--model.model.gradient_checkpointing=true"]
+    full = plan(capsys, "--config", recipe, "--model.model.gradient_checkpointing=true")
     adapted = plan(capsys, "--config", recipe, *lora)
     assert not full["memory_per_gpu"]["fits"]
     assert adapted["memory_per_gpu"]["fits"]
@@ -117,7 +117,7 @@ def test_lora_with_checkpointing_fits_where_full_fine_tuning_does_not(recipe, ca
 
 
 def test_the_size_of_the_gpu_decides(recipe, capsys):
-    lora = ["--model.adapter=dmpo_lightning.models.lora.LoRA", "--model.gradient_checkpointing=true"]
+    lora = ["--model.model.adapter=dmpo_lightning.models.lora.LoRA", "--model.model.gradient_checkpointing=true"]
     required = plan(capsys, "--config", recipe, *lora)["memory_per_gpu"]["required"] / 1024**3
     for size, fits in ((required * 1.01, True), (required * 0.99, False)):
         facts = plan(capsys, "--config", recipe, *lora, "--gpu_memory_gb", str(size))
@@ -126,7 +126,7 @@ def test_the_size_of_the_gpu_decides(recipe, capsys):
 
 
 def test_more_gpus_shard_full_fine_tuning_until_it_fits(recipe, capsys):
-    sharded = ["--trainer.strategy=fsdp", "--model.gradient_checkpointing=true"]
+    sharded = ["--trainer.strategy=fsdp", "--model.model.gradient_checkpointing=true"]
     alone = plan(capsys, "--config", recipe, *sharded, "--trainer.devices=1")["memory_per_gpu"]
     many = plan(capsys, "--config", recipe, *sharded, "--trainer.num_nodes=2")
     assert not alone["fits"]

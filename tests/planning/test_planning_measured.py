@@ -9,6 +9,7 @@ from planning_runs import LENGTH, REPLICATES, ROWS, SmallRun, predicted, small_c
 from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoModelForMaskedLM
 
+from dmpo_lightning import Backbone, LoRA
 from dmpo_lightning.planning import Adapter
 from dmpo_lightning.samplers import ConfidenceSampler
 
@@ -105,13 +106,11 @@ def test_dream_is_predicted(checkpointing):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_four_bit_bases_are_predicted(precision, checkpointing, tmp_path):
     pytest.importorskip("bitsandbytes")
-    building, lora = (pytest.importorskip(f"dmpo_lightning.models.{name}") for name in ("building", "lora"))
     config = small_config("small")
     AutoModelForMaskedLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path)
-    adapter = lora.LoRA(r=8, alpha=8, dropout=0.05)
-    model = building.build_network(
-        str(tmp_path), adapter=adapter, quantization="nf4", gradient_checkpointing=checkpointing
-    )
+    adapter = LoRA(r=8, alpha=8, dropout=0.05)
+    backbone = Backbone(str(tmp_path), adapter=adapter, quantization="nf4", gradient_checkpointing=checkpointing)
+    model = backbone.build()
     settings = small_settings(
         dtype="bfloat16",
         quantization="nf4",

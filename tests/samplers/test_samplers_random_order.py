@@ -70,7 +70,7 @@ def test_the_recorded_log_prob_equals_a_replay_of_the_order(temperature, steps):
 @pytest.mark.parametrize("steps", [None, 4])
 def test_log_rnd_is_zero_where_the_reference_equals_the_policy(temperature, steps):
     policy = tiny_policy()
-    policy.announce_update()  # it is, but the replay shall show it
+    policy.reference.announce_update()  # it is, but the replay shall show it
     rollouts = rollouts_of(policy, RandomOrderSampler(temperature=temperature, denoising_steps=steps))
     with evaluating(policy):
         log_rnd = TrajectoryEstimator().log_rnd(policy, rollouts, rows_per_forward=5)
@@ -81,7 +81,7 @@ def moved_log_rnd() -> tuple[torch.Tensor, torch.Tensor]:
     """Of a policy that left its reference; and the difference of two replays of the same orders."""
     policy, estimator = tiny_policy(), TrajectoryEstimator()
     perturb(policy.model)
-    policy.announce_update()
+    policy.reference.announce_update()
     rollouts = rollouts_of(policy, RandomOrderSampler())
     with evaluating(policy):
         replays = [estimator.log_prob(policy, rollouts, reference=side, rows_per_forward=12) for side in (True, False)]

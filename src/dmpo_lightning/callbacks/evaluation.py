@@ -72,9 +72,9 @@ def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, An
         "completions per prompt": module.completions_per_prompt,
         "seed": module.seed,
         "prompts dropped as too long": module.dropped_prompts,
-        "model": module.source["model"],
-        "adapter": None if module.source["adapter"] is None else str(module.source["adapter"]),
-        "quantization": module.source["quantization"],
+        "model": module.backbone.to_plain()["model"],
+        "adapter": None if module.backbone.adapter is None else str(vars(module.backbone.adapter)),
+        "quantization": module.backbone.quantization,
         "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
     }
 

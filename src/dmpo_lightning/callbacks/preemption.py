@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from dmpo_lightning.distributed.internals import is_accumulating, validate_before_training, validates_now
 from dmpo_lightning.distributed.ranks import gather_ranks
 
 FILE_NAME = "preempted.ckpt"
@@ -54,7 +55,7 @@ class Preemption(Callback):
         is_due, self._validation_is_due = self._validation_is_due, False
         if is_due and trainer.enable_validation:
             self._validates_again = True
-            _validate(trainer)
+            validate_before_training(trainer)
             self._validates_again = False
 
     def _listen(self, trainer: Trainer) -> None:
@@ -71,7 +72,7 @@ class Preemption(Callback):
     ) -> None:
         if trainer.global_step != self._step:  # else gradients are being accumulated, which no checkpoint holds
             self._step = trainer.global_step
-            self._leave_if_told(trainer, validation_is_due=_validates_now(trainer))
+            self._leave_if_told(trainer, validation_is_due=validates_now(trainer))
 
     def on_validation_batch_end(
         self,
@@ -83,7 +84,7 @@ class Preemption(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         in_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if in_training and not trainer.fit_loop.epoch_loop._should_accumulate():
+        if in_training and not is_accumulating(trainer):
             self._leave_if_told(trainer, validation_is_due=True)
 
     def _leave_if_told(self, trainer: Trainer, *, validation_is_due: bool) -> None:
@@ -126,26 +127,6 @@ class Preemption(Callback):
         for each, previous in self._previous.items():
             signal.signal(each, previous)
         self._previous = {}
-
-
-def _validates_now(trainer: Trainer) -> bool:
-    """Whether Lightning is going to validate after the present batch."""
-    fetcher = trainer.fit_loop._data_fetcher
-    assert fetcher is not None
-    return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
-
-
-def _validate(trainer: Trainer) -> None:
-    """Lightning, which does it in the middle of a step, would leave it out or make only its rest."""
-    loop = trainer.fit_loop.epoch_loop.val_loop
-    loop.restarting = False
-    loop.reset_restart_stage()
-    first_loop_iter = trainer._logger_connector._first_loop_iter
-    trainer.validating = True
-    loop.run()
-    trainer.training = True
-    trainer._logger_connector._first_loop_iter = first_loop_iter
-    loop._has_run = False  # an epoch that it ends would be left before its end was noted, and be repeated without end
 
 
 def _requeue(trainer: Trainer, received: int) -> None:

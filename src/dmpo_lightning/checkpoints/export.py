@@ -1,6 +1,7 @@
 """From a checkpoint to a folder that others can load: a PEFT adapter, or a whole Hugging Face model."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,7 @@ import torch
 from torch import nn
 
 from dmpo_lightning.checkpoints.weights import read_weights
-from dmpo_lightning.models.building import build_network
-from dmpo_lightning.models.loading import load_tokenizer
-from dmpo_lightning.models.lora import LoRA
+from dmpo_lightning.models.backbone import Backbone
 
 PREFIX = "policy.model."
 
@@ -18,12 +17,11 @@ PREFIX = "policy.model."
 def export_checkpoint(
     checkpoint: str | Path, output: str | Path, *, merge: bool = False, model: str | None = None
 ) -> int:
-    """Writes the trained policy of a checkpoint to ``output``, with its tokenizer; returns the number of trained
+    """Writes the trained policy of a checkpoint to ``output``, with its tokenizer, and returns the number of trained
     tensors.
 
-    An adapter is written as PEFT has it (``adapter_model.safetensors``), or merged into its base with ``merge``; a
-    fully
-    fine-tuned model as a whole. Either folder can be given as ``model`` to any command.
+    An adapter is written as PEFT has it (``adapter_model.safetensors``), or merged into its base with ``merge``. A
+    fully fine-tuned model is written whole. Either folder can be given as ``model`` to any command.
 
     Args:
         checkpoint: a file or folder written by the Trainer, see `read_weights`.
@@ -36,17 +34,15 @@ def export_checkpoint(
             random weights without ``merge``, or an output folder that holds other weights.
     """
     saved = read_weights(checkpoint)
-    source = saved["policy_source"]
-    base = model or source["model"]
-    if base is None:
-        raise ValueError("The run was given its model as a module; say where its base is to be found with --model.")
-    if source["adapter"] is not None and source["random_weights"] and not merge:
+    backbone = Backbone.from_plain(saved["backbone"], model=model)
+    if backbone.adapter is not None and backbone.random_weights and not merge:
         raise ValueError("An adapter on random weights has no base to be found again; write the model with --merge.")
-    network = _network(source, base)
+    # Trained in 4 bits or checkpointed, an exported model is neither.
+    network = replace(backbone, quantization=None, gradient_checkpointing=False).build(seed=saved["seed"])
     _refuse_other_weights(Path(output), adapter=hasattr(network, "peft_config") and not merge)
     count = _load_trained(network, saved["state_dict"])
     _write(network, Path(output), merge=merge)
-    load_tokenizer(source["tokenizer"] or base).save_pretrained(str(output))
+    backbone.load_tokenizer().save_pretrained(str(output))
     _verify(network, Path(output), merge=merge)
     return count
 
@@ -79,12 +75,6 @@ def _refuse_other_weights(output: Path, *, adapter: bool) -> None:
     others = [file.name for file in output.glob("*.safetensors") if not file.name.startswith(own)]
     if others:
         raise ValueError(f"{str(output)!r} holds other weights ({others[0]}); give an empty or a new folder.")
-
-
-def _network(source: dict[str, Any], base: str) -> Any:
-    adapter = None if source["adapter"] is None else LoRA(**source["adapter"])
-    loading = {name: source[name] for name in ("revision", "dtype", "random_weights", "seed", "trust_remote_code")}
-    return build_network(base, adapter=adapter, **loading)
 
 
 def _load_trained(network: nn.Module, state: dict[str, torch.Tensor]) -> int:

@@ -25,7 +25,7 @@ def read_weights(checkpoint: str | Path) -> dict[str, Any]:
         raise ValueError(f"No checkpoint file {str(checkpoint)!r}; give a .ckpt file (or folder) of a run.") from error
     except (UnpicklingError, RuntimeError, LookupError, EOFError, OSError) as error:  # torch has no error of its own
         raise ValueError(f"{str(checkpoint)!r} is truncated, damaged or no checkpoint at all.") from error
-    if "policy_source" not in saved:
+    if "backbone" not in saved:
         raise ValueError(
             f"{str(checkpoint)!r} was not written by DMPO or MaskedSFT; it does not say which model it trained."
         )
@@ -61,4 +61,5 @@ def _deepspeed(path: Path) -> dict[str, Any]:
     states = sorted((path / "checkpoint").glob("*model_states.pt"))
     saved = torch.load(states[0], map_location="cpu", weights_only=False)
     weights = get_fp32_state_dict_from_zero_checkpoint(str(path), exclude_frozen_parameters=True)
-    return {"policy_source": saved["policy_source"], "state_dict": weights} if "policy_source" in saved else {}
+    said = {name: saved[name] for name in ("backbone", "seed") if name in saved}
+    return said | {"state_dict": weights}

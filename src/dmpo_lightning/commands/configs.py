@@ -1,7 +1,6 @@
 """The shipped configurations: where they lie, and bare names for them. Imports nothing heavy."""
 
 import difflib
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -36,16 +35,3 @@ def resolve_config(name: str) -> str:
     close = difflib.get_close_matches(name.removesuffix(".yaml"), [n.removesuffix(".yaml") for n in names], n=1)
     hint = f" Did you mean {close[0]}.yaml?" if close else ""
     raise ValueError(f"No configuration {name!r}: it is neither a file nor shipped.{hint} Shipped: {', '.join(names)}.")
-
-
-def resolve_arguments(arguments: Sequence[str]) -> list[str]:
-    """Replaces the values of ``--config X``, ``--config=X`` and ``-c X`` by paths."""
-    resolved: list[str] = []
-    for argument in arguments:
-        if resolved and resolved[-1] in ("--config", "-c"):
-            resolved.append(resolve_config(argument))
-        elif argument.startswith("--config="):
-            resolved.append("--config=" + resolve_config(argument.partition("=")[2]))
-        else:
-            resolved.append(argument)
-    return resolved

@@ -62,11 +62,7 @@ class DMPOCLI(LightningCLI):
     """``fit``, ``validate``, ``test`` and ``predict`` for a `PolicyModule` and any datamodule, both by class path."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.link_arguments(
-            ("model.init_args.model", "model.init_args.tokenizer"),
-            "data.init_args.tokenizer",
-            compute_fn=_tokenizer_source,
-        )
+        parser.link_arguments("model.init_args.model", "data.init_args.tokenizer", compute_fn=tokenizer_source)
 
     def before_instantiate_classes(self) -> None:
         """One seed for everything: the model takes `seed_everything` unless it was given its own."""
@@ -142,8 +138,12 @@ def _constructor_message(error: ValueError) -> str:
     return str(next(each for each in reversed(chain) if type(each) is ValueError or each is error))
 
 
-def _tokenizer_source(model: Any, tokenizer: Any) -> Any:
-    return tokenizer if tokenizer is not None else model
+def tokenizer_source(model: Any) -> Any:
+    """Where the datamodule finds the model's tokenizer, from a name or the parsed options of a `Backbone`."""
+    if isinstance(model, str | None):
+        return model
+    options = model.get("init_args", model)
+    return options.get("tokenizer") or options.get("model")
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.wrap import wrap
 
-from dmpo_lightning.models.building import blocks_of
+from dmpo_lightning.models.blocks import blocks_of
 
 
 def shard_fsdp2(model: nn.Module, mesh: Any, *, half_precision: bool = False) -> None:

@@ -9,15 +9,15 @@ from typing import Any
 
 from lightning.pytorch import strategies
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from torch.distributed import distributed_c10d
 
 from dmpo_lightning.checkpoints.folders import complete_folder, partial_name
+from dmpo_lightning.distributed.internals import divide_data_among_all_ranks, set_timeout_of_all_groups
 
 TIMEOUT = timedelta(minutes=30)
 
 
 class WholeFolders:
-    """Writes a checkpoint under another name first. A job that is killed while it saves loses nothing."""
+    """Writes a checkpoint under another name first, so that a job that is killed while it saves loses nothing."""
 
     def save_checkpoint(self: Any, checkpoint: Any, filepath: Any, storage_options: Any = None) -> None:
         """As Lightning's strategy does it; all ranks call it."""
@@ -33,7 +33,7 @@ class WholeFolders:
 
 
 class DDPStrategy(WholeFolders, strategies.DDPStrategy):
-    """Lightning's, whose files it would copy from the node's own temporary folder over the old ones."""
+    """Lightning's strategy, which by itself copies files from the node's temporary folder over the old ones."""
 
 
 class FSDP2Strategy(WholeFolders, ModelParallelStrategy):
@@ -59,14 +59,15 @@ class FSDP2Strategy(WholeFolders, ModelParallelStrategy):
         )
 
     def setup_environment(self) -> None:
-        """The data-parallel size is the number of ranks, which is known only now."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        """As Lightning does it. The data-parallel size is the number of ranks, which is known only now."""
+        divide_data_among_all_ranks(self)
         super().setup_environment()
 
 
 class FSDP1Strategy(WholeFolders, FSDPStrategy):
-    """FSDP1 with checkpoint folders, one part per rank; see Lightning's `FSDPStrategy`. `PolicyModule` wraps the
-    blocks, so ``auto_wrap_policy`` stays unset.
+    """FSDP1 with checkpoint folders of one part per rank. See Lightning's `FSDPStrategy` for the arguments.
+
+    `PolicyModule` wraps the blocks, so there is no ``auto_wrap_policy``.
     """
 
     def __init__(
@@ -87,21 +88,20 @@ class FSDP1Strategy(WholeFolders, FSDPStrategy):
 
 
 class ZeROStrategy(WholeFolders, DeepSpeedStrategy):
-    """DeepSpeed's ZeRO; see Lightning's `DeepSpeedStrategy` for the arguments. ``timeout`` holds for the process groups
-    too that DeepSpeed adds, to which it gives torch's own of half an hour. Of accumulated batches the gradients are
-    averaged; under Lightning's strategy they are divided by their number twice, by Lightning and by DeepSpeed.
+    """DeepSpeed's ZeRO. See Lightning's `DeepSpeedStrategy` for the arguments.
+
+    ``timeout`` holds for the process groups too that DeepSpeed adds. The gradients of accumulated batches are averaged.
+    Under Lightning's own strategy they are divided by the number of batches twice, by Lightning and by DeepSpeed.
     """
 
     def init_deepspeed(self) -> None:
-        """As Lightning does it."""
+        """As Lightning does it, and in time."""
         super().init_deepspeed()
-        if self._timeout is not None:
-            for group in list(distributed_c10d._world.pg_map):
-                distributed_c10d._set_pg_timeout(self._timeout, group)
+        set_timeout_of_all_groups(self)
 
     def backward(self, closure_loss: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-        """As Lightning does it."""
+        """As Lightning does it. DeepSpeed is told that the loss has been divided already."""
         assert self.lightning_module is not None
-        if self.lightning_module.automatic_optimization:  # the loss has been divided
+        if self.lightning_module.automatic_optimization:
             kwargs["scale_wrt_gas"] = False
         return super().backward(closure_loss, optimizer, *args, **kwargs)

@@ -1,5 +1,6 @@
 """What an evaluation counts, over batches and ranks: means with standard errors, throughput."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
-from dmpo_lightning.distributed.ranks import gather_ranks
+from dmpo_lightning.distributed.ranks import gather_ranks, means_over_ranks
+from dmpo_lightning.rewards.reward import Scores
 
 if TYPE_CHECKING:
     from dmpo_lightning.evaluation.batch import EvaluatedBatch
@@ -83,6 +85,15 @@ class Throughput(Metric):
     def compute(self) -> tuple[Tensor, Tensor]:
         """Prompts, and tokens per second."""
         return self.prompts, self.tokens / self.seconds
+
+
+def rollout_means(scores: Scores, diagnostics: Mapping[str, Tensor]) -> dict[str, float]:
+    """What is logged of a rollout buffer: means over the rollouts of all ranks, whose prompts may be of different
+    tasks, and the number of rollouts that could not be scored. Every rank must call it.
+    """
+    values = {f"reward/{name}": value for name, value in scores.components.items()} | dict(diagnostics)
+    values |= {"reward/total": scores.total, "reward/spread": scores.total.std(-1)}
+    return means_over_ranks(values) | {"reward/failures": float(sum(gather_ranks(scores.failures)))}
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 
-from dmpo_lightning.models.backbone import Geometry, at_positions, run_blocks
 from dmpo_lightning.models.family import Family
 from dmpo_lightning.models.head import predict
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.models.layers import RMSNorm, Store, attention, take
+from dmpo_lightning.models.native import Geometry, at_positions, run_blocks
 
 FAMILY = Family(
     model_type="Dream",

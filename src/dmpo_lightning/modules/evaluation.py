@@ -1,12 +1,17 @@
 """Validation, test and prediction with named samplers: what `DMPO` does besides training."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+
+from torch import nn
 
 from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.evaluation.batch import EvaluatedBatch, evaluate
 from dmpo_lightning.evaluation.metrics import EvaluationMetrics, EvaluationResult
-from dmpo_lightning.modules.base import PolicyModule
+from dmpo_lightning.models.backbone import Backbone
+from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule
+from dmpo_lightning.modules.options import SchedulerFactory
 from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rewards.score_functions import ScoreFunction
 from dmpo_lightning.rollout import PromptBatch
@@ -14,13 +19,15 @@ from dmpo_lightning.samplers import Sampler
 
 
 class EvaluationModule(PolicyModule):
-    """Completions per prompt, named sampler and length, scored and averaged over ranks; not used by itself.
+    """Evaluates with each named sampler at each length, and averages over ranks. Use `DMPO`, which describes the
+    arguments.
 
     The last evaluation is in ``results``, on every rank.
     """
 
     def __init__(
         self,
+        model: str | Backbone | nn.Module,
         *,
         samplers: Mapping[str, Sampler],
         completion_length: int,
@@ -28,16 +35,28 @@ class EvaluationModule(PolicyModule):
         completions_per_prompt: int,
         reward: Reward | ScoreFunction | None,
         rows_per_forward: int | None,
-        **policy: Any,
+        gather_for_generation: bool,
+        optimizer: OptimizerFactory | None,
+        lr_scheduler: SchedulerFactory | None,
+        seed: int | None,
+        check_forwards: bool,
     ) -> None:
         if completions_per_prompt < 1:
             raise ValueError(f"`completions_per_prompt` must be at least 1, got {completions_per_prompt}.")
         self._check_lengths(samplers, completion_length, evaluation_lengths)
-        super().__init__(**policy)
+        super().__init__(
+            model,
+            with_reference=True,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            seed=seed,
+            check_forwards=check_forwards,
+        )
         for sampler in samplers.values():
             sampler.validate_policy(self.policy)
         self.validation_samplers = dict(samplers)
         self.completion_length, self.rows_per_forward = completion_length, rows_per_forward
+        self.gather_for_generation = gather_for_generation
         self.evaluation_lengths = (completion_length,) if evaluation_lengths is None else tuple(evaluation_lengths)
         self.completions_per_prompt = completions_per_prompt
         self.results: list[EvaluationResult] = []
@@ -65,8 +84,9 @@ class EvaluationModule(PolicyModule):
 
     @property
     def reward(self) -> Reward:
-        """The reward given at construction, with the datamodule's answer check if it names neither one nor an accuracy;
-        else the datamodule's.
+        """The reward given at construction, else the datamodule's.
+
+        One that names neither an answer check nor an accuracy of its own takes the datamodule's.
 
         Raises:
             ValueError: there is neither.
@@ -94,20 +114,30 @@ class EvaluationModule(PolicyModule):
         limit = self.policy.max_length
         return None if limit is None else limit - completion_length
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.gather_for_generation:
+            self.policy.check_gatherable()
+
     def evaluate_batch(
         self, batch: PromptBatch, sampler: Sampler, completion_length: int | None = None
     ) -> EvaluatedBatch:
         """``completions_per_prompt`` completions of each prompt; of the training length unless another is given."""
-        return evaluate(
-            self.policy,
-            sampler,
-            self.reward,
-            batch,
-            completions=self.completions_per_prompt,
-            completion_length=completion_length or self.completion_length,
-            seed=self.seed,
-            rows_per_forward=self.rows_per_forward,
-        )
+        with self._gathered(), self.phase("evaluation"):
+            return evaluate(
+                self.policy,
+                sampler,
+                self.reward,
+                batch,
+                completions=self.completions_per_prompt,
+                completion_length=completion_length or self.completion_length,
+                seed=self.seed,
+                rows_per_forward=self.rows_per_forward,
+            )
+
+    def _gathered(self) -> AbstractContextManager[None]:
+        """With ``gather_for_generation``, every rank holds all weights inside."""
+        return self.policy.gathered() if self.gather_for_generation else nullcontext()
 
     def on_validation_start(self) -> None:
         """Refuses or drops prompts that the model cannot take, before the first is sampled."""
@@ -148,8 +178,7 @@ class EvaluationModule(PolicyModule):
             if loader.is_training:
                 raise ValueError(
                     "The training loader was given for evaluation too, where each prompt must come once; build a "
-                    "second "
-                    "PromptLoader(dataset, tokenizer, batch_size=..., shuffle=False)."
+                    "second PromptLoader(dataset, tokenizer, batch_size=..., shuffle=False)."
                 )
             limit = self.prompt_limit(max(self.evaluation_lengths))
             if limit is not None:

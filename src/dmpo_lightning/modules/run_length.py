@@ -1,8 +1,12 @@
-"""What the Trainer's flags make of a schedule."""
+"""What the Trainer's flags make of a schedule, and what the schedule asks of the training loader."""
+
+from dataclasses import replace
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
+from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.schedule import RunLength, Schedule
 
 
@@ -14,8 +18,33 @@ def accumulations(trainer: Trainer) -> list[int]:
     return [trainer.accumulate_grad_batches]
 
 
+def check_training_loader(loader: Any) -> PromptLoader:
+    """The loader itself; raises ValueError for one of another kind."""
+    if not isinstance(loader, PromptLoader):
+        raise ValueError(
+            f"DMPO trains on a PromptLoader, got {type(loader).__name__}: a batch of prompts must be repeated while "
+            "its rollouts are used, another loader would skip prompts. Wrap your data in "
+            "dmpo_lightning.PromptLoader(dataset, tokenizer, batch_size=...)."
+        )
+    return loader
+
+
+def bind(loader: PromptLoader, trainer: Trainer, schedule: Schedule, *, limit: int | None, seed: int) -> None:
+    """Tells the training loader how often a batch of prompts is used, and how long prompts may be.
+
+    Raises:
+        ValueError: numbers that do not divide, under any of the run's accumulations; a prompt that is too long.
+    """
+    for accumulation in accumulations(trainer):
+        if problem := replace(schedule, accumulation=accumulation).problem:
+            raise ValueError(problem)
+    if limit is not None:
+        loader.limit_prompt_length(limit)
+    loader.bind(repeats=schedule.training_steps, seed=seed, limit_batches=trainer.limit_train_batches)
+
+
 def run_length(trainer: Trainer, schedule: Schedule, *, prompts: int) -> RunLength:
-    """Of a started run; without its end where the accumulation changes on the way."""
+    """What a started run consists of; without its end where the accumulation changes on the way."""
     changes = len(set(accumulations(trainer))) > 1
     return RunLength(
         schedule,

@@ -1,19 +1,13 @@
 """Masked-diffusion supervised fine-tuning."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from dmpo_lightning.data.demonstrations import DemonstrationBatch
 from dmpo_lightning.functional import Purpose, denoising_cross_entropy, draw_masks, fold_in, row_keys
-from dmpo_lightning.models.loading import Quantization
-from dmpo_lightning.models.lora import LoRA
+from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule
 from dmpo_lightning.modules.options import SchedulerFactory
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 class MaskedSFT(PolicyModule):
@@ -24,17 +18,8 @@ class MaskedSFT(PolicyModule):
     does not remember its place in one.
 
     Args:
-        model: a hub id, a folder, the name of an embedded model, or a module like `LLaDAForMaskedDiffusion`.
-        tokenizer: defaults to that of ``model``.
-        revision: branch, tag or commit on the hub.
-        dtype: of the weights, such as bfloat16; ``auto`` takes that of the checkpoint.
-        random_weights: start from fresh weights of the same architecture.
-        adapter: `LoRA`; None trains all weights, or the adapter that ``model`` already carries.
-        quantization: ``nf4`` loads the frozen base in 4 bits; needs an adapter.
-        gradient_checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
-        compile_blocks: run the blocks through torch.compile; the first forwards then take minutes.
-        trust_remote_code: run code that comes with the checkpoint; never needed for LLaDA and Dream.
-        mask_token_id: overrides what the model's configuration or the tokenizer names.
+        model: a hub id, a folder, the name of an embedded model, or a `Backbone`, which says how it is loaded and what
+            of it is trained.
         replicates: random maskings per completion and step; even when antithetic.
         antithetic: draw the maskings in pairs.
         optimizer: from parameters to an optimizer.
@@ -47,18 +32,8 @@ class MaskedSFT(PolicyModule):
 
     def __init__(
         self,
-        model: str | nn.Module,
+        model: str | Backbone | nn.Module,
         *,
-        tokenizer: "str | PreTrainedTokenizerBase | None" = None,
-        revision: str | None = None,
-        dtype: str = "auto",
-        random_weights: bool = False,
-        adapter: LoRA | None = None,
-        quantization: Quantization | None = None,
-        gradient_checkpointing: bool = False,
-        compile_blocks: bool = False,
-        trust_remote_code: bool = False,
-        mask_token_id: int | None = None,
         replicates: int = 2,
         antithetic: bool = True,
         optimizer: OptimizerFactory | None = None,
@@ -68,17 +43,7 @@ class MaskedSFT(PolicyModule):
         if replicates < 1 or (antithetic and replicates % 2):
             raise ValueError(f"`replicates` must be positive, and even when `antithetic` is true, got {replicates}.")
         super().__init__(
-            model=model,
-            tokenizer=tokenizer,
-            revision=revision,
-            dtype=dtype,
-            random_weights=random_weights,
-            adapter=adapter,
-            quantization=quantization,
-            gradient_checkpointing=gradient_checkpointing,
-            compile_blocks=compile_blocks,
-            trust_remote_code=trust_remote_code,
-            mask_token_id=mask_token_id,
+            model,
             with_reference=False,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,

@@ -44,7 +44,7 @@ class LogProbEstimator(ABC):
 
     def log_rnd(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> Float[Tensor, "batch group"]:
         """log p_ref - log p_old in nats; exactly zero, without a forward, while the reference is the policy itself."""
-        if policy.reference_is_current:
+        if policy.reference_equals_policy():
             return torch.zeros_like(rollouts.reward)
         behaviour = self.behaviour_log_prob(policy, rollouts, rows_per_forward=rows_per_forward)
         return self.log_prob(policy, rollouts, reference=True, rows_per_forward=rows_per_forward) - behaviour

@@ -76,6 +76,10 @@ class Sampler(ABC):
     ) -> Samples:
         """Completions of ``completion_length`` tokens, one per key; the caller provides eval mode and no_grad."""
 
+    def diagnostics(self, reveal_step: Int[Tensor, "*rows length"]) -> dict[str, Tensor]:
+        """Numbers to log, by name, of completions whose tokens were revealed in these steps. None by itself."""
+        return {}
+
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value}" for name, value in vars(self).items())
         return f"{type(self).__name__}({options})"

@@ -135,6 +135,10 @@ class ConfidenceSampler(Sampler):
                     break
         return canvas.samples()
 
+    def diagnostics(self, reveal_step: Int[Tensor, "*rows length"]) -> dict[str, Tensor]:
+        """The share of places that an early exit filled in without computing them."""
+        return {"sampler/places_saved_by_early_exit": (reveal_step < 0).float()} if self.early_exit else {}
+
 
 @dataclass
 class Block:

@@ -1,6 +1,5 @@
-"""What the algorithm needs of a model: logits at positions, completion log-probs, the reference policy, decoding."""
+"""What the algorithm needs of a model: logits at positions, log-probs of completions, decoding."""
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,40 +8,29 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from dmpo_lightning.distributed.sharding import (
-    check_gatherable,
-    copy_weights,
-    copy_within,
-    gathered,
-    is_zero3,
-    plain_name,
-)
+from dmpo_lightning.distributed.sharding import check_gatherable, gathered, is_zero3
 from dmpo_lightning.models.head import log_probs_of
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.models.loading import TokenFacts, token_facts
 from dmpo_lightning.models.merging import MergedCopy
+from dmpo_lightning.policy.reference import ReferencePolicy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-REFERENCE_ADAPTER = "reference"
-
 
 class Policy(nn.Module):
-    """A masked diffusion language model with its tokenizer, seen by samplers and objectives.
-
-    The reference policy is the same model with its adapters off when the model carries PEFT adapters (after
-    `refresh_reference`, a frozen adapter named ``reference``), otherwise a frozen copy, made at construction.
+    """A masked diffusion language model with its tokenizer and its reference, as samplers and objectives see it.
 
     Args:
-        model: with an attribute ``predicts_at_positions`` called like `LLaDAForMaskedDiffusion`; any other as a masked
-            language model of transformers, whose full logits are aligned to positions.
-        tokenizer: decodes completions; also the source of the token facts.
-        mask_token_id: overrides the id named by the model's configuration or the tokenizer.
-        with_reference: False saves the frozen copy where no reference is needed (supervised fine-tuning, prediction).
+        model: a network with an attribute ``predicts_at_positions``, which is called like `LLaDAForMaskedDiffusion`.
+            Any other is called like a masked language model of transformers, whose logits stand at their positions.
+        tokenizer: decodes completions, and says which tokens there are.
+        mask_token_id: overrides the id that the model's configuration or the tokenizer names.
+        with_reference: False makes no frozen copy, where no reference is needed (supervised fine-tuning, prediction).
 
     Raises:
-        ValueError: no mask token id can be found.
+        ValueError: no mask token id can be had.
     """
 
     def __init__(
@@ -55,13 +43,10 @@ class Policy(nn.Module):
     ) -> None:
         super().__init__()
         self.model: Any = model
+        self.reference = ReferencePolicy(model, exists=with_reference)
         self.tokenizer = tokenizer
         self.facts: TokenFacts = token_facts(model, tokenizer, mask_token_id)
-        config: Any = getattr(model, "config", None)
-        self.max_length: int | None = getattr(config, "max_position_embeddings", None)
-        self.has_adapters = hasattr(model, "peft_config")
-        self.reference_is_refreshed = False
-        self._equal_versions: tuple[int, ...] | None = None
+        self.max_length: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         self.anywhere: Callable[[bool], bool] = bool
         """Whether something holds on any rank; in a single process, on this one. Samplers whose number of forwards
         depends on what they sample ask it before they stop: where forwards gather sharded weights, ranks must run
@@ -70,22 +55,25 @@ class Policy(nn.Module):
         self.before_forward: Callable[[str], None] | None = None
         """Called before each forward with ``policy`` or ``reference``; for checks."""
         self.holds_all_weights = False
-        """Inside `gathered`."""
+        """Whether this is inside `gathered`, so that forwards need no other rank."""
         self._merged: MergedCopy | None = None
         self._samples_merged = False
-        self.reference_model: nn.Module | None = None
-        if with_reference and not self.has_adapters:
-            self.reference_model = copy.deepcopy(model).requires_grad_(False).eval()
         ban = torch.zeros(self.facts.vocab_size, dtype=torch.float32)
         ban[list(self.facts.banned_token_ids)] = -torch.inf
         self.register_buffer("_ban", ban, persistent=False)
 
-    def train(self, mode: bool = True) -> "Policy":
-        """The reference stays in eval mode, always."""
-        super().train(mode)
-        if self.reference_model is not None:
-            self.reference_model.eval()
-        return self
+    @property
+    def has_adapters(self) -> bool:
+        """Whether the network carries PEFT adapters, which are what is trained then."""
+        return self.reference.is_adapter
+
+    def refresh_reference(self) -> None:
+        """The reference becomes the policy as it is now."""
+        self.reference.refresh(self.model)
+
+    def reference_equals_policy(self) -> bool:
+        """Whether the reference is known to equal the policy on every rank. Ranks call it together."""
+        return not self.anywhere(not self.reference.equals(self.model))
 
     def logits(
         self,
@@ -181,37 +169,6 @@ class Policy(nn.Module):
         logits = model(input_ids=ids, attention_mask=attention_mask.long()).logits.flatten(0, 1)[positions] + self._ban
         return logits if targets is None else log_probs_of(logits, targets, temperature)
 
-    @torch.no_grad()
-    def refresh_reference(self) -> None:
-        """The reference becomes the policy as it is now."""
-        if self.reference_model is not None:
-            copy_weights(self.model, self.reference_model)
-        elif self.has_adapters:
-            self._copy_adapter()
-        self.reference_is_refreshed = True
-        self._equal_versions = self._versions()
-
-    @property
-    def reference_is_current(self) -> bool:
-        """Whether the reference is known to equal the policy: no update was announced and no weight was written
-        since, on any rank.
-        """
-        return not self.anywhere(self._equal_versions is None or self._equal_versions != self._versions())
-
-    def announce_update(self) -> None:
-        """From now on the policy may differ from a reference that equalled it."""
-        self._equal_versions = None
-
-    def _versions(self) -> tuple[int, ...]:
-        """Torch's counters of in-place writes to the weights of policy and reference."""
-        return tuple(parameter._version for parameter in self.parameters())
-
-    def reference_parameter_names(self, prefix: str = "") -> list[str]:
-        """Names of the parameters that belong to the reference alone: its frozen copy or its frozen adapter."""
-        mark = f".{REFERENCE_ADAPTER}."
-        names = [plain_name(name) for name, _ in self.named_parameters()]
-        return [prefix + name for name in names if name.startswith("reference_model.") or mark in name]
-
     def decode(self, completion_ids: Int[Tensor, "rows length"], *, special_tokens: bool = False) -> list[str]:
         """Text of each completion up to its first end token.
 
@@ -232,22 +189,11 @@ class Policy(nn.Module):
     def _selected(self, reference: bool) -> Iterator[Any]:
         if self.before_forward is not None:
             self.before_forward("reference" if reference else "policy")
-        if not reference:
-            yield self._merged.model if self._samples_merged and self._merged is not None else self.model
-        elif self.reference_model is not None:
-            yield self.reference_model
-        elif not self.has_adapters:
-            raise ValueError("This policy was built without a reference; construct it with with_reference=True.")
-        elif self.reference_is_refreshed:
-            active = self.model.active_adapter
-            self.model.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
-            try:
-                yield self.model
-            finally:
-                self.model.set_adapter(active)
+        if reference:
+            with self.reference.of(self.model) as model:
+                yield model
         else:
-            with self.model.disable_adapter():
-                yield self.model
+            yield self._merged.model if self._samples_merged and self._merged is not None else self.model
 
     def check_mergeable(self) -> None:
         """Raises ValueError where `merged` cannot work."""
@@ -270,33 +216,6 @@ class Policy(nn.Module):
         finally:
             self._samples_merged = False
 
-    def make_room_for_reference(self) -> None:
-        """Adds the frozen adapter that `refresh_reference` writes to, which sharding strategies must see beforehand.
-
-        Until it is written to, the reference is the model with its adapters off.
-        """
-        if not self.has_adapters or REFERENCE_ADAPTER in self.model.peft_config:
-            return
-        active = self.model.active_adapter
-        with torch.random.fork_rng(devices=[]):  # its first weights are drawn, which must not move the dropout of a run
-            self.model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(self.model.peft_config[active]))
-        self.model.set_adapter(active)
-        for name, parameter in self.model.named_parameters():
-            if f".{REFERENCE_ADAPTER}." in name:
-                parameter.requires_grad_(False)
-
-    @property
-    def has_room_for_reference(self) -> bool:
-        """Whether there is a copy, or an adapter, that `refresh_reference` would write to."""
-        return self.reference_model is not None or REFERENCE_ADAPTER in getattr(self.model, "peft_config", {})
-
-    def _copy_adapter(self) -> None:
-        self.make_room_for_reference()
-        active = f".{self.model.active_adapter}."
-        names = [plain_name(name) for name, _ in self.model.named_parameters()]
-        copies = [name for name in names if f".{REFERENCE_ADAPTER}." in name]
-        copy_within(self.model, {name.replace(f".{REFERENCE_ADAPTER}.", active): name for name in copies})
-
     def check_gatherable(self) -> None:
         """Raises ValueError where `gathered` cannot work."""
         check_gatherable(self.model)
@@ -307,7 +226,7 @@ class Policy(nn.Module):
         under ZeRO-3, which compares what its ranks have run.
         """
         with ExitStack() as stack:
-            for model in filter(None, (self.model, self.reference_model)):
+            for model in filter(None, (self.model, self.reference.model)):
                 stack.enter_context(gathered(model))
             together = self.anywhere
             if not is_zero3(self.model):

@@ -1,0 +1,117 @@
+"""Command lines as people write them, turned into what the parser merges as they mean it. Imports nothing heavy."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dmpo_lightning.commands.configs import resolve_config
+
+BACKBONE = "dmpo_lightning.Backbone"
+MODEL_OPTIONS = ("--model.model", "--model.init_args.model")
+"""The option that is a name or a `Backbone`."""
+
+
+def resolve_arguments(arguments: Sequence[str]) -> list[str]:
+    """Resolves names of configurations, and sees to it that a name and a `Backbone` are merged.
+
+    The parser itself would replace one by the other: a file of one's own that says where the model lies would drop the
+    adapter of the recipe before it, without a word. It also refuses null for an option of an object (``--model.sampler
+    .denoising_steps null``), which it takes from a configuration.
+
+    Raises:
+        ValueError: a configuration that does not exist or cannot be read.
+    """
+    merger = _ModelMerger()
+    resolved: list[str] = []
+    for option, value, written in _pairs(arguments):
+        if option in ("--config", "-c") and value is not None:
+            resolved += merger.config(resolve_config(value))
+        elif option.startswith(("--model.", "--data.")) and value is not None:
+            resolved += merger.option(option, value)
+        else:
+            resolved += written
+    return resolved
+
+
+def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]]]:
+    """Options with their values, and both as they were written, with a blank or an equals sign between them."""
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        option, equals, value = argument.partition("=")
+        if argument.startswith("-") and equals:
+            yield option, value, [argument]
+        elif argument.startswith("-") and rest and not rest[0].startswith("--"):
+            yield argument, rest[0], [argument, rest.pop(0)]
+        else:
+            yield argument, None, [argument]
+
+
+class _ModelMerger:
+    """Follows, argument by argument, what the model is by now: a name, options of a `Backbone`, or something else."""
+
+    def __init__(self) -> None:
+        self.model: Any = None
+
+    def config(self, source: str) -> list[str]:
+        """The arguments for a configuration, a file or its text."""
+        content = _load(source)
+        given = _dig(content)
+        if isinstance(given, str) and _is_backbone(self.model):
+            content["model"].setdefault("init_args", {}).pop("model", None)
+            content["model"].pop("model", None)
+            content["model"]["init_args"]["model"] = {"model": given}
+            return [f"--config={json.dumps(content)}"]
+        arguments = self._promoted() if _is_backbone(given) else []
+        self.model = self.model if given is None else given
+        return [*arguments, f"--config={source}"]
+
+    def option(self, option: str, value: str) -> list[str]:
+        """The arguments for one option."""
+        if option in MODEL_OPTIONS and not value.lstrip().startswith("{"):
+            if _is_backbone(self.model):
+                return [f"{option}.model={value}"]
+            self.model = value
+        inside = next((option[len(name) + 1 :] for name in MODEL_OPTIONS if option.startswith(f"{name}.")), None)
+        arguments = self._promoted() if inside else []
+        if value == "null" and option.count(".") > 1:
+            return [*arguments, _as_config(option, None)]
+        return [*arguments, f"{option}={value}"]
+
+    def _promoted(self) -> list[str]:
+        """What makes a `Backbone` of a model that is only a name so far."""
+        if not isinstance(self.model, str):
+            return []
+        name, self.model = self.model, {"model": self.model}
+        return [_as_config("--model.model", {"model": name})]
+
+
+def _load(source: str) -> Any:
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        text = Path(source).read_text(encoding="utf-8") if Path(source).is_file() else source
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The configuration {source[:200]!r} cannot be read: {error}") from error
+
+
+def _dig(content: Any) -> Any:
+    """The model within a configuration; None where it says nothing of it."""
+    model = content.get("model") if isinstance(content, dict) else None
+    options = (model.get("init_args") or model) if isinstance(model, dict) else {}
+    return options.get("model") if isinstance(options, dict) else None
+
+
+def _is_backbone(model: Any) -> bool:
+    """Whether a parsed value is the options of a `Backbone`, and no module by its class."""
+    return isinstance(model, dict) and model.get("class_path", BACKBONE) == BACKBONE
+
+
+def _as_config(option: str, value: Any) -> str:
+    """One option as the text of a configuration, in which only the outermost object needs its ``init_args``."""
+    top, *names = option.removeprefix("--").replace(".init_args", "").split(".")
+    for name in reversed(names):
+        value = {name: value}
+    return f"--config={json.dumps({top: {'init_args': value}})}"

@@ -1,0 +1,65 @@
+"""What the forwards of the native backbones share: positions, padding, caches, and a last block at a few places."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from dmpo_lightning.models.kv_cache import KeyValueCache
+from dmpo_lightning.models.layers import (
+    Store,
+    key_padding_mask,
+    padded_position_ids,
+    queried,
+    rotary_tables,
+    take,
+)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the columns of a forward stand and what they may attend to."""
+
+    rotary: tuple[Tensor, Tensor]
+    key_mask: Tensor | None
+    cache: KeyValueCache | None = None
+    start: int = 0
+    """First column of the forward, with a cache."""
+
+    @classmethod
+    def of(
+        cls,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: KeyValueCache | None,
+        start: int,
+        *,
+        head_size: int,
+        theta: float,
+    ) -> "Geometry":
+        """Of ids ``[rows length]``. A cache brings its own mask and positions, which hold for all columns."""
+        if cache is not None:
+            return cls(cache.rotary(start, input_ids.shape[1], head_size, theta), cache.key_mask, cache, start)
+        if position_ids is None:
+            position_ids = padded_position_ids(input_ids, attention_mask)
+        return cls(rotary_tables(position_ids, head_size, theta), key_padding_mask(attention_mask))
+
+
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, geometry: Geometry, at: Tensor | None = None) -> Tensor:
+    """States ``[rows length width]`` through all blocks; the last computes those of the queries ``at`` alone, if they
+    are given as ``[rows k]``.
+    """
+    *numbered, (last, last_block) = enumerate(blocks)
+    for number, block in numbered:
+        x = block(x, geometry.rotary, geometry.key_mask, _store(geometry, number))
+    return last_block(x, geometry.rotary, geometry.key_mask, _store(geometry, last), queried(at, x.shape[0]))
+
+
+def at_positions(states: Tensor, at: Tensor | None, rows: int) -> Tensor:
+    """What `run_blocks` returned, restricted to ``at`` where it could not be before."""
+    return states if queried(at, rows) is not None else take(states, at)
+
+
+def _store(geometry: Geometry, number: int) -> Store | None:
+    return None if geometry.cache is None else geometry.cache.store(number, geometry.start)

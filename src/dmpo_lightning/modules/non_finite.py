@@ -1,0 +1,94 @@
+"""Optimizer steps whose gradient is not finite are left out, on all ranks alike."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+from torch.optim import Optimizer
+
+from dmpo_lightning.modules.base import PolicyModule
+
+
+class SkipNonFiniteSteps(Callback):
+    """Leaves an optimizer step out where a gradient of any rank is not finite, says so and counts it.
+
+    `DMPO` adds one by itself. Put your own among the Trainer's callbacks for another limit. DeepSpeed hides its
+    gradients and leaves such steps out by itself, which is counted in the same way. The count is logged as
+    ``train/skipped_steps`` and continues after a restart.
+
+    Args:
+        limit: steps in a row that may be left out. One more ends the run with a RuntimeError, once every rank has
+            written its rollouts to the run directory.
+
+    Raises:
+        ValueError: a negative limit.
+    """
+
+    def __init__(self, limit: int = 10) -> None:
+        if limit < 0:
+            raise ValueError(f"`limit` must be at least 0 steps, got {limit}.")
+        self.limit = limit
+        self.total = self.in_a_row = 0
+        self._engine_steps = self._engine_skipped = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._engine_steps, self._engine_skipped = _engine_counts(trainer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if isinstance(trainer.strategy, DeepSpeedStrategy):
+            return
+        if trainer.strategy.reduce_boolean_decision(gradients_are_finite(pl_module.parameters())):
+            self.in_a_row = 0
+            return
+        for parameter in pl_module.parameters():
+            parameter.grad = None  # an optimizer does nothing to parameters without one
+        self._skip(pl_module, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts what DeepSpeed has left out. Lightning calls callbacks that save after all others."""
+        steps, skipped = _engine_counts(trainer)
+        if skipped > self._engine_skipped:
+            self._skip(pl_module, trainer.global_step - 1)
+        elif steps > self._engine_steps:
+            self.in_a_row = 0
+        self._engine_steps, self._engine_skipped = steps, skipped
+
+    def _skip(self, module: LightningModule, step: int) -> None:
+        self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
+        rank_zero_warn(
+            f"A gradient is not finite: optimizer step {step} was left out, {self.total} so far, {self.in_a_row} in a "
+            "row."
+        )
+        module.log("train/skipped_steps", float(self.total), batch_size=1)
+        if self.in_a_row > self.limit:
+            evidence = module.dump() if isinstance(module, PolicyModule) else None
+            look = (
+                f"The rollouts are in {evidence}; look at their rewards and weights, or lower" if evidence else "Lower"
+            )
+            raise RuntimeError(
+                f"{self.in_a_row} optimizer steps in a row had gradients that are not finite, more than the `limit` "
+                f"{self.limit} of SkipNonFiniteSteps. {look} the learning rate."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": self.total, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.total, self.in_a_row = state_dict["total"], state_dict["in_a_row"]
+
+
+def gradients_are_finite(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether all gradients are finite; of sharded parameters, those of this rank's parts."""
+    gradients = [getattr(p.grad, "_local_tensor", p.grad) for p in parameters if p.grad is not None]
+    return bool(nn.utils.get_total_norm(gradients).isfinite())
+
+
+def _engine_counts(trainer: Trainer) -> tuple[int, int]:
+    """DeepSpeed's optimizer steps, and how many of them it left out; zero under any other strategy."""
+    engine = getattr(trainer.strategy, "deepspeed_engine", None)
+    return (engine.global_steps, engine.skipped_steps) if engine else (0, 0)
