@@ -47,7 +47,7 @@ class LoRA:
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(
-            r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self._target_modules(model)
+            r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.target_names(model)
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -56,23 +56,33 @@ class LoRA:
             adapted.peft_config["default"].base_model_name_or_path = source
         return adapted  # type: ignore[return-value,unused-ignore]
 
-    def _target_modules(self, model: nn.Module) -> list[str]:
+    def target_names(self, model: nn.Module) -> list[str]:
+        """Full names of the linear layers of ``model`` that `apply` adapts.
+
+        Weights are not looked at, so a model on the meta device can be asked too.
+
+        Raises:
+            ValueError: a target that matches no linear layer; no targets for a model of no known family.
+        """
         if self.targets is None:
             return block_linear_names(model)
-        linears, head = linear_names(model), head_name(model)
-
-        def hits(target: str, name: str) -> bool:  # LLaDA's head is called like the last linear layer of its blocks
-            return name == target or (name.endswith(f".{target}") and name != head)
-
-        for target in self.targets:
-            if not any(hits(target, name) for name in linears):
-                kinds = sorted({name.rpartition(".")[2] for name in linears})
+        names, head = linear_names(model), head_name(model)
+        matched = {target: matching_names(target, names, head=head) for target in self.targets}
+        for target, found in matched.items():
+            if not found:
+                kinds = sorted({name.rpartition(".")[2] for name in names})
                 raise ValueError(
                     f"LoRA target {target!r} matches no linear layer of {type(model).__name__}, which has "
-                    f"{', '.join(kinds)}; "
-                    "leave `targets` out to adapt all linear layers of the blocks."
+                    f"{', '.join(kinds)}; leave `targets` out to adapt all linear layers of the blocks."
                 )
-        return [name for name in linears if any(hits(target, name) for target in self.targets)]
+        wanted = {name for found in matched.values() for name in found}
+        return [name for name in names if name in wanted]
+
+
+def matching_names(target: str, names: list[str], *, head: str | None) -> list[str]:
+    """Those of the full ``names`` that ``target`` is, or whose last parts it is; the head by its full name only."""
+    # LLaDA's head is called ff_out, like the last linear layer of each of its blocks.
+    return [name for name in names if name == target or (name.endswith(f".{target}") and name != head)]
 
 
 def head_name(model: nn.Module) -> str | None:
