@@ -20,8 +20,8 @@ class LoRA:
         r: rank.
         alpha: scale, applied as alpha / r.
         dropout: on the adapters' input, in training only.
-        targets: names or last name parts of the modules to adapt, of which the head counts by its full name only; None
-            takes all linear layers of the blocks of a known family.
+        targets: full names, or last parts of names, of the linear layers to adapt; None takes all linear layers in the
+            blocks of a known family. Only its full name stands for the head.
 
     Raises:
         ValueError: a rank below 1, a dropout outside [0, 1), no targets; when applied: a target that matches no
@@ -86,18 +86,18 @@ def matching_names(target: str, names: list[str], *, head: str | None) -> list[s
 
 
 def head_name(model: nn.Module) -> str | None:
-    """Full name of the output embedding; None where a model names none."""
+    """The full name of the output embedding; None where a model names none."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     return next((name for name, module in model.named_modules() if module is head), None)
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """Full names of all linear layers, quantised ones too."""
+    """The full names of all linear layers, quantised ones too."""
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
 def block_linear_names(model: nn.Module) -> list[str]:
-    """Full names of the linear layers inside the blocks of a known family.
+    """The full names of the linear layers inside the blocks of a known family.
 
     Raises:
         ValueError: the model belongs to no known family.
@@ -113,10 +113,11 @@ def block_linear_names(model: nn.Module) -> list[str]:
 
 
 def load_adapter(model: nn.Module, directory: str) -> "PeftModel":
-    """The model with a saved PEFT adapter, trainable; warns of block layers that the adapter leaves as they are.
+    """The model with a saved PEFT adapter, which stays trainable.
 
-    Adapters of d1 and DMPO name Llama's layers, of which LLaDA has only some: they load, with that warning. They also
-    call their task causal language modelling, for which PEFT would pass arguments that no masked language model takes.
+    Warns of linear layers of the blocks that the adapter leaves as they are. Adapters of d1 and DMPO name Llama's
+    layers, of which LLaDA has only some, and load with that warning. They also call their task causal language
+    modelling, for which PEFT would pass arguments that no masked language model takes; that name is left out.
     """
     from peft import PeftConfig, PeftModel
 
