@@ -1,4 +1,4 @@
-"""Small training steps for the planner to predict, and the configuration of a large run."""
+"""Small training steps for the planner to predict, and samplers and objectives of somebody else for it to ask."""
 
 import torch
 from benchmarks.tensor_memory import TensorMemory
