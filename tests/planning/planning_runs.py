@@ -1,18 +1,19 @@
-"""Small training steps for the planner to predict, and the configuration of a large run."""
+"""Small training steps for the planner to predict, and samplers and objectives of somebody else for it to ask."""
 
 import torch
 from benchmarks.tensor_memory import TensorMemory
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForMaskedLM, PreTrainedConfig
 
 from dmpo_lightning.functional import denoising_cross_entropy, draw_masks
 from dmpo_lightning.models.llada import LLaDAConfig
 from dmpo_lightning.models.loading import load_tokenizer
-from dmpo_lightning.planning import Adapter, Memory, Settings, Sharding, Workload, estimate_memory
+from dmpo_lightning.objectives import LogProbEstimator, MaskedPass, Objective, ObjectiveFootprint
+from dmpo_lightning.planning import Memory, Settings, Sharding, Workload, estimate_memory
 from dmpo_lightning.planning.parameters import describe
 from dmpo_lightning.policy import Policy, evaluating
 from dmpo_lightning.samplers import Sampler
+from dmpo_lightning.schedule import Schedule
 
 ROWS, PROMPT, LENGTH, REPLICATES = 4, 16, 32, 4
 SIZES = {"small": (128, 4, 2048), "large": (256, 6, 8192)}
@@ -37,12 +38,14 @@ def small_config(size: str, **changes) -> LLaDAConfig:
 
 def small_settings(**changes) -> Settings:
     """Full fine-tuning in float32 on one CPU, two micro-batches per step."""
+    accumulation = changes.pop("accumulation", 2)
     work = Workload(
-        completion_length=LENGTH,
         prompt_length=PROMPT,
-        micro_batch_size=ROWS,
-        replicates=REPLICATES,
-        accumulation=changes.pop("accumulation", 2),
+        completion_length=LENGTH,
+        schedule=Schedule(
+            group_size=ROWS, prompts_per_buffer=1, micro_batch_size=ROWS, accumulation=accumulation, ranks=1
+        ),
+        objective=ObjectiveFootprint(training=MaskedPass.over(LENGTH, replicates=REPLICATES)),
     )
     settings = {
         "model": "small",
@@ -95,7 +98,7 @@ class SmallRun:
         loss.backward()
 
     def step(self) -> None:
-        for number in range(self.settings.workload.accumulation):
+        for number in range(self.settings.workload.schedule.accumulation):
             self.micro_batch(is_first=number == 0)
         self.optimizer.step()
 
@@ -130,11 +133,41 @@ def _small_model(config: PreTrainedConfig, settings: Settings) -> nn.Module:
     model = AutoModelForMaskedLM.from_config(config).to(getattr(torch, settings.dtype))
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return _adapted(model, settings.adapter)
+    return model if settings.adapter is None else settings.adapter.apply(model)
 
 
-def _adapted(model: nn.Module, adapter: Adapter | None) -> nn.Module:
-    if adapter is None:
-        return model
-    names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and ".blocks." in name]
-    return get_peft_model(model, LoraConfig(r=adapter.r, lora_dropout=adapter.dropout, target_modules=names))
+class UnstatedObjective(Objective):
+    """Of somebody else: trains, but does not say what it asks of the model."""
+
+    def __init__(self, *, replicates: int = 2) -> None:
+        self.replicates = replicates
+
+    def prepare(self, policy, rollouts, *, rows_per_forward):
+        raise NotImplementedError
+
+    def loss(self, policy, rows, targets, *, iteration, planned_rollouts):
+        raise NotImplementedError
+
+
+class StatedObjective(UnstatedObjective):
+    """Of somebody else: three maskings of each rollout per buffer, in two forwards; no log_rnd."""
+
+    def footprint(self, *, completion_length, sampler, reference_is_current=False):
+        return ObjectiveFootprint(
+            training=MaskedPass.over(completion_length, replicates=self.replicates),
+            per_buffer=(MaskedPass(maskings=3, positions=3.0 * completion_length, forwards=2),),
+        )
+
+
+class UnstatedEstimator(LogProbEstimator):
+    """Of somebody else: does not say what it asks of the model."""
+
+    def rows_log_prob(self, policy, rows, *, reference):
+        raise NotImplementedError
+
+
+class UnstatedSampler(Sampler):
+    """Of somebody else, which is bounded by what any sampler asks for."""
+
+    def sample(self, policy, prompt_ids, prompt_mask, *, completion_length, keys):
+        raise NotImplementedError

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.commands.configs import shipped_configs
+from dmpo_lightning.commands.configs import resolve_config, shipped_configs
+from dmpo_lightning.commands.plan import make_plan, merged_configuration
 
 RECIPE = """
 trainer: {accelerator: gpu, devices: 8, strategy: ddp, precision: bf16-true, accumulate_grad_batches: 2}
@@ -99,6 +100,96 @@ def test_what_an_objective_scores(override, forwards, recipe, capsys):
     assert plan(capsys, "--config", recipe, override, *more)["schedule"]["scoring_forwards"] == forwards
 
 
+TRAJECTORY = "--model.objective.init_args.log_prob=dmpo_lightning.TrajectoryEstimator"
+
+
+def test_wddo_scores_its_own_maskings_beside_those_of_the_estimator(recipe, capsys):
+    """16 rollouts in two chunks: the reference along 128 steps, 4 at once, and 8 maskings of WDDO in one forward."""
+    wddo = ["--model.objective=dmpo_lightning.WDDO", "--model.objective.init_args.reward_temperature=0.04"]
+    wddo += ["--model.objective.init_args.replicates=8", TRAJECTORY]
+    arguments = ["--config", recipe, *wddo, "--model.sampler=dmpo_lightning.RandomOrderSampler"]
+    arguments += ["--model.sampler.init_args.denoising_steps=128"]
+    assert plan(capsys, *arguments)["schedule"]["scoring_forwards"] == 2 * 32 + 2
+    assert "log_rnd 66 of 64 rows" in text(capsys, *arguments)
+
+
+def test_a_loss_within_blocks_needs_fewer_log_probs(recipe, capsys):
+    lora = ["--model.model.adapter=dmpo_lightning.LoRA"]
+    anywhere = plan(capsys, "--config", recipe, *lora)
+    blocks = plan(capsys, "--config", recipe, *lora, "--model.objective.init_args.block_length=32")
+    heads = [each["memory_per_gpu"]["phases"]["training"]["head"] for each in (anywhere, blocks)]
+    assert heads[1] / heads[0] == pytest.approx((32 + 1) / (256 + 1))
+
+
+def test_guidance_doubles_the_forwards(recipe, capsys):
+    guided = plan(capsys, "--config", recipe, "--model.sampler.init_args.guidance=1.5")
+    assert guided["schedule"]["sampling_forwards"] == 2 * 128
+
+
+def test_an_objective_that_does_not_state_its_footprint_is_refused_with_a_remedy(recipe, capsys):
+    assert main(["plan", "--config", recipe, "--model.objective=planning_runs.UnstatedObjective"]) == 2
+    error = capsys.readouterr().err
+    assert "UnstatedObjective" in error
+    assert "`footprint(self, *, completion_length, sampler, reference_is_current=False)`" in error
+
+
+def test_an_estimator_that_does_not_state_its_footprint_is_refused_with_a_remedy(recipe, capsys):
+    estimator = "--model.objective.init_args.log_prob=planning_runs.UnstatedEstimator"
+    assert main(["plan", "--config", recipe, estimator]) == 2
+    error = capsys.readouterr().err
+    assert "UnstatedEstimator" in error
+    assert "`footprint(self, *, completion_length, sampler)`" in error
+
+
+def test_an_objective_of_somebody_else_is_planned_by_what_it_states(recipe, capsys):
+    arguments = ["--config", recipe, "--model.objective=planning_runs.StatedObjective"]
+    schedule = plan(capsys, *arguments)["schedule"]
+    assert (schedule["scoring_forwards"], schedule["training_forwards"]) == (2 * 2, 8 * 2)
+    assert "log_rnd 4 of 24 rows, training 16 of 16 rows" in text(capsys, *arguments)
+
+
+def test_a_sampler_of_somebody_else_is_bounded_by_asking_for_everything(recipe, capsys):
+    sampler = ["--model.sampler=planning_runs.UnstatedSampler", "--model.sampler.init_args.denoising_steps=64"]
+    facts = plan(capsys, "--config", recipe, *sampler)
+    assert facts["schedule"]["sampling_forwards"] == 64
+    logits = facts["memory_per_gpu"]["phases"]["sampling"]["logits"]
+    assert logits == pytest.approx(16 * 256 * 126464 * 4 * (3 + 512 / 126464))
+
+
+def test_data_that_does_not_say_its_prompts_per_buffer_is_assumed_to_have_one(recipe):
+    config = merged_configuration(["--config", recipe])
+    stated = make_plan(config)
+    del config["data"]["init_args"]["prompts_per_buffer"]
+    assumed = make_plan(config)
+    assert assumed.to_dict()["schedule"] == stated.to_dict()["schedule"]
+    assert any("one prompt per buffer is assumed" in note for note in assumed.settings.notes)
+
+
+def test_options_of_the_model_may_stand_in_a_value_of_their_own(recipe):
+    lora = {"class_path": "dmpo_lightning.LoRA", "init_args": {"r": 16}}
+    backbone = {"dtype": "float16", "adapter": lora, "quantization": "nf4", "gradient_checkpointing": True}
+    config = merged_configuration(["--config", recipe])
+    options = {name: value for name, value in config["model"]["init_args"].items() if name not in backbone}
+    backbone["model"] = options.pop("model")
+    found = []
+    for value in (backbone, {"class_path": "dmpo_lightning.Backbone", "init_args": backbone}):
+        model = config["model"] | {"init_args": options | {"model": value}}
+        found.append(make_plan(config | {"model": model}).to_dict())
+    assert found[0] == found[1]
+    assert (found[0]["model"], found[0]["dtype"]) == ("GSAI-ML/LLaDA-8B-Instruct", "float16")
+    assert found[0]["parameters"]["trainable"] == 335_544_320 / 8
+    alone = make_plan(config | {"model": config["model"] | {"init_args": options | {"model": backbone["model"]}}})
+    assert (alone.settings.dtype, alone.settings.adapter) == ("bfloat16", None)
+
+
+@pytest.mark.parametrize("missing", ["completion_length", "batch_size"])
+def test_supervised_data_without_its_sizes_is_an_error_that_names_them(missing):
+    config = merged_configuration(["--config", resolve_config("sudoku_tiny_sft")])
+    del config["data"]["init_args"][missing]
+    with pytest.raises(ValueError, match=f"needs `data.init_args.{missing}`"):
+        make_plan(config)
+
+
 def test_full_fine_tuning_of_8b_on_one_gpu_is_warned_about_with_a_remedy(recipe, capsys):
     output = text(capsys, "--config", recipe)
     assert "WARNING: does not fit" in output
@@ -137,9 +228,14 @@ def test_more_gpus_shard_full_fine_tuning_until_it_fits(recipe, capsys):
 
 def test_sizes_that_dmpo_would_refuse_are_warned_about(recipe, capsys):
     odd = plan(capsys, "--config", recipe, "--model.micro_batch_size=5")["warnings"]
-    assert any("micro_batch_size 5 does not divide the buffer of 16 rollouts" in warning for warning in odd)
+    assert any("`micro_batch_size` must divide the buffer of 16 rollouts" in warning for warning in odd)
     accumulated = plan(capsys, "--config", recipe, "--trainer.accumulate_grad_batches=3")["warnings"]
-    assert any("accumulate_grad_batches 3 does not divide the 2 micro-batches" in warning for warning in accumulated)
+    assert any("2 micro-batches" in each and "accumulate_grad_batches, got 3" in each for each in accumulated)
+    blocks = plan(capsys, "--config", recipe, "--model.sampler.init_args.block_length=48")["warnings"]
+    assert any("multiple of `block_length`, got 256 and 48" in warning for warning in blocks)
+    assert any(
+        "order ignores the tokens" in warning for warning in plan(capsys, "--config", recipe, TRAJECTORY)["warnings"]
+    )
 
 
 def test_a_prompt_length_that_nothing_states_is_assumed_and_said_to_be(recipe, capsys):
@@ -161,6 +257,14 @@ def test_a_folder_with_an_adapter_stands_for_its_base(recipe, tmp_path, capsys):
     facts = plan(capsys, "--config", recipe, f"--model.model={tmp_path}")
     assert facts["parameters"]["trainable"] == 32 * 16 * (4096 + 4096)
     assert facts["memory_per_gpu"]["resident"]["reference"] == 0
+
+
+def test_an_adapter_that_names_layers_of_another_family_counts_those_that_exist(recipe, tmp_path, capsys):
+    """Adapters of d1 name Llama's layers, of which LLaDA has some; PEFT leaves the others out as well."""
+    stored = {"base_model_name_or_path": "GSAI-ML/LLaDA-8B-Base", "r": 16, "target_modules": ["q_proj", "o_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(stored))
+    facts = plan(capsys, "--config", recipe, f"--model.model={tmp_path}")
+    assert facts["parameters"]["trainable"] == 32 * 16 * (4096 + 4096)
 
 
 def test_an_unknown_configuration_is_one_line_and_status_2(capsys):

@@ -3,11 +3,14 @@
 from dataclasses import replace
 
 import pytest
-from planning_runs import predicted, small_config, small_settings
+from planning_runs import ROWS, predicted, small_config, small_settings
 
-from dmpo_lightning.planning import Adapter, Precision, Sharding, Workload, sharding_of
+from dmpo_lightning.models.lora import LoRA
+from dmpo_lightning.objectives import MaskedPass, ObjectiveFootprint, TrajectoryEstimator
+from dmpo_lightning.planning import Precision, Sharding, sharding_of
 from dmpo_lightning.planning.activations import Head
 from dmpo_lightning.planning.precision import NF4_BYTES
+from dmpo_lightning.samplers import ConfidenceSampler, RandomOrderSampler
 
 CONFIG = small_config("small")
 COUNT = 1_377_408
@@ -84,22 +87,22 @@ def test_fsdp_gathers_two_blocks_and_what_is_outside_them():
     block, outside = 4 * 128 * 128 + 3 * 128 * 384 + 2 * 128, 2 * 2048 * 128 + 128
     memory = predicted(CONFIG, small_settings(), sharding_of("fsdp", devices=4))
     assert memory.phases["training"].parts["gathered weights"] == 4 * (outside + 3 * block)
-    lora = predicted(CONFIG, small_settings(adapter=Adapter(r=8)), sharding_of("fsdp", devices=4))
+    lora = predicted(CONFIG, small_settings(adapter=LoRA(r=8)), sharding_of("fsdp", devices=4))
     assert lora.phases["training"].parts["gathered weights"] == 4 * (outside + 2 * block)
 
 
 def test_weights_gathered_for_generation_are_whole_and_so_is_the_reference():
-    work = Workload(completion_length=8, prompt_length=8, micro_batch_size=2, replicates=2, sampler_steps=4)
+    work = replace(small_settings().workload, sampling=ConfidenceSampler().footprint(8))
     options = {"gather_for_generation": True, "workload": work}
     sharding = sharding_of("fsdp2", devices=4)
     memory = predicted(CONFIG, small_settings(reference_copy=True, **options), sharding)
     assert memory.phases["sampling"].parts["gathered weights"] == 2 * 4 * COUNT
-    lora = predicted(CONFIG, small_settings(adapter=Adapter(r=8), **options), sharding)
+    lora = predicted(CONFIG, small_settings(adapter=LoRA(r=8), **options), sharding)
     assert lora.phases["sampling"].parts["gathered weights"] == 4 * COUNT
 
 
 def test_a_merged_copy_takes_the_room_of_the_adapted_layers():
-    memory = predicted(CONFIG, small_settings(adapter=Adapter(r=8), sample_merged=True))
+    memory = predicted(CONFIG, small_settings(adapter=LoRA(r=8), sample_merged=True))
     assert memory.resident["merged weights"] == 4 * 4 * (4 * 128 * 128 + 3 * 128 * 384)
 
 
@@ -118,7 +121,7 @@ def test_offloaded_optimizer_states_leave_the_gpu():
 
 
 def test_an_adapter_needs_no_reference_copy_until_it_is_refreshed():
-    adapter = Adapter(r=8)
+    adapter = LoRA(r=8)
     count = 4 * 8 * (4 * (128 + 128) + 3 * (128 + 384))
     settings = small_settings(adapter=adapter, dtype="bfloat16")
     held = predicted(CONFIG, settings).resident
@@ -130,7 +133,7 @@ def test_an_adapter_needs_no_reference_copy_until_it_is_refreshed():
 
 
 def test_four_bits_hold_for_the_blocks_linear_layers_alone():
-    adapter, linear = Adapter(r=8), 4 * (4 * 128 * 128 + 3 * 128 * 384)
+    adapter, linear = LoRA(r=8), 4 * (4 * 128 * 128 + 3 * 128 * 384)
     count = 4 * 8 * (4 * (128 + 128) + 3 * (128 + 384))
     settings = small_settings(adapter=adapter, dtype="bfloat16", quantization="nf4", precision="bf16-true")
     held = predicted(CONFIG, settings).resident
@@ -153,14 +156,16 @@ def test_optimizers_keep_as_many_states_as_they_do(optimizer, momentum, states):
 
 
 def test_half_of_the_completion_and_half_a_token_need_logits():
-    work = Workload(completion_length=256, prompt_length=200, micro_batch_size=8, replicates=4)
-    assert work.masked_positions(8, 4) == 8 * 4 * 128.5
+    training = MaskedPass.over(256, replicates=4)
+    assert training == MaskedPass(maskings=4, positions=4 * 128.5)
+    work = replace(small_settings().workload, completion_length=256, objective=ObjectiveFootprint(training))
+    assert work.training_positions == ROWS * 4 * 128.5
 
 
 def test_steps_of_a_trajectory_need_logits_where_they_reveal_a_token():
-    steps = {"scoring_replicates": 4, "trajectory_steps": 64, "group_size": 8}
-    work = Workload(completion_length=256, prompt_length=200, micro_batch_size=8, replicates=4, **steps)
-    assert work.scoring_positions == 8 * 256 * 4 / 64
+    sampler = RandomOrderSampler(denoising_steps=64)
+    scored = TrajectoryEstimator(4).footprint(completion_length=256, sampler=sampler)
+    assert scored == MaskedPass(maskings=4, positions=256 * 4 / 64, forwards=64 // 4)
 
 
 def test_the_head_costs_the_same_whatever_the_vocabulary():
@@ -172,7 +177,8 @@ def test_the_head_costs_the_same_whatever_the_vocabulary():
 
 def test_doubling_the_micro_batch_doubles_activations_and_not_the_head():
     one = small_settings()
-    two = replace(one, workload=replace(one.workload, micro_batch_size=2 * one.workload.micro_batch_size))
+    schedule = replace(one.workload.schedule, micro_batch_size=2 * ROWS)
+    two = replace(one, workload=replace(one.workload, schedule=schedule))
     parts = [predicted(CONFIG, settings).phases["training"].parts for settings in (one, two)]
     heads = [part.pop("head") for part in parts]
     assert parts[1] == {name: 2 * size for name, size in parts[0].items()}

@@ -1,12 +1,11 @@
 """Parameters, counted without weights."""
 
-import sys
-from importlib.util import find_spec
-
 import pytest
 from planning_runs import small_config
+from transformers import AutoModelForMaskedLM
 
-from dmpo_lightning.planning import Adapter, count_parameters, read_architecture
+from dmpo_lightning.models.lora import LoRA
+from dmpo_lightning.planning import count_parameters, read_architecture
 from dmpo_lightning.planning.parameters import adapted_linears, describe
 
 
@@ -33,7 +32,6 @@ def test_parameters_by_module_type_add_up_and_tell_head_from_block(llada):
     assert sum(llada.parameters.values()) == llada.total
 
 
-@pytest.mark.skipif(find_spec("dmpo_lightning.models.dream") is None, reason="no Dream yet")
 def test_dream_7b_is_described_without_network():
     dream = read_architecture("Dream-org/Dream-v0-Instruct-7B")
     qkv, out = 3584 * (3584 + 2 * 512) + 3584 + 2 * 512, 3584 * 3584
@@ -42,35 +40,38 @@ def test_dream_7b_is_described_without_network():
     assert (dream.heads, dream.key_heads, dream.head_size) == (28, 4, 128)
 
 
-def test_a_family_that_is_not_there_yet_is_an_error_that_says_so(monkeypatch):
-    monkeypatch.setitem(sys.modules, "dmpo_lightning.models.dream", None)
-    with pytest.raises(ValueError, match=r"Dream-org/Dream-v0-Base-7B.*dmpo_lightning\.models\.dream is not there"):
-        read_architecture("Dream-org/Dream-v0-Base-7B")
-
-
 def test_lora_on_all_block_linears_counts_rank_times_in_and_out(llada):
     by_hand = 32 * 128 * (4 * (4096 + 4096) + 3 * (4096 + 12288))
     assert by_hand == 335_544_320
-    parameters = count_parameters(llada, Adapter(r=128))
+    parameters = count_parameters(llada, LoRA(r=128))
     assert parameters.trainable_count == by_hand
     assert parameters.total_count == 8_015_581_184 + by_hand
     assert parameters.trainable["blocks.ff_out (LoRA)"] == 32 * 128 * (4096 + 12288)
 
 
 def test_lora_on_named_targets_counts_those(llada):
-    parameters = count_parameters(llada, Adapter(r=8, targets=("q_proj", "v_proj")))
+    parameters = count_parameters(llada, LoRA(r=8, targets=["q_proj", "v_proj"]))
     assert parameters.trainable_count == 32 * 2 * 8 * (4096 + 4096)
 
 
 def test_lora_never_touches_the_head_unless_it_is_named(llada):
-    assert all(linear.in_block for linear in adapted_linears(llada, Adapter(r=8)))
-    assert len(adapted_linears(llada, Adapter(r=8))) == 7 * 32
-    assert len(adapted_linears(llada, Adapter(r=8, targets=("ff_out",)))) == 33
+    assert all(linear.in_block for linear in adapted_linears(llada, LoRA(r=8)))
+    assert len(adapted_linears(llada, LoRA(r=8))) == 7 * 32
+    assert len(adapted_linears(llada, LoRA(r=8, targets=["ff_out"]))) == 32
+    assert len(adapted_linears(llada, LoRA(r=8, targets=["ff_out", "model.transformer.ff_out"]))) == 33
+
+
+@pytest.mark.parametrize("targets", [None, ["ff_out"], ["q_proj", "0.ff_out"], ["ff_out", "model.transformer.ff_out"]])
+def test_as_many_weights_are_counted_as_lora_adds(targets):
+    config, adapter = small_config("small"), LoRA(r=3, targets=targets)
+    counted = count_parameters(describe(config, name="small", dtype="float32"), adapter).trainable_count
+    adapted = adapter.apply(AutoModelForMaskedLM.from_config(config))
+    assert counted == sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
 
 
 def test_a_target_that_matches_nothing_names_what_there_is(llada):
     with pytest.raises(ValueError, match=r"'o_proj' matches no linear layer.*attn_out.*q_proj"):
-        count_parameters(llada, Adapter(r=8, targets=("o_proj",)))
+        count_parameters(llada, LoRA(r=8, targets=["o_proj"]))
 
 
 def test_full_fine_tuning_trains_everything():

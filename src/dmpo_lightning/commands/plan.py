@@ -8,11 +8,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from dmpo_lightning.models.lora import LoRA, linear_names, matching_names
+from dmpo_lightning.planning.forwards import Forwards
 from dmpo_lightning.planning.memory import estimate_memory
 from dmpo_lightning.planning.parameters import Architecture, count_parameters, read_architecture
 from dmpo_lightning.planning.report import Plan
-from dmpo_lightning.planning.schedule import Schedule
-from dmpo_lightning.planning.settings import Adapter, Settings, read_settings
+from dmpo_lightning.planning.settings import Settings, read_settings
 from dmpo_lightning.planning.sharding import sharding_of
 
 PUBLISHED_PROMPT_CAP = 200
@@ -21,7 +22,7 @@ PUBLISHED_PROMPT_CAP = 200
 DESCRIPTION = """\
 Parameters, memory per GPU, forwards per rollout buffer and the size of an optimizer step, for a configuration as
 `fit` would run it. Needs no weights, and for LLaDA-8B, Dream-7B and embedded models no network.
-All options of `fit` are taken as well: dmpo-lightning plan --config X --trainer.devices 8 --model.adapter null
+All options of `fit` are taken as well: dmpo-lightning plan --config X --trainer.devices 8 --model.model.adapter null
 """
 
 
@@ -29,7 +30,7 @@ def run(arguments: Sequence[str]) -> None:
     """Prints the plan.
 
     Raises:
-        ValueError: nothing can be known about the model, or a strategy whose sharding is not known.
+        ValueError: what `make_plan` raises.
     """
     options, rest = _parser().parse_known_args(list(arguments))
     plan = make_plan(
@@ -42,10 +43,10 @@ def make_plan(config: dict[str, Any], *, gpu_memory_gb: float = 80.0, prompt_len
     """The plan of a merged configuration.
 
     Raises:
-        ValueError: nothing can be known about the model, or a strategy whose sharding is not known.
+        ValueError: nothing can be known about the model, the objective or the strategy; or a value that a constructor
+            refuses.
     """
-    settings = _with_stored_adapter(read_settings(config, prompt_length=prompt_length))
-    architecture = read_architecture(settings.model)
+    settings, architecture = _described(read_settings(config, prompt_length=prompt_length))
     settings = _completed(settings, architecture)
     sharding = sharding_of(settings.strategy, devices=settings.devices, nodes=settings.nodes)
     return Plan(
@@ -54,13 +55,16 @@ def make_plan(config: dict[str, Any], *, gpu_memory_gb: float = 80.0, prompt_len
         sharding=sharding,
         parameters=count_parameters(architecture, settings.adapter),
         memory=estimate_memory(settings, architecture, sharding),
-        schedule=Schedule.of(settings.workload, ranks=settings.ranks),
+        forwards=Forwards.of(settings.workload),
         gpu_memory_gb=gpu_memory_gb,
     )
 
 
 def merged_configuration(arguments: Sequence[str]) -> dict[str, Any]:
-    """What ``fit`` would run, as a plain dictionary; exits with status 2 and a message where it would."""
+    """What ``fit`` would run, as a plain dictionary.
+
+    Exits with status 2 and a message where ``fit`` would.
+    """
     cli: Any = import_module("dmpo_lightning.commands.fit")
 
     class ParsedOnly(cli.DMPOCLI):
@@ -86,23 +90,33 @@ def merged_configuration(arguments: Sequence[str]) -> dict[str, Any]:
     return parsed.config.as_dict()
 
 
-def _with_stored_adapter(settings: Settings) -> Settings:
-    """A folder that holds an adapter stands for its base model, with that adapter to be trained."""
+def _described(settings: Settings) -> tuple[Settings, Architecture]:
+    """The model of a run; a folder that holds an adapter stands for its base model with that adapter to be trained."""
     file = Path(settings.model) / "adapter_config.json"
     if not file.is_file():
-        return settings
+        return settings, read_architecture(settings.model)
     stored = json.loads(file.read_text())
-    targets = stored.get("target_modules")
-    adapter = Adapter(
-        r=stored["r"],
-        dropout=stored.get("lora_dropout") or 0.0,
-        targets=tuple(targets) if isinstance(targets, list) else None,
-    )
-    return replace(settings, model=stored["base_model_name_or_path"], adapter=adapter, reference_copy=False)
+    architecture = read_architecture(stored["base_model_name_or_path"])
+    adapter = _stored_adapter(stored, architecture)
+    return replace(settings, model=architecture.name, adapter=adapter, reference_copy=False), architecture
+
+
+def _stored_adapter(stored: dict[str, Any], architecture: Architecture) -> LoRA:
+    """The adapter of a PEFT configuration.
+
+    PEFT ignores targets that the model does not have, as in adapters of d1, which name Llama's layers. A pattern in
+    place of names is taken for all linear layers of the blocks.
+    """
+    targets, names = stored.get("target_modules"), linear_names(architecture.model)
+    if isinstance(targets, list):
+        targets = [target for target in targets if matching_names(target, names, head=None)]
+    else:
+        targets = None
+    return LoRA(r=stored["r"], dropout=stored.get("lora_dropout") or 0.0, targets=targets)
 
 
 def _completed(settings: Settings, architecture: Architecture) -> Settings:
-    """With what only the model knows: the type of its weights, and the room for a prompt where none is stated."""
+    """The settings with what only the model knows: the type of its weights, and its room for a prompt."""
     automatic = "float32" if settings.random_weights else architecture.dtype
     dtype = automatic if settings.dtype == "auto" else settings.dtype.removeprefix("torch.")
     work, notes = settings.workload, settings.notes

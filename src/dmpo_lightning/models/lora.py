@@ -20,8 +20,8 @@ class LoRA:
         r: rank.
         alpha: scale, applied as alpha / r.
         dropout: on the adapters' input, in training only.
-        targets: names or last name parts of the modules to adapt, of which the head counts by its full name only; None
-            takes all linear layers of the blocks of a known family.
+        targets: full names, or last parts of names, of the linear layers to adapt; None takes all linear layers in the
+            blocks of a known family. Only its full name stands for the head.
 
     Raises:
         ValueError: a rank below 1, a dropout outside [0, 1), no targets; when applied: a target that matches no
@@ -47,7 +47,7 @@ class LoRA:
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(
-            r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self._target_modules(model)
+            r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.target_names(model)
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -56,38 +56,48 @@ class LoRA:
             adapted.peft_config["default"].base_model_name_or_path = source
         return adapted  # type: ignore[return-value,unused-ignore]
 
-    def _target_modules(self, model: nn.Module) -> list[str]:
+    def target_names(self, model: nn.Module) -> list[str]:
+        """Full names of the linear layers of ``model`` that `apply` adapts.
+
+        Weights are not looked at, so a model on the meta device can be asked too.
+
+        Raises:
+            ValueError: a target that matches no linear layer; no targets for a model of no known family.
+        """
         if self.targets is None:
             return block_linear_names(model)
-        linears, head = linear_names(model), head_name(model)
-
-        def hits(target: str, name: str) -> bool:  # LLaDA's head is called like the last linear layer of its blocks
-            return name == target or (name.endswith(f".{target}") and name != head)
-
-        for target in self.targets:
-            if not any(hits(target, name) for name in linears):
-                kinds = sorted({name.rpartition(".")[2] for name in linears})
+        names, head = linear_names(model), head_name(model)
+        matched = {target: matching_names(target, names, head=head) for target in self.targets}
+        for target, found in matched.items():
+            if not found:
+                kinds = sorted({name.rpartition(".")[2] for name in names})
                 raise ValueError(
                     f"LoRA target {target!r} matches no linear layer of {type(model).__name__}, which has "
-                    f"{', '.join(kinds)}; "
-                    "leave `targets` out to adapt all linear layers of the blocks."
+                    f"{', '.join(kinds)}; leave `targets` out to adapt all linear layers of the blocks."
                 )
-        return [name for name in linears if any(hits(target, name) for target in self.targets)]
+        wanted = {name for found in matched.values() for name in found}
+        return [name for name in names if name in wanted]
+
+
+def matching_names(target: str, names: list[str], *, head: str | None) -> list[str]:
+    """Those of the full ``names`` that ``target`` is, or whose last parts it is; the head by its full name only."""
+    # LLaDA's head is called ff_out, like the last linear layer of each of its blocks.
+    return [name for name in names if name == target or (name.endswith(f".{target}") and name != head)]
 
 
 def head_name(model: nn.Module) -> str | None:
-    """Full name of the output embedding; None where a model names none."""
+    """The full name of the output embedding; None where a model names none."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     return next((name for name, module in model.named_modules() if module is head), None)
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """Full names of all linear layers, quantised ones too."""
+    """The full names of all linear layers, quantised ones too."""
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
 def block_linear_names(model: nn.Module) -> list[str]:
-    """Full names of the linear layers inside the blocks of a known family.
+    """The full names of the linear layers inside the blocks of a known family.
 
     Raises:
         ValueError: the model belongs to no known family.
@@ -103,10 +113,11 @@ def block_linear_names(model: nn.Module) -> list[str]:
 
 
 def load_adapter(model: nn.Module, directory: str) -> "PeftModel":
-    """The model with a saved PEFT adapter, trainable; warns of block layers that the adapter leaves as they are.
+    """The model with a saved PEFT adapter, which stays trainable.
 
-    Adapters of d1 and DMPO name Llama's layers, of which LLaDA has only some: they load, with that warning. They also
-    call their task causal language modelling, for which PEFT would pass arguments that no masked language model takes.
+    Warns of linear layers of the blocks that the adapter leaves as they are. Adapters of d1 and DMPO name Llama's
+    layers, of which LLaDA has only some, and load with that warning. They also call their task causal language
+    modelling, for which PEFT would pass arguments that no masked language model takes; that name is left out.
     """
     from peft import PeftConfig, PeftModel
 

@@ -1,6 +1,6 @@
 """Objectives: weights and loss over rollouts; see `Objective` for the seam."""
 
-from dmpo_lightning.objectives.base import Diagnostics, Objective, Targets
+from dmpo_lightning.objectives.base import Diagnostics, MaskedPass, Objective, ObjectiveFootprint, Targets
 from dmpo_lightning.objectives.log_rnd import ElboEstimator, LogProbEstimator, TrajectoryEstimator
 from dmpo_lightning.objectives.wdce import WDCE
 from dmpo_lightning.objectives.wddo import WDDO
@@ -11,7 +11,9 @@ __all__ = [
     "Diagnostics",
     "ElboEstimator",
     "LogProbEstimator",
+    "MaskedPass",
     "Objective",
+    "ObjectiveFootprint",
     "Targets",
     "TrajectoryEstimator",
 ]

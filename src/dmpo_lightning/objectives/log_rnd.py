@@ -7,8 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dmpo_lightning.functional import Purpose, draw_masks, elbo, fold_in, trajectory_log_prob, trajectory_masks
+from dmpo_lightning.objectives.base import MaskedPass
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import RolloutRows, Rollouts
+from dmpo_lightning.samplers.base import Sampler
 
 
 class LogProbEstimator(ABC):
@@ -18,8 +20,23 @@ class LogProbEstimator(ABC):
     stored.
     """
 
+    behaviour_is_recorded = False
+    """Whether log p_old is known from sampling, so that it costs no forward."""
+
     def validate(self, sampler: object) -> None:  # noqa: B027  optional hook
         """Raises ValueError where the estimate means nothing for rollouts of this sampler."""
+
+    def footprint(self, *, completion_length: int, sampler: Sampler) -> MaskedPass:
+        """What one estimate of all rollouts asks of the model, for `dmpo-lightning plan`; training does not need it.
+
+        Raises:
+            ValueError: the estimator does not say.
+        """
+        raise ValueError(
+            f"`plan` cannot tell what {type(self).__name__} asks of the model; give it a method "
+            "`footprint(self, *, completion_length, sampler)` that returns a MaskedPass (see "
+            "dmpo_lightning.objectives.base)."
+        )
 
     @abstractmethod
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
@@ -64,6 +81,9 @@ class ElboEstimator(LogProbEstimator):
             raise ValueError(f"`samples` must be positive, and even when `antithetic` is true, got {samples}.")
         self.samples, self.antithetic = samples, antithetic
 
+    def footprint(self, *, completion_length: int, sampler: Sampler) -> MaskedPass:
+        return MaskedPass.over(completion_length, replicates=self.samples)
+
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
         masks = draw_masks(
             fold_in(rows.keys, Purpose.ELBO),
@@ -90,10 +110,20 @@ class TrajectoryEstimator(LogProbEstimator):
         ValueError: fewer than one.
     """
 
+    behaviour_is_recorded = True
+
     def __init__(self, steps_per_forward: int = 4) -> None:
         if steps_per_forward < 1:
             raise ValueError(f"`steps_per_forward` must be at least 1, got {steps_per_forward}.")
         self.steps_per_forward = steps_per_forward
+
+    def footprint(self, *, completion_length: int, sampler: Sampler) -> MaskedPass:
+        """Each step is a masking whose log-probs are needed where it revealed a token, and nowhere else."""
+        steps = sampler.num_steps(completion_length)
+        at_once = min(steps, self.steps_per_forward)
+        return MaskedPass(
+            maskings=at_once, positions=completion_length * at_once / steps, forwards=-(-steps // at_once)
+        )
 
     def validate(self, sampler: object) -> None:
         if not getattr(sampler, "order_is_independent", False):

@@ -22,11 +22,12 @@ from dmpo_lightning.functional import (
     wdce_loss,
 )
 from dmpo_lightning.functional.losses import LossScale
-from dmpo_lightning.objectives.base import Diagnostics, Targets
+from dmpo_lightning.objectives.base import Diagnostics, MaskedPass, ObjectiveFootprint, Targets
 from dmpo_lightning.objectives.log_rnd import LogProbEstimator
 from dmpo_lightning.objectives.weighted import WeightedObjective, weight_diagnostics
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import RolloutRows, Rollouts
+from dmpo_lightning.samplers.base import Sampler
 
 BaselineName = Literal["none", "group", "negative", "policy"]
 BaselineFunction = Callable[[Tensor, Tensor, Rollouts], Tensor]
@@ -101,6 +102,25 @@ class WDCE(WeightedObjective):
         block = self.block_length
         if block is not None and (block < 1 or completion_length % block):
             raise ValueError(f"`block_length` must divide the completion length {completion_length}, got {block}.")
+
+    def footprint(
+        self, *, completion_length: int, sampler: Sampler, reference_is_current: bool = False
+    ) -> ObjectiveFootprint:
+        """With ``block_length`` the loss needs log-probs within one block of each masking alone. The ``policy``
+        baseline scores the behaviour policy once per buffer and the current one before each optimizer step.
+        """
+        passes = self.log_rnd_passes(
+            completion_length=completion_length, sampler=sampler, reference_is_current=reference_is_current
+        )
+        renewed: tuple[MaskedPass, ...] = ()
+        if self.baseline == "policy":
+            renewed = (self.log_prob.footprint(completion_length=completion_length, sampler=sampler),)
+            passes += () if self.log_prob.behaviour_is_recorded else renewed
+        return ObjectiveFootprint(
+            training=MaskedPass.over(self.block_length or completion_length, replicates=self.replicates),
+            per_buffer=passes,
+            per_step=renewed,
+        )
 
     def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:
         log_rnd = self.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)

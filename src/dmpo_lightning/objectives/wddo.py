@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from dmpo_lightning.functional import Purpose, draw_masks, elbo, fold_in, wddo_loss
-from dmpo_lightning.objectives.base import Diagnostics, Targets
+from dmpo_lightning.objectives.base import Diagnostics, MaskedPass, ObjectiveFootprint, Targets
 from dmpo_lightning.objectives.log_rnd import LogProbEstimator
 from dmpo_lightning.objectives.weighted import WeightedObjective, weight_diagnostics
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import RolloutRows, Rollouts
+from dmpo_lightning.samplers.base import Sampler
 
 
 class WDDO(WeightedObjective):
@@ -53,6 +54,16 @@ class WDDO(WeightedObjective):
         if replicates < 1 or (antithetic and replicates % 2):
             raise ValueError(f"`replicates` must be positive, and even when `antithetic` is true, got {replicates}.")
         self.beta, self.replicates, self.antithetic = beta, replicates, antithetic
+
+    def footprint(
+        self, *, completion_length: int, sampler: Sampler, reference_is_current: bool = False
+    ) -> ObjectiveFootprint:
+        """The behaviour policy is scored once per buffer on the masks that the loss uses."""
+        own = MaskedPass.over(completion_length, replicates=self.replicates)
+        log_rnd = self.log_rnd_passes(
+            completion_length=completion_length, sampler=sampler, reference_is_current=reference_is_current
+        )
+        return ObjectiveFootprint(training=own, per_buffer=(*log_rnd, own))
 
     def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:
         log_rnd = self.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)

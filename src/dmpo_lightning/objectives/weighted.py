@@ -10,10 +10,11 @@ from dmpo_lightning.functional import (
     importance_weights,
     reward_weights,
 )
-from dmpo_lightning.objectives.base import Diagnostics, Objective
+from dmpo_lightning.objectives.base import Diagnostics, MaskedPass, Objective
 from dmpo_lightning.objectives.log_rnd import ElboEstimator, LogProbEstimator
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import Rollouts
+from dmpo_lightning.samplers.base import Sampler
 
 
 class WeightedObjective(Objective):
@@ -69,6 +70,15 @@ class WeightedObjective(Objective):
             )
         if self.reward_scale is None:
             self.log_prob.validate(sampler)
+
+    def log_rnd_passes(
+        self, *, completion_length: int, sampler: Sampler, reference_is_current: bool
+    ) -> tuple[MaskedPass, ...]:
+        """The passes that `log_rnd` runs: one for each side of the difference that is neither recorded nor zero."""
+        if self.reward_scale is not None or reference_is_current:
+            return ()
+        one = self.log_prob.footprint(completion_length=completion_length, sampler=sampler)
+        return (one,) if self.log_prob.behaviour_is_recorded else (one, one)
 
     def log_rnd(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> Float[Tensor, "batch group"]:
         """log p_ref - log p_old in nats; zero at alpha = 0, which does not use it."""

@@ -1,19 +1,19 @@
 """What a configuration will need: parameters, memory per GPU, forwards per buffer. No weights are read."""
 
+from dmpo_lightning.planning.forwards import Forwards
 from dmpo_lightning.planning.memory import Memory, estimate_memory
 from dmpo_lightning.planning.parameters import Architecture, Parameters, count_parameters, read_architecture
 from dmpo_lightning.planning.precision import Precision
-from dmpo_lightning.planning.schedule import Schedule
-from dmpo_lightning.planning.settings import Adapter, Settings, Workload
+from dmpo_lightning.planning.settings import Settings
 from dmpo_lightning.planning.sharding import Sharding, sharding_of
+from dmpo_lightning.planning.workload import Workload
 
 __all__ = [
-    "Adapter",
     "Architecture",
+    "Forwards",
     "Memory",
     "Parameters",
     "Precision",
-    "Schedule",
     "Settings",
     "Sharding",
     "Workload",

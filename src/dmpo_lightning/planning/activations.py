@@ -1,14 +1,16 @@
-"""What autograd keeps of a forward, and what a forward needs in passing. Bytes, derived from `LLaDABlock` with SDPA.
+"""Bytes that autograd keeps of a forward, and bytes that a forward needs in passing.
 
-Checked against torch's memory tracker in `tests/planning/test_planning_measured.py`.
+The terms follow `LLaDABlock` with scaled dot-product attention. `tests/planning/test_planning_measured.py` compares
+them with what torch measures.
 """
 
 from dataclasses import dataclass
 
 from dmpo_lightning.models.linear_log_probs import CHUNK_TOKENS, chunk_rows
+from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.planning.parameters import Architecture, Linear, adapted_linears
 from dmpo_lightning.planning.precision import Precision
-from dmpo_lightning.planning.settings import Adapter
+from dmpo_lightning.samplers import SamplingFootprint
 
 FLOAT32 = 4.0
 INT64 = 8.0
@@ -16,11 +18,11 @@ INT64 = 8.0
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of activations of one model under one precision; rows and tokens come as arguments."""
+    """Bytes per token of one model's activations under one precision."""
 
     architecture: Architecture
     precision: Precision
-    adapter: Adapter | None = None
+    adapter: LoRA | None = None
     on_cpu: bool = False
 
     @property
@@ -39,35 +41,50 @@ class Activations:
         return self.adapter is None
 
     def saved_per_token(self) -> float:
-        """Kept for the backward pass of one block: two norms, attention, the MLP, and the inputs of linear layers."""
+        """What one block keeps for its backward pass: of two norms, attention, the MLP and its linear layers."""
         return 2 * self._norm() + self._attention() + self._mlp() + self._linear_inputs()
 
     def _norm(self) -> float:
-        """Its input and, to learn its scale, its result, both in the float32 it computes in; and the inverse root."""
+        """A norm keeps its input and the inverse root in float32, in which it computes.
+
+        It also keeps its result where its scale is learned.
+        """
         width, stream = self.architecture.width, self.precision.stream
         return FLOAT32 * width + FLOAT32 + self.is_full * stream * width
 
     def _attention(self) -> float:
-        """Rotated queries and keys, values, result (also the input of the next layer), log-sum-exp of each head."""
+        """Attention keeps rotated queries and keys, values, its result, and each head's log-sum-exp.
+
+        Its result is the input of the next linear layer too, which is therefore not counted there.
+        """
         numbers = 2 * self.query_width + 2 * self.key_width
         return self.precision.attention * numbers + FLOAT32 * self.architecture.heads
 
     def _mlp(self) -> float:
-        """The gate before and after its SiLU, and the other factor; the product counts as a linear layer's input."""
+        """The MLP keeps its gate before and after the SiLU, and the other factor.
+
+        Their product counts as the input of a linear layer.
+        """
         return 3 * self.precision.compute * self.architecture.mlp_width
 
     def _linear_inputs(self) -> float:
-        """Inputs kept to learn weights. The attention's result is kept anyway."""
+        """Linear layers keep what their trained weights are multiplied with."""
         return self._full_inputs() if self.adapter is None else self._adapter_inputs(self.adapter)
 
     def _full_inputs(self) -> float:
-        """The two norms' results and the MLP's product; autocast casts a float32 norm's result once per layer."""
+        """Inputs where all weights are trained: the results of the two norms, and the MLP's product.
+
+        Autocast casts a norm's float32 result once for each of the five layers that read it.
+        """
         width, compute = self.architecture.width, self.precision.compute
         copies = 5 if compute < self.precision.stream else 2
         return compute * (copies * width + self.architecture.mlp_width)
 
-    def _adapter_inputs(self, adapter: Adapter) -> float:
-        """Each adapter's low-rank result, and its own copy of the input unless layers can share one."""
+    def _adapter_inputs(self, adapter: LoRA) -> float:
+        """Inputs of adapters: the low-rank result of each, and its input.
+
+        Adapters on layers that read the same tensor share it, unless dropout or another type makes each a copy.
+        """
         kept = 2.0 if self.precision.autocast else self.precision.adapter
         adapted = adapted_linears(self.architecture, adapter)
         low_rank = kept * adapter.r * len(adapted)
@@ -78,15 +95,15 @@ class Activations:
         return low_rank / self.architecture.blocks + self._shared_inputs(adapted)
 
     def _shared_inputs(self, adapted: tuple[Linear, ...]) -> float:
-        """Query, key and value read one tensor, gate and up another; distinguished by what the layer is called."""
+        """Query, key and value read one tensor, gate and up another. Layers are told apart by their names."""
         groups = {_reads(linear) for linear in adapted} - {"attention"}
         widths = {"attention norm": self.architecture.width, "mlp norm": self.architecture.width}
         return self.precision.compute * sum(widths.get(group, self.architecture.mlp_width) for group in groups)
 
     def backward_per_token(self) -> float:
-        """Gradients alive in a block's backward pass beside what is kept: of the stream, and of the MLP's product.
+        """Gradients alive in a block's backward pass beside what is kept: those of the stream and the MLP's product.
 
-        An adapter wider than what linear layers return adds the same gradient in its own type, twice with dropout.
+        An adapter that is wider than what linear layers return adds the second in its own type, twice with dropout.
         """
         wide = self.adapter is not None and self.precision.adapter != self.precision.compute
         again = self.precision.adapter * (2 if self.adapter and self.adapter.dropout else 1) if wide else 0.0
@@ -94,16 +111,18 @@ class Activations:
         return self.precision.stream * self.architecture.width + mlp
 
     def tail_per_token(self) -> float:
-        """Beside the blocks: token ids, rotary tables, the final norm."""
+        """What is kept beside the blocks: token ids, rotary tables, and the final norm."""
         return INT64 + 2 * FLOAT32 * self.architecture.head_size + self._norm()
 
     def inputs_per_token(self) -> float:
-        """Block inputs, all that checkpointing keeps."""
+        """The inputs of all blocks, which are what checkpointing keeps."""
         return self.precision.stream * self.architecture.width * self.architecture.blocks
 
     def passing_per_token(self) -> float:
-        """Alive at once in a block without gradient: its input, ids, rotary tables, the stream, a norm's result, and
-        the larger of rotating the queries and of the MLP.
+        """What is alive at once in a block without gradient.
+
+        These are its input, ids, rotary tables, the stream and a norm's result, and beside them the larger of two
+        moments: the rotation of the queries, or the MLP.
         """
         width, compute = self.architecture.width, self.precision.compute
         stream = 2 * self.precision.stream * width + compute * width
@@ -123,7 +142,10 @@ def _reads(linear: Linear) -> str:
 
 @dataclass(frozen=True)
 class Head:
-    """Bytes of the output head at a number of positions. Scores exist a tile at a time; see `linear_log_probs`."""
+    """Bytes of the output head at a number of positions.
+
+    For log-probs its scores exist a tile at a time (see `linear_log_probs`), for drawing tokens all at once.
+    """
 
     vocab_size: int
     width: int
@@ -131,34 +153,43 @@ class Head:
     is_learned: bool = False
 
     def _tile(self, positions: float) -> float:
-        """Scores in float32, and in the type of a matrix product that is narrower."""
+        """The scores of one tile in float32, and beside them in the type of a matrix product that is narrower."""
         rows = min(positions, chunk_rows(self.vocab_size))
         narrow = self.precision.compute if self.precision.compute < FLOAT32 else 0.0
         return rows * min(self.vocab_size, CHUNK_TOKENS) * (max(FLOAT32, self.precision.compute) + narrow)
 
     def scoring(self, positions: float) -> float:
-        """Of log-probs without gradient."""
+        """Log-probs without gradient need one tile."""
         return self._tile(positions)
 
     def forward(self, positions: float) -> float:
-        """Of log-probs with gradient; of a frozen head the mean weight vectors are summed up beside a tile."""
+        """Log-probs with gradient; a frozen head also sums up mean weight vectors, which become the gradient."""
         if self.is_learned:
             return self._tile(positions)
         rows = min(positions, chunk_rows(self.vocab_size))
         return self._tile(positions) + 2 * FLOAT32 * rows * self.width
 
     def backward(self, positions: float) -> float:
-        """Of a frozen head the gradient that goes out; of a learned one also its own, and a tile."""
+        """A frozen head holds the gradient that goes out. A learned one makes the tiles again and holds its own too."""
         if not self.is_learned:
             return positions * self.width * (FLOAT32 + self.precision.compute)
         tokens = min(self.vocab_size, CHUNK_TOKENS)
         own = self.precision.weight * self.vocab_size + 2 * FLOAT32 * tokens
         return self._tile(positions) + (own + FLOAT32 * positions) * self.width
 
-    def sampling(self, positions: float, temperature: float) -> float:
-        """Of a draw: logits, shifted ones (at temperature 1 their exponentials), tempered ones beside them; cumulative
-        ones are kept within a bucket of the vocabulary only.
+    def logits(self, positions: float) -> float:
+        """Float32 logits of the whole vocabulary."""
+        return positions * self.vocab_size * FLOAT32
+
+    def sampling(self, positions: float, asked: SamplingFootprint) -> float:
+        """The logits at ``positions``, and what is made of them until tokens are drawn.
+
+        A draw holds the logits and their exponentials, and at temperatures other than 1 also the tempered ones.
+        Cumulative probabilities exist within a bucket of the vocabulary only. Guidance holds more before the draw: its
+        own logits and those it moves away from, their sum, the result, and a boolean for each.
         """
-        copies = 2.0 if temperature in (0.0, 1.0) else 3.0
-        copies += min(1.0, 512 / self.vocab_size) if temperature else 0.0
-        return positions * self.vocab_size * copies * FLOAT32
+        copies = 2.0 if asked.temperature in (0.0, 1.0) else 3.0
+        copies += min(1.0, 512 / self.vocab_size) if asked.temperature else 0.0
+        if asked.guided:
+            copies = max(copies, 4.25)
+        return copies * self.logits(positions)

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from dmpo_lightning.planning.activations import INT64, Activations, Head
 from dmpo_lightning.planning.parameters import Architecture, Parameters, adapted_linears, count_parameters
 from dmpo_lightning.planning.precision import Precision
-from dmpo_lightning.planning.settings import Settings, Workload
+from dmpo_lightning.planning.settings import Settings
 from dmpo_lightning.planning.sharding import Sharding
+from dmpo_lightning.planning.workload import Workload
+from dmpo_lightning.samplers import SamplingFootprint
 
 GIB = 1024**3
 RUNTIME = 1.0 * GIB
-"""CUDA context, cuBLAS work space and fragmentation, on top of tensors; not part of what the tests check."""
+"""CUDA context, cuBLAS work space and fragmentation, on top of tensors. The tests, on processors, cannot check it."""
 
 _STATES = {"AdamW": 2.0, "Adam": 2.0, "NAdam": 2.0, "RAdam": 2.0, "Adamax": 2.0, "RMSprop": 1.0, "Adagrad": 1.0}
 """Optimizer states per parameter, in the parameter's own type."""
@@ -19,7 +21,10 @@ _EIGHT_BIT = ("8bit", "8bits")
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of the run: its parts, and how much it needs at its worst moment beside what stays."""
+    """Bytes that a phase of the run needs beside what stays.
+
+    ``peak`` is its worst moment, which may be less than the sum of its ``parts``: not all of them exist at once.
+    """
 
     parts: dict[str, float]
     peak: float
@@ -27,14 +32,14 @@ class Phase:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per GPU."""
+    """Bytes per GPU: what stays for the whole run, and what each phase adds."""
 
     resident: dict[str, float]
     phases: dict[str, Phase]
 
     @property
     def resident_total(self) -> float:
-        """What stays."""
+        """All that stays."""
         return sum(self.resident.values())
 
     @property
@@ -44,12 +49,12 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """Tensors at the worst moment."""
+        """All tensors at the worst moment."""
         return self.resident_total + self.phases[self.worst_phase].peak
 
 
 def estimate_memory(settings: Settings, architecture: Architecture, sharding: Sharding) -> Memory:
-    """Adds up `Activations`, `Head` and the sharding rules for one rank."""
+    """The memory of one rank, from `Activations`, `Head` and the sharding rules."""
     return _Estimate(settings, architecture, sharding).memory()
 
 
@@ -69,9 +74,9 @@ class _Estimate:
 
     def memory(self) -> Memory:
         phases = {"training": self.training(), "optimizer step": self.optimizer_step()}
-        if self.work.sampler_steps:
-            phases["sampling"] = self.sampling()
-        if self.work.scoring_replicates:
+        if self.work.sampling is not None:
+            phases["sampling"] = self.sampling(self.work.sampling)
+        if self.work.scoring_passes:
             phases["scoring"] = self.scoring()
         return Memory(self.resident(), phases)
 
@@ -95,14 +100,14 @@ class _Estimate:
         return self.parameters.trainable_count * self.precision.adapter if self.settings.adapter else 0.0
 
     def merged_bytes(self) -> float:
-        """Of the adapted layers once more."""
+        """A merged copy has weights of its own for the adapted layers."""
         if self.settings.adapter is None:
             return 0.0
         layers = adapted_linears(self.architecture, self.settings.adapter)
         return self.precision.weight * sum(layer.in_features * layer.out_features for layer in layers)
 
     def reference_bytes(self) -> float:
-        """A frozen copy under full fine-tuning; with adapters only a refreshed reference takes room."""
+        """Full fine-tuning has a frozen copy. With adapters only a refreshed reference takes room."""
         if self.settings.reference_copy:
             return self.base_bytes()
         return self.adapter_bytes() if self.settings.reference_refreshed else 0.0
@@ -122,27 +127,26 @@ class _Estimate:
         return _states(name, self.settings.momentum) * self.trained_width() * count
 
     def rollout_bytes(self) -> float:
-        """Token ids, the reveal step and the log-prob of each completion token; the prompt's ids and mask."""
-        if not self.work.sampler_steps:
+        """Of each completion token the id, reveal step and log-prob; of each prompt token the id and the mask."""
+        if self.work.sampling is None:
             return 0.0
-        completion = self.work.completion_length * (2 * INT64 + 4)
-        return self.work.buffer_rollouts * completion + self.work.prompts_per_buffer * self.work.prompt_length * 9
+        completion, prompt = self.work.completion_length * (2 * INT64 + 4), self.work.prompt_length * (INT64 + 1)
+        return self.work.schedule.buffer_rollouts * completion + self.work.schedule.prompts_per_buffer * prompt
 
     # What each phase adds ---------------------------------------------------------------------------------------------
 
     def training(self) -> Phase:
         work = self.work
-        tokens = work.micro_batch_size * work.replicates * work.length
-        positions = work.masked_positions(work.micro_batch_size, work.replicates)
+        tokens, positions = work.training_rows * work.length, work.training_positions
         kept, block = self.kept(tokens, positions)
         forward, backward = self.head.forward(positions), self.head.backward(positions)
-        freed = self.gradient_bytes() / self.sharding.gradients if work.accumulation == 1 else 0.0
+        freed = self.gradient_bytes() / self.sharding.gradients if work.schedule.accumulation == 1 else 0.0
         held = self.weight_copies() | self.gathered(backward=True)
         parts = {"activations": kept, "head": backward, "block in backward": block} | held
         return Phase(parts, kept + sum(held.values()) + max(forward, max(backward, block) - freed))
 
     def kept(self, tokens: float, positions: float) -> tuple[float, float]:
-        """Bytes kept until the backward pass, and bytes that a block's backward pass adds."""
+        """Bytes that are kept until the backward pass, and bytes that the backward pass of a block adds."""
         one_block, passing = self.activations.saved_per_token(), self.activations.backward_per_token()
         head = positions * self.architecture.width * self.precision.compute
         tail = tokens * self.activations.tail_per_token() + head
@@ -158,10 +162,11 @@ class _Estimate:
         return {"weights in half precision": 2.0 * (linear + self.architecture.head_parameters)}
 
     def gathered(self, *, backward: bool) -> dict[str, float]:
-        """Weights that exist for a while: one layer out of its 4 bits; under sharding two blocks and all beside them.
+        """Weights that exist for a while.
 
-        In the backward pass the whole gradients of a block, before they are divided. Without one, all weights and the
-        whole reference where they are gathered for generation.
+        A layer stored in 4 bits is unpacked. Under sharding two blocks and all beside the blocks are whole at once, and
+        in the backward pass the gradients of a block, before they are divided. Where weights are gathered for
+        generation, all of them and the whole reference are there without a backward pass.
         """
         shape = self.architecture
         largest = max((linear.in_features * linear.out_features for linear in shape.block_linears), default=0)
@@ -176,24 +181,51 @@ class _Estimate:
                 found["gathered weights"] = width * (outside + blocks * shape.block_parameters)
         return found
 
-    def sampling(self) -> Phase:
+    def sampling(self, asked: SamplingFootprint) -> Phase:
+        """Guidance runs its second forward while the logits of the first are held."""
         rows = self.work.sampling_rows
-        drawing = self.head.sampling(rows * self.work.sampled_places, self.work.temperature)
-        return self._without_gradient(rows * self.work.length, drawing)
-
-    def scoring(self) -> Phase:
-        rows = self.work.scoring_rows * self.work.scoring_replicates
-        return self._without_gradient(rows * self.work.length, self.head.scoring(self.work.scoring_positions))
-
-    def _without_gradient(self, tokens: float, logits: float) -> Phase:
-        passing, held = tokens * self.activations.passing_per_token(), self.gathered(backward=False)
-        hidden = tokens * self.precision.stream * self.architecture.width
-        return Phase(
-            {"activations": passing, "logits": logits} | held, sum(held.values()) + max(passing, logits + hidden)
+        tokens, places = rows * (self.work.length + asked.extra_columns), rows * asked.places
+        cache = {"key/value cache": self.cache_bytes(rows)} if asked.keeps_cache else {}
+        return self._without_gradient(
+            tokens,
+            self.head.sampling(places, asked),
+            held_logits=self.head.logits(places) if asked.guided else 0.0,
+            kept=cache,
         )
 
+    def cache_bytes(self, rows: int) -> float:
+        """Rotated keys and values of every block for all columns of the rows, in buffers of their own."""
+        numbers = 2 * self.architecture.blocks * self.activations.key_width
+        return numbers * rows * self.work.length * self.precision.attention
+
+    def scoring(self) -> Phase:
+        """The largest of the passes without gradient."""
+        rollouts = self.work.scored_rollouts
+        phases = [
+            self._without_gradient(
+                rollouts * each.maskings * self.work.length, self.head.scoring(rollouts * each.positions)
+            )
+            for each in self.work.scoring_passes
+        ]
+        return max(phases, key=lambda phase: phase.peak)
+
+    def _without_gradient(
+        self, tokens: float, logits: float, *, held_logits: float = 0.0, kept: dict[str, float] | None = None
+    ) -> Phase:
+        """A forward whose worst moment is in a block, or at its logits, beside which the final hidden states exist.
+
+        ``held_logits`` are there while the blocks run, and ``kept`` all the time.
+        """
+        passing, held = tokens * self.activations.passing_per_token(), self.gathered(backward=False) | (kept or {})
+        hidden = tokens * self.precision.stream * self.architecture.width
+        worst = max(passing + held_logits, logits + hidden)
+        return Phase({"activations": passing, "logits": logits} | held, sum(held.values()) + worst)
+
     def optimizer_step(self) -> Phase:
-        """On a GPU torch updates all parameters at once, with one more copy of them; on the CPU one after another."""
+        """On a GPU torch updates all parameters at once, which takes one more copy of them.
+
+        On a processor it updates one after another.
+        """
         if self.sharding.offloads_optimizer:
             return Phase({}, 0.0)
         largest = self.architecture.largest_parameter if self.settings.adapter is None else 0

@@ -1,28 +1,28 @@
-"""Parameters by module type, counted on the meta device."""
+"""Sizes and parameters of a model, read from its configuration and counted on the meta device."""
 
 import re
 from collections import Counter
-from dataclasses import dataclass
-from importlib import import_module
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from dmpo_lightning.models.loading import EMBEDDED_MODELS
-from dmpo_lightning.planning.settings import Adapter
+from dmpo_lightning.models.families import families
+from dmpo_lightning.models.loading import EMBEDDED_MODELS, fetch
+from dmpo_lightning.models.lora import LoRA
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 PUBLISHED = (
-    ("GSAI-ML/LLaDA-8B-", "dmpo_lightning.models.llada:LLaDAConfig"),
-    ("GSAI-ML/LLaDA-1.5", "dmpo_lightning.models.llada:LLaDAConfig"),
-    ("Dream-org/Dream-v0-", "dmpo_lightning.models.dream:DreamConfig"),
-    ("apple/DiffuCoder-7B-", "dmpo_lightning.models.dream:DreamConfig"),
+    ("GSAI-ML/LLaDA-8B-", "llada"),
+    ("GSAI-ML/LLaDA-1.5", "llada"),
+    ("Dream-org/Dream-v0-", "Dream"),
+    ("apple/DiffuCoder-7B-", "Dream"),
 )
-"""Hub ids by their beginning, and the class whose defaults are their published configuration; all are bfloat16."""
+"""Hub ids by their beginning, and the family whose default configuration is the published one. All are bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,14 @@ class Linear:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of a transformer, and its parameters by module type."""
+    """Sizes of a transformer, and its parameters by module type.
+
+    ``dtype`` is that of the checkpoint's weights. ``parameters`` counts by module type: ``wte``, ``blocks.q_proj`` and
+    so on. ``model`` is the network itself on the meta device, which holds no weights.
+    """
 
     name: str
     dtype: str
-    """Of the checkpoint's weights."""
     width: int
     blocks: int
     heads: int
@@ -56,10 +59,10 @@ class Architecture:
     vocab_size: int
     max_length: int
     parameters: dict[str, int]
-    """By module type: ``wte``, ``blocks.q_proj``, ..."""
     linears: tuple[Linear, ...]
     head_parameters: int
     largest_parameter: int
+    model: nn.Module = field(repr=False, compare=False)
 
     @property
     def total(self) -> int:
@@ -68,7 +71,7 @@ class Architecture:
 
     @property
     def block_linears(self) -> tuple[Linear, ...]:
-        """Linear layers inside the blocks: the targets of LoRA and of quantisation."""
+        """Linear layers inside the blocks, which quantisation stores in 4 bits."""
         return tuple(linear for linear in self.linears if linear.in_block)
 
     @property
@@ -100,8 +103,11 @@ class Parameters:
         return sum(self.trainable.values())
 
 
-def count_parameters(architecture: Architecture, adapter: Adapter | None) -> Parameters:
-    """All weights are trained without an adapter; with one, r x (in + out) numbers per adapted layer.
+def count_parameters(architecture: Architecture, adapter: LoRA | None) -> Parameters:
+    """Parameters by module type, in all and trained ones.
+
+    Without an adapter all weights are trained. With one, each adapted layer adds r x (in + out) numbers, and only those
+    are trained.
 
     Raises:
         ValueError: an adapter target that matches no linear layer.
@@ -114,25 +120,14 @@ def count_parameters(architecture: Architecture, adapter: Adapter | None) -> Par
     return Parameters(architecture.parameters | trainable, dict(trainable))
 
 
-def adapted_linears(architecture: Architecture, adapter: Adapter) -> tuple[Linear, ...]:
-    """The layers that an adapter targets: all linear layers of the blocks, or those it names.
+def adapted_linears(architecture: Architecture, adapter: LoRA) -> tuple[Linear, ...]:
+    """The layers that an adapter targets, as `LoRA` itself chooses them.
 
     Raises:
-        ValueError: a target that matches nothing.
+        ValueError: what `LoRA.target_names` raises.
     """
-    if adapter.targets is None:
-        return architecture.block_linears
-    for target in adapter.targets:
-        if not any(_is_named(linear, target) for linear in architecture.linears):
-            known = ", ".join(sorted({linear.leaf for linear in architecture.linears}))
-            raise ValueError(
-                f"LoRA target {target!r} matches no linear layer of {architecture.name}, which has {known}."
-            )
-    return tuple(linear for linear in architecture.linears if any(_is_named(linear, t) for t in adapter.targets))
-
-
-def _is_named(linear: Linear, target: str) -> bool:
-    return linear.name == target or linear.name.endswith(f".{target}")
+    names = set(adapter.target_names(architecture.model))
+    return tuple(linear for linear in architecture.linears if linear.name in names)
 
 
 def read_architecture(source: str) -> Architecture:
@@ -169,6 +164,7 @@ def describe(config: "PreTrainedConfig", *, name: str, dtype: str) -> Architectu
         linears=_linears(model),
         head_parameters=0 if head is None else sum(parameter.numel() for parameter in head.parameters()),
         largest_parameter=max(parameter.numel() for parameter in model.parameters()),
+        model=model,
     )
 
 
@@ -180,7 +176,10 @@ def _by_type(model: nn.Module) -> dict[str, int]:
 
 
 def _module_type(module: str) -> str:
-    """``blocks.q_proj`` of ``model.transformer.blocks.3.q_proj``; the last part where nothing is numbered."""
+    """The name without the block's number: ``blocks.q_proj`` of ``model.transformer.blocks.3.q_proj``.
+
+    Where nothing is numbered it is the last part.
+    """
     numbered = re.search(r"(\w+)\.\d+\.(.+)$", module)
     return f"{numbered[1]}.{numbered[2]}" if numbered else module.rpartition(".")[2]
 
@@ -194,26 +193,18 @@ def _linears(model: nn.Module) -> tuple[Linear, ...]:
 
 
 def _read_config(source: str) -> tuple["PreTrainedConfig", str]:
+    from transformers import AutoConfig
+
+    families()  # registers the native architectures
     if Path(source).is_dir() or source in EMBEDDED_MODELS:
         return _stored_config(source)
-    for beginning, home in PUBLISHED:
+    for beginning, model_type in PUBLISHED:
         if source.startswith(beginning):
-            return _published_config(source, home), "bfloat16"
+            return AutoConfig.for_model(model_type), "bfloat16"
     return _hub_config(source)
 
 
-def _published_config(source: str, home: str) -> "PreTrainedConfig":
-    module, _, name = home.partition(":")
-    try:
-        config: PreTrainedConfig = getattr(import_module(module), name)()
-    except ImportError as error:
-        raise ValueError(f"`plan` cannot describe {source!r}: {module} is not there yet.") from error
-    return config
-
-
 def _stored_config(source: str) -> tuple["PreTrainedConfig", str]:
-    from dmpo_lightning.models.loading import fetch
-
     folder = Path(fetch(source))
     if not (folder / "config.json").is_file():
         raise ValueError(f"`plan` needs the model's config.json, and the folder {str(folder)!r} has none.")
@@ -234,17 +225,6 @@ def _hub_config(source: str) -> tuple["PreTrainedConfig", str]:
 def _load_config(where: str) -> tuple["PreTrainedConfig", str]:
     from transformers import AutoConfig
 
-    for _, home in PUBLISHED:
-        _register(home.partition(":")[0])
     config = AutoConfig.from_pretrained(where)
     dtype = getattr(config, "dtype", None) or "float32"
     return config, str(dtype).removeprefix("torch.")
-
-
-def _register(module: str) -> None:
-    """Importing a native backbone registers it with transformers; one that does not exist yet registers nothing."""
-    try:
-        import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise

@@ -1,4 +1,4 @@
-"""Bytes per number, by what it is for: weights, adapters, the residual stream, what autograd keeps."""
+"""Bytes per number, by what the number is: a weight, an adapter's, of the residual stream, of what autograd keeps."""
 
 from dataclasses import dataclass
 
@@ -10,30 +10,33 @@ _BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "half
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes per number under a checkpoint's ``dtype``, a Trainer precision and a quantisation."""
+    """Bytes per number under a checkpoint's ``dtype``, a Trainer precision and a quantisation.
+
+    Args:
+        weight: of base weights, except those of quantised layers.
+        block_linear: of the weights of the blocks' linear layers.
+        adapter: of the weights of an adapter.
+        stream: of the residual stream between layers.
+        compute: of what linear layers return, which is most of what autograd keeps.
+        attention: of queries, keys, values and their result.
+        autocast: whether the Trainer casts inputs of layers, rather than the weights once and for all.
+    """
 
     weight: float
-    """Of base weights, those of quantised layers aside."""
     block_linear: float
-    """Of the weights of the blocks' linear layers."""
     adapter: float
     stream: float
-    """Of the residual stream between layers."""
     compute: float
-    """Of what linear layers return, which is most of what autograd keeps."""
     attention: float
-    """Of queries, keys, values and their result."""
     autocast: bool
-    bias: float
-    """Of the float32 vector of banned tokens added to the logits, which sets the type of their sum."""
 
     @classmethod
     def of(cls, *, dtype: str, trainer: str | int | None, quantization: str | None = None) -> "Precision":
-        """Resolves the three settings.
+        """What the three settings make of each kind of number.
 
-        A ``*-true`` half precision converts the whole module. PEFT keeps adapters in float32 otherwise. For 4 bits
-        PEFT raises all other weights to float32, and bitsandbytes returns the type it was given, so that activations
-        are float32 too, even under autocast; only ``bf16-true`` makes them small.
+        A ``*-true`` half precision converts the whole module; otherwise PEFT keeps adapters in float32. Under a
+        quantisation PEFT raises all other weights to float32, and bitsandbytes returns the type it was given. Then
+        activations are float32 too, even under autocast, and only ``bf16-true`` makes them small.
 
         Raises:
             ValueError: an unknown ``dtype``.
@@ -53,5 +56,4 @@ class Precision:
             compute=2.0 if autocast and not quantized else weight,
             attention=2.0 if autocast else weight,
             autocast=autocast,
-            bias=whole or 4.0,
         )

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from dmpo_lightning.planning.forwards import Forwards
 from dmpo_lightning.planning.memory import GIB, RUNTIME, Memory
 from dmpo_lightning.planning.parameters import Architecture, Parameters
-from dmpo_lightning.planning.schedule import Schedule
 from dmpo_lightning.planning.settings import Settings
 from dmpo_lightning.planning.sharding import Sharding
 
@@ -20,11 +20,11 @@ class Plan:
         sharding: Sharding,
         parameters: Parameters,
         memory: Memory,
-        schedule: Schedule,
+        forwards: Forwards,
         gpu_memory_gb: float,
     ) -> None:
         self.settings, self.architecture, self.sharding = settings, architecture, sharding
-        self.parameters, self.memory, self.schedule = parameters, memory, schedule
+        self.parameters, self.memory, self.forwards = parameters, memory, forwards
         self.gpu_memory_gb = gpu_memory_gb
 
     @property
@@ -38,8 +38,8 @@ class Plan:
         return self.required <= self.gpu_memory_gb * GIB
 
     def warnings(self) -> list[str]:
-        """What will not work, with remedies."""
-        found = [f"{problem}: training will refuse this configuration" for problem in self.schedule.problems]
+        """What will not work, with what to do about it."""
+        found = [f"{problem} Training will refuse this configuration." for problem in self.settings.problems]
         if not self.fits:
             found.append(
                 f"does not fit: {_in('GiB', self.required)} GiB needed at the peak ({self.memory.worst_phase}), "
@@ -48,7 +48,7 @@ class Plan:
         return found
 
     def _remedy(self) -> str:
-        """The setting that shrinks the largest term."""
+        """The setting that makes the largest term smaller."""
         phase = self.memory.phases[self.memory.worst_phase]
         largest = max(phase.parts, key=lambda name: phase.parts[name], default="")
         if self.memory.resident_total > phase.peak:
@@ -56,14 +56,14 @@ class Plan:
         if self.memory.worst_phase in ("sampling", "scoring"):
             return "set a smaller --model.rows_per_forward"
         if largest == "activations" and not self.settings.gradient_checkpointing:
-            return "set --model.gradient_checkpointing true, or a smaller --model.micro_batch_size"
+            return "set --model.model.gradient_checkpointing true, or a smaller --model.micro_batch_size"
         return "set a smaller --model.micro_batch_size and accumulate more gradients"
 
     def _resident_remedy(self) -> str:
         if self.settings.adapter is None:
-            return "train an adapter (--model.adapter dmpo_lightning.LoRA), or shard over more GPUs with fsdp"
+            return "train an adapter (--model.model.adapter dmpo_lightning.LoRA), or shard over more GPUs with fsdp"
         if self.settings.quantization is None:
-            return "load the base in 4 bits (--model.quantization nf4), or shard over more GPUs with fsdp"
+            return "load the base in 4 bits (--model.model.quantization nf4), or shard over more GPUs with fsdp"
         return "shard over more GPUs, or take a larger one"
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,9 +94,23 @@ class Plan:
                 "gpu_memory_gb": self.gpu_memory_gb,
                 "fits": self.fits,
             },
-            "schedule": {name: value for name, value in vars(self.schedule).items() if name != "problems"},
+            "schedule": self._schedule(),
             "warnings": self.warnings(),
             "notes": list(self.settings.notes),
+        }
+
+    def _schedule(self) -> dict[str, float]:
+        """Counts of one rank; only the rollouts and prompts of an optimizer step are those of all ranks."""
+        schedule = self.settings.workload.schedule
+        return {
+            "rollouts_per_buffer": schedule.buffer_rollouts,
+            "prompts_per_buffer": schedule.prompts_per_buffer,
+            "sampling_forwards": self.forwards.sampling,
+            "scoring_forwards": self.forwards.scoring,
+            "training_forwards": self.forwards.training,
+            "optimizer_steps_per_buffer": schedule.optimizer_steps,
+            "step_rollouts": schedule.step_rollouts,
+            "step_prompts": schedule.step_prompts,
         }
 
     def to_text(self) -> str:
@@ -136,21 +150,22 @@ class Plan:
         return [*lines, f"{peak}   {verdict} {self.gpu_memory_gb:g} GiB{runtime}"]
 
     def _schedule_lines(self) -> list[str]:
-        schedule, work = self.schedule, self.settings.workload
+        work, forwards = self.settings.workload, self.forwards
+        schedule = work.schedule
         step = f"optimizer step: {schedule.step_rollouts} rollouts over all ranks"
-        if not work.sampler_steps:
+        if work.sampling is None:
             return ["", step.replace("rollouts", "rows")]
         buffer = (
-            f"buffer per rank: {_times(schedule.rollouts_per_buffer, 'rollout')} of "
-            f"{_times(schedule.prompts_per_buffer, 'prompt')}, {_times(work.num_iterations, 'iteration')}, "
-            f"{_times(schedule.optimizer_steps_per_buffer, 'optimizer step')}"
+            f"buffer per rank: {_times(schedule.buffer_rollouts, 'rollout')} of "
+            f"{_times(schedule.prompts_per_buffer, 'prompt')}, {_times(schedule.num_iterations, 'iteration')}, "
+            f"{_times(schedule.optimizer_steps, 'optimizer step')}"
         )
-        forwards = (
-            f"forwards per buffer: sampling {_forwards(schedule.sampling_forwards, work.sampling_rows)}, "
-            f"log_rnd {_forwards(schedule.scoring_forwards, work.scoring_rows * work.scoring_replicates)}, "
-            f"training {_forwards(schedule.training_forwards, work.micro_batch_size * work.replicates)} with backward"
+        called = (
+            f"forwards per buffer: sampling {_forwards(forwards.sampling, work.sampling_rows)}, "
+            f"log_rnd {_forwards(forwards.scoring, work.scoring_rows)}, "
+            f"training {_forwards(forwards.training, work.training_rows)} with backward"
         )
-        return ["", buffer, forwards, f"{step} = {schedule.step_prompts:g} prompts"]
+        return ["", buffer, called, f"{step} = {schedule.step_prompts:g} prompts"]
 
 
 def _in(unit: str, size: float) -> str:

@@ -7,16 +7,24 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sharding:
-    """Over how many ranks weights, gradients and optimizer states are divided; 1 keeps a copy on each."""
+    """Over how many ranks weights, gradients and optimizer states are divided; 1 keeps a copy on each.
+
+    Args:
+        name: of the strategy, for people.
+        weights: ranks that share one copy of the weights.
+        gradients: ranks that share one copy of the gradients.
+        optimizer: ranks that share one copy of the optimizer states.
+        bucketed: whether gradients are reduced through buckets, which are a second copy of them.
+        master_weights: whether half-precision weights have a float32 copy beside the optimizer states (DeepSpeed).
+        offloads_optimizer: whether the optimizer states lie in the memory of the machine.
+    """
 
     name: str
     weights: int = 1
     gradients: int = 1
     optimizer: int = 1
     bucketed: bool = False
-    """Gradients are reduced through buckets of the same size, a second copy."""
     master_weights: bool = False
-    """Half-precision weights have a float32 copy beside the optimizer states (DeepSpeed)."""
     offloads_optimizer: bool = False
 
     @property
@@ -26,7 +34,7 @@ class Sharding:
 
 
 def sharding_of(strategy: str | dict[str, Any], *, devices: int, nodes: int = 1) -> Sharding:
-    """The sharding rules of a Trainer's ``strategy``, a name or a class path with arguments.
+    """The sharding rules of a Trainer's ``strategy``, which is a name or a class path with arguments.
 
     Raises:
         ValueError: a strategy whose rules are not known.

@@ -1,8 +1,8 @@
 """Samplers unmask completions; see `Sampler` for the seam."""
 
-from dmpo_lightning.samplers.base import Sampler, Samples
+from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint
 from dmpo_lightning.samplers.confidence import ConfidenceSampler
 from dmpo_lightning.samplers.random_order import RandomOrderSampler
 from dmpo_lightning.samplers.wino import WinoSampler
 
-__all__ = ["ConfidenceSampler", "RandomOrderSampler", "Sampler", "Samples", "WinoSampler"]
+__all__ = ["ConfidenceSampler", "RandomOrderSampler", "Sampler", "Samples", "SamplingFootprint", "WinoSampler"]

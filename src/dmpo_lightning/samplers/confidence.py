@@ -12,7 +12,7 @@ from torch import Tensor
 from dmpo_lightning.functional.randomness import Purpose, fold_in, uniforms
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.samplers.base import Sampler, Samples, reveal_counts
+from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint, reveal_counts
 from dmpo_lightning.samplers.canvas import Canvas, Window
 from dmpo_lightning.samplers.draws import Draw, draw_tokens, most_likely, step_uniforms
 from dmpo_lightning.samplers.transfer import above_threshold, best, within_factor
@@ -101,6 +101,17 @@ class ConfidenceSampler(Sampler):
                 f"block_length {block}), got {self.denoising_steps}; each block takes the same number of steps."
             )
 
+    def footprint(self, completion_length: int) -> SamplingFootprint:
+        """A step asks for the logits of one block, and with guidance runs a second forward without the prompt."""
+        is_guided = self.guidance > 0
+        return SamplingFootprint(
+            forwards=self.num_steps(completion_length) * (2 if is_guided else 1),
+            places=self.block_length or completion_length,
+            temperature=self.temperature,
+            guided=is_guided,
+            keeps_cache=self.cache != "none",
+        )
+
     def validate_policy(self, policy: Policy) -> None:
         if self.cache != "none" and not policy.is_native:
             raise ValueError(
@@ -183,8 +194,8 @@ class Block:
             if not len(rows):  # other ranks go on, and forwards are run together
                 self._logits(*torch.zeros(2, 1, dtype=torch.long, device=masked.device))
                 continue
-            logits = self._logits(rows, self.start + offsets)
-            draw = self._draw(logits, self.start + offsets, step, rows)
+            # The logits get no name, which would keep them alive beside those of the next step.
+            draw = self._draw(self._logits(rows, self.start + offsets), self.start + offsets, step, rows)
             self._reveal_sure(draw.spread(masked), masked, step)
 
     def _all_places(self) -> Int[Tensor, "rows block"]:

@@ -1,12 +1,14 @@
 """Unmasking in a uniformly random order."""
 
+from dataclasses import replace
+
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dmpo_lightning.functional.masking import position_ranks
 from dmpo_lightning.functional.randomness import Purpose, fold_in, uniforms
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.samplers.base import Sampler, Samples, reveal_counts
+from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint, reveal_counts
 from dmpo_lightning.samplers.canvas import Canvas
 from dmpo_lightning.samplers.draws import draw_tokens, step_uniforms
 
@@ -20,6 +22,11 @@ class RandomOrderSampler(Sampler):
     """
 
     order_is_independent = True
+
+    def footprint(self, completion_length: int) -> SamplingFootprint:
+        """A step asks for logits only at the places that it reveals."""
+        most = max(reveal_counts(completion_length, self.num_steps(completion_length)))
+        return replace(super().footprint(completion_length), places=most)
 
     def sample(
         self,

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.samplers.base import Sampler, Samples
+from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint
 from dmpo_lightning.samplers.canvas import Canvas
 from dmpo_lightning.samplers.draws import draw_tokens, step_uniforms
 
@@ -58,6 +58,16 @@ class WinoSampler(Sampler):
                 f"{self.block_length}."
             )
 
+    def footprint(self, completion_length: int) -> SamplingFootprint:
+        """A step asks for the logits of one block, whose shadows stand in as many columns more."""
+        block = self.block_length or completion_length
+        return SamplingFootprint(
+            forwards=self.num_steps(completion_length),
+            places=block,
+            temperature=self.temperature,
+            extra_columns=block,
+        )
+
     def validate_policy(self, policy: Policy) -> None:
         if not policy.is_native or policy.lookback:
             raise ValueError(
@@ -106,6 +116,7 @@ class ShadowedBlock:
             draw = draw_tokens(logits, uniform, temperature=self.sampler.temperature)
             chosen = accepted(draw.confidence, masked, self.sampler.threshold)
             verified = self._probability_of_tokens(logits, block)
+            del logits  # else they would be alive beside those of the next step
             doubtful = taken_back(
                 verified, masked, chosen, revealed_before, threshold=self.sampler.verification_threshold
             )

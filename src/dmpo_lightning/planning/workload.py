@@ -1,0 +1,65 @@
+"""What one rank computes: its rollouts, their tokens, and the passes of the model over them."""
+
+from dataclasses import dataclass
+
+from dmpo_lightning.objectives import MaskedPass, ObjectiveFootprint
+from dmpo_lightning.samplers import SamplingFootprint
+from dmpo_lightning.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The rollouts of one rank and the passes over them.
+
+    Args:
+        prompt_length: tokens of the longest prompt; 0 where nothing says.
+        completion_length: tokens of a completion.
+        schedule: how the rollouts are cut. Without sampling (supervised fine-tuning) a buffer is one optimizer step.
+        objective: what the objective asks of the model.
+        sampling: what the sampler asks of the model; None where nothing is sampled.
+        rows_per_forward: rollouts of a forward without gradient; None takes all for sampling and a micro-batch for
+            scoring.
+    """
+
+    prompt_length: int
+    completion_length: int
+    schedule: Schedule
+    objective: ObjectiveFootprint
+    sampling: SamplingFootprint | None = None
+    rows_per_forward: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row, which are a prompt and a completion."""
+        return self.prompt_length + self.completion_length
+
+    @property
+    def training_rows(self) -> int:
+        """Rows of one forward with gradient: each rollout of a micro-batch under each of its maskings."""
+        return self.schedule.micro_batch_size * self.objective.training.maskings
+
+    @property
+    def training_positions(self) -> float:
+        """Positions whose log-probs one forward with gradient computes."""
+        return self.schedule.micro_batch_size * self.objective.training.positions
+
+    @property
+    def sampling_rows(self) -> int:
+        """Rows of one sampling forward."""
+        rollouts = self.schedule.buffer_rollouts
+        return min(self.rows_per_forward or rollouts, rollouts)
+
+    @property
+    def scored_rollouts(self) -> int:
+        """Rollouts of one scoring forward."""
+        return min(self.rows_per_forward or self.schedule.micro_batch_size, self.schedule.buffer_rollouts)
+
+    @property
+    def scoring_passes(self) -> tuple[MaskedPass, ...]:
+        """All passes without gradient, those of a buffer before those of an optimizer step."""
+        return self.objective.per_buffer + self.objective.per_step
+
+    @property
+    def scoring_rows(self) -> int:
+        """Rows of the largest scoring forward; 0 where no forward scores."""
+        return self.scored_rollouts * max((each.maskings for each in self.scoring_passes), default=0)

@@ -1,0 +1,81 @@
+"""The forwards that `plan` counts against those that training runs, buffer by buffer and phase by phase."""
+
+from collections import Counter
+from contextlib import contextmanager
+
+import pytest
+from dmpo_runs import loader, module, trainer
+
+from dmpo_lightning import WDCE, WDDO, ConfidenceSampler, ElboEstimator, RandomOrderSampler, TrajectoryEstimator
+from dmpo_lightning.planning import Forwards, Workload
+from dmpo_lightning.schedule import Schedule
+
+LENGTH, GROUP, PROMPTS = 8, 4, 3
+
+
+def run(options: dict, accumulation: int, buffer_steps: int, tmp_path) -> Counter:
+    """Forwards of the first buffer by phase: sampling, scoring, baseline, loss."""
+    counts, phases = Counter(), []
+    dmpo = module(completion_length=LENGTH, group_size=GROUP, **options)
+
+    @contextmanager
+    def phase(name):
+        phases.append(name)
+        yield
+        phases.pop()
+
+    dmpo.phase = phase
+    dmpo.policy.before_forward = lambda model: counts.update([phases[-1]])
+    limits = {"max_steps": buffer_steps, "limit_val_batches": 0, "accumulate_grad_batches": accumulation}
+    trainer(tmp_path, **limits).fit(dmpo, loader(batch_size=PROMPTS))
+    return counts
+
+
+def elbo(**options) -> WDCE:
+    return WDCE(reward_temperature=0.1, replicates=2, log_prob=ElboEstimator(samples=2), **options)
+
+
+TRAJECTORY = {"log_prob": TrajectoryEstimator(3), "reward_temperature": 0.1, "replicates": 2}
+CASES = {
+    "elbo": {},
+    "a few rollouts at a time": {"rows_per_forward": 5},
+    "guidance": {"sampler": ConfidenceSampler(denoising_steps=4, guidance=0.5)},
+    "policy baseline": {"objective": elbo(baseline="policy")},
+    "policy baseline, steps across groups": {"objective": elbo(baseline="policy"), "micro_batch_size": 3},
+    "no reference": {"objective": WDCE(reward_temperature=0.0, reward_scale=1.0, replicates=2)},
+    "trajectory": {"objective": WDCE(**TRAJECTORY), "sampler": RandomOrderSampler()},
+    "trajectory and policy baseline": {
+        "objective": WDCE(**TRAJECTORY, baseline="policy"),
+        "sampler": RandomOrderSampler(denoising_steps=4),
+    },
+    "WDDO": {"objective": WDDO(reward_temperature=0.1, replicates=4)},
+    "WDDO along a trajectory": {"objective": WDDO(**TRAJECTORY), "sampler": RandomOrderSampler()},
+}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("name", CASES)
+def test_as_many_forwards_are_planned_as_training_runs(name, accumulation, tmp_path):
+    options = {"objective": elbo(), "sampler": ConfidenceSampler(denoising_steps=4), "micro_batch_size": 6} | CASES[
+        name
+    ]
+    schedule = Schedule(
+        group_size=GROUP,
+        prompts_per_buffer=PROMPTS,
+        micro_batch_size=options["micro_batch_size"],
+        num_iterations=2,
+        accumulation=accumulation,
+    )
+    work = Workload(
+        prompt_length=4,
+        completion_length=LENGTH,
+        schedule=schedule,
+        objective=options["objective"].footprint(completion_length=LENGTH, sampler=options["sampler"]),
+        sampling=options["sampler"].footprint(LENGTH),
+        rows_per_forward=options.get("rows_per_forward"),
+    )
+    counts = run(options, accumulation, schedule.optimizer_steps, tmp_path)
+    measured = Forwards(
+        sampling=counts["sampling"], scoring=counts["scoring"] + counts["baseline"], training=counts["loss"]
+    )
+    assert Forwards.of(work) == measured
