@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from dmpo_lightning.data.mixture import MixtureDataModule
 from dmpo_lightning.evaluation.metrics import EvaluationResult
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.samplers import Sampler
+from dmpo_lightning.tasks.base import FACTS, Task
 
 NOTHING = (math.nan, math.nan)
 """Mean and error of a task of which no example was evaluated."""
@@ -47,10 +48,14 @@ class EvaluationReport(Callback):
 
 def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, Any]:
     """What the numbers depend on, ready for JSON; None where data or reward do not say."""
-    of_task = _of_tasks(getattr(trainer, "datamodule", None))
+    of_task = task_facts(getattr(trainer, "datamodule", None))
+    if module.has_own_reward:
+        of_task["rewards"] = module.reward.name
+    if module.reward.verify is None:
+        of_task["verifier"] = None
     samplers, lengths = module.validation_samplers, module.evaluation_lengths
     return {
-        "task": of_task(lambda task: type(task).__name__),
+        "task": of_task.pop("task"),
         "split": "test" if trainer.state.fn == TrainerFn.TESTING else "validation",
         "length": list(lengths),
         "steps": {name: [sampler.num_steps(length) for length in lengths] for name, sampler in samplers.items()},
@@ -59,15 +64,7 @@ def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, An
         "temperature": {name: sampler.temperature for name, sampler in samplers.items()},
         "dtype": sorted({str(weight.dtype).removeprefix("torch.") for weight in module.policy.model.parameters()}),
         "precision": str(trainer.precision),
-        "prompt style": of_task(lambda task: getattr(task, "prompt_style", None)),
-        "system prompt": of_task(lambda task: getattr(task, "system_prompt", None)),
-        "instruction": of_task(lambda task: getattr(task, "instruction", None)),
-        "few-shot examples": of_task(lambda task: len(getattr(task, "few_shot", ()))),
-        "prefill": of_task(lambda task: getattr(task, "prefill", None) or None),
-        "rewards": module.reward.name
-        if module.has_own_reward
-        else of_task(lambda task: getattr(task, "rewards", None)),
-        "verifier": None if module.reward.verify is None else of_task(_verifier),
+        **of_task,
         "n": module.results[0].prompts if module.results else 0,
         "completions per prompt": module.completions_per_prompt,
         "seed": module.seed,
@@ -79,18 +76,19 @@ def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, An
     }
 
 
-def _of_tasks(datamodule: Any) -> Callable[[Callable[[Any], Any]], Any]:
-    """Reads a fact of the task of a datamodule; of each by its name in a mixture, None where there is none."""
-    mixed = getattr(datamodule, "datamodules", None)
-    if mixed is not None:
-        return lambda fact: {name: fact(each.task) for name, each in mixed.items()}
+def task_facts(datamodule: Any) -> dict[str, Any]:
+    """What the task of a datamodule states about itself, or each task of a mixture by its name.
+
+    The facts of data without a task are all None.
+    """
+    if isinstance(datamodule, MixtureDataModule):
+        each = {name: part.task.facts() for name, part in datamodule.datamodules.items()}
+        return {
+            fact: {name: facts.get(fact) for name, facts in each.items()}
+            for fact in dict.fromkeys(fact for facts in each.values() for fact in facts)
+        }
     task = getattr(datamodule, "task", None)
-    return lambda fact: None if task is None else fact(task)
-
-
-def _verifier(task: Any) -> str | None:
-    verifier = getattr(task, "verifier", None)
-    return f"{verifier} with algebra" if getattr(task, "algebra", False) else verifier
+    return task.facts() if isinstance(task, Task) else dict.fromkeys(FACTS)
 
 
 def _described(sampler: Sampler) -> str:

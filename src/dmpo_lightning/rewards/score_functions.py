@@ -66,12 +66,13 @@ def named_numbers(value: Any) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class OneScore:
-    """A score function whose values are named numbers."""
+    """A score function whose values are named numbers, and the same function without what an answer check gives."""
 
     score: ScoreFunction
+    unchecked_score: ScoreFunction
 
-    def __call__(self, example: Example, completion: str) -> dict[str, float]:
-        return named_numbers(self.score(example, completion))
+    def __call__(self, example: Example, completion: str, with_check: bool = True) -> dict[str, float]:
+        return named_numbers((self.score if with_check else self.unchecked_score)(example, completion))
 
 
 @dataclass(frozen=True)

@@ -57,18 +57,31 @@ class Countdown(Benchmark):
     def task_text(self, example: Example) -> str:
         return _QUESTIONS[self.prompt_style].format(numbers=list(example["numbers"]), target=example["target"])
 
-    def training_components(self, example: Example, completion: str) -> dict[str, float]:
-        if self.rewards == "verified":
-            right = verified_verdict(example, completion).correct
-            return {"format": 0.1 * has_layout(completion), "correctness": float(right)}
+    def published_components(self, example: Example, completion: str) -> dict[str, float]:
         block = last_block(completion)
         if block is None:
             return {"equation": 0.0}
         return {"equation": 1.0 if published_hit(example, block.strip()) else 0.1}
 
-    def verdict(self, example: Example, completion: str) -> Verdict:
-        check = published_verdict if self.verifier == "published" else verified_verdict
-        return check(example, completion)
+    def verified_components(self, completion: str, verdict: Verdict) -> dict[str, float]:
+        return {"format": 0.1 * has_layout(completion), "correctness": float(verdict.correct)}
+
+    def published_check(self, example: Example, completion: str) -> Verdict:
+        """As d1 evaluates: the last box, a text without boxes as a whole, else the first answer tag."""
+        answer = unbox(last_boxed(completion))
+        if answer is None:
+            block = first_block(completion)
+            answer = completion if block is None else block
+        answer = published_expression(answer)
+        return Verdict(answer, published_hit(example, answer))
+
+    def verified_check(self, example: Example, completion: str) -> Verdict:
+        """Exact: the given numbers once each, ``+ - * /`` and parentheses, equal to the target.
+
+        An equation counts by its left side, if what it claims is the target.
+        """
+        answer = final_answer(completion)
+        return Verdict(answer[:MAX_TEXT] or None, len(answer) <= MAX_TEXT and _is_solution(example, answer))
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Example:
@@ -107,16 +120,6 @@ def published_hit(example: Example, expression: str) -> bool:
         return False
 
 
-def published_verdict(example: Example, completion: str) -> Verdict:
-    """As d1 evaluates: the last box, a text without boxes as a whole, else the first answer tag."""
-    answer = unbox(last_boxed(completion))
-    if answer is None:
-        block = first_block(completion)
-        answer = completion if block is None else block
-    answer = published_expression(answer)
-    return Verdict(answer, published_hit(example, answer))
-
-
 def published_expression(answer: str) -> str:
     """The left side of the first equation, else the whole answer; LaTeX operators as symbols."""
     for latex, symbol in _PUBLISHED_OPERATORS.items():
@@ -126,15 +129,6 @@ def published_expression(answer: str) -> str:
         return answer
     before = answer[: equation.start() + 1]
     return before[len(before.rstrip(_SYMBOLS)) :].strip()
-
-
-def verified_verdict(example: Example, completion: str) -> Verdict:
-    """Exact: the given numbers once each, ``+ - * /`` and parentheses, equal to the target.
-
-    An equation counts by its left side, if what it claims is the target.
-    """
-    answer = final_answer(completion)
-    return Verdict(answer[:MAX_TEXT] or None, len(answer) <= MAX_TEXT and _is_solution(example, answer))
 
 
 def _is_solution(example: Example, answer: str) -> bool:

@@ -47,10 +47,7 @@ class GSM8K(Benchmark):
     def task_text(self, example: Example) -> str:
         return str(example["question"])
 
-    def training_components(self, example: Example, completion: str) -> dict[str, float]:
-        if self.rewards == "verified":
-            right = verified_verdict(example, completion).correct
-            return {"format": 0.5 * has_layout(completion), "correctness": 2.0 * right}
+    def published_components(self, example: Example, completion: str) -> dict[str, float]:
         answer = tag_text(completion)
         return {
             "tags": published_tag_counts(completion),
@@ -60,9 +57,19 @@ class GSM8K(Benchmark):
             "correctness": 2.0 * (answer == example["answer"]),
         }
 
-    def verdict(self, example: Example, completion: str) -> Verdict:
-        check = published_verdict if self.verifier == "published" else verified_verdict
-        return check(example, completion)
+    def verified_components(self, completion: str, verdict: Verdict) -> dict[str, float]:
+        return {"format": 0.5 * has_layout(completion), "correctness": 2.0 * verdict.correct}
+
+    def published_check(self, example: Example, completion: str) -> Verdict:
+        """As d1 evaluates. A gold answer that is no float is never met."""
+        answer, gold = published_answer(completion), _as_float(example["answer"] or "")
+        return Verdict(answer, answer is not None and answer == gold)
+
+    def verified_check(self, example: Example, completion: str) -> Verdict:
+        """Exact equality of the one number in the answer with the gold number."""
+        text = final_answer(completion)
+        answer, gold = one_number(text), one_number(example["answer"] or "")
+        return Verdict(text[:200] or None, answer is not None and answer == gold, canonical=answer)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Example:
@@ -75,12 +82,6 @@ class GSM8K(Benchmark):
     def from_saved(cls, record: Mapping[str, Any]) -> Example:
         gold = record["ground_truth"]
         return {"question": record["question"], "answer": None if gold is None else str(gold)}
-
-
-def published_verdict(example: Example, completion: str) -> Verdict:
-    """As d1 evaluates; a gold answer that is no float is never met."""
-    answer, gold = published_answer(completion), _as_float(example["answer"] or "")
-    return Verdict(answer, answer is not None and answer == gold)
 
 
 def published_answer(completion: str) -> float | None:
@@ -115,10 +116,3 @@ def _as_float(text: str) -> float | None:
         return float(text) if _FLOAT.fullmatch(text.strip()) else None
     except ValueError:
         return None
-
-
-def verified_verdict(example: Example, completion: str) -> Verdict:
-    """Exact equality of the one number in the answer with the gold number."""
-    text = final_answer(completion)
-    answer, gold = one_number(text), one_number(example["answer"] or "")
-    return Verdict(text[:200] or None, answer is not None and answer == gold, canonical=answer)

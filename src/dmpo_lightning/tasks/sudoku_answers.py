@@ -3,8 +3,8 @@
 import re
 
 from dmpo_lightning.tasks.answers import final_answer
+from dmpo_lightning.tasks.latin_squares import CELLS
 
-CELLS = 16
 _ENDS = ("<|eot_id|>", "<|endoftext|>")
 _FIRST_CELLS = re.compile(rf"(?:\s*\S){{0,{CELLS}}}")
 _WORD_OF_DIGITS = re.compile(rf"(?<!\w)\d{{{CELLS}}}(?!\w)")
