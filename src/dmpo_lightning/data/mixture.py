@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule
 
-from dmpo_lightning.data.benchmarks import TaskDataModule
 from dmpo_lightning.data.prompts import PromptLoader
+from dmpo_lightning.data.task_module import TaskDataModule
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.rewards.mixture import MixtureReward
 from dmpo_lightning.tasks.base import Example, Split
@@ -119,14 +119,14 @@ class MixturePromptLoader(PromptLoader):
         self._gather()
 
     def _tokenized(self) -> list[list[int]]:
-        return [ids for loader in self.loaders.values() for ids in loader._ids]
+        return [ids for loader in self.loaders.values() for ids in loader.token_ids]
 
     def _gather(self) -> None:
         """What the loaders kept, as prompt ids of the mixture."""
         starts = accumulate((len(loader.dataset) for loader in self.loaders.values()), initial=0)
         kept = zip(self.loaders.items(), starts, strict=False)
-        self._by_task = {name: [start + index for index in loader._kept] for (name, loader), start in kept}
-        self._kept = [index for indices in self._by_task.values() for index in indices]
+        self._by_task = {name: [start + index for index in loader.kept] for (name, loader), start in kept}
+        self.kept = [index for indices in self._by_task.values() for index in indices]
         self.dropped = sum(loader.dropped for loader in self.loaders.values())
 
     def _order(self) -> list[int]:
@@ -147,7 +147,7 @@ class MixturePromptLoader(PromptLoader):
 
     def _prompts_per_epoch(self) -> dict[str, int]:
         """Whole numbers in the proportion of the weights that add up to all prompts, by largest remainders."""
-        total = len(self._kept)
+        total = len(self.kept)
         sizes = {name: len(indices) for name, indices in self._by_task.items()}
         weights = sizes if self.weights is None else self.weights
         exact = {name: total * weights[name] / sum(weights.values()) for name in sizes}

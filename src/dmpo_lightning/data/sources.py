@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from dmpo_lightning.tasks.base import check_choice
 
 OnBadRow = Literal["error", "skip"]
 Row = Mapping[str, Any]
@@ -44,8 +46,7 @@ def load_file(
     Raises:
         ValueError: no such file, another format, an empty file, a bad row, or none but bad rows.
     """
-    if on_bad_row not in ("error", "skip"):
-        raise ValueError(f"`on_bad_row` must be error or skip, got {on_bad_row!r}.")
+    check_choice("on_bad_row", on_bad_row, get_args(OnBadRow))
     if not path.is_file():
         raise ValueError(f"No data file {path}; give `path` a file or folder that exists, or leave it out for the hub.")
     if path.suffix not in SUFFIXES:
@@ -64,6 +65,7 @@ def load_hub(
     on_bad_row: OnBadRow = "error",
 ) -> Loaded:
     """A split of a dataset on the hub, cached by ``datasets``; arguments and errors as of `load_file`."""
+    check_choice("on_bad_row", on_bad_row, get_args(OnBadRow))
     import datasets
 
     try:
@@ -193,8 +195,7 @@ class HeldOutSplits(Mapping[str, list[dict[str, Any]]]):
             raise ValueError(
                 "The data has no test split; give `path` a folder with a file test.jsonl, .csv or .parquet."
             )
-        found = own if own is not None else self._made_of_training()[split]
-        return self._subset(found, split)
+        return self._subset(self._made_of_training()[split] if own is None else own, split)
 
     def _source(self, split: str) -> list[dict[str, Any]] | None:
         if split not in self._sources:
@@ -269,6 +270,7 @@ def local_loader(
     Raises:
         ValueError: neither a file nor a folder with such files.
     """
+    check_choice("on_bad_row", on_bad_row, get_args(OnBadRow))
     if path.is_dir():
         files = {split: find_file(path, split) for split in ("train", "validation", "test")}
         if not any(files.values()):
