@@ -205,6 +205,32 @@ def test_the_answer_check_is_that_of_the_task_and_there_is_none_unless_all_have_
     assert verify(puzzle, f"<answer>{puzzle['solution']}</answer>") == Verdict(puzzle["solution"], True, Share(12, 12))
 
 
+def test_the_scores_of_each_task_are_handed_on_under_its_own_names():
+    scores = mixture().reward(mixed_examples(), TEXTS)
+    assert {task: part.rows for task, part in scores.parts.items()} == {"sudoku": [0], "echo": [1, 2]}
+    echoed = scores.parts["echo"].scores
+    assert set(echoed.components) == {"right"}
+    assert echoed.total.tolist() == scores.total[1:].tolist()
+    assert echoed.accuracy == "right"
+
+
+def test_a_task_may_call_a_component_accuracy():
+    """Names are not parsed, so a component may have any."""
+
+    class Named(Echo):
+        accuracy = "accuracy"
+
+        def score(self, example, completion):
+            return {"accuracy": super().score(example, completion)["right"], "a/b": 2.0}
+
+    reward = mixture({"named": TaskDataModule(Named()), "echo": echo()}).reward
+    examples = [{"task": "named", "word": "11"}, {"task": "echo", "word": "11"}]
+    values = batch_values(reward(examples, [["11", "2"], ["2", "11"]]), {})
+    assert values.scores["named/accuracy"].nan_to_num(-1).tolist() == [[1, 0], [-1, -1]]
+    assert values.scores["named/a/b"].nan_to_num(-1).tolist() == [[2, 2], [-1, -1]]
+    assert values.scores["accuracy"].tolist() == [[1, 0], [0, 1]]
+
+
 def test_values_of_a_batch_are_those_of_each_task_and_of_all():
     rewards = {"gsm8k": Reward.of_task(GSM8K()), "sudoku": Reward.of_task(Sudoku(verifier="published"))}
     reward = MixtureReward(rewards)

@@ -266,6 +266,11 @@ def test_dropping_every_prompt_is_an_error():
         loader(max_prompt_length=5, on_long_prompt="drop")
 
 
+def test_a_misspelt_way_with_long_prompts_is_an_error_at_construction():
+    with pytest.raises(ValueError, match="`on_long_prompt` must be one of error, drop, got 'dropp'"):
+        loader(on_long_prompt="dropp")
+
+
 def test_an_empty_dataset_is_an_error():
     with pytest.raises(ValueError, match="`dataset` is empty"):
         loader(0)
