@@ -22,7 +22,8 @@ NOTHING = (math.nan, math.nan)
 class EvaluationReport(Callback):
     """Prints a table at the end of ``validate`` and ``test`` and writes ``evaluation.json`` into the run directory.
 
-    Both state what was evaluated and how. The command line adds it by itself; validation while fitting prints nothing.
+    Both state what was evaluated and how, without which accuracies cannot be compared. The command line adds this
+    callback by itself. Validation while fitting prints nothing.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,7 +48,7 @@ class EvaluationReport(Callback):
 
 
 def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, Any]:
-    """What the numbers depend on, ready for JSON; None where data or reward do not say."""
+    """What the numbers depend on, ready for JSON. A fact is None where data or reward do not say."""
     of_task = task_facts(getattr(trainer, "datamodule", None))
     if module.has_own_reward:
         of_task["rewards"] = module.reward.name
@@ -100,7 +101,7 @@ def _described(sampler: Sampler) -> str:
 
 
 def table(task: str | dict[str, str] | None, results: list[EvaluationResult]) -> list[str]:
-    """One line per sampler and length, below a line of headings; of a mixture also one per task."""
+    """One line per sampler and length, below a line of headings. A mixture has one per task too."""
     votes = [name for name in results[0].means if name.startswith("pass@") or name == "majority"] if results else []
     lines = {"all": "", **{name: f"{name}/" for name in task}} if isinstance(task, dict) else {str(task): ""}
     measures = {"effective_length": "effective length", "truncated": "truncated"}
@@ -108,10 +109,10 @@ def table(task: str | dict[str, str] | None, results: list[EvaluationResult]) ->
     rows = [headings]
     for result, (name, prefix) in product(results, lines.items()):
         accuracy, error = result.means.get(f"{prefix}accuracy", NOTHING)
-        cells = [f"{name}/{result.sampler}", str(result.length), f"{accuracy:.4f} +- {error:.4f}"]
-        cells += [f"{result.means.get(prefix + vote, NOTHING)[0]:.4f}" for vote in votes]
+        row = [f"{name}/{result.sampler}", str(result.length), f"{accuracy:.4f} +- {error:.4f}"]
+        row += [f"{result.means.get(prefix + vote, NOTHING)[0]:.4f}" for vote in votes]
         length, truncated = (result.means.get(prefix + measure, NOTHING)[0] for measure in measures)
-        rows.append([*cells, f"{length:.1f}", f"{truncated:.4f}", "" if prefix else f"{result.tokens_per_second:.0f}"])
+        rows.append([*row, f"{length:.1f}", f"{truncated:.4f}", "" if prefix else f"{result.tokens_per_second:.0f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
 

@@ -16,7 +16,7 @@ TASKS: dict[str, type[Task]] = {"gsm8k": GSM8K, "math500": Math500, "countdown":
 
 
 def run(arguments: Sequence[str]) -> None:
-    """The command; raises ValueError for what a user can mend."""
+    """Runs the command. Raises ValueError for what a user can mend."""
     options = _parser().parse_args(arguments)
     task = make_task(options.task, options.verifier, algebra=options.algebra)
     summary = {"task": options.task, "rewards": options.verifier} | score_file(

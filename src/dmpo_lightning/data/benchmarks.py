@@ -18,24 +18,25 @@ SplitLoader = Callable[[str], Loaded | None]
 
 
 class BenchmarkDataModule(TaskDataModule):
-    """A `Benchmark` on local files or the hub; not used by itself.
+    """A `Benchmark` on local files or the hub. It is the base of those below and not used by itself.
+
+    A validation split that is missing is held out of train: 256 examples unless ``sizes`` says otherwise. Examples of
+    train that come in a held-out split are dropped and counted in ``splits.report``.
 
     Args:
         path: a folder of ``train``, ``validation`` and ``test`` files (.jsonl, .csv or .parquet), or one file, which is
-            the split that its name says, else train; None loads from the hub. A validation split that is missing is
-            held out of train (256 examples unless ``sizes`` says otherwise). Examples of train that come in a held-out
-            split are dropped and counted in ``splits.report``.
+            the split that its name says, else train. None loads from the hub.
         revision: of the dataset on the hub.
         sizes: most examples of a split, drawn by the seed.
         seed: of what is held out and of those draws.
         on_bad_row: ``error``, or ``skip`` and count.
         rewards: which score components the reward has, ``published`` or ``verified``.
         verifier: which answer check gives the accuracy.
-        prompt_style: ``train`` or ``eval``, as published; one for training and evaluation.
-        system_prompt: a system turn before the user's; None sends none, as published.
-        instruction: replaces the style's text before the task text; an empty one leaves it out.
+        prompt_style: ``train`` or ``eval``, as published. Training and evaluation have the same.
+        system_prompt: a system turn before the user's. None sends none, as published.
+        instruction: replaces the style's text before the task text. An empty one leaves it out.
         few_shot: solved examples shown first, each ``{"example": ..., "completion": ...}``.
-        prefill: what the assistant's turn starts with; None is the style's own.
+        prefill: what the assistant's turn starts with. None is the style's own.
         options: of `TaskDataModule`.
 
     Raises:
@@ -121,8 +122,9 @@ class GSM8KDataModule(BenchmarkDataModule):
 
 
 class Math500DataModule(BenchmarkDataModule):
-    """`Math500`: trains on the train split of MATH, tests on MATH-500; files of ``problem`` and ``answer`` or
-    ``solution``. A ``revision`` applies to both datasets.
+    """`Math500`: trains on the train split of MATH and tests on MATH-500.
+
+    Files hold ``problem`` and ``answer`` or ``solution``. A ``revision`` applies to both datasets.
 
     Args:
         algebra: whether the answer check ``verified`` may compare by algebra, see `Math500`.
@@ -147,13 +149,13 @@ class CountdownDataModule(BenchmarkDataModule):
     """`Countdown` from the hub (Jiayi-Pan/Countdown-Tasks-3to4), from files, or generated.
 
     Args:
-        source: ``data`` takes every split from ``path`` or the hub; ``generated`` makes train, validation and, unless
-            ``path`` has it, test: solvable, seeded, none of them in a held-out split (4096, 256 and 256 puzzles unless
-            ``sizes`` says otherwise).
+        source: ``data`` takes every split from ``path`` or the hub. ``generated`` makes train, validation and, unless
+            ``path`` has it, test. Generated puzzles are solvable and seeded, and none of a held-out split is in train.
+            There are 4096, 256 and 256 unless ``sizes`` says otherwise.
         count: least and most numbers of a puzzle. Of ``data``, rows with more or fewer are left out and counted in
-            ``splits.report``; published are three.
+            ``splits.report``. The published puzzles have three.
         largest: number and target of a generated puzzle.
-        options: of `BenchmarkDataModule`; ``seed`` is that of the generated puzzles too.
+        options: of `BenchmarkDataModule`. ``seed`` is that of the generated puzzles too.
     """
 
     benchmark = Countdown
@@ -220,19 +222,19 @@ class CountdownDataModule(BenchmarkDataModule):
 class SudokuDataModule(BenchmarkDataModule):
     """4x4 `Sudoku`, generated and split by solution, or from files of ``Puzzle`` and ``Solution``.
 
-    No grid of a held-out split is the solution of a training puzzle; such puzzles of a file are dropped and counted in
+    No grid of a held-out split is the solution of a training puzzle. Such puzzles of a file are dropped and counted in
     ``splits.report``.
 
     Args:
         blanks: least and most blank cells of a generated puzzle.
-        split_by: ``puzzle`` drops only the puzzles that are held out themselves, as published; solutions of a file then
+        split_by: ``puzzle`` drops only the puzzles that are held out themselves, as published. Solutions of a file then
             leak.
-        prompt_template: the user's turn instead of that of the style; ``{puzzle}`` is replaced by 16 digits, 0 for a
+        prompt_template: the user's turn instead of that of the style. ``{puzzle}`` is replaced by 16 digits, 0 for a
             blank.
         rewards: ``published`` or ``verified`` reading of the answer.
-        verifier: an answer check to report beside the components of the reward; None reports ``solved``.
-        options: of `BenchmarkDataModule`; without a ``path`` puzzles are generated, ``sizes`` of each split (4096, 512
-            and 1024 unless it says otherwise).
+        verifier: an answer check to report beside the components of the reward. None reports ``solved``.
+        options: of `BenchmarkDataModule`. Without a ``path`` puzzles are generated, ``sizes`` of each split: 4096, 512
+            and 1024 unless it says otherwise.
     """
 
     benchmark = Sudoku

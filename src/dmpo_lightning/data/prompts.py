@@ -59,7 +59,7 @@ def pad_left(
 
 
 class PromptLoader:
-    """Batches of prompts for `DMPO`; the only kind of training loader that it takes.
+    """Batches of prompts for `DMPO`, which takes no other kind of training loader.
 
     In training each batch comes as many times as the rollouts made of it are used. `DMPO` sets that number. Nothing is
     skipped therefore, and an epoch has a length. Groups never cross ranks: each rank takes its own prompts, and the
@@ -161,8 +161,9 @@ class PromptLoader:
         return -(-len(self.kept) // self._prompts_per_batch) * self.repeats
 
     def __iter__(self) -> Iterator[PromptBatch]:
-        """One epoch; after `load_state_dict` the rest of the interrupted one."""
+        """One epoch, or after `load_state_dict` the rest of the interrupted one."""
         start, self._resume_at = self._resume_at, 0
+        # A checkpoint of the end of an epoch has nothing left to hand out. What follows is the next one.
         if not 0 < start < self._epoch_length:
             start, self._epoch = 0, self._epoch + 1
         order = self._order()
@@ -210,6 +211,7 @@ class PromptLoader:
         first = (number * world_size + rank) * self.batch_size
         places = range(first, first + self.batch_size)
         rows = [order[place % len(order)] for place in places]
+        # In training a last batch that wraps around holds real prompts, since their rollouts are trained on.
         filler = [not self.is_training and place >= len(order) for place in places]
         prompt_ids, prompt_mask = pad_left([self.token_ids[row] for row in rows], self.tokenizer.pad_token_id or 0)
         return PromptBatch(

@@ -38,8 +38,8 @@ def load_file(
     """Every row of a JSONL, CSV or parquet file through ``parse``, in the file's order.
 
     Args:
-        path: of the file; its suffix says the format.
-        parse: an example from a row; its ValueError, LookupError, TypeError or OverflowError marks the row as bad.
+        path: of the file. Its suffix says the format.
+        parse: makes an example of a row. Its ValueError, LookupError, TypeError or OverflowError marks the row as bad.
         columns: that every row must have.
         on_bad_row: ``error`` stops at the first bad row, ``skip`` leaves bad rows out and counts them.
 
@@ -64,7 +64,7 @@ def load_hub(
     columns: Sequence[str] = (),
     on_bad_row: OnBadRow = "error",
 ) -> Loaded:
-    """A split of a dataset on the hub, cached by ``datasets``; arguments and errors as of `load_file`."""
+    """A split of a dataset on the hub, cached by ``datasets``. Arguments and errors are those of `load_file`."""
     check_choice("on_bad_row", on_bad_row, get_args(OnBadRow))
     import datasets
 
@@ -112,7 +112,7 @@ def _parse_all(
 
 
 def _numbered_rows(path: Path) -> Iterator[tuple[int, "Row | str"]]:
-    """Rows with their line numbers (row numbers of a parquet file); a text in place of a row says what is wrong."""
+    """Rows with their numbers, of lines or in a parquet file of rows. A text in place of a row says what is wrong."""
     if path.suffix == ".parquet":
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
@@ -152,13 +152,15 @@ def _json_row(line: str) -> "Row | str":
 
 
 class HeldOutSplits(Mapping[str, list[dict[str, Any]]]):
-    """Train, validation and test without a common key, loaded when first asked for; what was left out is in `report`.
+    """Train, validation and test without a common key.
+
+    Splits are loaded when first asked for. ``report`` counts what was left out of each.
 
     Args:
         load: the examples of a split, or None where the source has no such split.
-        key: of an example; no key of a held-out split appears in training.
-        sizes: most examples of a split, drawn by the seed and kept in their order; of a split that the source does not
-            have, the number that is held out of training.
+        key: of an example. No key of a held-out split appears in training.
+        sizes: most examples of a split, drawn by the seed and kept in their order. For a split that the source does not
+            have, it is the number that is held out of training.
         seed: of those draws.
         hold_out_test: whether a missing test split is held out of training too.
 
@@ -227,6 +229,7 @@ class HeldOutSplits(Mapping[str, list[dict[str, Any]]]):
         return self._training
 
     def _hold_out(self, pool: list[dict[str, Any]], split: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        # Whole keys are held out, so that no problem of the held-out split is also in training in another form.
         keys = list(dict.fromkeys(map(self.key, pool)))
         random.Random(f"{self.seed}-{split}").shuffle(keys)
         by_key = Counter(map(self.key, pool))
@@ -254,7 +257,7 @@ class HeldOutSplits(Mapping[str, list[dict[str, Any]]]):
 
 
 def check_sizes(sizes: Mapping[str, int] | None) -> dict[str, int]:
-    """The sizes as a dictionary; raises ValueError for an unknown split or a count below 1."""
+    """The sizes as a dictionary. Raises ValueError for an unknown split or a count below 1."""
     for split, size in (sizes or {}).items():
         if split not in ("train", "validation", "test") or size < 1:
             raise ValueError(f"`sizes` must map train, validation or test to a positive count, got {split}: {size}.")
@@ -264,8 +267,9 @@ def check_sizes(sizes: Mapping[str, int] | None) -> dict[str, int]:
 def local_loader(
     path: Path, parse: Callable[[Row], Row], *, columns: Sequence[str], on_bad_row: OnBadRow
 ) -> Callable[[str], Loaded | None]:
-    """Splits of a folder of ``train``, ``validation`` and ``test`` files; or of one file, which is the split that its
-    name says, else train.
+    """Loads the splits of a folder of ``train``, ``validation`` and ``test`` files, or of one file.
+
+    One file is the split that its name says, else train.
 
     Raises:
         ValueError: neither a file nor a folder with such files.

@@ -29,7 +29,7 @@ class EvaluatedBatch:
     prompt_index: list[int]
     examples: list[Any]
     completions: list[list[str]]
-    """As the answer check read them, with special tokens; without them where the reward has no answer check."""
+    """As the answer check read them, with special tokens, or without them where the reward has no answer check."""
     verdicts: list[list[Verdict]] | None
     values: BatchValues
     tokens: int
@@ -37,7 +37,7 @@ class EvaluatedBatch:
     """Wall time of sampling."""
 
     def records(self, sampler: str) -> list[dict[str, Any]]:
-        """One dictionary per completion, ready for JSON; scores that do not apply are left out."""
+        """One dictionary per completion, ready for JSON. Scores that do not apply are left out."""
         return [
             {
                 "index": index,

@@ -1,4 +1,4 @@
-"""What is averaged of a batch of completions: scores, measures, votes; of all prompts and of each task of a mixture."""
+"""What is averaged of a batch of completions: scores, measures and votes, of all prompts and of each task."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ Measures = Mapping[str, Float[Tensor, "prompts completions"]]
 
 @dataclass(frozen=True)
 class BatchValues:
-    """Values by name; NaN where one does not apply to a prompt."""
+    """Values by name. NaN is a value that does not apply to a prompt."""
 
     correct: Bool[Tensor, "prompts completions"]
-    """By the answer check; without one, whether the accuracy is 1."""
+    """By the answer check, or without one, whether the accuracy is 1."""
     scores: dict[str, Float[Tensor, "prompts completions"]]
     """Reward, its components, accuracy."""
     measures: dict[str, Float[Tensor, "prompts completions"]]
     """Of each completion, whatever the reward."""
     votes: dict[str, Float[Tensor, "prompts 1"]]
-    """pass@j and majority, of each prompt; nothing for a single completion."""
+    """pass@j and majority, of each prompt. A single completion has none."""
     weights: dict[str, Float[Tensor, " prompts"]]
     """Of prompts in the mean of a value, where they do not count alike."""
 
@@ -36,7 +36,7 @@ class BatchValues:
 
 
 def batch_values(scores: Scores, measures: Measures) -> BatchValues:
-    """The values of a batch; in a mixture those of each task too, named ``task/value``."""
+    """The values of a batch. A mixture has those of each task too, named ``task/value``."""
     if not scores.parts:
         return _task_values(scores, measures)
     rows = {task: part.rows for task, part in scores.parts.items()}
@@ -65,7 +65,7 @@ def batch_values(scores: Scores, measures: Measures) -> BatchValues:
 
 
 def _task_values(scores: Scores, measures: Measures) -> BatchValues:
-    values = {"reward": scores.total, **scores.components}
+    values = {"reward": scores.total, **scores.components}  # a function that returns a number is a component `reward`
     if "accuracy" not in values and scores.accuracy in values:
         values["accuracy"] = values[scores.accuracy]
     elif "accuracy" not in values and scores.components:

@@ -18,7 +18,7 @@ from dmpo_lightning.workers import WorkerPool
 logger = logging.getLogger(__name__)
 
 LOGGED_IN_FULL = 3
-"""Failures of one call whose cause is logged; of the others only the number is."""
+"""Failures of one call whose cause is logged. Of the others only the number is."""
 
 AnswerCheck = Callable[[Example, str], Verdict]
 Outcome = dict[str, float] | Exception
@@ -41,7 +41,7 @@ class Reward:
         failure_score: of a failed completion, in every component that the others have.
         batched: whether ``score`` takes equally long lists of examples and completions instead, and returns one result
             for each. If it raises, all of them fail.
-        workers: processes that score; 0 scores in this one. ``score`` must then be picklable.
+        workers: processes that score, for which ``score`` must be picklable. 0 scores in this one.
         time_limit: seconds for one call of ``score``, in workers only. A call that takes longer is killed.
         verify: the answer check of an evaluation, which reads completions with their special tokens. None has the score
             alone decide.
@@ -52,7 +52,7 @@ class Reward:
 
     Raises:
         ValueError: a time limit without workers, several workers for batched scoring, a score function that cannot be
-            pickled; weights for a component that the score function does not return (at the first call).
+            pickled. At the first call: weights for a component that the score function does not return.
     """
 
     def __init__(
@@ -193,12 +193,12 @@ class Reward:
         return checked
 
     def close(self) -> None:
-        """Ends the worker processes, which otherwise end with the interpreter; the next call starts new ones."""
+        """Ends the worker processes, which otherwise end with the interpreter. The next call starts new ones."""
         if self._pool is not None:
             self._pool.close()
 
     def _outcomes(self, rows: list[tuple[Example, str]], *, with_check: bool) -> list[Outcome]:
-        """The components or the exception of each completion, found here or by the workers."""
+        """The components of each completion or what was raised, here or in the workers."""
         every = [example for example, _ in rows], [text for _, text in rows]
         calls: list[tuple[Any, ...]] = [every] if self.batched else [(*row, with_check) for row in rows]
         results = self._pool.map(calls) if self._pool is not None else [_attempt(self._call, call) for call in calls]
@@ -239,7 +239,7 @@ class Reward:
         }
 
     def _checked_components(self, verdicts: Sequence[Sequence[Verdict]]) -> dict[str, Tensor]:
-        """What the answer check says, as components; NaN where it states no share but does of other completions."""
+        """What the answer check says, as components. A verdict without a share among others with one has NaN."""
         said = [[verdict.components(self.share_name) for verdict in group] for group in verdicts]
         names = max((each for group in said for each in group), key=len, default={})
         return {

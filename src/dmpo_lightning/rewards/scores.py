@@ -20,15 +20,15 @@ class Scores:
     total: Float[Tensor, "batch group"]
     """Over the components that a completion has."""
     failures: int
-    """Completions that could not be scored; each got the failure score in every component."""
+    """Completions that could not be scored. Each got the failure score in every component."""
     accuracy: str = "reward"
-    """The component that is reported as accuracy; ``reward`` is the total."""
+    """The component that is reported as accuracy. ``reward`` is the total."""
     verdicts: list[list[Verdict]] | None = None
     """Of the answer check, in an evaluation that has one."""
     share_name: str | None = None
     """What the share in the verdicts is called."""
     parts: dict[str, "TaskScores"] = field(default_factory=dict)
-    """Of a mixture, the scores of each task under its own names; empty where there is one task."""
+    """Of a mixture, the scores of each task under its own names. Empty where there is one task."""
 
 
 @dataclass(frozen=True)
