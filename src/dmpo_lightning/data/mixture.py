@@ -162,8 +162,8 @@ class MixturePromptLoader(PromptLoader):
 
     def _draw(self, name: str, count: int) -> list[int]:
         """The next ``count`` prompts of an endless row of shuffled passes over the task, in this epoch."""
-        # A restart knows the epoch, not what earlier ones drew. So each pass is shuffled by its own number, and the place
-        # in the row follows from the epoch, since every epoch takes equally many.
+        # A restart knows the epoch, not what earlier ones drew. So each pass is shuffled by its own number, and the
+        # place in the row follows from the epoch, since every epoch takes equally many.
         indices = self._by_task[name]
         start = self._epoch * count
         passes = range(start // len(indices), (start + count - 1) // len(indices) + 1)

@@ -9,7 +9,7 @@ Split = Literal["train", "validation", "test"]
 Example = Mapping[str, Any]
 Message = Mapping[str, str]
 Variant = Literal["published", "verified"]
-"""``published`` repeats d1 and DMPO to the bit, with their errors; ``verified`` is what we hold to be right. Numbers of
+"""``published`` repeats d1 and DMPO to the bit, with their errors. ``verified`` is what we hold to be right. Numbers of
 the two never belong in one table."""
 PromptStyle = Literal["train", "eval"]
 
@@ -32,7 +32,7 @@ class Share:
 
     right: int
     of: int
-    """Parts that had to be answered; may be 0."""
+    """Parts that had to be answered, which may be none."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ class Verdict:
     """What an answer check says of a completion."""
 
     answer: str | float | None
-    """As the completion states it, before any comparison; None if it states none."""
+    """As the completion states it, before any comparison. None if it states none."""
     correct: bool
     share: Share | None = None
     """Of an answer of several parts: how many are right."""
     canonical: Hashable | None = field(default=None, compare=False)
-    """Equal for answers that mean the same; None where the answer itself is compared."""
+    """Equal for answers that mean the same. None where the answer itself is compared."""
 
     @property
     def ballot(self) -> Hashable | None:
-        """What a majority vote counts; None, no vote, without an answer."""
+        """What a majority vote counts. Without an answer it is None, which is no vote."""
         if self.answer is None or self.answer == "":
             return None
         return self.answer if self.canonical is None else self.canonical
@@ -78,7 +78,7 @@ class Verdict:
 
 
 class Task(ABC):
-    """A benchmark. Subclass it and name the class in YAML; nothing needs registering.
+    """A benchmark. Subclass it and name the class in YAML. Nothing needs registering.
 
     ``accuracy``, `examples`, `prompt` and `score` are all that a task needs. A task with an answer check of its own
     also defines `verify`. The other members have defaults.
@@ -103,14 +103,14 @@ class Task(ABC):
     """The component of `score` that is reported as accuracy. With an answer check it may also be ``correct`` or the
     name of the share."""
     reward_weights: Mapping[str, float] | None = None
-    """Of the components in the reward, where none are configured; None takes each with weight 1."""
+    """Of the components in the reward, where none are configured. None takes each with weight 1."""
     prefill: str = ""
     """What the assistant's turn starts with, behind the chat template's header. A completion is what the model adds:
     neither `score` nor an answer check gets the prefill unless the task puts it in front itself."""
     verifier: str | None = None
     """The name of the answer check, for reports."""
     share_names: ShareNames | None = None
-    """What the share in this task's verdicts is called; without names it is not reported."""
+    """What the share in this task's verdicts is called. Without names it is not reported."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -126,7 +126,7 @@ class Task(ABC):
 
     @abstractmethod
     def examples(self, split: Split) -> Sequence[Example]:
-        """The examples of a split, in a fixed order; a position in it is the prompt id."""
+        """The examples of a split, in a fixed order. A position in it is the prompt id."""
 
     @abstractmethod
     def prompt(self, example: Example) -> str | Sequence[Message]:
@@ -156,7 +156,7 @@ class Task(ABC):
 
     @property
     def has_answer_check(self) -> bool:
-        """Whether evaluations call `verify`; as it stands, whether the task defines it."""
+        """Whether evaluations call `verify`. By default they do if the task defines it."""
         return type(self).verify is not Task.verify
 
     @classmethod
@@ -164,7 +164,7 @@ class Task(ABC):
         """An example from ``question`` and ``ground_truth`` of a saved completion, for ``dmpo-lightning score``.
 
         Raises:
-            ValueError: the record makes no example; the default takes none at all.
+            ValueError: the record makes no example. The default takes none at all.
         """
         raise ValueError(f"{cls.__name__} makes no example of `question` and `ground_truth`; state `example` instead.")
 

@@ -33,7 +33,7 @@ MATH_EXPERT = (
     "Wrap the final answer in a \\boxed{}. "
 )
 MAX_COMPLETION = 1 << 16
-"""Characters of a completion that are read, from its start; no published setting samples a tenth of them."""
+"""Characters of a completion that are read, from its start. No published setting samples a tenth of them."""
 PREFILLS: Mapping[PromptStyle, str] = {"train": "", "eval": "<reasoning>"}
 
 
@@ -110,7 +110,7 @@ class Benchmark(Task):
         return self.data[split]
 
     def prompt(self, example: Example) -> str | list[Message]:
-        """The user's turn; a conversation if there is a system prompt or a solved example."""
+        """The user's turn, or a conversation if there is a system prompt or a solved example."""
         if self.system_prompt is None and not self.few_shot:
             return self._user_turn(example)
         turns: list[Message] = []
@@ -154,7 +154,7 @@ class Benchmark(Task):
         return self.verified_components(completion, verdict or self.verified_check(example, completion))
 
     def verify(self, example: Example, completion: str) -> Verdict:
-        """The answer check ``verifier`` of at most `MAX_COMPLETION` characters; ``verified`` if there is none."""
+        """The answer check ``verifier``, or ``verified`` if there is none, of at most `MAX_COMPLETION` characters."""
         check = self.published_check if self.verifier == "published" else self.verified_check
         return check(example, completion[:MAX_COMPLETION])
 

@@ -41,7 +41,7 @@ class LatinSquareDemonstrations(Task):
         size: number of training pairs.
         corruption: share in [0, 1] of the blanks whose answer is a random digit.
         seed: of all of it.
-        prompt_template: the user's turn; ``{puzzle}`` is replaced by 16 digits, 0 for a blank.
+        prompt_template: the user's turn. ``{puzzle}`` is replaced by 16 digits, 0 for a blank.
     """
 
     accuracy = "latin"

@@ -12,17 +12,18 @@ from dmpo_lightning.tasks.formats import has_layout
 
 
 class Math500(Benchmark):
-    r"""Competition problems; an example holds ``problem`` and ``answer``, the gold LaTeX.
+    r"""Competition problems. An example holds ``problem`` and ``answer``, the gold LaTeX.
 
-    Rewards ``published``: ``format`` (0.5 for an answer tag and 0.5 for a box in it, 0.25 for no box) and
-    ``correctness`` 2.0. ``verified``: ``format`` 0.5 for reasoning and answer in tags, ``correctness`` 2.0.
+    Rewards ``published`` are ``format``, 0.5 for an answer tag and 0.5 for a box in it or 0.25 for no box, and
+    ``correctness``, 2.0 for the right answer. Rewards ``verified`` are ``format``, 0.5 for reasoning and answer in
+    tags, and ``correctness``, 2.0.
 
-    The answer check ``published`` compares strings normalised as in `hendrycks`; ``verified`` as in `latex`.
+    The answer check ``published`` compares strings normalised as in `hendrycks`, and ``verified`` as in `latex`.
 
     Args:
         data, benchmark: as in `Benchmark`.
-        algebra: whether ``verified`` asks math-verify about answers that `latex` calls unequal; see `algebra`.
-        algebra_time_limit: seconds for one such comparison; it is then killed and the answers are not equal.
+        algebra: whether ``verified`` asks math-verify about answers that `latex` calls unequal, see `algebra`.
+        algebra_time_limit: seconds for one such comparison. It is then killed and the answers are not equal.
 
     Raises:
         ValueError: as in `Benchmark`, or math-verify is needed and missing.
@@ -91,7 +92,7 @@ class Math500(Benchmark):
 
 
 def published_format(completion: str) -> float:
-    """0.5 for a tag, and 0.5 for a box behind it or 0.25 without; without a tag the whole text is searched."""
+    """0.5 for a tag, and 0.5 for a box behind it or 0.25 without. If there is no tag the whole text is searched."""
     _, tag, rest = completion.partition("<answer>")
     looked_at = rest.partition("</answer>")[0] if tag else completion
     return 0.5 * ((1.0 if tag else 0.0) + (1.0 if "\\boxed" in looked_at else 0.5))

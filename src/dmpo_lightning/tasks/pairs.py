@@ -14,7 +14,7 @@ class JsonlPairs(Task):
 
     Args:
         path: of the file.
-        validation_share: in [0, 1); this share of the pairs, evenly spread, is kept for validation.
+        validation_share: the share of the pairs that is kept for validation, in [0, 1). These are spread evenly.
 
     Raises:
         ValueError: no such file, or (when read) a line that is no such pair, named by file and line.

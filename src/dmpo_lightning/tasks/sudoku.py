@@ -13,7 +13,7 @@ from dmpo_lightning.tasks.latin_squares import CELLS, blank_out, latin_squares
 from dmpo_lightning.tasks.sudoku_answers import first_digits, published_answer, verified_answer
 
 HELD_OUT_GRIDS = {"validation": 24, "test": 48}
-"""Of the 288 complete grids; the other 216 are for training."""
+"""Of the 288 complete grids. The other 216 are for training."""
 INSTRUCTION = """
 Please solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character string reading left-to-right, \
 top-to-bottom, where '0' represents empty cells.
@@ -55,7 +55,7 @@ def _grids_with() -> dict[tuple[int, str], int]:
 
 
 def solutions(puzzle: str) -> list[str]:
-    """Every grid that agrees with the clues; ``0`` marks a blank."""
+    """Every grid that agrees with the clues. ``0`` marks a blank."""
     remaining = _remaining_grids(puzzle)
     return [grid for index, grid in enumerate(sudoku_grids()) if remaining >> index & 1]
 
@@ -66,6 +66,7 @@ def has_one_solution(puzzle: str) -> bool:
 
 
 def _remaining_grids(puzzle: str) -> int:
+    # One AND per clue decides about all grids at once. Generating puzzles asks this of every candidate.
     remaining = (1 << len(sudoku_grids())) - 1
     for cell, digit in enumerate(puzzle):
         if digit != "0":
@@ -74,7 +75,10 @@ def _remaining_grids(puzzle: str) -> int:
 
 
 def correct_cells(puzzle: str, solution: str, answer: str) -> tuple[int, int]:
-    """Blank cells filled as in the solution, and blank cells; the answer is cut to 16 characters or padded with 0."""
+    """The number of blank cells filled as in the solution, and of blank cells.
+
+    The answer is cut to 16 characters or padded with 0.
+    """
     padded = answer[:CELLS].ljust(CELLS, "0")
     blank = [cell for cell in range(CELLS) if puzzle[cell] == "0"]
     return sum(padded[cell] == solution[cell] for cell in blank), len(blank)
@@ -115,8 +119,8 @@ class Sudoku(Benchmark):
             ``few_shot`` and ``prefill`` of `Benchmark`.
 
     Raises:
-        ValueError: as of `Benchmark`; blanks outside that range, an unknown or empty split, a template without
-            ``{puzzle}`` or beside an ``instruction``; more puzzles than exist (when asked for).
+        ValueError: as of `Benchmark`. Also blanks outside that range, an unknown or empty split, a template without
+            ``{puzzle}`` or beside an ``instruction``, and when asked for, more puzzles than exist.
     """
 
     components = dict.fromkeys(("published", "verified"), ("cells", "solved"))
@@ -218,7 +222,7 @@ class Sudoku(Benchmark):
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Example:
-        """From ``Puzzle`` and ``Solution`` of 16 digits; raises ValueError if they contradict each other."""
+        """From ``Puzzle`` and ``Solution`` of 16 digits. Raises ValueError if they contradict each other."""
         puzzle, solution = (str(row[column]).strip().zfill(CELLS) for column in ("Puzzle", "Solution"))
         if len(puzzle) != CELLS or solution not in sudoku_grids():
             raise ValueError("`Puzzle` must be 16 digits and `Solution` a complete 4x4 grid")
