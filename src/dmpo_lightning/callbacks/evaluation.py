@@ -86,10 +86,10 @@ def task_facts(datamodule: Any) -> dict[str, Any]:
         each = {name: part.task.facts() for name, part in datamodule.datamodules.items()}
         return {
             fact: {name: facts.get(fact) for name, facts in each.items()}
-            for fact in dict.fromkeys(fact for facts in each.values() for fact in facts)
+            for fact in dict.fromkeys((*FACTS, *(fact for facts in each.values() for fact in facts)))
         }
     task = getattr(datamodule, "task", None)
-    return task.facts() if isinstance(task, Task) else dict.fromkeys(FACTS)
+    return dict.fromkeys(FACTS) | (task.facts() if isinstance(task, Task) else {})
 
 
 def _described(sampler: Sampler) -> str:
