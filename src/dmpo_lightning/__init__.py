@@ -22,7 +22,7 @@ _HOMES = {
     "Sampler": "samplers",
     "PromptBatch": "rollout",
     "PromptLoader": "data.prompts",
-    "TaskDataModule": "data.benchmarks",
+    "TaskDataModule": "data.task_module",
     "SudokuDataModule": "data.benchmarks",
     "GSM8KDataModule": "data.benchmarks",
     "Math500DataModule": "data.benchmarks",

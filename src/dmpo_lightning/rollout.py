@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dmpo_lightning.functional import row_keys
 from dmpo_lightning.policy import Policy, evaluating
-from dmpo_lightning.rewards.reward import Reward, Scores
+from dmpo_lightning.rewards.reward import Reward
+from dmpo_lightning.rewards.scores import Scores
 from dmpo_lightning.samplers import Sampler, Samples
 
 
@@ -142,14 +143,6 @@ def sample_completions(
     return Samples(**joined), keys
 
 
-def score_completions(
-    policy: Policy, reward: Reward, prompts: PromptBatch, completion_ids: Int[Tensor, "rows length"], group_size: int
-) -> tuple[Scores, list[str]]:
-    """Decodes completions and scores them."""
-    texts = policy.decode(completion_ids)
-    return reward(prompts.examples, grouped(texts, group_size), prompts.prompt_index.tolist()), texts
-
-
 def grouped(texts: list[str], group_size: int) -> list[list[str]]:
     """Flat completions, prompt by prompt."""
     return [texts[start : start + group_size] for start in range(0, len(texts), group_size)]
@@ -178,7 +171,8 @@ def collect(
         iteration=iteration,
         rows_per_forward=rows_per_forward,
     )
-    scores, texts = score_completions(policy, reward, prompts, samples.completion_ids, group_size)
+    texts = policy.decode(samples.completion_ids)
+    scores = reward(prompts.examples, grouped(texts, group_size), prompts.prompt_index.tolist())
     device, shape = keys.device, (*keys.shape, completion_length)
     rollouts = Rollouts(
         prompt_ids=prompts.prompt_ids,

@@ -1,6 +1,7 @@
-"""Calls in worker processes that are killed when they take too long; nothing beyond the standard library.
+"""Calls in worker processes that are killed when they take too long.
 
-A signal handler cannot interrupt a long operation on integers or in a C extension. Killing the process can.
+A signal handler cannot interrupt a long operation on integers or in a C extension. Killing the process can. Only the
+standard library is imported, so that workers start fast.
 """
 
 import json
@@ -23,7 +24,7 @@ _CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy the locks o
 
 
 class CallError(RuntimeError):
-    """A call raised in its worker process; the message is that of the worker."""
+    """A call raised in its worker process. The message is that of the worker."""
 
 
 class TimeLimitError(CallError):
@@ -35,16 +36,17 @@ class WorkerDiedError(CallError):
 
 
 class WorkerPool:
-    """One function in several processes. They start at the first call and end with the pool or the parent process.
+    """One function in several processes.
 
-    Pickled and copied pools have not started yet.
+    The processes start at the first call and end with the pool or the parent process. A pickled or copied pool has not
+    started yet.
 
     Args:
-        function: importable by its module and name, or an instance of an importable class; its value must be what JSON
+        function: importable by its module and name, or an instance of an importable class. Its value must be what JSON
             can state, so that nothing that a worker sends is unpickled here.
-        workers: processes.
-        time_limit: seconds per call; None waits for ever.
-        initializer: called once in each new worker; its time does not count.
+        workers: number of processes.
+        time_limit: seconds per call. None waits for ever.
+        initializer: called once in each new worker. Its time does not count.
 
     Raises:
         ValueError: no workers, or a time limit that is not positive.
@@ -78,13 +80,14 @@ class WorkerPool:
         self._reset()
 
     def close(self) -> None:
-        """Ends the worker processes; the next call starts new ones."""
+        """Ends the worker processes. The next call starts new ones."""
         with self._lock:
             _kill_all(self._workers)
 
     def map(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """The function's value for each tuple of arguments, or the `CallError` that came of it, in the order of
-        ``calls``.
+        """The function's value for each tuple of arguments, or the `CallError` that came of it.
+
+        The results are in the order of ``calls``.
 
         Raises:
             RuntimeError: a worker process could not start.
@@ -114,14 +117,14 @@ class WorkerPool:
         return results
 
     def _idle(self, wanted: int) -> list["_Worker"]:
-        """As many workers for new calls as are wanted and ready; starts those that are missing."""
+        """As many workers for new calls as are wanted and ready, after starting those that are missing."""
         busy = sum(worker.call is not None for worker in self._workers)
         while len(self._workers) < min(self.workers, busy + wanted):
             self._workers.append(_Worker(self.function, self.initializer, self.time_limit))
         return [worker for worker in self._workers if worker.is_ready and worker.call is None][:wanted]
 
     def _reporting(self) -> list["_Worker"]:
-        """Waits for the first answer, death or time limit; the workers that it concerns."""
+        """The workers that the next answer, death or time limit concerns, after waiting for it."""
         expected = [worker for worker in self._workers if worker.call is not None or not worker.is_ready]
         seconds = min((worker.seconds_left for worker in expected if worker.seconds_left is not None), default=None)
         ready = wait([worker.connection for worker in expected], seconds)
@@ -150,14 +153,17 @@ class _Worker:
         return self.seconds_left == 0
 
     def send(self, call: int, calls: Sequence[tuple[Any, ...]]) -> None:
-        """Hands over a call; one whose arguments cannot be pickled raises here, in the caller's own process."""
+        """Hands over a call. Arguments that cannot be pickled raise here, in the caller's own process."""
         self.call = call
         self.deadline = None if self.time_limit is None else time.monotonic() + self.time_limit
         with suppress(BrokenPipeError, ConnectionResetError):  # it died; `receive` says so
             self.connection.send(calls[call])
 
     def receive(self) -> tuple[int | None, Any]:
-        """The call that came to an end and its value or error; no call where the worker reports that it has started."""
+        """The call that came to an end, and its value or error.
+
+        The call is None where the worker reports that it has started.
+        """
         call, self.call = self.call, None
         try:
             answered = self.connection.poll()

@@ -4,7 +4,7 @@ import re
 import pytest
 
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.commands.score import TASKS, make_task, score_file, verdict
+from dmpo_lightning.commands.score import TASKS, make_task, score_file
 
 PUBLISHED = {"gsm8k": (863, 1130), "math500": (162, 500), "countdown": (50, 256), "sudoku": (0, 256)}
 
@@ -36,10 +36,10 @@ def test_published_totals_of_real_completions(test_data, capsys, task):
 def test_published_verdicts_item_by_item(test_data, task):
     made = make_task(task, "published")
     for record in records(test_data, task):
-        found = verdict(made, made.from_saved(record), record["completion"])
+        found = made.verify(made.from_saved(record), record["completion"])
         assert found.answer == record["published_answer"]
         if task == "sudoku":
-            assert (found.correct_cells, found.blank_cells) == (record["correct_cells"], record["empty_cells"])
+            assert (found.share.right, found.share.of) == (record["correct_cells"], record["empty_cells"])
         else:
             assert found.correct == record["published_correct"]
 
@@ -84,8 +84,8 @@ def test_text_behind_the_first_end_token_changes_no_published_verdict(test_data,
     for record in records(test_data, task):
         cut = re.sub(r"(<\|(?:eot_id|endoftext)\|>).*", r"\1", record["completion"], count=1, flags=re.DOTALL)
         example = made.from_saved(record)
-        ours, theirs = verdict(made, example, cut), verdict(made, example, record["completion"])
-        assert (ours.correct, ours.correct_cells) == (theirs.correct, theirs.correct_cells)
+        ours, theirs = made.verify(example, cut), made.verify(example, record["completion"])
+        assert (ours.correct, ours.share) == (theirs.correct, theirs.share)
 
 
 def test_a_task_by_dotted_path_is_scored_by_its_accuracy(tmp_path, capsys):

@@ -7,10 +7,11 @@ import torch
 import yaml
 
 from dmpo_lightning import MixtureDataModule, Reward
-from dmpo_lightning.data.benchmarks import SudokuDataModule, TaskDataModule
+from dmpo_lightning.data.benchmarks import SudokuDataModule
 from dmpo_lightning.data.mixture import MixtureReward
+from dmpo_lightning.data.task_module import TaskDataModule
 from dmpo_lightning.evaluation.values import batch_values
-from dmpo_lightning.tasks import GSM8K, Sudoku, Task, Verdict
+from dmpo_lightning.tasks import GSM8K, Share, Sudoku, Task, Verdict
 
 
 class Echo(Task):
@@ -201,7 +202,33 @@ def test_the_answer_check_is_that_of_the_task_and_there_is_none_unless_all_have_
     assert verify is not None
     assert verify({"task": "gsm8k", "question": "?", "answer": "3"}, "\\boxed{3}").correct
     puzzle = mixed_examples()[0]
-    assert verify(puzzle, f"<answer>{puzzle['solution']}</answer>") == Verdict(puzzle["solution"], True, 12, 12)
+    assert verify(puzzle, f"<answer>{puzzle['solution']}</answer>") == Verdict(puzzle["solution"], True, Share(12, 12))
+
+
+def test_the_scores_of_each_task_are_handed_on_under_its_own_names():
+    scores = mixture().reward(mixed_examples(), TEXTS)
+    assert {task: part.rows for task, part in scores.parts.items()} == {"sudoku": [0], "echo": [1, 2]}
+    echoed = scores.parts["echo"].scores
+    assert set(echoed.components) == {"right"}
+    assert echoed.total.tolist() == scores.total[1:].tolist()
+    assert echoed.accuracy == "right"
+
+
+def test_a_task_may_call_a_component_accuracy():
+    """Names are not parsed, so a component may have any."""
+
+    class Named(Echo):
+        accuracy = "accuracy"
+
+        def score(self, example, completion):
+            return {"accuracy": super().score(example, completion)["right"], "a/b": 2.0}
+
+    reward = mixture({"named": TaskDataModule(Named()), "echo": echo()}).reward
+    examples = [{"task": "named", "word": "11"}, {"task": "echo", "word": "11"}]
+    values = batch_values(reward(examples, [["11", "2"], ["2", "11"]]), {})
+    assert values.scores["named/accuracy"].nan_to_num(-1).tolist() == [[1, 0], [-1, -1]]
+    assert values.scores["named/a/b"].nan_to_num(-1).tolist() == [[2, 2], [-1, -1]]
+    assert values.scores["accuracy"].tolist() == [[1, 0], [0, 1]]
 
 
 def test_values_of_a_batch_are_those_of_each_task_and_of_all():
@@ -211,11 +238,8 @@ def test_values_of_a_batch_are_those_of_each_task_and_of_all():
     examples = [{"task": "gsm8k", "question": "?", "answer": "3"}, puzzle]
     half = puzzle["solution"][:8] + "0" * 8
     texts = [["\\boxed{3}", "\\boxed{4}"], [f"<answer>{half}</answer>", f"<answer>{puzzle['solution']}</answer>"]]
-    verify = reward.verify
-    assert verify is not None
-    verdicts = [[verify(example, text) for text in group] for example, group in zip(examples, texts, strict=True)]
     measures = {"effective_length": torch.tensor([[1.0, 3.0], [5.0, 7.0]])}
-    values = batch_values(reward, examples, reward(examples, texts), verdicts, measures)
+    values = batch_values(reward(examples, texts, raw=texts), measures)
     assert values.correct.tolist() == [[True, False], [False, True]]
     assert values.scores["gsm8k/accuracy"].nan_to_num(-1).tolist() == [[1, 0], [-1, -1]]
     cells = values.scores["sudoku/accuracy"][1].tolist()

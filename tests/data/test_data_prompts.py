@@ -154,7 +154,7 @@ def test_in_evaluation_the_rows_that_fill_the_last_batch_are_marked():
 
 
 def on_rank(monkeypatch, rank: int, world_size: int) -> None:
-    monkeypatch.setattr(prompts_module, "_shard", lambda: (rank, world_size))
+    monkeypatch.setattr(prompts_module, "own_rank", lambda: (rank, world_size))
 
 
 def test_two_ranks_together_take_the_prompts_of_one(monkeypatch):
@@ -266,6 +266,11 @@ def test_dropping_every_prompt_is_an_error():
         loader(max_prompt_length=5, on_long_prompt="drop")
 
 
+def test_a_misspelt_way_with_long_prompts_is_an_error_at_construction():
+    with pytest.raises(ValueError, match="`on_long_prompt` must be one of error, drop, got 'dropp'"):
+        loader(on_long_prompt="dropp")
+
+
 def test_an_empty_dataset_is_an_error():
     with pytest.raises(ValueError, match="`dataset` is empty"):
         loader(0)
@@ -278,4 +283,4 @@ def test_a_batch_needs_at_least_one_prompt():
 
 def test_a_single_process_is_the_only_rank():
     assert not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    assert prompts_module._shard() == (0, 1)
+    assert prompts_module.own_rank() == (0, 1)

@@ -51,6 +51,16 @@ def test_a_wrong_path_and_a_folder_without_splits_are_errors(tmp_path):
         local_loader(tmp_path, parse, columns=(), on_bad_row="error")
 
 
+def test_a_misspelt_way_with_bad_rows_is_an_error_before_anything_is_read(tmp_path):
+    for load in (
+        lambda way: load_file(tmp_path / "none.jsonl", parse, on_bad_row=way),
+        lambda way: load_hub("a/b", parse, split="train", on_bad_row=way),
+        lambda way: local_loader(tmp_path / "none", parse, columns=(), on_bad_row=way),
+    ):
+        with pytest.raises(ValueError, match="`on_bad_row` must be one of error, skip, got 'eror'"):
+            load("eror")
+
+
 def test_a_hub_that_cannot_be_reached_is_an_error_with_a_remedy(monkeypatch):
     import datasets
 

@@ -6,6 +6,7 @@ from dmpo_runs import PROMPTS, TOKENIZER, loader, module, trainer
 
 from dmpo_lightning import ConfidenceSampler, Reward, Sudoku
 from dmpo_lightning.evaluation.batch import evaluate
+from dmpo_lightning.rewards.mixture import MixtureReward
 from helpers import FixedLogits, prompt_batch, tiny_policy
 
 PUZZLE = {"puzzle": "1204340021434320", "solution": "1234341221434321"}
@@ -50,6 +51,29 @@ def test_an_unclosed_answer_ends_at_the_end_of_the_turn_for_the_published_check(
     assert found.values.scores["correct"].tolist() == found.values.scores["accuracy"].tolist() == [[1.0]]
     stripped = Sudoku(verifier="published").score(PUZZLE, "<answer>1234 3412 2143 4321\n")
     assert stripped["correct"] == 0
+
+
+@pytest.mark.parametrize("is_mixture", [False, True])
+@pytest.mark.parametrize("rewards", ["published", "verified"])
+def test_the_answer_check_runs_once_per_completion(is_mixture, rewards):
+    """On the text with special tokens; scoring does without it."""
+    read = []
+
+    class Counted(Sudoku):
+        def verify(self, example, completion):
+            read.append(completion)
+            return super().verify(example, completion)
+
+    batch = prompt_batch(tiny_policy(), ["0"])
+    batch.examples[0] = PUZZLE | {"task": "four"}
+    text = "<answer>1234341221434321</answer><|eot_id|>"
+    policy, length = spelled(text, batch.prompt_ids.shape[1])
+    own = Reward.of_task(Counted(rewards=rewards))
+    reward = MixtureReward({"four": own}) if is_mixture else own
+    found = evaluated(policy, batch, reward, completions=3, completion_length=length)
+    assert read == [text] * 3
+    assert found.values.correct.tolist() == [[True] * 3]
+    assert found.values.scores["reward"].tolist() == [[1.0] * 3]
 
 
 def test_training_components_see_no_special_tokens():

@@ -139,9 +139,9 @@ def test_training_components_see_the_prefill_and_the_answer_check_does_not():
     seen = []
 
     class Spy(GSM8K):
-        def verdict(self, example, completion):
+        def verify(self, example, completion):
             seen.append(completion)
-            return super().verdict(example, completion)
+            return super().verify(example, completion)
 
     assert Spy(prefill="<reasoning>").score(example, CONTINUED)["correct"] == 1
     assert seen == [CONTINUED]

@@ -7,15 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmpo_lightning.tasks import LatinSquareDemonstrations, Sudoku
-from dmpo_lightning.tasks.sudoku import (
-    HELD_OUT_GRIDS,
-    blank_out,
-    correct_cells,
-    has_one_solution,
-    latin_squares,
-    solutions,
-    sudoku_grids,
-)
+from dmpo_lightning.tasks.latin_squares import blank_out, latin_squares
+from dmpo_lightning.tasks.sudoku import HELD_OUT_GRIDS, correct_cells, has_one_solution, solutions, sudoku_grids
 
 SPLITS = ("train", "validation", "test")
 SMALL = {"train": 60, "validation": 20, "test": 40}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dmpo_lightning.commands.score import TASKS, make_task, verdict
+from dmpo_lightning.commands.score import TASKS, make_task
 from dmpo_lightning.tasks import GSM8K, Countdown, Math500, Sudoku, latex
 from dmpo_lightning.tasks.answers import final_answer
 from dmpo_lightning.tasks.numbers import one_number
@@ -161,8 +161,8 @@ def differences(test_data) -> list[dict[str, object]]:
         checks = make_task(task, "published"), make_task(task, "verified")
         for line, text in enumerate((test_data / "llada_8b_instruct_256" / f"{task}.jsonl").open(), 1):
             record = json.loads(text)
-            published, verified = (verdict(c, c.from_saved(record), record["completion"]) for c in checks)
-            if (published.correct, published.correct_cells) != (verified.correct, verified.correct_cells):
+            published, verified = (c.verify(c.from_saved(record), record["completion"]) for c in checks)
+            if (published.correct, published.share) != (verified.correct, verified.share):
                 why = reason(task, record, published, verified)
                 row = {"task": task, "line": line, "published": published.answer, "verified": verified.answer}
                 found.append({**row, "verified_correct": verified.correct, "reason": why})

@@ -12,14 +12,15 @@ from dmpo_lightning.modules.evaluation import EvaluationModule
 
 
 class CompletionWriter(Callback):
-    """One JSON object per completion of ``validate``, ``test`` and ``predict`` (validation while fitting writes none).
+    """Writes one JSON object per completion of ``validate``, ``test`` and ``predict``.
 
-    Each holds index, sampler, length, rollout, example, completion, answer, correct, scores and effective_length;
-    ``dmpo-lightning score`` reads them. Lines are appended while the run goes, by several ranks to a file each (its
-    number is in the name); at the end one file is left, in the order of the prompts.
+    Each holds index, sampler, length, rollout, example, completion, answer, correct, scores and effective_length.
+    ``dmpo-lightning score`` reads them. Lines are appended while the run goes, so that an interrupted run leaves what
+    it has evaluated. Several ranks write to a file each, with the rank in its name. At the end one file is left, in the
+    order of the prompts. Validation while fitting writes nothing.
 
     Args:
-        path: of the file, relative to the run directory; the files of several ranks are merged if they share it.
+        path: of the file, relative to the run directory. The files of several ranks are merged if they share it.
     """
 
     def __init__(self, path: str = "completions.jsonl") -> None:
@@ -61,7 +62,7 @@ class CompletionWriter(Callback):
         self._finish(trainer)
 
     def _start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Starts the files anew."""
+        """Empties the rank's file, unless this run writes none."""
         self._file = None
         writes = trainer.state.fn != TrainerFn.FITTING and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if not writes or not isinstance(module, EvaluationModule):
@@ -88,15 +89,15 @@ class CompletionWriter(Callback):
 
 
 def merge(parts: Sequence[Path], into: Path) -> None:
-    """One file of the lines of all, in the order of their prompts; the others are removed.
+    """Writes the lines of all parts into one file, in the order of their prompts, and removes the parts.
 
     Until the last moment the parts stay as they are. A part that is missing was written on another machine.
     """
-    found = [part for part in parts if part.is_file()]
-    lines = [line for part in found for line in part.read_text(encoding="utf-8").splitlines(keepends=True)]
+    present = [part for part in parts if part.is_file()]
+    lines = [line for part in present for line in part.read_text(encoding="utf-8").splitlines(keepends=True)]
     whole = into.with_name(f"{into.name}.partial")
     whole.write_text("".join(sorted(lines, key=lambda line: json.loads(line)["index"])), encoding="utf-8")
     whole.replace(into)
-    for part in found:
+    for part in present:
         if part != into:
             part.unlink()

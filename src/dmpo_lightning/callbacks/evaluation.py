@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from dmpo_lightning.data.mixture import MixtureDataModule
 from dmpo_lightning.evaluation.metrics import EvaluationResult
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.samplers import Sampler
+from dmpo_lightning.tasks.base import FACTS, Task
 
 NOTHING = (math.nan, math.nan)
 """Mean and error of a task of which no example was evaluated."""
@@ -21,7 +22,8 @@ NOTHING = (math.nan, math.nan)
 class EvaluationReport(Callback):
     """Prints a table at the end of ``validate`` and ``test`` and writes ``evaluation.json`` into the run directory.
 
-    Both state what was evaluated and how. The command line adds it by itself; validation while fitting prints nothing.
+    Both state what was evaluated and how, without which accuracies cannot be compared. The command line adds this
+    callback by itself. Validation while fitting prints nothing.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -46,11 +48,15 @@ class EvaluationReport(Callback):
 
 
 def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, Any]:
-    """What the numbers depend on, ready for JSON; None where data or reward do not say."""
-    of_task = _of_tasks(getattr(trainer, "datamodule", None))
+    """What the numbers depend on, ready for JSON. A fact is None where data or reward do not say."""
+    of_task = task_facts(getattr(trainer, "datamodule", None))
+    if module.has_own_reward:
+        of_task["rewards"] = module.reward.name
+    if module.reward.verify is None:
+        of_task["verifier"] = None
     samplers, lengths = module.validation_samplers, module.evaluation_lengths
     return {
-        "task": of_task(lambda task: type(task).__name__),
+        "task": of_task.pop("task"),
         "split": "test" if trainer.state.fn == TrainerFn.TESTING else "validation",
         "length": list(lengths),
         "steps": {name: [sampler.num_steps(length) for length in lengths] for name, sampler in samplers.items()},
@@ -59,15 +65,7 @@ def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, An
         "temperature": {name: sampler.temperature for name, sampler in samplers.items()},
         "dtype": sorted({str(weight.dtype).removeprefix("torch.") for weight in module.policy.model.parameters()}),
         "precision": str(trainer.precision),
-        "prompt style": of_task(lambda task: getattr(task, "prompt_style", None)),
-        "system prompt": of_task(lambda task: getattr(task, "system_prompt", None)),
-        "instruction": of_task(lambda task: getattr(task, "instruction", None)),
-        "few-shot examples": of_task(lambda task: len(getattr(task, "few_shot", ()))),
-        "prefill": of_task(lambda task: getattr(task, "prefill", None) or None),
-        "rewards": module.reward.name
-        if module.has_own_reward
-        else of_task(lambda task: getattr(task, "rewards", None)),
-        "verifier": None if module.reward.verify is None else of_task(_verifier),
+        **of_task,
         "n": module.results[0].prompts if module.results else 0,
         "completions per prompt": module.completions_per_prompt,
         "seed": module.seed,
@@ -79,18 +77,19 @@ def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, An
     }
 
 
-def _of_tasks(datamodule: Any) -> Callable[[Callable[[Any], Any]], Any]:
-    """Reads a fact of the task of a datamodule; of each by its name in a mixture, None where there is none."""
-    mixed = getattr(datamodule, "datamodules", None)
-    if mixed is not None:
-        return lambda fact: {name: fact(each.task) for name, each in mixed.items()}
+def task_facts(datamodule: Any) -> dict[str, Any]:
+    """What the task of a datamodule states about itself, or each task of a mixture by its name.
+
+    The facts of data without a task are all None.
+    """
+    if isinstance(datamodule, MixtureDataModule):
+        each = {name: part.task.facts() for name, part in datamodule.datamodules.items()}
+        return {
+            fact: {name: facts.get(fact) for name, facts in each.items()}
+            for fact in dict.fromkeys((*FACTS, *(fact for facts in each.values() for fact in facts)))
+        }
     task = getattr(datamodule, "task", None)
-    return lambda fact: None if task is None else fact(task)
-
-
-def _verifier(task: Any) -> str | None:
-    verifier = getattr(task, "verifier", None)
-    return f"{verifier} with algebra" if getattr(task, "algebra", False) else verifier
+    return dict.fromkeys(FACTS) | (task.facts() if isinstance(task, Task) else {})
 
 
 def _described(sampler: Sampler) -> str:
@@ -102,7 +101,7 @@ def _described(sampler: Sampler) -> str:
 
 
 def table(task: str | dict[str, str] | None, results: list[EvaluationResult]) -> list[str]:
-    """One line per sampler and length, below a line of headings; of a mixture also one per task."""
+    """One line per sampler and length, below a line of headings. A mixture has one per task too."""
     votes = [name for name in results[0].means if name.startswith("pass@") or name == "majority"] if results else []
     lines = {"all": "", **{name: f"{name}/" for name in task}} if isinstance(task, dict) else {str(task): ""}
     measures = {"effective_length": "effective length", "truncated": "truncated"}
@@ -110,10 +109,10 @@ def table(task: str | dict[str, str] | None, results: list[EvaluationResult]) ->
     rows = [headings]
     for result, (name, prefix) in product(results, lines.items()):
         accuracy, error = result.means.get(f"{prefix}accuracy", NOTHING)
-        cells = [f"{name}/{result.sampler}", str(result.length), f"{accuracy:.4f} +- {error:.4f}"]
-        cells += [f"{result.means.get(prefix + vote, NOTHING)[0]:.4f}" for vote in votes]
+        row = [f"{name}/{result.sampler}", str(result.length), f"{accuracy:.4f} +- {error:.4f}"]
+        row += [f"{result.means.get(prefix + vote, NOTHING)[0]:.4f}" for vote in votes]
         length, truncated = (result.means.get(prefix + measure, NOTHING)[0] for measure in measures)
-        rows.append([*cells, f"{length:.1f}", f"{truncated:.4f}", "" if prefix else f"{result.tokens_per_second:.0f}"])
+        rows.append([*row, f"{length:.1f}", f"{truncated:.4f}", "" if prefix else f"{result.tokens_per_second:.0f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
 

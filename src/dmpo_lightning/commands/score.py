@@ -1,4 +1,4 @@
-"""``dmpo-lightning score``: re-scores saved completions without a model. Imports no torch."""
+"""``dmpo-lightning score``: checks saved completions again, without a model. Imports no torch."""
 
 import argparse
 import inspect
@@ -16,7 +16,7 @@ TASKS: dict[str, type[Task]] = {"gsm8k": GSM8K, "math500": Math500, "countdown":
 
 
 def run(arguments: Sequence[str]) -> None:
-    """The command; raises ValueError for what a user can mend."""
+    """Runs the command. Raises ValueError for what a user can mend."""
     options = _parser().parse_args(arguments)
     task = make_task(options.task, options.verifier, algebra=options.algebra)
     summary = {"task": options.task, "rewards": options.verifier} | score_file(
@@ -26,17 +26,14 @@ def run(arguments: Sequence[str]) -> None:
         print(json.dumps(summary))
     else:
         runs = summary.pop("samplers", {})
-        print("\n".join(f"{name:15} {value}" for name, value in summary.items()))
-        print(
-            "".join(
-                f"{run:15} {part['correct']}/{part['n']}, accuracy {part['accuracy']}\n" for run, part in runs.items()
-            ),
-            end="",
-        )
+        for name, value in summary.items():
+            print(f"{name:15} {value}")
+        for run, part in runs.items():
+            print(f"{run:15} {part['correct']}/{part['n']}, accuracy {part['accuracy']}")
 
 
 def make_task(name: str, verifier: str, *, algebra: bool = False) -> Task:
-    """A task by its short name or its dotted path, with that answer check if it takes one.
+    """A task by its short name or its dotted path, with the answer check ``verifier`` if it takes one.
 
     Raises:
         ValueError: no such task, or computer algebra for another check than the verified one of math500.
@@ -56,21 +53,22 @@ def make_task(name: str, verifier: str, *, algebra: bool = False) -> Task:
 def _imported(path: str) -> type[Task]:
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(import_module(module), name) if module else None
+        task = getattr(import_module(module), name) if module else None
     except (ImportError, AttributeError):
-        found = None
-    if not (isinstance(found, type) and issubclass(found, Task)):
+        task = None
+    if not (isinstance(task, type) and issubclass(task, Task)):
         raise ValueError(
             f"`--task` must be one of {', '.join(TASKS)} or the dotted path of a Task class, got {path!r}."
         )
-    return found
+    return task
 
 
 def score_file(task: Task, path: Path, *, only: str | None = None) -> dict[str, Any]:
-    """Counts over a JSONL file of ``question``, ``ground_truth`` and ``completion``, or of `CompletionWriter`.
+    """Counts what the answer check says of the completions in a JSONL file.
 
-    The completions of several samplers or lengths are counted by themselves too, in ``samplers``. Of the completions of
-    a mixture those of the task ``only`` are counted.
+    Its records hold ``question``, ``ground_truth`` and ``completion``, or are those of `CompletionWriter`. The
+    completions of several samplers or lengths are counted by themselves too, in ``samplers``. Of a mixture only the
+    completions of the task ``only`` are counted.
 
     Raises:
         ValueError: a file or a line that cannot be read, named.
@@ -92,34 +90,31 @@ def score_file(task: Task, path: Path, *, only: str | None = None) -> dict[str, 
 def _summary(task: Task, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     correct = sum(verdict.correct for verdict in verdicts)
     summary: dict[str, Any] = {"n": len(verdicts), "correct": correct, "accuracy": correct / len(verdicts)}
-    if all(verdict.blank_cells is not None for verdict in verdicts):
-        cells, blanks = (sum(getattr(v, name) or 0 for v in verdicts) for name in ("correct_cells", "blank_cells"))
-        if task.accuracy == "correct_cells":
-            summary["accuracy"] = cells / max(blanks, 1)
-        summary |= {"correct_cells": cells, "blank_cells": blanks, "solved": correct}
+    shares, names = [verdict.share for verdict in verdicts if verdict.share is not None], task.share_names
+    if names is not None and len(shares) == len(verdicts):
+        right, of = sum(share.right for share in shares), sum(share.of for share in shares)
+        if task.accuracy == names.right:
+            summary["accuracy"] = right / max(of, 1)
+        summary |= {names.right: right, names.of: of, names.whole: correct}
     return summary
 
 
 def _record(task: Task, record: Mapping[str, Any], only: str | None) -> dict[str, Any]:
+    """The verdict on a record, the run that wrote it, and its task's name in a mixture."""
     if not isinstance(record["completion"], str):
         raise ValueError("`completion` must be a text")
-    if "example" not in record and not ({"question", "ground_truth"} <= set(record) and hasattr(task, "from_saved")):
+    if "example" in record:
+        example = record["example"]
+    elif {"question", "ground_truth"} <= set(record):
+        example = task.from_saved(record)
+    else:
         raise ValueError("a record needs `example`, or `question` and `ground_truth` of one of " + ", ".join(TASKS))
-    example = record["example"] if "example" in record else task.from_saved(record)  # type: ignore[attr-defined]
     if not isinstance(example, Mapping):
         raise ValueError(f"`example` must be an object, got {type(example).__name__}")
     run = f"{record['sampler']}/{record['length']}" if {"sampler", "length"} <= set(record) else ""
     name = example.get("task")
-    found = verdict(task, example, record["completion"]) if name in (None, only) else None
-    return {"verdict": found, "run": run, "task": name}
-
-
-def verdict(task: Task, example: Mapping[str, Any], completion: str) -> Verdict:
-    """The task's answer check; of a task without one, whether its accuracy component is 1."""
-    if hasattr(task, "verify"):
-        found: Verdict = task.verify(example, completion)
-        return found
-    return Verdict(None, task.score(example, completion)[task.accuracy] == 1)
+    verdict = task.verify(example, record["completion"]) if name in (None, only) else None
+    return {"verdict": verdict, "run": run, "task": name}
 
 
 def _parser() -> argparse.ArgumentParser:

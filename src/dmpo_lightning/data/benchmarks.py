@@ -1,120 +1,42 @@
-"""Tasks as LightningDataModules of prompts, with the reward that goes with them."""
+"""The benchmarks as LightningDataModules, on local files or the hub."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
-from lightning.pytorch import LightningDataModule
-
-from dmpo_lightning.data.prompts import LongPrompts, PromptLoader
 from dmpo_lightning.data.sources import HeldOutSplits, Loaded, OnBadRow, check_sizes, load_hub, local_loader
-from dmpo_lightning.models.loading import load_tokenizer
-from dmpo_lightning.rewards.reward import Reward
-from dmpo_lightning.tasks.base import PromptStyle, Split, Task, Variant
-from dmpo_lightning.tasks.benchmark import Benchmark, check_choice
+from dmpo_lightning.data.task_module import TaskDataModule
+from dmpo_lightning.tasks.base import PromptStyle, Split, Variant, check_choice
+from dmpo_lightning.tasks.benchmark import Benchmark
 from dmpo_lightning.tasks.countdown import Countdown, generate, puzzle_key
 from dmpo_lightning.tasks.gsm8k import GSM8K
 from dmpo_lightning.tasks.math500 import Math500
 from dmpo_lightning.tasks.sudoku import Sudoku
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 SplitLoader = Callable[[str], Loaded | None]
 
 
-class TaskDataModule(LightningDataModule):
-    """Prompts of any `Task`, and its reward.
-
-    Args:
-        task: examples, prompts and scores.
-        tokenizer: a tokenizer, or the id or folder of one; the command line fills in that of the model, and a
-            `MixtureDataModule` its own.
-        prompts_per_buffer: prompts of one rollout buffer and rank.
-        evaluation_batch_size: prompts per batch in validation, test and prediction.
-        reward_weights: of the task's score components in the reward; None takes those that the task states, each with
-            weight 1 if it states none.
-        reward_options: further arguments of `Reward.of_task`: ``workers``, ``time_limit``, ``failure_score``,
-            ``max_failure_share``.
-        max_prompt_length: in tokens; None leaves it to the model's own limit.
-        on_long_prompt: ``error`` or ``drop``, see `PromptLoader`.
-
-    Raises:
-        ValueError: no tokenizer, an empty split or a prompt that is too long, when its loader is built.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        *,
-        tokenizer: "str | PreTrainedTokenizerBase | None" = None,
-        prompts_per_buffer: int = 1,
-        evaluation_batch_size: int = 64,
-        reward_weights: dict[str, float] | None = None,
-        reward_options: dict[str, Any] | None = None,
-        max_prompt_length: int | None = None,
-        on_long_prompt: LongPrompts = "error",
-    ) -> None:
-        super().__init__()
-        self.task, self.tokenizer = task, None if tokenizer is None else load_tokenizer(tokenizer)
-        self.prompts_per_buffer, self.evaluation_batch_size = prompts_per_buffer, evaluation_batch_size
-        self.max_prompt_length, self.on_long_prompt = max_prompt_length, on_long_prompt
-        self.reward = Reward.of_task(task, reward_weights, **(reward_options or {}))
-        self._loaders: dict[str, PromptLoader] = {}
-
-    def train_dataloader(self) -> PromptLoader:
-        return self._loader("train", self.prompts_per_buffer)
-
-    def val_dataloader(self) -> PromptLoader:
-        return self._loader("validation", self.evaluation_batch_size)
-
-    def test_dataloader(self) -> PromptLoader:
-        return self._loader("test", self.evaluation_batch_size)
-
-    def predict_dataloader(self) -> PromptLoader:
-        return self._loader("test", self.evaluation_batch_size)
-
-    def _loader(self, split: Split, batch_size: int) -> PromptLoader:
-        if split not in self._loaders:
-            self._loaders[split] = self.make_loader(split, batch_size)
-        return self._loaders[split]
-
-    def make_loader(self, split: Split, batch_size: int) -> PromptLoader:
-        """The prompts of a split; those of training come in a new order each epoch."""
-        if self.tokenizer is None:
-            raise ValueError("`tokenizer` is needed to make prompts; pass one, or the id or folder of one.")
-        return PromptLoader(
-            self.task.examples(split),
-            self.tokenizer,
-            batch_size=batch_size,
-            prompt=self.task.prompt,
-            prefill=self.task.prefill,
-            shuffle=split == "train",
-            max_prompt_length=self.max_prompt_length,
-            on_long_prompt=self.on_long_prompt,
-        )
-
-
 class BenchmarkDataModule(TaskDataModule):
-    """A `Benchmark` on local files or the hub; not used by itself.
+    """A `Benchmark` on local files or the hub. It is the base of those below and not used by itself.
+
+    A validation split that is missing is held out of train: 256 examples unless ``sizes`` says otherwise. Examples of
+    train that come in a held-out split are dropped and counted in ``splits.report``.
 
     Args:
         path: a folder of ``train``, ``validation`` and ``test`` files (.jsonl, .csv or .parquet), or one file, which is
-            the split that its name says, else train; None loads from the hub. A validation split that is missing is
-            held out of train (256 examples unless ``sizes`` says otherwise). Examples of train that come in a held-out
-            split are dropped and counted in ``splits.report``.
+            the split that its name says, else train. None loads from the hub.
         revision: of the dataset on the hub.
         sizes: most examples of a split, drawn by the seed.
         seed: of what is held out and of those draws.
         on_bad_row: ``error``, or ``skip`` and count.
         rewards: which score components the reward has, ``published`` or ``verified``.
         verifier: which answer check gives the accuracy.
-        prompt_style: ``train`` or ``eval``, as published; one for training and evaluation.
-        system_prompt: a system turn before the user's; None sends none, as published.
-        instruction: replaces the style's text before the task text; an empty one leaves it out.
+        prompt_style: ``train`` or ``eval``, as published. Training and evaluation have the same.
+        system_prompt: a system turn before the user's. None sends none, as published.
+        instruction: replaces the style's text before the task text. An empty one leaves it out.
         few_shot: solved examples shown first, each ``{"example": ..., "completion": ...}``.
-        prefill: what the assistant's turn starts with; None is the style's own.
+        prefill: what the assistant's turn starts with. None is the style's own.
         options: of `TaskDataModule`.
 
     Raises:
@@ -200,8 +122,9 @@ class GSM8KDataModule(BenchmarkDataModule):
 
 
 class Math500DataModule(BenchmarkDataModule):
-    """`Math500`: trains on the train split of MATH, tests on MATH-500; files of ``problem`` and ``answer`` or
-    ``solution``. A ``revision`` applies to both datasets.
+    """`Math500`: trains on the train split of MATH and tests on MATH-500.
+
+    Files hold ``problem`` and ``answer`` or ``solution``. A ``revision`` applies to both datasets.
 
     Args:
         algebra: whether the answer check ``verified`` may compare by algebra, see `Math500`.
@@ -226,13 +149,13 @@ class CountdownDataModule(BenchmarkDataModule):
     """`Countdown` from the hub (Jiayi-Pan/Countdown-Tasks-3to4), from files, or generated.
 
     Args:
-        source: ``data`` takes every split from ``path`` or the hub; ``generated`` makes train, validation and, unless
-            ``path`` has it, test: solvable, seeded, none of them in a held-out split (4096, 256 and 256 puzzles unless
-            ``sizes`` says otherwise).
+        source: ``data`` takes every split from ``path`` or the hub. ``generated`` makes train, validation and, unless
+            ``path`` has it, test. Generated puzzles are solvable and seeded, and none of a held-out split is in train.
+            There are 4096, 256 and 256 unless ``sizes`` says otherwise.
         count: least and most numbers of a puzzle. Of ``data``, rows with more or fewer are left out and counted in
-            ``splits.report``; published are three.
+            ``splits.report``. The published puzzles have three.
         largest: number and target of a generated puzzle.
-        options: of `BenchmarkDataModule`; ``seed`` is that of the generated puzzles too.
+        options: of `BenchmarkDataModule`. ``seed`` is that of the generated puzzles too.
     """
 
     benchmark = Countdown
@@ -264,8 +187,8 @@ class CountdownDataModule(BenchmarkDataModule):
 
         def load(split: str) -> Loaded:
             if split not in made:
-                found = given(split) if split == "test" and path is not None else None
-                made[split] = found or self._generated(split, load)
+                own = given(split) if split == "test" and path is not None else None
+                made[split] = own or self._generated(split, load)
             return made[split]
 
         return load
@@ -284,7 +207,7 @@ class CountdownDataModule(BenchmarkDataModule):
 
     def _generated(self, split: str, load: SplitLoader) -> Loaded:
         held_out = {"train": ("validation", "test"), "validation": ("test",), "test": ()}[split]
-        others = [example for other in held_out if (found := load(other)) for example in found.examples]
+        others = [example for other in held_out if (loaded := load(other)) for example in loaded.examples]
         sizes = {"train": 4096, "validation": 256, "test": 256} | self.sizes
         puzzles = generate(
             sizes[split],
@@ -299,19 +222,19 @@ class CountdownDataModule(BenchmarkDataModule):
 class SudokuDataModule(BenchmarkDataModule):
     """4x4 `Sudoku`, generated and split by solution, or from files of ``Puzzle`` and ``Solution``.
 
-    No grid of a held-out split is the solution of a training puzzle; such puzzles of a file are dropped and counted in
+    No grid of a held-out split is the solution of a training puzzle. Such puzzles of a file are dropped and counted in
     ``splits.report``.
 
     Args:
         blanks: least and most blank cells of a generated puzzle.
-        split_by: ``puzzle`` drops only the puzzles that are held out themselves, as published; solutions of a file then
+        split_by: ``puzzle`` drops only the puzzles that are held out themselves, as published. Solutions of a file then
             leak.
-        prompt_template: the user's turn instead of that of the style; ``{puzzle}`` is replaced by 16 digits, 0 for a
+        prompt_template: the user's turn instead of that of the style. ``{puzzle}`` is replaced by 16 digits, 0 for a
             blank.
         rewards: ``published`` or ``verified`` reading of the answer.
-        verifier: an answer check to report beside the components of the reward; None reports ``solved``.
-        options: of `BenchmarkDataModule`; without a ``path`` puzzles are generated, ``sizes`` of each split (4096, 512
-            and 1024 unless it says otherwise).
+        verifier: an answer check to report beside the components of the reward. None reports ``solved``.
+        options: of `BenchmarkDataModule`. Without a ``path`` puzzles are generated, ``sizes`` of each split: 4096, 512
+            and 1024 unless it says otherwise.
     """
 
     benchmark = Sudoku
@@ -329,7 +252,7 @@ class SudokuDataModule(BenchmarkDataModule):
     ) -> None:
         check_choice("split_by", split_by, ("solution", "puzzle"))
         self.blanks, self.split_by, self.prompt_template, self.verifier = blanks, split_by, prompt_template, verifier
-        super().__init__(rewards=rewards, verifier=verifier or "verified", **options)
+        super().__init__(rewards=rewards, verifier="verified" if verifier is None else verifier, **options)
 
     def key(self, example: Mapping[str, Any]) -> str:
         return str(example[self.split_by])

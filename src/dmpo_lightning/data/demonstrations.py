@@ -44,7 +44,8 @@ class DemonstrationsDataModule(LightningDataModule):
     Args:
         task: gives examples and prompts.
         tokenizer: a tokenizer, or the id or folder of one.
-        completion_length: completions are ended and filled up to this many tokens with end tokens, which stay targets.
+        completion_length: completions are ended and filled up to this many tokens with end tokens. These stay targets,
+            since the model must learn to end.
         batch_size: pairs per batch and rank.
 
     Raises:
@@ -94,8 +95,7 @@ class DemonstrationsDataModule(LightningDataModule):
         if len(ids) > self.completion_length:
             raise ValueError(
                 f"The completion of row {index} has {len(ids)} tokens with its end token, more than "
-                f"`completion_length` "
-                f"{self.completion_length}; raise it or remove the row."
+                f"`completion_length` {self.completion_length}; raise it or remove the row."
             )
         ids += [eos] * (self.completion_length - len(ids))
         prompt = tokenize_prompt(self.tokenizer, self.task.prompt(example), self.task.prefill)

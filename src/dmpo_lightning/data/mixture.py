@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule
 
-from dmpo_lightning.data.benchmarks import TaskDataModule
 from dmpo_lightning.data.prompts import PromptLoader
+from dmpo_lightning.data.task_module import TaskDataModule
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.rewards.mixture import MixtureReward
 from dmpo_lightning.tasks.base import Example, Split
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 class MixtureDataModule(LightningDataModule):
-    """Several tasks in one run; each keeps its prompts, prefill, reward with weights, accuracy and limits of length.
+    """Several tasks in one run. Each keeps its prompts, prefill, reward with weights, accuracy and limits of length.
 
-    An example gets the key ``task``, the name of its task. The reward logs ``gsm8k/correctness`` and so on, of every
-    task its ``reward`` and ``accuracy`` too, and the ``accuracy`` of all. An epoch has as many prompts as the tasks
-    have examples together. Evaluation takes every example of every task once, tasks interleaved, so that a limited
-    number of batches sees all of them in proportion.
+    An example gets the key ``task``, the name of its task. The reward logs ``gsm8k/correctness`` and so on. Of every
+    task it logs ``reward`` and ``accuracy`` too, and also the ``accuracy`` of all. An epoch has as many prompts as the
+    tasks have examples together. Evaluation takes every example of every task once. It interleaves the tasks, so that a
+    limited number of batches sees all of them in proportion.
 
     Args:
-        datamodules: by the name of the task; their own tokenizer and batch sizes are not used.
+        datamodules: by the name of the task. Their own tokenizer and batch sizes are not used.
         weights: shares of the tasks in the training prompts, of any sum. Within an epoch they hold exactly but for
-            rounding; a small task repeats, of a large one each epoch takes the next part. None takes each example once
-            per epoch.
-        tokenizer: a tokenizer, or the id or folder of one; the command line fills in that of the model.
+            rounding. A small task repeats, and of a large one each epoch takes the next part. None takes each example
+            once per epoch.
+        tokenizer: a tokenizer, or the id or folder of one. The command line fills in that of the model.
         prompts_per_buffer: prompts of one rollout buffer and rank.
         evaluation_batch_size: prompts per batch in validation, test and prediction.
 
@@ -86,12 +86,12 @@ class MixtureDataModule(LightningDataModule):
 
 
 class MixturePromptLoader(PromptLoader):
-    """The prompts of several loaders of one split in one.
+    """The prompts of several loaders, all of one split, in one loader.
 
     A prompt id is the place in all examples, task after task.
 
     Args:
-        loaders: by the name of the task; each keeps its prompts and what it drops as too long.
+        loaders: by the name of the task. Each keeps its prompts and what it drops as too long.
         weights: of the tasks in training, see `MixtureDataModule`.
         batch_size: prompts per batch and rank.
 
@@ -119,14 +119,14 @@ class MixturePromptLoader(PromptLoader):
         self._gather()
 
     def _tokenized(self) -> list[list[int]]:
-        return [ids for loader in self.loaders.values() for ids in loader._ids]
+        return [ids for loader in self.loaders.values() for ids in loader.token_ids]
 
     def _gather(self) -> None:
         """What the loaders kept, as prompt ids of the mixture."""
         starts = accumulate((len(loader.dataset) for loader in self.loaders.values()), initial=0)
         kept = zip(self.loaders.items(), starts, strict=False)
-        self._by_task = {name: [start + index for index in loader._kept] for (name, loader), start in kept}
-        self._kept = [index for indices in self._by_task.values() for index in indices]
+        self._by_task = {name: [start + index for index in loader.kept] for (name, loader), start in kept}
+        self.kept = [index for indices in self._by_task.values() for index in indices]
         self.dropped = sum(loader.dropped for loader in self.loaders.values())
 
     def _order(self) -> list[int]:
@@ -147,7 +147,8 @@ class MixturePromptLoader(PromptLoader):
 
     def _prompts_per_epoch(self) -> dict[str, int]:
         """Whole numbers in the proportion of the weights that add up to all prompts, by largest remainders."""
-        total = len(self._kept)
+        # Rounding each share would lose or invent prompts, and an epoch would have another length than `len` says.
+        total = len(self.kept)
         sizes = {name: len(indices) for name, indices in self._by_task.items()}
         weights = sizes if self.weights is None else self.weights
         exact = {name: total * weights[name] / sum(weights.values()) for name in sizes}
@@ -161,6 +162,8 @@ class MixturePromptLoader(PromptLoader):
 
     def _draw(self, name: str, count: int) -> list[int]:
         """The next ``count`` prompts of an endless row of shuffled passes over the task, in this epoch."""
+        # A restart knows the epoch, not what earlier ones drew. So each pass is shuffled by its own number, and the
+        # place in the row follows from the epoch, since every epoch takes equally many.
         indices = self._by_task[name]
         start = self._epoch * count
         passes = range(start // len(indices), (start + count - 1) // len(indices) + 1)

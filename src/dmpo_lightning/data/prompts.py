@@ -3,7 +3,7 @@
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Int
@@ -12,7 +12,7 @@ from torch import Tensor
 from dmpo_lightning.distributed.ranks import own_rank
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.rollout import PromptBatch
-from dmpo_lightning.tasks.base import Message
+from dmpo_lightning.tasks.base import Message, check_choice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,11 +26,10 @@ logger = logging.getLogger(__name__)
 def tokenize_prompt(
     tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequence[Message]", prefill: str = ""
 ) -> list[int]:
-    """Ids of a conversation through the chat template, with the assistant's turn opened and begun by ``prefill``; a
-    plain string is the user's turn.
+    """Ids of a conversation in the chat template, with the assistant's turn opened and begun by ``prefill``.
 
-    Template and prefill are tokenised together, as one text. A tokenizer without a chat template takes plain strings
-    as they are.
+    A plain string is the user's turn. Template and prefill are tokenised together, as one text, because tokens may
+    reach across their border. A tokenizer without a chat template takes plain strings as they are.
     """
     if tokenizer.chat_template is None:
         if not isinstance(prompt, str):
@@ -60,28 +59,30 @@ def pad_left(
 
 
 class PromptLoader:
-    """Batches of prompts for `DMPO`; the only kind of training loader that it takes.
+    """Batches of prompts for `DMPO`, which takes no other kind of training loader.
 
-    In training each batch comes as many times as the rollouts made of it are used (`DMPO` sets that number), so
-    nothing is skipped and
-    an epoch has a length. Groups never cross ranks: each rank takes its own prompts, and the last batch wraps around
-    to stay full.
-    In evaluation every example comes exactly once over all ranks; filler rows keep the ranks in step.
+    In training each batch comes as many times as the rollouts made of it are used. `DMPO` sets that number. Nothing is
+    skipped therefore, and an epoch has a length. Groups never cross ranks: each rank takes its own prompts, and the
+    last batch wraps around to stay full. In evaluation every example comes exactly once over all ranks, and filler rows
+    keep the ranks in step.
+
+    For loaders made of others, ``token_ids`` holds the tokens of every prompt of ``dataset``, in its order, and
+    ``kept`` the places of those that are not dropped as too long.
 
     Args:
         dataset: a sequence of examples of any kind.
         tokenizer: a tokenizer, or the id or folder of one.
         batch_size: prompts per batch and rank.
-        prompt: an example's user turn or conversation; None takes example["prompt"].
-        prefill: what the assistant's turn starts with; part of the prompt, not of the completion.
-        shuffle: a new keyed order each epoch (training).
-        seed: of that order; None takes the module's seed.
-        max_prompt_length: in tokens; None leaves it to the model's own limit.
+        prompt: an example's user turn or conversation. None takes example["prompt"].
+        prefill: what the assistant's turn starts with. It is part of the prompt, not of the completion.
+        shuffle: whether each epoch has a new keyed order, as in training.
+        seed: of that order. None takes the module's seed.
+        max_prompt_length: in tokens. None leaves it to the model's own limit.
         on_long_prompt: ``error`` names the first prompt above the limit, ``drop`` leaves such prompts out and counts
             them in `dropped`.
 
     Raises:
-        ValueError: an empty dataset, a batch size below 1, a prompt longer than allowed.
+        ValueError: an empty dataset, a batch size below 1, another ``on_long_prompt``, a prompt longer than allowed.
 
     Example:
         ```python
@@ -107,11 +108,12 @@ class PromptLoader:
             raise ValueError(f"`batch_size` must be at least 1 prompt, got {batch_size}.")
         if len(dataset) == 0:
             raise ValueError("`dataset` is empty; DMPO needs at least one prompt.")
+        check_choice("on_long_prompt", on_long_prompt, get_args(LongPrompts))
         self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
         self.tokenizer = load_tokenizer(tokenizer)
         self.prompt, self.prefill = prompt or (lambda example: example["prompt"]), prefill
-        self._ids = self._tokenized()
-        self._kept = list(range(len(dataset)))
+        self.token_ids: list[list[int]] = self._tokenized()
+        self.kept = list(range(len(dataset)))
         self.dropped = 0
         self.on_long_prompt = on_long_prompt
         if max_prompt_length is not None:
@@ -124,21 +126,23 @@ class PromptLoader:
         return [tokenize_prompt(self.tokenizer, self.prompt(example), self.prefill) for example in self.dataset]
 
     def limit_prompt_length(self, limit: int) -> None:
-        """Drops prompts above ``limit`` tokens, or raises ValueError that names the first; prompts are never cut."""
-        too_long = [index for index in self._kept if len(self._ids[index]) > limit]
+        """Drops prompts above ``limit`` tokens, or raises a ValueError that names the first. Prompts are never cut."""
+        too_long = [index for index in self.kept if len(self.token_ids[index]) > limit]
         if too_long and self.on_long_prompt == "error":
             row = too_long[0]
             raise ValueError(
-                f"Prompt {row} of the dataset has {len(self._ids[row])} tokens, but at most {limit} are allowed "
-                f"({len(too_long)} of {len(self._ids)} prompts are too long); raise `max_prompt_length`, shorten the "
-                "completion, or set on_long_prompt: drop."
+                f"Prompt {row} of the dataset has {len(self.token_ids[row])} tokens, but at most {limit} are allowed "
+                f"({len(too_long)} of {len(self.dataset)} prompts are too long); raise `max_prompt_length`, shorten "
+                "the completion, or set on_long_prompt: drop."
             )
-        self._kept = [index for index in self._kept if len(self._ids[index]) <= limit]
+        self.kept = [index for index in self.kept if len(self.token_ids[index]) <= limit]
         self.dropped += len(too_long)
         if too_long:
-            logger.warning("Dropped %d of %d prompts of more than %d tokens.", len(too_long), len(self._ids), limit)
-        if not self._kept:
-            raise ValueError(f"All {len(self._ids)} prompts are longer than {limit} tokens; raise `max_prompt_length`.")
+            logger.warning("Dropped %d of %d prompts of more than %d tokens.", len(too_long), len(self.dataset), limit)
+        if not self.kept:
+            raise ValueError(
+                f"All {len(self.dataset)} prompts are longer than {limit} tokens; raise `max_prompt_length`."
+            )
 
     def bind(self, *, repeats: int, seed: int, limit_batches: int | float = 1.0) -> "PromptLoader":
         """Called by the module for its training loader.
@@ -154,11 +158,12 @@ class PromptLoader:
         return self
 
     def __len__(self) -> int:
-        return -(-len(self._kept) // self._prompts_per_batch) * self.repeats
+        return -(-len(self.kept) // self._prompts_per_batch) * self.repeats
 
     def __iter__(self) -> Iterator[PromptBatch]:
-        """One epoch; after `load_state_dict` the rest of the interrupted one."""
+        """One epoch, or after `load_state_dict` the rest of the interrupted one."""
         start, self._resume_at = self._resume_at, 0
+        # A checkpoint of the end of an epoch has nothing left to hand out. What follows is the next one.
         if not 0 < start < self._epoch_length:
             start, self._epoch = 0, self._epoch + 1
         order = self._order()
@@ -176,7 +181,10 @@ class PromptLoader:
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continues after the last batch handed out; if a batch is another now, after the last prompt handed out."""
+        """Continues after the last batch handed out.
+
+        Where batches are of another size now, it continues after the last prompt handed out.
+        """
         start = state["handed_out"]
         if (state["repeats"], state["prompts_per_batch"]) != (self.repeats, self._prompts_per_batch):
             prompts = -(-start // state["repeats"]) * state["prompts_per_batch"]
@@ -195,16 +203,17 @@ class PromptLoader:
 
     def _order(self) -> list[int]:
         if not self.shuffle:
-            return self._kept
-        return random.Random(f"{self.seed}-prompts-{self._epoch}").sample(self._kept, len(self._kept))
+            return self.kept
+        return random.Random(f"{self.seed}-prompts-{self._epoch}").sample(self.kept, len(self.kept))
 
     def _batch(self, order: list[int], number: int) -> PromptBatch:
         rank, world_size = own_rank()
         first = (number * world_size + rank) * self.batch_size
         places = range(first, first + self.batch_size)
         rows = [order[place % len(order)] for place in places]
+        # In training a last batch that wraps around holds real prompts, since their rollouts are trained on.
         filler = [not self.is_training and place >= len(order) for place in places]
-        prompt_ids, prompt_mask = pad_left([self._ids[row] for row in rows], self.tokenizer.pad_token_id or 0)
+        prompt_ids, prompt_mask = pad_left([self.token_ids[row] for row in rows], self.tokenizer.pad_token_id or 0)
         return PromptBatch(
             prompt_ids=prompt_ids,
             prompt_mask=prompt_mask,

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from dmpo_lightning.tasks.base import check_choice
 
 OnBadRow = Literal["error", "skip"]
 Row = Mapping[str, Any]
@@ -36,16 +38,15 @@ def load_file(
     """Every row of a JSONL, CSV or parquet file through ``parse``, in the file's order.
 
     Args:
-        path: of the file; its suffix says the format.
-        parse: an example from a row; its ValueError, LookupError, TypeError or OverflowError marks the row as bad.
+        path: of the file. Its suffix says the format.
+        parse: makes an example of a row. Its ValueError, LookupError, TypeError or OverflowError marks the row as bad.
         columns: that every row must have.
         on_bad_row: ``error`` stops at the first bad row, ``skip`` leaves bad rows out and counts them.
 
     Raises:
         ValueError: no such file, another format, an empty file, a bad row, or none but bad rows.
     """
-    if on_bad_row not in ("error", "skip"):
-        raise ValueError(f"`on_bad_row` must be error or skip, got {on_bad_row!r}.")
+    check_choice("on_bad_row", on_bad_row, get_args(OnBadRow))
     if not path.is_file():
         raise ValueError(f"No data file {path}; give `path` a file or folder that exists, or leave it out for the hub.")
     if path.suffix not in SUFFIXES:
@@ -63,7 +64,8 @@ def load_hub(
     columns: Sequence[str] = (),
     on_bad_row: OnBadRow = "error",
 ) -> Loaded:
-    """A split of a dataset on the hub, cached by ``datasets``; arguments and errors as of `load_file`."""
+    """A split of a dataset on the hub, cached by ``datasets``. Arguments and errors are those of `load_file`."""
+    check_choice("on_bad_row", on_bad_row, get_args(OnBadRow))
     import datasets
 
     try:
@@ -110,7 +112,7 @@ def _parse_all(
 
 
 def _numbered_rows(path: Path) -> Iterator[tuple[int, "Row | str"]]:
-    """Rows with their line numbers (row numbers of a parquet file); a text in place of a row says what is wrong."""
+    """Rows with their numbers, of lines or in a parquet file of rows. A text in place of a row says what is wrong."""
     if path.suffix == ".parquet":
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
@@ -150,13 +152,15 @@ def _json_row(line: str) -> "Row | str":
 
 
 class HeldOutSplits(Mapping[str, list[dict[str, Any]]]):
-    """Train, validation and test without a common key, loaded when first asked for; what was left out is in `report`.
+    """Train, validation and test without a common key.
+
+    Splits are loaded when first asked for. ``report`` counts what was left out of each.
 
     Args:
         load: the examples of a split, or None where the source has no such split.
-        key: of an example; no key of a held-out split appears in training.
-        sizes: most examples of a split, drawn by the seed and kept in their order; of a split that the source does not
-            have, the number that is held out of training.
+        key: of an example. No key of a held-out split appears in training.
+        sizes: most examples of a split, drawn by the seed and kept in their order. For a split that the source does not
+            have, it is the number that is held out of training.
         seed: of those draws.
         hold_out_test: whether a missing test split is held out of training too.
 
@@ -193,8 +197,7 @@ class HeldOutSplits(Mapping[str, list[dict[str, Any]]]):
             raise ValueError(
                 "The data has no test split; give `path` a folder with a file test.jsonl, .csv or .parquet."
             )
-        found = own if own is not None else self._made_of_training()[split]
-        return self._subset(found, split)
+        return self._subset(self._made_of_training()[split] if own is None else own, split)
 
     def _source(self, split: str) -> list[dict[str, Any]] | None:
         if split not in self._sources:
@@ -226,6 +229,7 @@ class HeldOutSplits(Mapping[str, list[dict[str, Any]]]):
         return self._training
 
     def _hold_out(self, pool: list[dict[str, Any]], split: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        # Whole keys are held out, so that no problem of the held-out split is also in training in another form.
         keys = list(dict.fromkeys(map(self.key, pool)))
         random.Random(f"{self.seed}-{split}").shuffle(keys)
         by_key = Counter(map(self.key, pool))
@@ -253,7 +257,7 @@ class HeldOutSplits(Mapping[str, list[dict[str, Any]]]):
 
 
 def check_sizes(sizes: Mapping[str, int] | None) -> dict[str, int]:
-    """The sizes as a dictionary; raises ValueError for an unknown split or a count below 1."""
+    """The sizes as a dictionary. Raises ValueError for an unknown split or a count below 1."""
     for split, size in (sizes or {}).items():
         if split not in ("train", "validation", "test") or size < 1:
             raise ValueError(f"`sizes` must map train, validation or test to a positive count, got {split}: {size}.")
@@ -263,12 +267,14 @@ def check_sizes(sizes: Mapping[str, int] | None) -> dict[str, int]:
 def local_loader(
     path: Path, parse: Callable[[Row], Row], *, columns: Sequence[str], on_bad_row: OnBadRow
 ) -> Callable[[str], Loaded | None]:
-    """Splits of a folder of ``train``, ``validation`` and ``test`` files; or of one file, which is the split that its
-    name says, else train.
+    """Loads the splits of a folder of ``train``, ``validation`` and ``test`` files, or of one file.
+
+    One file is the split that its name says, else train.
 
     Raises:
         ValueError: neither a file nor a folder with such files.
     """
+    check_choice("on_bad_row", on_bad_row, get_args(OnBadRow))
     if path.is_dir():
         files = {split: find_file(path, split) for split in ("train", "validation", "test")}
         if not any(files.values()):

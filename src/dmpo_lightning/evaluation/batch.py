@@ -6,31 +6,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from dmpo_lightning.evaluation.values import BatchValues, batch_values
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.rewards.reward import Reward, Scores
-from dmpo_lightning.rollout import PromptBatch, grouped, sample_completions, score_completions
+from dmpo_lightning.rewards.reward import Reward
+from dmpo_lightning.rewards.scores import Scores
+from dmpo_lightning.rollout import PromptBatch, grouped, sample_completions
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.tasks.base import Verdict
 
 EVALUATION = -1
 """The iteration that keys evaluation draws: the same at every validation, so that curves share their noise."""
 MEASURES = ("effective_length", "truncated")
-"""What is measured of every completion beside its score: tokens before the first end token; no end token at all."""
+"""What is measured of every completion beside its score: tokens before the first end token, and whether it has none."""
 
 
 @dataclass(frozen=True)
 class EvaluatedBatch:
-    """What one sampler wrote for a batch of prompts, filler left out, and what reward and answer check say of it."""
+    """What one sampler wrote for a batch of prompts, and what reward and answer check say of it. Filler is left out."""
 
     completion_length: int
     prompt_index: list[int]
     examples: list[Any]
     completions: list[list[str]]
-    """As the answer check read them, with special tokens; without them where the reward has no answer check."""
+    """As the answer check read them, with special tokens, or without them where the reward has no answer check."""
     verdicts: list[list[Verdict]] | None
     values: BatchValues
     tokens: int
@@ -38,7 +37,7 @@ class EvaluatedBatch:
     """Wall time of sampling."""
 
     def records(self, sampler: str) -> list[dict[str, Any]]:
-        """One dictionary per completion, ready for JSON; scores that do not apply are left out."""
+        """One dictionary per completion, ready for JSON. Scores that do not apply are left out."""
         return [
             {
                 "index": index,
@@ -72,9 +71,10 @@ def evaluate(
     seed: int,
     rows_per_forward: int | None = None,
 ) -> EvaluatedBatch:
-    """``completions`` of each prompt, scored without special tokens and checked with them.
+    """Samples ``completions`` of each prompt, scores the texts without special tokens and checks those with them.
 
-    The first completions of a prompt are the same however many there are.
+    The answer check needs the special tokens because published checks search for the end of the turn. The first
+    completions of a prompt are the same however many there are.
     """
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         prompts = prompts.without_filler()  # which is for keeping several ranks in step
@@ -93,41 +93,28 @@ def evaluate(
     seconds = time.perf_counter() - started
     real = prompts.to("cpu").without_filler()
     ids = ids[~prompts.is_filler.cpu().repeat_interleave(completions)]
-    scores, texts, verdicts = _scored(policy, reward, real, ids, completions)
+    texts = raw = grouped(policy.decode(ids), completions)
+    if reward.verify is not None:
+        raw = grouped(policy.decode(ids, special_tokens=True), completions)
+    if real.examples:
+        scores = reward(real.examples, texts, real.prompt_index.tolist(), raw=raw)
+    else:  # a rank that had filler alone has no completion to name components by
+        scores = Scores({}, torch.zeros(0, completions, dtype=torch.float32), failures=0)
+    lengths = policy.effective_length(ids).view(-1, completions)
+    measures = {"effective_length": lengths.float(), "truncated": (lengths == ids.shape[-1]).float()}
     return EvaluatedBatch(
         completion_length=completion_length,
         prompt_index=real.prompt_index.tolist(),
         examples=real.examples,
-        completions=texts,
-        verdicts=verdicts,
-        values=batch_values(reward, real.examples, scores, verdicts, _measures(policy, ids, completions)),
+        completions=raw,
+        verdicts=scores.verdicts,
+        values=batch_values(scores, measures),
         tokens=ids.numel(),
         seconds=seconds,
     )
 
 
-def _scored(
-    policy: Policy, reward: Reward, prompts: PromptBatch, ids: Int[Tensor, "rows length"], completions: int
-) -> tuple[Scores, list[list[str]], list[list[Verdict]] | None]:
-    """Scores of the texts without special tokens; the texts that the answer check read, and its verdicts."""
-    if not prompts.examples:  # a rank that had filler alone
-        return Scores({}, torch.zeros(0, completions, dtype=torch.float32), 0), [], None
-    scores, texts = score_completions(policy, reward, prompts, ids, completions)
-    if reward.verify is None:
-        return scores, grouped(texts, completions), None
-    raw = grouped(policy.decode(ids, special_tokens=True), completions)
-    rows = zip(prompts.examples, raw, prompts.prompt_index.tolist(), strict=True)
-    verdicts = [[reward.check(example, text, number) for text in group] for example, group, number in rows]
-    return scores, raw, verdicts
-
-
-def _measures(
-    policy: Policy, ids: Int[Tensor, "rows length"], completions: int
-) -> dict[str, Float[Tensor, "prompts completions"]]:
-    lengths = policy.effective_length(ids).view(-1, completions)
-    return {"effective_length": lengths.float(), "truncated": (lengths == ids.shape[-1]).float()}
-
-
 def _json_answer(verdict: Verdict) -> str | float | None:
+    """JSON has no number that is not finite."""
     answer = verdict.answer
     return str(answer) if isinstance(answer, float) and not math.isfinite(answer) else answer

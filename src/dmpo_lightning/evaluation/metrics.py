@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from dmpo_lightning.distributed.ranks import gather_ranks, means_over_ranks
-from dmpo_lightning.rewards.reward import Scores
+from dmpo_lightning.rewards.scores import Scores
 
 if TYPE_CHECKING:
     from dmpo_lightning.evaluation.batch import EvaluatedBatch
@@ -21,11 +21,12 @@ SUMS = torch.float64
 
 
 class MeanWithError(Metric):
-    """Mean over prompts and its standard error; `compute` returns both, NaN if there were no values (or one).
+    """Mean over prompts and its standard error.
 
-    Prompts are the independent unit: the completions of one are averaged first (Miller 2024, arXiv 2411.00640, calls
-    it clustering). NaN is a value that does not apply and is left out. With weights, mean and error are those of the
-    ratio of sums, such as right cells over blank cells.
+    `compute` returns both. The mean is NaN if there were no values, and the error if there was at most one. Prompts are
+    the independent unit: the completions of one are averaged first, which Miller 2024 (arXiv 2411.00640) calls
+    clustering. NaN is a value that does not apply and is left out. With weights, mean and error are those of the ratio
+    of sums, such as right parts over all parts.
     """
 
     full_state_update = False
@@ -59,13 +60,14 @@ class MeanWithError(Metric):
     def compute(self) -> tuple[Tensor, Tensor]:
         """Mean m = sum(w x) / sum(w), and sqrt(sum (w (x - m))^2) / sum(w)."""
         mean = self.total / self.weight
+        # The squared deviations multiplied out, since the mean is known only now. Rounding may leave less than 0.
         deviations = (self.squares - 2 * mean * self.cross + mean.square() * self.weight_squares).clamp(min=0)
         error = deviations.sqrt() / self.weight
         return mean.float(), torch.where(self.count > 1, error, torch.nan).float()
 
 
 class Throughput(Metric):
-    """Prompts of all ranks, and their tokens per second of the slowest rank; `compute` returns both."""
+    """Prompts of all ranks, and their tokens per second of the slowest rank. `compute` returns both."""
 
     full_state_update = False
     prompts: Tensor
@@ -124,8 +126,10 @@ class EvaluationMetrics:
         self.throughput.update(prompts=len(batch.examples), tokens=batch.tokens, seconds=batch.seconds)
 
     def result(self, sampler: str, length: int) -> EvaluationResult:
-        """Over all ranks; every rank must call it. Names that a rank did not meet (its prompts were of another task)
-        are added to it first, so that all ranks reduce the same.
+        """The means over all ranks. Every rank must call it.
+
+        Names that a rank did not meet, because its prompts were of another task, are added to it first. Otherwise ranks
+        would reduce different metrics, and wait for each other for ever.
         """
         names = dict.fromkeys(name for state in gather_ranks({"names": list(self.means)}) for name in state["names"])
         for name in names:

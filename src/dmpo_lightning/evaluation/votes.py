@@ -19,9 +19,9 @@ def pass_at(draws: int, *, correct: Int[Tensor, " prompts"], completions: int) -
 
 
 def majority(ballots: Sequence[Hashable | None]) -> int | None:
-    """Place of the first ballot for the most frequent answer; None if nobody votes.
+    """Place of the first ballot for the most frequent answer, or None if nobody votes.
 
-    None is no vote; of answers that are equally frequent the one that came first wins.
+    None is no vote. Of answers that are equally frequent the one that came first wins.
     """
     counts = Counter(ballot for ballot in ballots if ballot is not None)
     return ballots.index(max(counts, key=counts.__getitem__)) if counts else None

@@ -23,8 +23,9 @@ from dmpo_lightning.modules.options import SchedulerFactory
 from dmpo_lightning.modules.run_length import accumulations, bind, check_training_loader, run_length
 from dmpo_lightning.objectives import Objective
 from dmpo_lightning.policy import evaluating
-from dmpo_lightning.rewards.reward import Reward, Scores
+from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rewards.score_functions import ScoreFunction
+from dmpo_lightning.rewards.scores import Scores
 from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, collect
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.schedule import Schedule

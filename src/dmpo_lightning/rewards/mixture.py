@@ -1,19 +1,17 @@
 """The reward of a mixture of tasks."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from dmpo_lightning.rewards.reward import AnswerCheck, Reward, Scores
+from dmpo_lightning.rewards.reward import Reward
+from dmpo_lightning.rewards.scores import Scores, TaskScores, named_by_task
 from dmpo_lightning.tasks.base import Example, Verdict
 
 
 class MixtureReward(Reward):
-    """Scores each example as its task does; what a task does not have is NaN, not applicable.
+    """Scores each example as its task does. What a task does not have is NaN, not applicable.
 
     Args:
         rewards: by the name of the task, which an example holds as ``task``. If each has an answer check, so has the
@@ -21,53 +19,85 @@ class MixtureReward(Reward):
     """
 
     def __init__(self, rewards: Mapping[str, Reward]) -> None:
-        checks = {name: reward.verify for name, reward in rewards.items() if reward.verify is not None}
-        verify = _CheckOfTask(checks) if set(checks) == set(rewards) else None
-        super().__init__(self._score_one, accuracy="accuracy", verify=verify)
+        has_check = all(reward.verify is not None for reward in rewards.values())
+        share_names = {reward.share_name for reward in rewards.values()} - {None}
+        super().__init__(
+            self._score_one,
+            accuracy="accuracy",
+            verify=self._verify_one if has_check else None,
+            # Only a reward that borrows this check reports a share under one name for all tasks. Shares of different
+            # things have no mean.
+            share_name=share_names.pop() if len(share_names) == 1 else None,
+        )
         self.rewards = dict(rewards)
-
-    def parts(self, examples: Sequence[Example]) -> dict[str, tuple[Reward, list[int]]]:
-        rows: dict[str, list[int]] = {}
-        for row, example in enumerate(examples):
-            rows.setdefault(example["task"], []).append(row)
-        return {name: (self.rewards[name], places) for name, places in rows.items()}
 
     def __call__(
         self,
         examples: Sequence[Example],
         completions: Sequence[Sequence[str]],
         prompt_ids: Sequence[int] | None = None,
+        *,
+        raw: Sequence[Sequence[str]] | None = None,
     ) -> Scores:
-        """As `Reward` does it, task by task; components are named ``task/component``, and ``task/reward`` and
-        ``task/accuracy`` are among them.
+        """As `Reward` does it, task by task.
+
+        The scores of each task are in ``parts``. Components are named ``task/component``, and ``task/reward`` and
+        ``task/accuracy`` are among them. In an evaluation the answers are checked if every task has an answer check.
         """
         ids = range(len(examples)) if prompt_ids is None else prompt_ids
-        total = torch.zeros(len(examples), len(completions[0]), dtype=torch.float32)
-        components: dict[str, Tensor] = {"accuracy": torch.zeros_like(total)}
-        failures = 0
-        for name, (reward, rows) in self.parts(examples).items():
-            scores = reward(
-                [examples[row] for row in rows], [completions[row] for row in rows], [ids[row] for row in rows]
+        checked = None if self.verify is None else raw
+        rows: dict[str, list[int]] = {}
+        for row, example in enumerate(examples):
+            rows.setdefault(example["task"], []).append(row)
+        parts = {
+            task: TaskScores(
+                places,
+                self.rewards[task](
+                    [examples[row] for row in places],
+                    [completions[row] for row in places],
+                    [ids[row] for row in places],
+                    raw=None if checked is None else [checked[row] for row in places],
+                ),
             )
-            own = {**scores.components, "reward": scores.total}
-            own["accuracy"] = own.get(reward.accuracy, torch.zeros_like(scores.total))
-            for component, values in own.items():
-                components.setdefault(f"{name}/{component}", torch.full_like(total, math.nan))[rows] = values
-            total[rows], components["accuracy"][rows] = scores.total, own["accuracy"]
-            failures += scores.failures
-        return Scores(components, total, failures)
+            for task, places in rows.items()
+        }
+        return _joined(parts, len(examples), len(completions[0]))
 
     def _score_one(self, example: Example, completion: str) -> Any:
         return self.rewards[example["task"]].score(example, completion)  # type: ignore[arg-type]
+
+    def _verify_one(self, example: Example, completion: str) -> Verdict:
+        verify = self.rewards[example["task"]].verify
+        assert verify is not None
+        return verify(example, completion)
 
     def close(self) -> None:
         for reward in self.rewards.values():
             reward.close()
 
 
-@dataclass(frozen=True)
-class _CheckOfTask:
-    checks: Mapping[str, AnswerCheck]
-
-    def __call__(self, example: Example, completion: str) -> Verdict:
-        return self.checks[example["task"]](example, completion)
+def _joined(parts: dict[str, TaskScores], prompts: int, group: int) -> Scores:
+    """The scores of all prompts, put together from those of each task."""
+    total = torch.zeros(prompts, group, dtype=torch.float32)
+    accuracy = torch.zeros_like(total)
+    verdicts: dict[int, list[Verdict]] = {}
+    tables = {}
+    for task, part in parts.items():
+        scores = part.scores
+        # A mixture calls the weighted sum `reward`; a component of that name would stand in its place.
+        scores.components.pop("reward", None)
+        own = scores.components | {"reward": scores.total}
+        own["accuracy"] = own.get(scores.accuracy, torch.zeros_like(scores.total))
+        total[part.rows], accuracy[part.rows] = scores.total, own["accuracy"]
+        if scores.verdicts is not None:
+            verdicts |= zip(part.rows, scores.verdicts, strict=True)
+        tables[task] = own
+    named = named_by_task(tables, {task: part.rows for task, part in parts.items()}, prompts)
+    return Scores(
+        {"accuracy": accuracy} | named,
+        total,
+        sum(part.scores.failures for part in parts.values()),
+        accuracy="accuracy",
+        verdicts=[verdicts[row] for row in range(prompts)] if verdicts else None,
+        parts=parts,
+    )

@@ -5,38 +5,23 @@ import logging
 import math
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from dmpo_lightning.rewards.score_functions import BatchScore, BatchScoreFunction, OneScore, ScoreFunction
+from dmpo_lightning.rewards.scores import Scores
 from dmpo_lightning.tasks.base import Example, Task, Verdict
 from dmpo_lightning.workers import WorkerPool
 
 logger = logging.getLogger(__name__)
 
-CHECKED = ("correct", "correct_cells")
-"""Accuracies that an answer check gives, whatever the reward."""
 LOGGED_IN_FULL = 3
-"""Failures of one call whose cause is logged; of the others only the number is."""
+"""Failures of one call whose cause is logged. Of the others only the number is."""
 
 AnswerCheck = Callable[[Example, str], Verdict]
 Outcome = dict[str, float] | Exception
-
-
-@dataclass
-class Scores:
-    """Components and their weighted sum, for each rollout of each prompt."""
-
-    components: dict[str, Float[Tensor, "batch group"]]
-    """NaN where a completion has no such component, as in a mixture of tasks."""
-    total: Float[Tensor, "batch group"]
-    """Over the components that a completion has."""
-    failures: int
-    """Completions that could not be scored; each got the failure score in every component."""
 
 
 class Reward:
@@ -46,24 +31,28 @@ class Reward:
     finite numbers. It is logged with its prompt id, counted, and gets ``failure_score``.
 
     Args:
-        score: from an example and a completion to a number, or to named components (a task's ``score``, for one);
-            several functions become one by `CombinedScore`.
-        weights: of the components in the reward; None takes each with weight 1. Components without a weight are only
+        score: from an example and a completion to a number, or to named components (a task's ``score``, for one).
+            Several functions become one by `CombinedScore`.
+        weights: of the components in the reward. None takes each with weight 1. Components without a weight are only
             logged.
-        accuracy: the component reported as accuracy; None takes the reward itself.
-        max_failure_share: of all completions scored so far, counting at least 100; above it the last error stops the
+        accuracy: the component reported as accuracy. None takes the reward itself.
+        max_failure_share: of all completions scored so far, counting at least 100. Above it the last error stops the
             run.
         failure_score: of a failed completion, in every component that the others have.
-        batched: ``score`` takes equally long lists of examples and completions instead, and returns one result for
-            each; if it raises, all of them fail.
-        workers: processes that score; 0 scores in this one. ``score`` must then be picklable.
-        time_limit: seconds for one call of ``score``, in workers only: a call that takes longer is killed.
-        verify: the answer check of an evaluation, which reads completions with their special tokens; None has the score
+        batched: whether ``score`` takes equally long lists of examples and completions instead, and returns one result
+            for each. If it raises, all of them fail.
+        workers: processes that score, for which ``score`` must be picklable. 0 scores in this one.
+        time_limit: seconds for one call of ``score``, in workers only. A call that takes longer is killed.
+        verify: the answer check of an evaluation, which reads completions with their special tokens. None has the score
             alone decide.
+        unchecked_score: ``score`` without the components that ``verify`` gives. An evaluation calls it instead, so that
+            the answer check runs once per completion, unless the reward counts such a component. None always calls
+            ``score``.
+        share_name: of the component that holds the share in the verdicts of ``verify``. Without a name it is left out.
 
     Raises:
         ValueError: a time limit without workers, several workers for batched scoring, a score function that cannot be
-            pickled; weights for a component that the score function does not return (at the first call).
+            pickled. At the first call: weights for a component that the score function does not return.
     """
 
     def __init__(
@@ -78,6 +67,8 @@ class Reward:
         workers: int = 0,
         time_limit: float | None = None,
         verify: AnswerCheck | None = None,
+        unchecked_score: ScoreFunction | None = None,
+        share_name: str | None = None,
     ) -> None:
         if not math.isfinite(failure_score):
             raise ValueError(f"`failure_score` must be finite, got {failure_score}.")
@@ -93,9 +84,14 @@ class Reward:
         if batched and workers > 1:
             raise ValueError(f"`batched` scoring is one call, which one worker makes; got `workers={workers}`, pass 1.")
         self.score, self.weights, self.accuracy = score, weights, accuracy or "reward"
-        self.max_failure_share, self.failure_score, self.verify = max_failure_share, failure_score, verify
+        self.max_failure_share, self.failure_score = max_failure_share, failure_score
+        self.verify, self.share_name = verify, share_name
         self.batched = batched
-        self._call: Callable[..., Any] = BatchScore(score) if batched else OneScore(score)  # type: ignore[arg-type]
+        # The reward is that of the text without special tokens even in an evaluation. Where it counts what the answer
+        # check says, the check has two texts to read.
+        counts_check = weights is None or not {"correct", share_name}.isdisjoint(weights)
+        one = OneScore(score, score if counts_check or unchecked_score is None else unchecked_score)  # type: ignore[arg-type]
+        self._call: Callable[..., Any] = BatchScore(score) if batched else one  # type: ignore[arg-type]
         self._pool = None if workers == 0 else WorkerPool(self._call, workers=workers, time_limit=time_limit)
         if workers:
             _check_picklable(self._call)
@@ -113,10 +109,10 @@ class Reward:
         workers: int = 0,
         time_limit: float | None = None,
     ) -> "Reward":
-        """The reward of a task's own components, with its answer check unless its ``verifier`` is None; without
-        weights, with those that the task itself states.
+        """The reward of a task's own components, with its answer check if it has one.
+
+        Without weights it takes those that the task itself states.
         """
-        check = None if getattr(task, "verifier", "") is None else getattr(task, "verify", None)
         return cls(
             task.score,
             weights=task.reward_weights if weights is None else weights,
@@ -125,7 +121,9 @@ class Reward:
             failure_score=failure_score,
             workers=workers,
             time_limit=time_limit,
-            verify=check,
+            verify=task.verify if task.has_answer_check else None,
+            unchecked_score=task.unchecked_score if task.has_answer_check else None,
+            share_name=task.share_name,
         )
 
     def __call__(
@@ -133,23 +131,39 @@ class Reward:
         examples: Sequence[Example],
         completions: Sequence[Sequence[str]],
         prompt_ids: Sequence[int] | None = None,
+        *,
+        raw: Sequence[Sequence[str]] | None = None,
     ) -> Scores:
-        """Scores ``completions[i][j]``, the j-th rollout of ``examples[i]``; prompt ids name failures in the log.
+        """Scores ``completions[i][j]``, the j-th rollout of ``examples[i]``.
+
+        Args:
+            examples: one per prompt.
+            completions: texts without special tokens, equally many for each prompt.
+            prompt_ids: name failures in the log.
+            raw: in an evaluation, the same completions with their special tokens. The answer check reads these, once
+                each. What it says takes the place of the components of the same names.
 
         Raises:
             RuntimeError: more failures than allowed, or workers that cannot start.
         """
         ids = range(len(examples)) if prompt_ids is None else prompt_ids
+        checked = None if self.verify is None else raw
         rows = [
             (number, example, text)
             for example, texts, number in zip(examples, completions, ids, strict=True)
             for text in texts
         ]
-        outcomes = self._outcomes([example for _, example, _ in rows], [text for _, _, text in rows])
+        outcomes = self._outcomes([(example, text) for _, example, text in rows], with_check=checked is None)
         self._count([(rows[i][0], each) for i, each in enumerate(outcomes) if isinstance(each, Exception)], len(rows))
         components = self._components(outcomes, (len(examples), len(completions[0]) if completions else 0))
+        total = self._total(components)  # of the scored text, before the answer check's components take over
+        verdicts = None
+        if checked is not None:
+            prompts = zip(examples, checked, ids, strict=True)
+            verdicts = [[self.check(example, text, number) for text in texts] for example, texts, number in prompts]
+            components |= self._checked_components(verdicts)
         failures = sum(isinstance(outcome, Exception) for outcome in outcomes)
-        return Scores(components, self._total(components), failures)
+        return Scores(components, total, failures, self.accuracy, verdicts, self.share_name)
 
     @property
     def name(self) -> str:
@@ -157,8 +171,9 @@ class Reward:
         return str(getattr(self.score, "__qualname__", type(self.score).__name__))
 
     def check(self, example: Example, completion: str, prompt_id: int) -> Verdict:
-        """The answer check's verdict on a completion with its special tokens; where it fails, counted as above, nothing
-        was answered.
+        """The answer check's verdict on a completion with its special tokens.
+
+        A check that raises is logged and counted as scoring that fails is. Nothing was answered then.
         """
         assert self.verify is not None
         try:
@@ -168,39 +183,30 @@ class Reward:
             return Verdict(None, False)
 
     def with_check_of(self, other: "Reward") -> "Reward":
-        """This reward with the answer check and the accuracy of another."""
+        """This reward with the answer check and the accuracy of another.
+
+        If the other's accuracy is none that the check gives, the accuracy is ``correct``.
+        """
         checked = copy.copy(self)
-        checked.verify = other.verify
-        checked.accuracy = other.accuracy if other.accuracy in CHECKED else CHECKED[0]
+        checked.verify, checked.share_name = other.verify, other.share_name
+        checked.accuracy = other.accuracy if other.accuracy == other.share_name else "correct"
         return checked
 
-    def parts(self, examples: Sequence[Example]) -> "dict[str, tuple[Reward, list[int]]]":
-        """Of a mixture of tasks, each task's reward and the places of its examples; empty where there are no parts."""
-        return {}
-
     def close(self) -> None:
-        """Ends the worker processes, which otherwise end with the interpreter; the next call starts new ones."""
+        """Ends the worker processes, which otherwise end with the interpreter. The next call starts new ones."""
         if self._pool is not None:
             self._pool.close()
 
-    def _outcomes(self, examples: list[Example], completions: list[str]) -> list[Outcome]:
-        calls: list[tuple[Any, ...]] = list(zip(examples, completions, strict=True))
+    def _outcomes(self, rows: list[tuple[Example, str]], *, with_check: bool) -> list[Outcome]:
+        """The components of each completion or what was raised, here or in the workers."""
+        every = [example for example, _ in rows], [text for _, text in rows]
+        calls: list[tuple[Any, ...]] = [every] if self.batched else [(*row, with_check) for row in rows]
+        results = self._pool.map(calls) if self._pool is not None else [_attempt(self._call, call) for call in calls]
         if not self.batched:
-            return self._made(calls)
-        (results,) = self._made([(examples, completions)])
-        if isinstance(results, Exception):
-            return [results] * len(calls)
-        return [ValueError(result) if isinstance(result, str) else result for result in results]
-
-    def _made(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """The value or the exception of each call, here or in the workers."""
-        return [self._attempt(call) for call in calls] if self._pool is None else self._pool.map(calls)
-
-    def _attempt(self, call: tuple[Any, ...]) -> Any:
-        try:
-            return self._call(*call)
-        except Exception as error:  # a foreign function on model output: one bad completion must not end a long run
-            return error
+            return results
+        if isinstance(results[0], Exception):
+            return [results[0]] * len(rows)
+        return [ValueError(result) if isinstance(result, str) else result for result in results[0]]
 
     def _count(self, failures: Sequence[tuple[int, Exception]], scored: int) -> None:
         for prompt_id, error in failures[:LOGGED_IN_FULL]:
@@ -232,6 +238,15 @@ class Reward:
             for name in names or self.weights or ["reward"]
         }
 
+    def _checked_components(self, verdicts: Sequence[Sequence[Verdict]]) -> dict[str, Tensor]:
+        """What the answer check says, as components. A verdict without a share among others with one has NaN."""
+        said = [[verdict.components(self.share_name) for verdict in group] for group in verdicts]
+        names = max((each for group in said for each in group), key=len, default={})
+        return {
+            name: torch.tensor([[each.get(name, math.nan) for each in group] for group in said], dtype=torch.float32)
+            for name in names
+        }
+
     def _number(self, outcome: Outcome, name: str) -> float:
         return self.failure_score if isinstance(outcome, Exception) else outcome.get(name, math.nan)
 
@@ -250,6 +265,13 @@ class Reward:
         present = {name: weight for name, weight in weights.items() if name in components}
         zero = torch.zeros_like(next(iter(components.values())))
         return sum((weight * components[name].nan_to_num(0.0) for name, weight in present.items()), zero)
+
+
+def _attempt(function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
+    try:
+        return function(*call)
+    except Exception as error:  # a foreign function on model output: one bad completion must not end a long run
+        return error
 
 
 def _check_picklable(call: Callable[..., Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a score function returns, as plain numbers; no torch, so that worker processes start fast."""
+"""What a score function returns, as plain numbers. Imports no torch, so that worker processes start fast."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ class CombinedScore:
     """Several score functions as one, whose components carry their names.
 
     Args:
-        functions: by name; one that returns named components itself gives ``name/component``.
+        functions: by name. One that returns named components itself gives ``name/component``.
 
     Raises:
         ValueError: no functions.
@@ -39,7 +39,7 @@ class CombinedScore:
         self.functions = dict(functions)
 
     def __call__(self, example: Example, completion: str) -> dict[str, float]:
-        """The components of every function; an exception of one is an exception of all."""
+        """The components of every function. An exception of one is an exception of all."""
         return {
             f"{name}/{part}" if isinstance(value, Mapping) else name: number
             for name, function in self.functions.items()
@@ -49,7 +49,7 @@ class CombinedScore:
 
 
 def named_numbers(value: Any) -> dict[str, float]:
-    """Named finite numbers; a bare number is called ``reward``.
+    """Named finite numbers. A bare number is called ``reward``.
 
     Raises:
         ValueError: a number that is not finite.
@@ -66,12 +66,13 @@ def named_numbers(value: Any) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class OneScore:
-    """A score function whose values are named numbers."""
+    """A score function whose values are named numbers, and the same function without what an answer check gives."""
 
     score: ScoreFunction
+    unchecked_score: ScoreFunction
 
-    def __call__(self, example: Example, completion: str) -> dict[str, float]:
-        return named_numbers(self.score(example, completion))
+    def __call__(self, example: Example, completion: str, with_check: bool = True) -> dict[str, float]:
+        return named_numbers((self.score if with_check else self.unchecked_score)(example, completion))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """Benchmarks as plain Python: examples, prompts, scores."""
 
-from dmpo_lightning.tasks.base import Example, Message, Split, Task, Variant, Verdict
+from dmpo_lightning.tasks.base import Example, Message, Share, ShareNames, Split, Task, Variant, Verdict
 from dmpo_lightning.tasks.countdown import Countdown
 from dmpo_lightning.tasks.gsm8k import GSM8K
+from dmpo_lightning.tasks.latin_squares import LatinSquareDemonstrations
 from dmpo_lightning.tasks.math500 import Math500
-from dmpo_lightning.tasks.sudoku import LatinSquareDemonstrations, Sudoku
+from dmpo_lightning.tasks.sudoku import Sudoku
 
 __all__ = [
     "GSM8K",
@@ -13,6 +14,8 @@ __all__ = [
     "LatinSquareDemonstrations",
     "Math500",
     "Message",
+    "Share",
+    "ShareNames",
     "Split",
     "Sudoku",
     "Task",

@@ -9,9 +9,9 @@ from dmpo_lightning.workers import CallError, TimeLimitError, WorkerPool
 logger = logging.getLogger(__name__)
 
 MAX_TEXT = 200
-"""Characters of an answer; a longer one is not compared."""
+"""Characters of an answer. A longer one is not compared."""
 REMEMBERED = 4096
-"""Comparisons whose result is kept: a reward and an answer check ask the same, and so do the rollouts of a group."""
+"""Comparisons whose result is kept. Reward and answer check ask the same, and so do the rollouts of a group."""
 _ALLOWED = re.compile(r"[A-Za-z0-9\s\\{}()\[\]^_+\-*/=<>|.,:;!'&~%$]+")
 
 
@@ -19,7 +19,7 @@ class AlgebraicEquality:
     """Whether two short LaTeX answers of plain characters are equal as mathematics.
 
     Args:
-        time_limit: seconds per comparison; one that takes longer is logged and counts as not equal.
+        time_limit: seconds per comparison. One that takes longer is logged and counts as not equal.
 
     Raises:
         ValueError: math-verify is not installed, or a time limit that is not positive.
@@ -50,7 +50,10 @@ class AlgebraicEquality:
 
 
 def equal(gold: str, answer: str) -> bool:
-    """What a worker does; only the LaTeX reader is used, because the other one evaluates text as Python."""
+    """Whether math-verify calls the answers equal; what a worker runs.
+
+    Only its LaTeX reader is used, because the other one evaluates text as Python.
+    """
     from math_verify import LatexExtractionConfig, parse, verify
 
     reader = [LatexExtractionConfig()]
@@ -60,7 +63,7 @@ def equal(gold: str, answer: str) -> bool:
 
 
 def _import_math_verify() -> None:
-    """Also silences its warnings that the time limits are off; this pool has its own."""
+    """Makes a worker ready. math-verify's own time limits are off, since the pool has one; its warnings of that go."""
     import math_verify  # noqa: F401
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)

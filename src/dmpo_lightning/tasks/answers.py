@@ -1,4 +1,4 @@
-r"""Finding the answer in a completion. Text is parsed, never evaluated; every function is linear in its length."""
+r"""Finding the answer in a completion. Text is parsed, never evaluated. Every function is linear in its length."""
 
 import re
 
@@ -10,29 +10,31 @@ _BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def tag_text(completion: str) -> str:
-    """What follows the last ``<answer>`` (the whole text if there is none), up to the first ``</answer>`` in it,
-    stripped.
+    """What follows the last ``<answer>`` up to the first ``</answer>`` behind it, stripped.
+
+    Without an opening tag the text counts from its start.
     """
     return completion.rpartition("<answer>")[2].partition("</answer>")[0].strip()
 
 
 def first_block(text: str) -> str | None:
-    """What stands between the first ``<answer>`` and the next ``</answer>``, unstripped; None if there is no such."""
+    """What stands between the first ``<answer>`` and the next ``</answer>``, unstripped. None if there is no such."""
     block, closing, _ = text.partition("<answer>")[2].partition("</answer>")
     return block if closing else None
 
 
 def last_block(text: str) -> str | None:
-    """As `first_block`, of the last pair that is found from the left, each behind the one before."""
+    """As `first_block`, of the last pair of tags. Pairs are read from the left, each behind the one before."""
     head, closing, _ = text.rpartition("</answer>")  # behind it a search would run to the end for every opening tag
     blocks = _BLOCK.findall(head + closing)
     return blocks[-1] if blocks else None
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The last ``\boxed`` with its argument, as published with MATH: ``\boxed `` with a blank reaches to the next
-    ``$``; ``\fbox`` stands in for a missing ``\boxed``; a text without either comes back whole; None if no brace
-    closes.
+    r"""The last ``\boxed`` with its argument, as published with MATH. None if no brace closes.
+
+    ``\boxed `` with a blank reaches to the next ``$``. ``\fbox`` stands in for a missing ``\boxed``. A text without
+    either comes back whole.
     """
     if "\\boxed " in text:
         return "\\boxed " + text.rpartition("\\boxed ")[2].partition("$")[0]
@@ -45,8 +47,9 @@ def last_boxed(text: str) -> str | None:
 
 
 def unbox(boxed: str | None) -> str | None:
-    r"""The argument of a leading ``\boxed``; another text unchanged; None where there is no value or ``\boxed `` stands
-    elsewhere.
+    r"""The argument of a leading ``\boxed``. Another text comes back unchanged.
+
+    The result is None for None, and for a text in which ``\boxed `` with a blank stands elsewhere.
     """
     if boxed is None or "\\boxed " in boxed:
         return boxed[7:] if boxed is not None and boxed.startswith("\\boxed ") else None
@@ -54,11 +57,12 @@ def unbox(boxed: str | None) -> str | None:
 
 
 def final_answer(completion: str) -> str:
-    r"""What a reader takes for the answer, stripped; empty if the completion states none. The ``verified`` rule.
+    r"""What a reader takes for the answer, stripped. It is empty if the completion states none. The ``verified`` rule.
 
-    The text ends at the first end token. Of what the last ``<answer>`` holds, or of the whole text if it holds nothing,
-    it is the last box with more than dots in it; without such a box what the tag holds; without a tag a text of one
-    line. Nested braces are respected; a box or tag that was cut off at the end counts as far as it goes.
+    The text ends at the first end token. The answer is the last box with more than dots in it, of what the last
+    ``<answer>`` holds or, if that holds none, of the whole text. Without such a box it is what the tag holds, and
+    without a tag a text of one line. Nested braces are respected. A box or tag that was cut off at the end counts as
+    far as it goes.
     """
     text = _END.split(completion, maxsplit=1)[0]
     tagged = tag_text(text) if "<answer>" in text else ""
@@ -68,11 +72,11 @@ def final_answer(completion: str) -> str:
 
 
 def _boxes(text: str) -> list[str]:
-    r"""Arguments of every outermost ``\boxed{`` or ``\fbox{``; of a box that never closes, the rest of its line."""
+    r"""The arguments of every outermost ``\boxed{`` or ``\fbox{``. A box that never closes has the rest of its line."""
     boxes: list[str] = []
     place = 0
     for match in _BOX.finditer(text):
-        if match.start() < place:
+        if match.start() < place:  # inside the box before
             continue
         start = text.index("{", match.start()) + 1
         end = match.end() - 1 if match[1] else closing_brace(text, match.start())
@@ -84,7 +88,7 @@ def _boxes(text: str) -> list[str]:
 
 
 def closing_brace(text: str, start: int) -> int | None:
-    """Place of the first ``}`` from ``start`` on that closes as many braces as were opened; None if there is none."""
+    """Place of the first ``}`` from ``start`` on that closes as many braces as were opened. None if there is none."""
     depth = 0
     for brace in _BRACE.finditer(text, start):
         depth += 1 if brace.group() == "{" else -1

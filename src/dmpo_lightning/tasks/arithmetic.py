@@ -7,9 +7,9 @@ from fractions import Fraction
 from typing import Any
 
 MAX_DEPTH = 200
-"""Nested parentheses; Python's own parser refuses more."""
+"""Nested parentheses. Python's own parser refuses more."""
 MAX_BITS = 1 << 16
-"""Of an integer power; ``99**98**97`` is refused before it is computed."""
+"""Of an integer power. ``99**98**97`` is refused before it is computed."""
 MAX_LENGTH = 20_000
 """Characters of an expression."""
 MAX_DIGITS = 4300
@@ -39,8 +39,9 @@ def integers(text: str) -> list[int]:
 
 
 def python_value(text: str) -> Number:
-    """The value that Python gives an expression of numbers, ``+ - * / // **`` and parentheses: integers stay exact,
-    ``/`` makes floats, a root of a negative number is complex.
+    """The value that Python gives an expression of numbers, ``+ - * / // **`` and parentheses.
+
+    Integers stay exact, ``/`` makes floats, and a root of a negative number is complex.
 
     Raises:
         ExpressionError: no such expression, a division by zero, an overflow, or a power of more than `MAX_BITS` bits.
@@ -64,7 +65,9 @@ def exact_value(text: str) -> Fraction:
 
 
 def _python_tokens(text: str) -> list[str]:
-    """Tokens outside parentheses stand on one line, which is indented only if it is the first; as Python reads it."""
+    """The tokens of a text that Python would read as one expression."""
+    # The published code evaluates the text, so what Python refuses must be refused here: outside parentheses an
+    # expression stands on one line, which may be indented only if it is the very first.
     body = text.lstrip(" \t").replace("\r\n", "\n").replace("\r", "\n")
     body = re.sub(r"\A(?:[ \t\f]*\n)+", "", body)
     last_line = body.rpartition("\n")
@@ -125,7 +128,10 @@ _PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2, "//": 2, "sign": 3, "**":
 
 
 def _value(tokens: list[str], number: Callable[[str], _Value], operators: _Operators) -> Any:
-    """Dijkstra's shunting yard with Python's precedence; a stack of its own, so depth costs no recursion."""
+    """The value by Dijkstra's shunting yard with Python's precedence.
+
+    Its stack is a list, so that nested parentheses of a hostile text cost no recursion.
+    """
     values: list[Any] = []
     waiting: list[tuple[str, bool]] = []
     wants_operand, depth = True, 0
@@ -155,7 +161,7 @@ def _value(tokens: list[str], number: Callable[[str], _Value], operators: _Opera
                 raise ExpressionError("a parenthesis was never opened")
             waiting.pop()
         elif token in operators:
-            reduce_above(_PRECEDENCE[token] + (token == "**"))
+            reduce_above(_PRECEDENCE[token] + (token == "**"))  # ** alone groups from the right: 2**3**2 is 2**9
             waiting.append((token, False))
             wants_operand = True
         else:

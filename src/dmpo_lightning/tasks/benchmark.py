@@ -1,15 +1,15 @@
 r"""What the four reasoning benchmarks share: prompt styles, reward variants, answer checks.
 
 The wording of the prompts, here and in the modules of the tasks, is that of d1 (arXiv 2504.12216, Apache-2.0), which
-DMPO uses unchanged: without it their numbers cannot be reproduced. It is kept to the character, white space included
-(the chat template of LLaDA trims the ends of a turn, others do not).
+DMPO uses unchanged. Without it their numbers cannot be reproduced. It is kept to the character, white space included:
+the chat template of LLaDA trims the ends of a turn, others do not.
 """
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, get_args
 
-from dmpo_lightning.tasks.base import Example, Message, PromptStyle, Split, Task, Variant, Verdict
+from dmpo_lightning.tasks.base import Example, Message, PromptStyle, Split, Task, Variant, Verdict, check_choice
 
 TRAIN_FORMAT = """
 Respond in the following format:
@@ -33,7 +33,7 @@ MATH_EXPERT = (
     "Wrap the final answer in a \\boxed{}. "
 )
 MAX_COMPLETION = 1 << 16
-"""Characters of a completion that are read, from its start; no published setting samples a tenth of them."""
+"""Characters of a completion that are read, from its start. No published setting samples a tenth of them."""
 PREFILLS: Mapping[PromptStyle, str] = {"train": "", "eval": "<reasoning>"}
 
 
@@ -41,16 +41,16 @@ class Benchmark(Task):
     """A task with a gold answer per example.
 
     Args:
-        data: examples by split; a split that is missing is an error when it is asked for.
-        rewards: which components `score` returns for training; `reward_weights` adds them up.
+        data: examples by split. A split that is missing is an error when it is asked for.
+        rewards: which components `score` returns for training. `reward_weights` adds them up.
         verifier: which answer check gives the component ``correct``, the accuracy.
         prompt_style: ``train`` asks for reasoning and answer in tags, ``eval`` for a box inside the answer tag.
-        system_prompt: a system turn before the user's; None sends none, as published.
-        instruction: replaces the style's text before the task text; an empty one leaves it out.
+        system_prompt: a system turn before the user's. None sends none, as published.
+        instruction: replaces the style's text before the task text. An empty one leaves it out.
         few_shot: solved examples shown first, each ``{"example": ..., "completion": ...}``, as turns of the
-            conversation; such a completion is the whole turn, prefill included.
-        prefill: what the assistant's turn starts with; None is the style's own, nothing for ``train`` and
-            ``<reasoning>`` for ``eval``. The training components see it in front of the completion, the answer check
+            conversation. Such a completion is the whole turn, prefill included.
+        prefill: what the assistant's turn starts with. None is the style's own: nothing for ``train`` and
+            ``<reasoning>`` for ``eval``. The training components see it in front of the completion. The answer check
             sees the completion alone, as published.
 
     Raises:
@@ -84,7 +84,7 @@ class Benchmark(Task):
             if not {"example", "completion"} <= set(shot):
                 raise ValueError(f"`few_shot` {number} must hold `example` and `completion`, got {sorted(shot)}.")
         self.data, self.rewards = {} if data is None else data, rewards
-        self.verifier: Variant | None = verifier
+        self.verifier = verifier
         self.prompt_style, self.system_prompt, self.few_shot = prompt_style, system_prompt, few_shot
         self.instruction = self.instructions[prompt_style] if instruction is None else instruction
         self.prefill = PREFILLS[prompt_style] if prefill is None else prefill
@@ -110,7 +110,7 @@ class Benchmark(Task):
         return self.data[split]
 
     def prompt(self, example: Example) -> str | list[Message]:
-        """The user's turn; a conversation if there is a system prompt or a solved example."""
+        """The user's turn, or a conversation if there is a system prompt or a solved example."""
         if self.system_prompt is None and not self.few_shot:
             return self._user_turn(example)
         turns: list[Message] = []
@@ -125,28 +125,71 @@ class Benchmark(Task):
         return "\n\n".join(filter(None, (self.instruction, self.task_text(example))))
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
-        """The training components of prefill and completion, and ``correct`` of the completion's answer check."""
-        completion = completion[:MAX_COMPLETION]
-        return {
-            **self.training_components(example, self.prefill + completion),
-            "correct": float(self.verdict(example, completion).correct),
-        }
+        """The training components of prefill and completion, and what the answer check says of the completion."""
+        if not self.has_answer_check:
+            return self.unchecked_score(example, completion)
+        verdict = self.verify(example, completion)
+        # Reward and answer check are the same check here, of the same text unless there is a prefill: one run will do.
+        is_known = self.rewards == self.verifier == "verified" and not self.prefill
+        text = self.prefill + completion[:MAX_COMPLETION]
+        training = self.training_components(example, text, verdict if is_known else None)
+        return training | verdict.components(self.share_name)
+
+    def unchecked_score(self, example: Example, completion: str) -> dict[str, float]:
+        """The training components of prefill and completion."""
+        return self.training_components(example, self.prefill + completion[:MAX_COMPLETION])
+
+    def training_components(
+        self, example: Example, completion: str, verdict: Verdict | None = None
+    ) -> dict[str, float]:
+        """Named parts of the training reward.
+
+        Args:
+            example: whose answer is known.
+            completion: behind the prefill.
+            verdict: of `verified_check` on this very text, where it is known already.
+        """
+        if self.rewards == "published":
+            return self.published_components(example, completion)
+        return self.verified_components(completion, verdict or self.verified_check(example, completion))
 
     def verify(self, example: Example, completion: str) -> Verdict:
-        """The answer check, of at most `MAX_COMPLETION` characters."""
-        return self.verdict(example, completion[:MAX_COMPLETION])
+        """The answer check ``verifier``, or ``verified`` if there is none, of at most `MAX_COMPLETION` characters."""
+        check = self.published_check if self.verifier == "published" else self.verified_check
+        return check(example, completion[:MAX_COMPLETION])
+
+    @property
+    def has_answer_check(self) -> bool:
+        return self.verifier is not None
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {
+            "prompt style": self.prompt_style,
+            "system prompt": self.system_prompt,
+            "instruction": self.instruction,
+            "few-shot examples": len(self.few_shot),
+            "rewards": self.rewards,
+        }
 
     @abstractmethod
     def task_text(self, example: Example) -> str:
         """The user's turn below the instruction."""
 
     @abstractmethod
-    def training_components(self, example: Example, completion: str) -> dict[str, float]:
-        """Named parts of the training reward."""
+    def published_components(self, example: Example, completion: str) -> dict[str, float]:
+        """The training components of d1 and DMPO."""
 
     @abstractmethod
-    def verdict(self, example: Example, completion: str) -> Verdict:
-        """What the answer check ``verifier`` finds."""
+    def verified_components(self, completion: str, verdict: Verdict) -> dict[str, float]:
+        """The training components that we hold to be right, given what `verified_check` says of the completion."""
+
+    @abstractmethod
+    def published_check(self, example: Example, completion: str) -> Verdict:
+        """The answer check with which d1 and DMPO evaluate."""
+
+    @abstractmethod
+    def verified_check(self, example: Example, completion: str) -> Verdict:
+        """The answer check that we hold to be right."""
 
     @classmethod
     @abstractmethod
@@ -161,9 +204,3 @@ class Benchmark(Task):
     @abstractmethod
     def from_saved(cls, record: Mapping[str, Any]) -> Example:
         """An example from ``question`` and ``ground_truth`` of a saved completion."""
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises ValueError, with the choices, for a value that is none of them."""
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")

@@ -42,12 +42,14 @@ _QUESTIONS = {"train": _TRAIN_QUESTION, "eval": "Numbers: {numbers}\nTarget: {ta
 
 
 class Countdown(Benchmark):
-    r"""Arithmetic puzzles; an example holds ``numbers`` and ``target``.
+    r"""Arithmetic puzzles. An example holds ``numbers`` and ``target``.
 
-    Rewards ``published``: ``equation``, 1.0 for an answer tag with an expression that uses the numbers once each and is
-    within 1e-5 of the target, 0.1 for any other answer tag. Values are those of Python for the characters
-    ``0-9 + - * / ( ) .``, so ``**`` and ``//`` count too. ``verified``: ``format`` 0.1 for reasoning and answer in
-    tags, ``correctness`` 1.0 for ``+ - * /`` and parentheses, in exact rational arithmetic.
+    Rewards ``published`` have one component, ``equation``. It is 1.0 for an answer tag with an expression that uses the
+    numbers once each and is within 1e-5 of the target, and 0.1 for any other answer tag. Values are those of Python for
+    the characters ``0-9 + - * / ( ) .``, so ``**`` and ``//`` count too.
+
+    Rewards ``verified`` are ``format``, 0.1 for reasoning and answer in tags, and ``correctness``, 1.0 for an
+    expression of ``+ - * /`` and parentheses that reaches the target in exact rational arithmetic.
     """
 
     components = {"published": ("equation",), "verified": ("format", "correctness")}
@@ -57,18 +59,31 @@ class Countdown(Benchmark):
     def task_text(self, example: Example) -> str:
         return _QUESTIONS[self.prompt_style].format(numbers=list(example["numbers"]), target=example["target"])
 
-    def training_components(self, example: Example, completion: str) -> dict[str, float]:
-        if self.rewards == "verified":
-            right = verified_verdict(example, completion).correct
-            return {"format": 0.1 * has_layout(completion), "correctness": float(right)}
+    def published_components(self, example: Example, completion: str) -> dict[str, float]:
         block = last_block(completion)
         if block is None:
             return {"equation": 0.0}
         return {"equation": 1.0 if published_hit(example, block.strip()) else 0.1}
 
-    def verdict(self, example: Example, completion: str) -> Verdict:
-        check = published_verdict if self.verifier == "published" else verified_verdict
-        return check(example, completion)
+    def verified_components(self, completion: str, verdict: Verdict) -> dict[str, float]:
+        return {"format": 0.1 * has_layout(completion), "correctness": float(verdict.correct)}
+
+    def published_check(self, example: Example, completion: str) -> Verdict:
+        """As d1 evaluates: the last box, a text without boxes as a whole, else the first answer tag."""
+        answer = unbox(last_boxed(completion))
+        if answer is None:
+            block = first_block(completion)
+            answer = completion if block is None else block
+        answer = published_expression(answer)
+        return Verdict(answer, published_hit(example, answer))
+
+    def verified_check(self, example: Example, completion: str) -> Verdict:
+        """Exact: the given numbers once each, ``+ - * /`` and parentheses, equal to the target.
+
+        An equation counts by its left side, if what it claims is the target.
+        """
+        answer = final_answer(completion)
+        return Verdict(answer[:MAX_TEXT] or None, len(answer) <= MAX_TEXT and _is_solution(example, answer))
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Example:
@@ -98,7 +113,7 @@ def _whole(number: Any) -> int:
 
 
 def published_hit(example: Example, expression: str) -> bool:
-    """Whether the numbers are used exactly and Python's value is within 1e-5 of the target; False on any error."""
+    """Whether the numbers are used exactly and Python's value is within 1e-5 of the target. An error is False."""
     try:
         if sorted(integers(expression)) != sorted(example["numbers"]):
             return False
@@ -107,18 +122,8 @@ def published_hit(example: Example, expression: str) -> bool:
         return False
 
 
-def published_verdict(example: Example, completion: str) -> Verdict:
-    """As d1 evaluates: the last box, a text without boxes as a whole, else the first answer tag."""
-    answer = unbox(last_boxed(completion))
-    if answer is None:
-        block = first_block(completion)
-        answer = completion if block is None else block
-    answer = published_expression(answer)
-    return Verdict(answer, published_hit(example, answer))
-
-
 def published_expression(answer: str) -> str:
-    """The left side of the first equation, else the whole answer; LaTeX operators as symbols."""
+    """The left side of the first equation, else the whole answer, with LaTeX operators as symbols."""
     for latex, symbol in _PUBLISHED_OPERATORS.items():
         answer = answer.replace(latex, symbol)
     equation = _EQUATION.search(answer)
@@ -126,15 +131,6 @@ def published_expression(answer: str) -> str:
         return answer
     before = answer[: equation.start() + 1]
     return before[len(before.rstrip(_SYMBOLS)) :].strip()
-
-
-def verified_verdict(example: Example, completion: str) -> Verdict:
-    """Exact: the given numbers once each, ``+ - * /`` and parentheses, equal to the target.
-
-    An equation counts by its left side, if what it claims is the target.
-    """
-    answer = final_answer(completion)
-    return Verdict(answer[:MAX_TEXT] or None, len(answer) <= MAX_TEXT and _is_solution(example, answer))
 
 
 def _is_solution(example: Example, answer: str) -> bool:
@@ -158,7 +154,7 @@ def _plain(answer: str) -> str:
 
 @cache
 def reachable(numbers: tuple[int, ...]) -> frozenset[Fraction]:
-    """Every value of an expression with all of the sorted numbers once each; for six numbers this takes seconds."""
+    """Every value of an expression with all of the sorted numbers once each. For six numbers this takes seconds."""
     if len(numbers) == 1:
         return frozenset([Fraction(numbers[0])])
     values: set[Fraction] = set()
@@ -171,14 +167,14 @@ def reachable(numbers: tuple[int, ...]) -> frozenset[Fraction]:
 
 
 def _parts(numbers: tuple[int, ...]) -> set[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The ways to cut a sorted tuple in two; the first number stays left."""
+    """The ways to cut a sorted tuple in two. The first number stays left."""
     rest = numbers[1:]
     cuts = [[rest[i] for i in range(len(rest)) if mask >> i & 1] for mask in range(2 ** len(rest) - 1)]
     return {((numbers[0], *left), tuple((Counter(rest) - Counter(left)).elements())) for left in cuts}
 
 
 def solvable(example: Example) -> bool:
-    """Whether the target can be reached; by search, meant for up to five numbers."""
+    """Whether the target can be reached. This is a search, meant for up to five numbers."""
     return Fraction(example["target"]) in reachable(tuple(sorted(example["numbers"])))
 
 
@@ -199,7 +195,7 @@ def generate(
     Args:
         size: number of puzzles.
         count: least and most numbers of a puzzle.
-        largest: number and target; both start at 1.
+        largest: number and target. Both start at 1.
         seed: of all of it.
         excluded: keys (`puzzle_key`) that must not come.
 
@@ -227,11 +223,15 @@ def generate(
 
 
 def _random_value(numbers: Sequence[int], generator: random.Random, bound: int) -> Fraction | None:
-    """Of a random expression of all numbers whose parts are whole and within the bound; None where one gets stuck."""
+    """The value of a random expression of all numbers, whose parts are whole and within the bound.
+
+    None where no operation on two parts keeps to that.
+    """
     values = [Fraction(number) for number in numbers]
     while len(values) > 1:
         generator.shuffle(values)
         right, left = values.pop(), values.pop()
+        # Sums and differences stand in twice, so that they are tried first twice as often as products and quotients.
         results = (
             _OPERATIONS[symbol](left, right) for symbol in generator.sample("++--*/", 6) if symbol != "/" or right
         )

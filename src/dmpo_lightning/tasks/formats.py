@@ -26,7 +26,7 @@ def published_tag_counts(completion: str) -> float:
 
 
 def published_soft_format(completion: str) -> bool:
-    r"""Whether ``<reasoning>.*?</reasoning>\s*<answer>.*?</answer>`` matches at the start; no line break in a tag."""
+    r"""Whether ``<reasoning>.*?</reasoning>\s*<answer>.*?</answer>`` matches at the start. Tags hold no line break."""
     if not completion.startswith("<reasoning>"):
         return False
     first_line = _line_end(completion, 0)
@@ -57,13 +57,13 @@ def published_strict_format(completion: str) -> bool:
 
 
 def has_layout(completion: str) -> bool:
-    """Whether the completion is one reasoning and one answer in tags and nothing else; any number of lines in each."""
+    """Whether the completion is one reasoning and one answer in tags, of any number of lines, and nothing else."""
     text = completion.strip()
-    reasoning, found, answer = text.partition("</reasoning>")
+    reasoning, closing, answer = text.partition("</reasoning>")
     answer = answer.strip()
     tags = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
     return (
-        bool(found)
+        bool(closing)
         and reasoning.startswith("<reasoning>")
         and answer.startswith("<answer>")
         and answer.endswith("</answer>")

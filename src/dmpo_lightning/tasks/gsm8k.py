@@ -22,19 +22,21 @@ _LETTERS = r"[nN][aA][nN]|[iI][nN][fF](?:[iI][nN][iI][tT][yY])?"
 _FLOAT = re.compile(rf"[-+]?(?:[\d_.]+(?:[eE][-+]?[\d_]+)?|{_LETTERS})")
 _MAY_BE_NUMBER = re.compile(r"[\dnN]")
 _BOX = re.compile(r"\\boxed\{(?:([^}\n]*)\}|[^}\n]*)")
-"""A box that closes on its line; or another opening and its line up to there, so that no line is searched twice."""
+"""A box that closes on its line, or another opening and its line up to there, so that no line is searched twice."""
 
 
 class GSM8K(Benchmark):
-    """Word problems; an example holds ``question`` and ``answer``, the gold number as text.
+    """Word problems. An example holds ``question`` and ``answer``, the gold number as text.
 
     Rewards ``published`` are the five of d1 and DMPO: ``tags``, ``soft_format``, ``strict_format``, ``integer``,
-    ``correctness``. Known faults, kept: reasoning of several lines never earns a format reward; a completion that ends
-    in ``</answer>`` without a newline pays for its length; "1,000", "$42" and "42.0" are wrong.
-    ``verified``: ``format`` 0.5 for reasoning and answer in tags, of any number of lines; ``correctness`` 2.0.
+    ``correctness``. Their known faults are kept. Reasoning of several lines never earns a format reward. A completion
+    that ends in ``</answer>`` without a newline pays for its length. "1,000", "$42" and "42.0" are wrong.
 
-    The answer check ``published`` takes the first box with a number, else the last number of the first answer tag, as
-    floats; ``verified`` the one number of the last answer, exactly (see `numbers.one_number`).
+    Rewards ``verified`` are ``format``, 0.5 for reasoning and answer in tags, of any number of lines, and
+    ``correctness``, 2.0 for the right answer.
+
+    The answer check ``published`` takes the first box with a number, else the last number of the first answer tag, and
+    compares floats. ``verified`` compares the one number of the last answer exactly, see `numbers.one_number`.
     """
 
     components = {
@@ -47,10 +49,7 @@ class GSM8K(Benchmark):
     def task_text(self, example: Example) -> str:
         return str(example["question"])
 
-    def training_components(self, example: Example, completion: str) -> dict[str, float]:
-        if self.rewards == "verified":
-            right = verified_verdict(example, completion).correct
-            return {"format": 0.5 * has_layout(completion), "correctness": 2.0 * right}
+    def published_components(self, example: Example, completion: str) -> dict[str, float]:
         answer = tag_text(completion)
         return {
             "tags": published_tag_counts(completion),
@@ -60,9 +59,19 @@ class GSM8K(Benchmark):
             "correctness": 2.0 * (answer == example["answer"]),
         }
 
-    def verdict(self, example: Example, completion: str) -> Verdict:
-        check = published_verdict if self.verifier == "published" else verified_verdict
-        return check(example, completion)
+    def verified_components(self, completion: str, verdict: Verdict) -> dict[str, float]:
+        return {"format": 0.5 * has_layout(completion), "correctness": 2.0 * verdict.correct}
+
+    def published_check(self, example: Example, completion: str) -> Verdict:
+        """As d1 evaluates. A gold answer that is no float is never met."""
+        answer, gold = published_answer(completion), _as_float(example["answer"] or "")
+        return Verdict(answer, answer is not None and answer == gold)
+
+    def verified_check(self, example: Example, completion: str) -> Verdict:
+        """Exact equality of the one number in the answer with the gold number."""
+        text = final_answer(completion)
+        answer, gold = one_number(text), one_number(example["answer"] or "")
+        return Verdict(text[:200] or None, answer is not None and answer == gold, canonical=answer)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Example:
@@ -77,12 +86,6 @@ class GSM8K(Benchmark):
         return {"question": record["question"], "answer": None if gold is None else str(gold)}
 
 
-def published_verdict(example: Example, completion: str) -> Verdict:
-    """As d1 evaluates; a gold answer that is no float is never met."""
-    answer, gold = published_answer(completion), _as_float(example["answer"] or "")
-    return Verdict(answer, answer is not None and answer == gold)
-
-
 def published_answer(completion: str) -> float | None:
     """The first box that is or holds a number, else the last number of the first answer tag.
 
@@ -90,8 +93,8 @@ def published_answer(completion: str) -> float | None:
     """
     for box in filter(_MAY_BE_NUMBER.search, dict.fromkeys(_BOX.findall(completion))):
         number = _as_float(box)
-        if number is None and (found := _PUBLISHED_NUMBER.search(box)):
-            number = float(found.group())
+        if number is None and (match := _PUBLISHED_NUMBER.search(box)):
+            number = float(match.group())
         if number is not None:
             return number
     block = first_block(completion) or ""
@@ -100,7 +103,8 @@ def published_answer(completion: str) -> float | None:
 
 
 def _last_number(text: str) -> float | None:
-    """The last of the numbers that are found from the left."""
+    """The last of the numbers that the published pattern matches from the left."""
+    # Only the last run of digits and dots, with a minus before it, can hold it. All matches of a long text are slow.
     to_last_digit = _TO_LAST_DIGIT.match(text)
     if to_last_digit is None:
         return None
@@ -110,15 +114,8 @@ def _last_number(text: str) -> float | None:
 
 
 def _as_float(text: str) -> float | None:
-    """What ``float`` reads; the pattern spares its long error messages."""
+    """What ``float`` reads. The pattern spares its error messages, which quote the whole text."""
     try:
         return float(text) if _FLOAT.fullmatch(text.strip()) else None
     except ValueError:
         return None
-
-
-def verified_verdict(example: Example, completion: str) -> Verdict:
-    """Exact equality of the one number in the answer with the gold number."""
-    text = final_answer(completion)
-    answer, gold = one_number(text), one_number(example["answer"] or "")
-    return Verdict(text[:200] or None, answer is not None and answer == gold, canonical=answer)

@@ -1,15 +1,15 @@
 r"""Equivalence of LaTeX answers as published with MATH (Hendrycks et al. 2021): normalised strings, nothing computed.
 
-Only for the ``published`` variants; `latex` is the corrected one.
+It is for the ``published`` variants only. `latex` is the corrected one.
 """
 
 
 class NormalisationError(ValueError):
-    """A text on which the published normalisation fails; the raw texts are compared then."""
+    """A text on which the published normalisation fails. The raw texts are compared then."""
 
 
 def equivalent(first: str | None, second: str | None) -> bool:
-    """Equality after `normalise`, or of the raw texts where that fails; two missing values are equal."""
+    """Equality after `normalise`, or of the raw texts where that fails. Two missing values are equal."""
     if first is None or second is None or first == second:
         return first == second
     try:

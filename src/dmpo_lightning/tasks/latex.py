@@ -1,11 +1,15 @@
-r"""Equivalence of LaTeX answers by a documented normalisation and exact rational values; no algebra.
+r"""Equivalence of LaTeX answers by a documented normalisation and exact rational values, without algebra.
 
 Two answers are equal if, element by element of their outermost lists, their normal forms are the same text or both have
-the same rational value. Normalising drops white space (but not between digits), ``$ \( \)``, sizes (``\left``), spacing
-commands, degree signs, ``\$``, ``\%``, a final full stop, words in ``\text{...}`` after a number, the command but not
-the words of other ``\text{...}``, commas between thousands; takes what follows ``x =``; writes ``\dfrac``, ``\tfrac``
-as ``\frac``, ``\frac12`` and ``\sqrt2`` with braces, ``x^{2}`` as ``x^2``, ``\leq`` as ``\le``. Not equal, though
-mathematics says so: sums in another order, roots simplified, factors multiplied out; `algebra` compares those.
+the same rational value.
+
+Normalising drops white space (but not between digits), ``$ \( \)``, sizes (``\left``), spacing commands, degree signs,
+``\$``, ``\%``, a final full stop, words in ``\text{...}`` after a number, the command but not the words of other
+``\text{...}``, and commas between thousands. It takes what follows ``x =``. It writes ``\dfrac`` and ``\tfrac`` as
+``\frac``, ``\frac12`` and ``\sqrt2`` with braces, ``x^{2}`` as ``x^2``, and ``\leq`` as ``\le``.
+
+Sums in another order, simplified roots and factors multiplied out are not equal, though mathematics says so. `algebra`
+compares those.
 """
 
 import re
@@ -14,7 +18,7 @@ from fractions import Fraction
 from dmpo_lightning.tasks.arithmetic import ExpressionError, exact_value
 
 MAX_TEXT = 500
-"""Characters of an answer; a longer one equals nothing."""
+"""Characters of an answer. A longer one equals nothing."""
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|[Bb]igg?[lr]?)(?![a-zA-Z])|(?<!\\)\\[!,;: ]|~")
 _UNIT = re.compile(r"(?<=[0-9.}])(?:\\ )?\s*\\(?:text|mbox|mathrm|textrm)\{[^{}]*\}(?:\^\{?[0-9]\}?)?$")
 _WORDS = re.compile(r"\\(?:text|mbox|mathrm|textrm|textbf|mathbf)\{([^{}]*)\}")
@@ -47,7 +51,7 @@ _SYNONYMS = {
 
 
 def equivalent(first: str, second: str) -> bool:
-    """Whether two LaTeX answers are the same by the rules above; an empty answer equals nothing."""
+    """Whether two LaTeX answers are the same by the rules above. An empty answer equals nothing."""
     if max(len(first), len(second)) > MAX_TEXT:
         return False
     left, right = elements(normalise(first)), elements(normalise(second))
@@ -62,7 +66,7 @@ def _same(first: str, second: str) -> bool:
 
 
 def canonical(text: str) -> tuple[str | Fraction, ...]:
-    """The same for answers that are `equivalent`; of a longer text than an answer may be, its beginning counts."""
+    """The same for answers that are `equivalent`. Of a text longer than an answer may be, the beginning counts."""
     parts = elements(normalise(text[:MAX_TEXT]))
     return tuple(part if (value := rational(part)) is None else value for part in parts)
 
@@ -74,6 +78,7 @@ def normalise(text: str) -> str:
         text = text.replace(spelling, other)
     text = _SPACING.sub("", text).strip().rstrip(".")
     text = _WORDS.sub(r"\1", _UNIT.sub("", text))
+    # A blank between digits separates numbers ("3 4" is not 34), so a character stands in for it that no split drops.
     text = "".join(re.sub(r"(?<=[0-9])\s+(?=[0-9])", _KEPT_BLANK, text).split())
     text = re.sub(r"^[a-zA-Z](?:\([a-z]\))?(?:=|\\in(?![a-z]))", "", text)
     if _THOUSANDS.fullmatch(text):
@@ -86,7 +91,7 @@ def normalise(text: str) -> str:
 
 
 def elements(text: str) -> list[str]:
-    """The text cut at its outermost commas; the brackets around a tuple, an interval or a set stay with their ends."""
+    """The text cut at its outermost commas. The brackets of a tuple, an interval or a set are elements themselves."""
     opened = text[:1] if text[:1] in ("(", "[") or text.startswith("\\{") else ""
     if opened and text[-1:] in (")", "]", "}") and "," in text:
         start = 2 if opened == "\\" else 1
@@ -107,7 +112,7 @@ def _cut(text: str) -> list[str]:
 
 
 def rational(text: str) -> Fraction | None:
-    """The exact value of a number, a fraction or an arithmetic expression; None for anything else."""
+    """The exact value of a number, a fraction or an arithmetic expression. None for anything else."""
     text = _FRACTION.sub(r"((\1)/(\2))", text).replace("\\cdot", "*").replace("\\times", "*").replace("\\div", "/")
     if re.search(r"[0-9)]\(", text) or len(text) > 100:
         return None

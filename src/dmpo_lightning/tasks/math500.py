@@ -1,6 +1,6 @@
 r"""MATH and its test selection MATH-500: competition problems with a LaTeX answer (Hendrycks et al. 2021)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dmpo_lightning.tasks import hendrycks, latex
@@ -12,17 +12,18 @@ from dmpo_lightning.tasks.formats import has_layout
 
 
 class Math500(Benchmark):
-    r"""Competition problems; an example holds ``problem`` and ``answer``, the gold LaTeX.
+    r"""Competition problems. An example holds ``problem`` and ``answer``, the gold LaTeX.
 
-    Rewards ``published``: ``format`` (0.5 for an answer tag and 0.5 for a box in it, 0.25 for no box) and
-    ``correctness`` 2.0. ``verified``: ``format`` 0.5 for reasoning and answer in tags, ``correctness`` 2.0.
+    Rewards ``published`` are ``format``, 0.5 for an answer tag and 0.5 for a box in it or 0.25 for no box, and
+    ``correctness``, 2.0 for the right answer. Rewards ``verified`` are ``format``, 0.5 for reasoning and answer in
+    tags, and ``correctness``, 2.0.
 
-    The answer check ``published`` compares strings normalised as in `hendrycks`; ``verified`` as in `latex`.
+    The answer check ``published`` compares strings normalised as in `hendrycks`, and ``verified`` as in `latex`.
 
     Args:
         data, benchmark: as in `Benchmark`.
-        algebra: whether ``verified`` asks math-verify about answers that `latex` calls unequal; see `algebra`.
-        algebra_time_limit: seconds for one such comparison; it is then killed and the answers are not equal.
+        algebra: whether ``verified`` asks math-verify about answers that `latex` calls unequal, see `algebra`.
+        algebra_time_limit: seconds for one such comparison. It is then killed and the answers are not equal.
 
     Raises:
         ValueError: as in `Benchmark`, or math-verify is needed and missing.
@@ -47,18 +48,34 @@ class Math500(Benchmark):
     def task_text(self, example: Example) -> str:
         return str(example["problem"])
 
-    def training_components(self, example: Example, completion: str) -> dict[str, float]:
-        if self.rewards == "verified":
-            right = verified_verdict(example, completion, self._algebra).correct
-            return {"format": 0.5 * has_layout(completion), "correctness": 2.0 * right}
+    def published_components(self, example: Example, completion: str) -> dict[str, float]:
         boxed = unbox(last_boxed(completion))
         right = hendrycks.equivalent(completion if boxed is None else boxed, example["answer"])
         return {"format": published_format(completion), "correctness": 2.0 * right}
 
-    def verdict(self, example: Example, completion: str) -> Verdict:
-        if self.verifier == "published":
-            return published_verdict(example, completion)
-        return verified_verdict(example, completion, self._algebra)
+    def verified_components(self, completion: str, verdict: Verdict) -> dict[str, float]:
+        return {"format": 0.5 * has_layout(completion), "correctness": 2.0 * verdict.correct}
+
+    def published_check(self, example: Example, completion: str) -> Verdict:
+        """As d1 evaluates: the last box, else the first answer tag."""
+        answer = unbox(last_boxed(completion))
+        if not answer:
+            block = first_block(completion)
+            answer = None if block is None else block.strip()
+        right = answer is not None and hendrycks.equivalent(answer, example["answer"])
+        return Verdict(answer, right, canonical=latex.canonical(answer or ""))
+
+    def verified_check(self, example: Example, completion: str) -> Verdict:
+        """Equivalence by `latex.equivalent` of the last answer, in its tag or its box.
+
+        What it calls unequal, math-verify may call equal where ``algebra`` asks it.
+        """
+        answer, gold = final_answer(completion), example["answer"]
+        right = latex.equivalent(answer, gold) or (self._algebra is not None and self._algebra(gold, answer))
+        return Verdict(answer[: latex.MAX_TEXT] or None, right, canonical=latex.canonical(answer))
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | ({"verifier": f"{self.verifier} with algebra"} if self.algebra else {})
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Example:
@@ -75,26 +92,7 @@ class Math500(Benchmark):
 
 
 def published_format(completion: str) -> float:
-    """0.5 for a tag, and 0.5 for a box behind it or 0.25 without; without a tag the whole text is searched."""
+    """0.5 for a tag, and 0.5 for a box behind it or 0.25 without. If there is no tag the whole text is searched."""
     _, tag, rest = completion.partition("<answer>")
     looked_at = rest.partition("</answer>")[0] if tag else completion
     return 0.5 * ((1.0 if tag else 0.0) + (1.0 if "\\boxed" in looked_at else 0.5))
-
-
-def published_verdict(example: Example, completion: str) -> Verdict:
-    """As d1 evaluates: the last box, else the first answer tag."""
-    answer = unbox(last_boxed(completion))
-    if not answer:
-        block = first_block(completion)
-        answer = None if block is None else block.strip()
-    right = answer is not None and hendrycks.equivalent(answer, example["answer"])
-    return Verdict(answer, right, canonical=latex.canonical(answer or ""))
-
-
-def verified_verdict(example: Example, completion: str, algebra: Callable[[str, str], bool] | None = None) -> Verdict:
-    """Equivalence by `latex.equivalent` of the last answer, in its tag or its box; what it calls unequal, ``algebra``
-    may call equal.
-    """
-    answer, gold = final_answer(completion), example["answer"]
-    right = latex.equivalent(answer, gold) or (algebra is not None and algebra(gold, answer))
-    return Verdict(answer[: latex.MAX_TEXT] or None, right, canonical=latex.canonical(answer))

@@ -4,8 +4,10 @@ import re
 from fractions import Fraction
 
 MAX_TEXT = 1000
-"""Characters of an answer; a longer one is no number."""
+"""Characters of an answer. A longer one is no number."""
 _DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+# A minus sign counts unless a word or a bracket stands right before it ("step-5") or a blank right behind it
+# ("Answer - 5"). With a blank it counts only where the text starts with it.
 _NUMBER = re.compile(rf"((?<![\w)])-(?! )|^ ?- )?(?:\$ ?)?({_DECIMAL})(?: ?/ ?({_DECIMAL}))?")
 _FRACTION = re.compile(r"\\[dtc]?frac ?\{ ?(-?[0-9]+) ?\} ?\{ ?(-?[0-9]+) ?\}")
 _SHORT_FRACTION = re.compile(r"\\[dtc]?frac ?([0-9]) ?([0-9])")
@@ -13,10 +15,10 @@ _NOISE = re.compile(r":00(?![0-9])|\\(?:[!,;: ]|left|right|text|mathrm|mbox|quad
 
 
 def one_number(text: str) -> Fraction | None:
-    r"""The one number that a short text states; None if there is none or if it states several different ones.
+    r"""The one number that a short text states. None if there is none or if it states several different ones.
 
     Of a text with ``=`` only what follows the last one counts. Commas between thousands (also ``{,}``, ``\,``),
-    currency, percent signs, the minutes of a full hour (``2:00``) and words around the number are ignored; nothing is
+    currency, percent signs, the minutes of a full hour (``2:00``) and words around the number are ignored. Nothing is
     scaled: 50\% is 50. Digits are ASCII.
     """
     if len(text) > MAX_TEXT:

@@ -4,8 +4,9 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
-from dmpo_lightning.tasks.base import Example, Message, Split, Task
+from dmpo_lightning.tasks.base import Example, Message, Split, Task, check_choice
 
 
 class JsonlPairs(Task):
@@ -13,7 +14,7 @@ class JsonlPairs(Task):
 
     Args:
         path: of the file.
-        validation_share: in [0, 1); this share of the pairs, evenly spread, is kept for validation.
+        validation_share: the share of the pairs that is kept for validation, in [0, 1). These are spread evenly.
 
     Raises:
         ValueError: no such file, or (when read) a line that is no such pair, named by file and line.
@@ -37,6 +38,7 @@ class JsonlPairs(Task):
         return [self._pair(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
     def examples(self, split: Split) -> Sequence[Example]:
+        check_choice("split", split, get_args(Split))
         every = round(1 / self.validation_share) if self.validation_share else len(self.pairs) + 1
         held_out = [pair for index, pair in enumerate(self.pairs) if index % every == every - 1]
         if split != "train":

@@ -4,17 +4,16 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property
-from itertools import permutations
-from typing import Any
+from typing import Any, get_args
 
 from dmpo_lightning.tasks.answers import tag_text
-from dmpo_lightning.tasks.base import Example, Split, Task, Variant, Verdict
-from dmpo_lightning.tasks.benchmark import MAX_COMPLETION, Benchmark
+from dmpo_lightning.tasks.base import Example, Share, ShareNames, Split, Variant, Verdict, check_choice
+from dmpo_lightning.tasks.benchmark import Benchmark
+from dmpo_lightning.tasks.latin_squares import CELLS, blank_out, latin_squares
 from dmpo_lightning.tasks.sudoku_answers import first_digits, published_answer, verified_answer
 
-CELLS = 16
 HELD_OUT_GRIDS = {"validation": 24, "test": 48}
-"""Of the 288 complete grids; the other 216 are for training."""
+"""Of the 288 complete grids. The other 216 are for training."""
 INSTRUCTION = """
 Please solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character string reading left-to-right, \
 top-to-bottom, where '0' represents empty cells.
@@ -39,18 +38,6 @@ Your step-by-step solving process
 
 
 @cache
-def latin_squares() -> tuple[str, ...]:
-    """All 576 Latin squares of order 4 as 16 digits, rows first, in lexicographic order."""
-    rows = [a + b + c + d for a, b, c, d in permutations("1234")]
-    squares = (
-        "".join(square)
-        for square in permutations(rows, 4)
-        if all(len(set(column)) == 4 for column in zip(*square, strict=True))
-    )
-    return tuple(sorted(squares))
-
-
-@cache
 def sudoku_grids() -> tuple[str, ...]:
     """All 288 complete 4x4 Sudoku grids: the Latin squares whose 2x2 boxes hold four different digits."""
     boxes = [[row * 4 + column + offset for offset in (0, 1, 4, 5)] for row in (0, 2) for column in (0, 2)]
@@ -68,7 +55,7 @@ def _grids_with() -> dict[tuple[int, str], int]:
 
 
 def solutions(puzzle: str) -> list[str]:
-    """Every grid that agrees with the clues; ``0`` marks a blank."""
+    """Every grid that agrees with the clues. ``0`` marks a blank."""
     remaining = _remaining_grids(puzzle)
     return [grid for index, grid in enumerate(sudoku_grids()) if remaining >> index & 1]
 
@@ -79,6 +66,7 @@ def has_one_solution(puzzle: str) -> bool:
 
 
 def _remaining_grids(puzzle: str) -> int:
+    # One AND per clue decides about all grids at once. Generating puzzles asks this of every candidate.
     remaining = (1 << len(sudoku_grids())) - 1
     for cell, digit in enumerate(puzzle):
         if digit != "0":
@@ -86,50 +74,58 @@ def _remaining_grids(puzzle: str) -> int:
     return remaining
 
 
-def blank_out(grid: str, blanks: int, generator: random.Random) -> str:
-    """The grid with ``blanks`` random cells replaced by ``0``."""
-    hidden = set(generator.sample(range(CELLS), blanks))
-    return "".join("0" if cell in hidden else digit for cell, digit in enumerate(grid))
-
-
 def correct_cells(puzzle: str, solution: str, answer: str) -> tuple[int, int]:
-    """Blank cells filled as in the solution, and blank cells; the answer is cut to 16 characters or padded with 0."""
+    """The number of blank cells filled as in the solution, and of blank cells.
+
+    The answer is cut to 16 characters or padded with 0.
+    """
     padded = answer[:CELLS].ljust(CELLS, "0")
     blank = [cell for cell in range(CELLS) if puzzle[cell] == "0"]
     return sum(padded[cell] == solution[cell] for cell in blank), len(blank)
 
 
-class Sudoku(Benchmark):
-    """4x4 Sudoku puzzles with exactly one solution, split by solution: no grid of one split appears in another; or the
-    puzzles of ``data``. An example holds ``puzzle`` and ``solution``.
+def _cell_components(correct: int, blanks: int) -> dict[str, float]:
+    return {"cells": correct / blanks if blanks else 1.0, "solved": float(correct == blanks)}
 
-    Score components: ``cells``, the share of the blank cells equal to the solution, which is the whole reward unless
-    weights say otherwise, and ``solved``, 1 for a completely right grid. With rewards ``published`` the digits of the
-    last <answer> are read; with ``verified`` an answer counts only if it is 16 digits that keep the clues. A
+
+def _verdict(example: Example, answer: str | None) -> Verdict:
+    correct, blanks = correct_cells(example["puzzle"], example["solution"], answer or "")
+    return Verdict(answer, answer is not None and correct == blanks, Share(correct, blanks))
+
+
+class Sudoku(Benchmark):
+    """4x4 Sudoku puzzles with exactly one solution, generated or those of ``data``.
+
+    Generated puzzles are split by solution: no grid of one split appears in another. An example holds ``puzzle`` and
+    ``solution``.
+
+    The score component ``cells`` is the share of the blank cells that equal the solution. It is the whole reward unless
+    weights say otherwise. ``solved`` is 1 for a completely right grid. With rewards ``published`` the digits of the
+    last <answer> are read. With ``verified`` an answer counts only if it is 16 digits that keep the clues. A
     ``verifier`` adds its own ``correct_cells`` (share of the blanks) and ``correct`` (all of them), neither of them
     part of the reward.
 
     Args:
         data: examples by split, instead of generated ones.
-        blanks: least and most blank cells, both between 1 and 12 (four clues are the least that can determine a 4x4
-            grid).
+        blanks: least and most blank cells, both between 1 and 12. No 4x4 grid is determined by fewer than four clues.
         sizes: number of different puzzles per split.
         seed: of the split and the puzzles.
-        prompt_template: the user's turn instead of that of the style; ``{puzzle}`` is replaced by 16 digits, 0 for a
+        prompt_template: the user's turn instead of that of the style. ``{puzzle}`` is replaced by 16 digits, 0 for a
             blank.
         rewards: ``published`` or ``verified`` reading of the answer for ``cells`` and ``solved``.
-        verifier: the answer check to report beside them; its published number, `correct_cells`, is then the accuracy
-            under ``published``, ``correct`` under ``verified``. None reports ``solved``.
+        verifier: the answer check to report beside them. The accuracy is then ``correct_cells`` under ``published``,
+            which is the published number, and ``correct`` under ``verified``. None reports ``solved``.
         options: ``prompt_style`` (both styles are published with the same words), ``system_prompt``, ``instruction``,
             ``few_shot`` and ``prefill`` of `Benchmark`.
 
     Raises:
-        ValueError: as of `Benchmark`; blanks outside that range, an unknown or empty split, a template without
-            ``{puzzle}`` or beside an ``instruction``; more puzzles than exist (when asked for).
+        ValueError: as of `Benchmark`. Also blanks outside that range, an unknown or empty split, a template without
+            ``{puzzle}`` or beside an ``instruction``, and when asked for, more puzzles than exist.
     """
 
     components = dict.fromkeys(("published", "verified"), ("cells", "solved"))
     columns = ("Puzzle", "Solution")
+    share_names = ShareNames("correct_cells", of="blank_cells", whole="solved")
     instructions = {"train": INSTRUCTION, "eval": INSTRUCTION}
 
     def __init__(
@@ -144,7 +140,7 @@ class Sudoku(Benchmark):
         verifier: Variant | None = "verified",
         **options: Any,
     ) -> None:
-        super().__init__(data, rewards=rewards, verifier=verifier or "verified", **options)
+        super().__init__(data, rewards=rewards, verifier="verified" if verifier is None else verifier, **options)
         if not 1 <= blanks[0] <= blanks[1] <= 12:
             raise ValueError(f"`blanks` must be two counts with 1 <= least <= most <= 12, got {blanks}.")
         if prompt_template is not None and "{puzzle}" not in prompt_template:
@@ -178,6 +174,7 @@ class Sudoku(Benchmark):
         """Distinct puzzles with their one solution: ``{"puzzle", "solution"}``."""
         if not self.is_generated:
             return super().examples(split)
+        check_choice("split", split, get_args(Split))
         generator = random.Random(f"{self.seed}-{split}")
         puzzles: dict[str, str] = {}
         for attempt, (puzzle, solution) in enumerate(self._candidates(split, generator)):
@@ -187,8 +184,7 @@ class Sudoku(Benchmark):
             if attempt > 100 * self.sizes[split]:
                 raise ValueError(
                     f"Found only {len(puzzles)} different {split} puzzles with {self.blanks[0]}-{self.blanks[1]} "
-                    f"blanks, "
-                    f"but `sizes` asks for {self.sizes[split]}; ask for fewer or widen `blanks`."
+                    f"blanks, but `sizes` asks for {self.sizes[split]}; ask for fewer or widen `blanks`."
                 )
         raise AssertionError("candidates never end")
 
@@ -208,35 +204,25 @@ class Sudoku(Benchmark):
             return super()._user_turn(example)
         return self.prompt_template.replace("{puzzle}", example["puzzle"])
 
-    def training_components(self, example: Example, completion: str) -> dict[str, float]:
-        if self.rewards == "published":
-            answer = first_digits(tag_text(completion))
-        else:
-            answer = verified_answer(example["puzzle"], completion) or ""
-        correct, blanks = correct_cells(example["puzzle"], example["solution"], answer)
-        return {"cells": correct / blanks if blanks else 1.0, "solved": float(correct == blanks)}
+    def published_components(self, example: Example, completion: str) -> dict[str, float]:
+        answer = first_digits(tag_text(completion))
+        return _cell_components(*correct_cells(example["puzzle"], example["solution"], answer))
 
-    def score(self, example: Example, completion: str) -> dict[str, float]:
-        """``cells`` and ``solved`` of prefill and completion; beside them what a verifier finds in the completion."""
-        completion = completion[:MAX_COMPLETION]
-        components = self.training_components(example, self.prefill + completion)
-        if self.verifier is not None:
-            verdict = self.verdict(example, completion)
-            cells, blanks = verdict.correct_cells or 0, verdict.blank_cells
-            components["correct_cells"] = cells / blanks if blanks else float(verdict.correct)
-            components["correct"] = float(verdict.correct)
-        return components
+    def verified_components(self, completion: str, verdict: Verdict) -> dict[str, float]:
+        assert verdict.share is not None
+        return _cell_components(verdict.share.right, verdict.share.of)
 
-    def verdict(self, example: Example, completion: str) -> Verdict:
-        """The answer check ``verifier`` (``verified`` if there is none): published pads and cuts what it finds."""
-        published = self.verifier == "published"
-        answer = published_answer(completion) if published else verified_answer(example["puzzle"], completion)
-        correct, blanks = correct_cells(example["puzzle"], example["solution"], answer or "")
-        return Verdict(answer, answer is not None and correct == blanks, correct, blanks)
+    def published_check(self, example: Example, completion: str) -> Verdict:
+        """As d1 evaluates: what it finds is padded or cut to 16 cells."""
+        return _verdict(example, published_answer(completion))
+
+    def verified_check(self, example: Example, completion: str) -> Verdict:
+        """An answer counts only if it is 16 digits that keep the clues."""
+        return _verdict(example, verified_answer(example["puzzle"], completion))
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Example:
-        """From ``Puzzle`` and ``Solution`` of 16 digits; raises ValueError if they contradict each other."""
+        """From ``Puzzle`` and ``Solution`` of 16 digits. Raises ValueError if they contradict each other."""
         puzzle, solution = (str(row[column]).strip().zfill(CELLS) for column in ("Puzzle", "Solution"))
         if len(puzzle) != CELLS or solution not in sudoku_grids():
             raise ValueError("`Puzzle` must be 16 digits and `Solution` a complete 4x4 grid")
@@ -247,65 +233,7 @@ class Sudoku(Benchmark):
     @classmethod
     def from_saved(cls, record: Mapping[str, Any]) -> Example:
         """The puzzle is the 16 digits of ``question``, the solution ``ground_truth``."""
-        found = re.search(r"(?<!\d)[0-4]{16}(?!\d)", record["question"])
-        if found is None:
+        puzzle = re.search(r"(?<!\d)[0-4]{16}(?!\d)", record["question"])
+        if puzzle is None:
             raise ValueError("`question` holds no puzzle of 16 digits")
-        return {"puzzle": found.group(), "solution": str(record["ground_truth"])}
-
-
-class LatinSquareDemonstrations(Task):
-    """Demonstrations for supervised fine-tuning that teach the format and *Latin squares*, not Sudoku.
-
-    Half of the Latin squares break the boxes of Sudoku, and ``corruption`` of the blanks are answered with a random
-    digit. A model of
-    them therefore has something to learn that no sampling temperature gives it.
-
-    Args:
-        blanks: least and most blank cells.
-        size: number of training pairs.
-        corruption: share in [0, 1] of the blanks whose answer is a random digit.
-        seed: of all of it.
-        prompt_template: the user's turn; ``{puzzle}`` is replaced by 16 digits, 0 for a blank.
-    """
-
-    accuracy = "latin"
-
-    def __init__(
-        self,
-        *,
-        blanks: tuple[int, int] = (8, 13),
-        size: int = 100_000,
-        corruption: float = 0.2,
-        seed: int = 0,
-        prompt_template: str = "{puzzle}",
-    ) -> None:
-        if not 1 <= blanks[0] <= blanks[1] <= CELLS:
-            raise ValueError(f"`blanks` must be two counts with 1 <= least <= most <= {CELLS}, got {blanks}.")
-        if not 0 <= corruption <= 1:
-            raise ValueError(f"`corruption` must be in [0, 1], got {corruption}.")
-        self.blanks, self.size, self.corruption, self.seed = blanks, size, corruption, seed
-        self.prompt_template = prompt_template
-
-    def examples(self, split: Split) -> Sequence[Example]:
-        """``{"puzzle", "completion"}`` pairs; validation and test hold a tenth as many."""
-        generator = random.Random(f"{self.seed}-latin-{split}")
-        return [self._example(generator) for _ in range(self.size if split == "train" else max(1, self.size // 10))]
-
-    def _example(self, generator: random.Random) -> Example:
-        square = generator.choice(latin_squares())
-        puzzle = blank_out(square, generator.randint(*self.blanks), generator)
-        answer = "".join(
-            generator.choice("1234") if clue == "0" and generator.random() < self.corruption else digit
-            for clue, digit in zip(puzzle, square, strict=True)
-        )
-        return {"puzzle": puzzle, "completion": f"<answer>{answer}</answer>"}
-
-    def prompt(self, example: Example) -> str:
-        return self.prompt_template.replace("{puzzle}", example["puzzle"])
-
-    def score(self, example: Example, completion: str) -> dict[str, float]:
-        answer, puzzle = tag_text(completion), example["puzzle"]
-        keeps_clues = len(answer) == CELLS and all(
-            clue in ("0", digit) for clue, digit in zip(puzzle, answer, strict=True)
-        )
-        return {"latin": float(keeps_clues and answer in latin_squares()), "clues": float(keeps_clues)}
+        return {"puzzle": puzzle.group(), "solution": str(record["ground_truth"])}

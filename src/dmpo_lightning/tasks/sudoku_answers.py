@@ -3,8 +3,8 @@
 import re
 
 from dmpo_lightning.tasks.answers import final_answer
+from dmpo_lightning.tasks.latin_squares import CELLS
 
-CELLS = 16
 _ENDS = ("<|eot_id|>", "<|endoftext|>")
 _FIRST_CELLS = re.compile(rf"(?:\s*\S){{0,{CELLS}}}")
 _WORD_OF_DIGITS = re.compile(rf"(?<!\w)\d{{{CELLS}}}(?!\w)")
@@ -12,11 +12,12 @@ _FIRST_DIGITS = re.compile(rf"(?:[^0-9]*[0-9]){{0,{CELLS}}}")
 
 
 def published_answer(completion: str) -> str:
-    """16 characters as d1 reads them: the first place around an answer tag that is not blank, without white space, cut
-    or padded with 0; empty if there is none.
+    """The 16 characters that d1 reads: the first place around an answer tag that is not blank.
+
+    White space is dropped and the rest cut or padded with 0. The answer is empty if every place is blank.
     """
-    found = (_fenced, _tagged, _behind_tag, _digits_before_tag, _digits_anywhere)
-    answer = next((text for find in found if (text := _first_cells(find(completion)))), "")
+    places = (_fenced, _tagged, _behind_tag, _digits_before_tag, _digits_anywhere)
+    answer = next((text for place in places if (text := _first_cells(place(completion)))), "")
     return answer.ljust(CELLS, "0") if answer else ""
 
 
@@ -56,15 +57,17 @@ def _behind_tag(text: str) -> str:
 
 
 def _digits_before_tag(text: str) -> str:
-    """Searched from the end, where the tag comes before the digits: few places can then be the start of a match."""
-    found = re.findall(r">rewsna/<\s*(\d{16})", text[::-1])
-    return found[-1][::-1] if found else ""
+    """The first 16 digits with a closing tag behind them."""
+    # Backwards the tag comes before the digits, so that few places can be the start of a match. From the front every
+    # digit of a long number could, and the white space behind each would be read again.
+    backwards = re.findall(r">rewsna/<\s*(\d{16})", text[::-1])
+    return backwards[-1][::-1] if backwards else ""
 
 
 def _digits_anywhere(text: str) -> str:
-    """16 digits and no more between word boundaries. One of any 16 neighbours is an every 16th character of the text;
-    only around those that are digits need be searched.
-    """
+    """The first 16 digits that stand alone between word boundaries."""
+    # Any 16 neighbours hold one of every 16th character of the text: only around those that are digits need be
+    # searched.
     for digits in re.finditer(r"\d+", text[CELLS - 1 :: CELLS]):
         match = _WORD_OF_DIGITS.search(text, CELLS * digits.start(), CELLS * digits.end() + CELLS)
         if match:
@@ -73,8 +76,9 @@ def _digits_anywhere(text: str) -> str:
 
 
 def verified_answer(puzzle: str, completion: str) -> str | None:
-    """A grid of 16 digits that keeps the clues, from the last answer; white space, ``|``, ``-``, ``+`` and commas
-    between the digits are layout. None if it is anything else.
+    """The last answer, if it is a grid of 16 digits that keeps the clues, else None.
+
+    White space, ``|``, ``-``, ``+`` and commas between the digits are layout.
     """
     answer = "".join(character for character in final_answer(completion)[:1000] if character not in " \t\r\n|-+,;`[]")
     fits = re.fullmatch(r"[0-4]{16}", answer) is not None and all(

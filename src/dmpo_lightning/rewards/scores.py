@@ -1,0 +1,57 @@
+"""What a reward says of completions: the facts that training and evaluation go on from."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dmpo_lightning.tasks.base import Verdict
+
+
+@dataclass
+class Scores:
+    """Components and their weighted sum, for each rollout of each prompt."""
+
+    components: dict[str, Float[Tensor, "batch group"]]
+    """NaN where a completion has no such component, as in a mixture of tasks. In an evaluation ``correct`` and the
+    share are those of the answer check."""
+    total: Float[Tensor, "batch group"]
+    """Over the components that a completion has."""
+    failures: int
+    """Completions that could not be scored. Each got the failure score in every component."""
+    accuracy: str = "reward"
+    """The component that is reported as accuracy. ``reward`` is the total."""
+    verdicts: list[list[Verdict]] | None = None
+    """Of the answer check, in an evaluation that has one."""
+    share_name: str | None = None
+    """What the share in the verdicts is called."""
+    parts: dict[str, "TaskScores"] = field(default_factory=dict)
+    """Of a mixture, the scores of each task under its own names. Empty where there is one task."""
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """The scores of one task of a mixture."""
+
+    rows: list[int]
+    """The places of its prompts in the batch."""
+    scores: Scores
+
+
+def named_by_task(
+    tables: Mapping[str, Mapping[str, Tensor]], rows: Mapping[str, Sequence[int]], prompts: int
+) -> dict[str, Tensor]:
+    """Each task's values as ``task/name`` over all prompts, NaN in the rows of other tasks.
+
+    This is the only place where such names are made. Call it where numbers leave for a log or a report, and hand on
+    `Scores.parts` until then.
+    """
+    named: dict[str, Tensor] = {}
+    for task, values in tables.items():
+        for name, value in values.items():
+            spread = value.new_full((prompts, *value.shape[1:]), math.nan)
+            spread[list(rows[task])] = value
+            named[f"{task}/{name}"] = spread
+    return named

@@ -1,0 +1,48 @@
+"""What an evaluation's report states of the data."""
+
+from dmpo_lightning import GSM8K, MixtureDataModule, SudokuDataModule, Task, TaskDataModule
+from dmpo_lightning.callbacks.evaluation import task_facts
+from dmpo_lightning.tasks.base import FACTS
+
+
+class Own(Task):
+    accuracy = "right"
+    prefill = "<"
+
+    def examples(self, split):
+        return [{"word": "1"}]
+
+    def prompt(self, example):
+        return example["word"]
+
+    def score(self, example, completion):
+        return {"right": 1.0}
+
+
+class Talkative(Own):
+    def facts(self):
+        return {"task": "Talk", "language": "Dutch"}
+
+
+def test_a_task_states_its_own_facts_and_what_it_leaves_out_is_none():
+    assert task_facts(TaskDataModule(Own()))["prefill"] == "<"
+    facts = task_facts(TaskDataModule(Talkative()))
+    assert list(facts) == [*FACTS, "language"]
+    assert (facts["task"], facts["language"], facts["verifier"]) == ("Talk", "Dutch", None)
+
+
+def test_the_facts_of_a_mixture_are_those_of_each_task():
+    sudoku = SudokuDataModule(verifier="published", prompt_style="eval")
+    facts = task_facts(MixtureDataModule({"four": sudoku, "own": TaskDataModule(Talkative())}))
+    assert list(facts) == [*FACTS, "language"]
+    assert facts["task"] == {"four": "Sudoku", "own": "Talk"}
+    assert facts["verifier"] == {"four": "published", "own": None}
+    assert facts["language"] == {"four": None, "own": "Dutch"}
+
+
+def test_data_without_a_task_states_nothing():
+    assert task_facts(None) == task_facts(object()) == dict.fromkeys(FACTS)
+
+
+def test_the_facts_of_every_report_are_those_of_a_benchmark():
+    assert list(GSM8K().facts()) == list(FACTS)
