@@ -193,6 +193,7 @@ class RolloutBuffer:
     """Rollouts with their targets, and the place in them: ``num_iterations`` passes over equal micro-batches."""
 
     def __init__(self, *, num_iterations: int, micro_batch_size: int) -> None:
+        check_counts(num_iterations=num_iterations, micro_batch_size=micro_batch_size)
         self.num_iterations, self.micro_batch_size = num_iterations, micro_batch_size
         self.rollouts: Rollouts | None = None
         self.targets: dict[str, Tensor] = {}
@@ -264,6 +265,13 @@ class RolloutBuffer:
         if self.rollouts is not None:
             self.rollouts = Rollouts(**_move(vars(self.rollouts), device))
             self.targets = _move(self.targets, device)
+
+
+def check_counts(**counts: int | None) -> None:
+    """Raises ValueError, which names it, for a count below 1. None is no count."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
 def _move(value: Any, device: torch.device) -> Any:

@@ -1,6 +1,4 @@
-"""Before and after: what a run of DMPO changed on held-out examples, as a table, `summary.json` and a learning
-curve.
-"""
+"""What a run of DMPO changed on held-out examples: a table, ``summary.json`` and a learning curve."""
 
 import json
 import time
@@ -23,17 +21,18 @@ Result = dict[str, tuple[float, float]]
 class BeforeAfterReport(Callback):
     """Evaluates the test split before and after fitting, and writes what changed into the run directory.
 
-    ``summary.json`` holds `solve_rate_before`, `solve_rate_best_temperature_before`, `solve_rate_after` (T = 1 unless
-    `sampled` says
-    otherwise), `greedy_before`, `greedy_after`, `seconds` of fitting (validation included, the two evaluations of
-    this report not),
-    `rollouts`, `seed` and all results; ``learning_curve.png`` the validation accuracy. Evaluates the final weights.
-    Not for strategies that shard the model's forward (it runs outside of the training loop).
+    ``summary.json`` holds ``solve_rate_before``, ``solve_rate_best_temperature_before`` and ``solve_rate_after`` (at
+    T = 1 unless ``sampled`` says otherwise), ``greedy_before`` and ``greedy_after``. It also holds ``seconds`` of
+    fitting, which include validation but not the two evaluations of this report, ``rollouts``, ``seed`` and all
+    results. ``learning_curve.png`` shows the validation accuracy.
+
+    The final weights are evaluated. Not for strategies that divide the model's weights, because the report runs outside
+    of the training loop.
 
     Args:
-        samplers: by name, all evaluated before fitting.
+        samplers: by name. All of them are evaluated before fitting.
         sampled: the name of the sampler at T = 1.
-        greedy: the name of the greedy sampler; it and ``sampled`` are evaluated again afterwards.
+        greedy: the name of the greedy sampler. It and ``sampled`` are evaluated again afterwards.
         curve: names of logged validation metrics to draw.
 
     Raises:

@@ -18,8 +18,10 @@ RESULT_KEYS = (
     *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
     *("limit_train_batches", "overfit_batches", "reload_dataloaders_every_n_epochs", "use_distributed_sampler"),
 )
-"""Options of the Trainer that change what is trained. The others say how long, how often, on what and where to: they
-commonly differ after a restart, and so do callbacks and loggers.
+"""Options of the Trainer that change what is trained.
+
+The others say how long, how often, on what and where to. They commonly differ after a restart, and so do callbacks and
+loggers.
 """
 
 
@@ -32,11 +34,13 @@ class ConfigInCheckpoint(SaveConfigCallback):
 
     @cached_property
     def plain_config(self) -> dict[str, Any]:
-        """In JSON's types, which ``torch.load(weights_only=True)`` reads; keys without a value are left out."""
+        """The configuration in JSON's types, which ``torch.load(weights_only=True)`` reads."""
         return json.loads(self.parser.dump(self.config, format="json"))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Beside the states of callbacks, because Lightning asks whoever loads those for the same callbacks."""
+        """Puts the configuration beside the states of callbacks, not among them: Lightning asks whoever loads those for
+        the same callbacks.
+        """
         checkpoint[KEY] = self.plain_config
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Writes the trained model as a Hugging Face folder."""
+"""Writes the trained model as a Hugging Face folder when training ends."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -12,7 +12,7 @@ class SavePretrained(Callback):
     ``from_pretrained`` loads.
 
     Args:
-        directory: created if need be; files of the same names are replaced.
+        directory: created if need be. Files of the same names are replaced.
     """
 
     def __init__(self, directory: str) -> None:
@@ -23,6 +23,7 @@ class SavePretrained(Callback):
             return
         policy = pl_module.policy
         first = trainer.is_global_zero
-        weights = whole_weights(policy.model, trainable_only=policy.has_adapters, keep=first)  # all ranks together
+        # Gathering is a collective operation: all ranks take part, and one of them keeps the weights.
+        weights = whole_weights(policy.model, trainable_only=policy.has_adapters, keep=first)
         if first:
             save_policy(policy.model, policy.tokenizer, weights, self.directory)

@@ -1,4 +1,4 @@
-"""Leaving in time: a signal makes the run save and end at the next optimizer step."""
+"""Leaving in time: after a signal the run saves and ends at the next optimizer step."""
 
 import os
 import signal
@@ -20,15 +20,17 @@ FILE_NAME = "preempted.ckpt"
 
 
 class Preemption(Callback):
-    """After a signal to any rank, all ranks save a checkpoint and exit: at the end of the next optimizer step, or of
-    the next batch of a validation, which the continued run makes again (after the last step nothing continues, and
-    ``validate`` makes it).
+    """After a signal to any rank, all ranks save a checkpoint and exit.
 
-    The checkpoint, ``preempted.ckpt`` beside those of `ModelCheckpoint`, continues the run bit for bit;
-    ``--ckpt_path last`` finds it. The exit status, on all ranks, is 128 and the signal's number, as of a process that
-    the signal ended. A SLURM job is put back into the queue after Lightning's requeue signal (SIGUSR1 unless
-    `SLURMEnvironment` says otherwise), which a job script has sent before its time is up; after SIGTERM SLURM itself
-    decides.
+    They do so at the end of the next optimizer step. In a validation they do so at the end of its next batch, and the
+    continued run makes that validation again. After the last step nothing continues, and ``validate`` makes it.
+
+    The checkpoint is ``preempted.ckpt`` beside those of `ModelCheckpoint`. It continues the run bit for bit, and
+    ``--ckpt_path last`` finds it. The exit status of all ranks is 128 plus the signal's number, as of a process that
+    the signal ended.
+
+    A SLURM job is put back into the queue after Lightning's requeue signal, which a job script has sent before its time
+    is up. That is SIGUSR1 unless `SLURMEnvironment` says otherwise. After SIGTERM, SLURM itself decides.
 
     Args:
         signals: by name.
@@ -59,7 +61,7 @@ class Preemption(Callback):
             self._validates_again = False
 
     def _listen(self, trainer: Trainer) -> None:
-        """From now on; Lightning's own handlers are in place by then."""
+        """Replaces Lightning's own handlers, which are in place by now. They would save in the middle of a step."""
         if not self._previous:
             self.received, self._step = None, trainer.global_step
             self._previous = {each: signal.signal(each, self._note) for each in self.signals}
@@ -70,7 +72,8 @@ class Preemption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step != self._step:  # else gradients are being accumulated, which no checkpoint holds
+        # Between two steps gradients are being accumulated, which no checkpoint holds.
+        if trainer.global_step != self._step:
             self._step = trainer.global_step
             self._leave_if_told(trainer, validation_is_due=validates_now(trainer))
 
@@ -99,7 +102,8 @@ class Preemption(Callback):
             rank_zero_info(f"Saved to {path} after signal {received}, at optimizer step {trainer.global_step}.")
         if trainer.is_global_zero:
             _requeue(trainer, received)
-        trainer.strategy.barrier()  # srun may end a job at the first exit, before it was requeued
+        # srun may end the job at the first exit of a rank, before rank 0 has put it back into the queue.
+        trainer.strategy.barrier()
         raise SystemExit(128 + received)
 
     def state_dict(self) -> dict[str, Any]:
@@ -130,7 +134,7 @@ class Preemption(Callback):
 
 
 def _requeue(trainer: Trainer, received: int) -> None:
-    """As Lightning's own handler does it, which `Preemption` replaces because it saves in the middle of a step."""
+    """Puts a SLURM job back into the queue, as Lightning's own handler does, which `Preemption` replaces."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
         return

@@ -48,7 +48,7 @@ def export_checkpoint(
 
 
 def save_policy(network: Any, tokenizer: Any, weights: dict[str, torch.Tensor], output: str | Path) -> None:
-    """Writes a model in memory, divided among ranks or not, from its whole ``weights``; called on one rank."""
+    """Writes a model in memory, divided among ranks or not, from its whole ``weights``. Called on one rank."""
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(network, "peft_config"):
@@ -59,7 +59,9 @@ def save_policy(network: Any, tokenizer: Any, weights: dict[str, torch.Tensor], 
 
 
 def _write_adapter(config: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    """As PEFT names it. PEFT itself looks for modules by name, which FSDP1 changes, and writes an empty file."""
+    """Writes an adapter as PEFT names it. PEFT itself looks modules up by names that FSDP1 changes, and then writes an
+    empty file.
+    """
     from safetensors.torch import save_file
 
     adapter = {name.replace(".default.", "."): value for name, value in weights.items() if ".default." in name}
@@ -70,7 +72,7 @@ def _write_adapter(config: Any, weights: dict[str, torch.Tensor], folder: Path) 
 
 
 def _refuse_other_weights(output: Path, *, adapter: bool) -> None:
-    """A folder with an adapter and a model is loaded as the one or the other, depending on the loader."""
+    """Raises ValueError for a folder that would hold an adapter and a model, of which loaders take one or the other."""
     own = "adapter_model" if adapter else "model"
     others = [file.name for file in output.glob("*.safetensors") if not file.name.startswith(own)]
     if others:
@@ -110,7 +112,8 @@ def _verify(network: Any, output: Path, *, merge: bool) -> None:
         expected = sum(".lora_" in name and ".reference." not in name for name, _ in network.named_parameters())
     else:
         whole = network.get_base_model() if merge else network
-        expected = len({value.data_ptr() for value in whole.state_dict().values()})  # tied weights are written once
+        # Tied weights share their memory and are written once.
+        expected = len({value.data_ptr() for value in whole.state_dict().values()})
     written = 0
     for file in output.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:

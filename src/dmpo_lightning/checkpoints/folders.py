@@ -1,5 +1,6 @@
-"""Checkpoints on the disk: folders that appear when they are complete, and the newest that can be read. Imports no
-torch.
+"""Checkpoints on the disk: how they appear when they are complete, and which is the newest that can be read.
+
+Imports no torch.
 """
 
 import json
@@ -21,7 +22,7 @@ def partial_name(target: Path) -> Path:
 
 
 def complete_folder(partial: Path, target: Path) -> None:
-    """A written checkpoint takes its place; files as they are, folders with a list of what they hold."""
+    """Puts a written checkpoint in its place. A folder gets a list of what it holds."""
     if partial.is_dir():
         sizes = {str(path.relative_to(partial)): path.stat().st_size for path in _files(partial)}
         (partial / SIZES).write_text(json.dumps(sizes))
@@ -29,7 +30,8 @@ def complete_folder(partial: Path, target: Path) -> None:
     if target.is_symlink() or (target.is_file() and partial.is_dir()):
         target.unlink()
     old = target.with_name(f"{target.name}.old")
-    if target.is_dir():  # a folder cannot be replaced at once: for a moment only `old` is there
+    # A folder cannot be replaced at once. For a moment only `old` is there, where `newest_readable` looks too.
+    if target.is_dir():
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     partial.replace(target)
@@ -37,7 +39,7 @@ def complete_folder(partial: Path, target: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Has the machine write out what it still holds in memory."""
+    """Has the machine write to the disk what it still holds in memory."""
     for path in _files(folder) if folder.is_dir() else [folder]:
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -48,9 +50,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def newest_readable(*folders: Path) -> Path | None:
-    """The newest ``*.ckpt`` below some folders that can be read; those that cannot are logged. None if there is none.
+    """The newest ``*.ckpt`` below some folders that can be read, or None. Those that cannot be read are logged.
 
-    Also looks at ``*.ckpt.old``, which is left where a job was killed while a folder was being replaced.
+    Looks at ``*.ckpt.old`` too, which is left where a job was killed while a folder was being replaced.
     """
     found = {path for folder in folders for name in ("*.ckpt", "*.ckpt.old") for path in folder.rglob(name)}
     for path in sorted(filter(Path.exists, found), key=lambda path: path.stat().st_mtime_ns, reverse=True):
@@ -62,7 +64,7 @@ def newest_readable(*folders: Path) -> Path | None:
 
 
 def why_unreadable(path: Path) -> str | None:
-    """What is wrong with a checkpoint, a file of torch or a folder of a sharded one; None if nothing is."""
+    """What is wrong with a checkpoint, a file of torch or the folder of a sharded one. None if nothing is."""
     return _folder_problem(path) if path.is_dir() else _file_problem(path)
 
 

@@ -10,8 +10,9 @@ import torch
 def read_weights(checkpoint: str | Path) -> dict[str, Any]:
     """``state_dict`` with whole tensors, and what else the checkpoint says of the policy.
 
-    A file, a folder of FSDP1 or FSDP2, or one of DeepSpeed. Only the last is unpickled, by DeepSpeed's own tool: read
-    such folders only if you made them.
+    Reads a file, a folder of FSDP1 or FSDP2, or one of DeepSpeed. Files are read as data alone. Folders are unpickled,
+    those of FSDP by torch (their ``.metadata``) and those of DeepSpeed by its own tool, and can run code: read only
+    folders that you trust.
 
     Raises:
         ValueError: nothing there, damaged, or not a checkpoint of this package.
@@ -23,7 +24,8 @@ def read_weights(checkpoint: str | Path) -> dict[str, Any]:
         saved = reader(path)
     except FileNotFoundError as error:
         raise ValueError(f"No checkpoint file {str(checkpoint)!r}; give a .ckpt file (or folder) of a run.") from error
-    except (UnpicklingError, RuntimeError, LookupError, EOFError, OSError) as error:  # torch has no error of its own
+    # torch has no error of its own for a file that it cannot read.
+    except (UnpicklingError, RuntimeError, LookupError, EOFError, OSError) as error:
         raise ValueError(f"{str(checkpoint)!r} is truncated, damaged or no checkpoint at all.") from error
     if "backbone" not in saved:
         raise ValueError(
@@ -37,7 +39,7 @@ def _file(path: Path) -> dict[str, Any]:
 
 
 def _torch_folder(path: Path) -> dict[str, Any]:
-    """FSDP2 calls the weights ``state_dict`` there, FSDP1 ``model``."""
+    """Weights of a folder. Lightning's strategies call them ``state_dict`` under FSDP2 and ``model`` under FSDP1."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
@@ -55,7 +57,7 @@ def _torch_folder(path: Path) -> dict[str, Any]:
 
 
 def _deepspeed(path: Path) -> dict[str, Any]:
-    """In float32, which is what DeepSpeed's optimizer works on."""
+    """Weights in float32, which is what DeepSpeed's optimizer works on."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     states = sorted((path / "checkpoint").glob("*model_states.pt"))

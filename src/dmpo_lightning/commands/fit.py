@@ -1,5 +1,6 @@
-"""The Lightning CLI of DMPO: model and data by class, tokenizer and seed filled in from the rest of the
-configuration.
+"""``dmpo-lightning fit``, ``validate``, ``test`` and ``predict``: the Lightning CLI, with model and data by class.
+
+Tokenizer and seed are filled in from the rest of the configuration.
 """
 
 import difflib
@@ -48,7 +49,7 @@ def _existing_keys(message: str, parser: LightningArgumentParser) -> str:
 
 
 def _constructor_arguments(class_path: str) -> list[str]:
-    """Those it passes on to its base classes included."""
+    """The arguments of a class, with those that it passes on to its base classes."""
     module, _, name = class_path.rpartition(".")
     return ArgumentParser().add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
 
@@ -72,24 +73,24 @@ class DMPOCLI(LightningCLI):
             options["seed"] = config.seed_everything
 
     def instantiate_classes(self) -> None:
-        """As Lightning does it; what a constructor refuses is one line and status 2, not a traceback."""
+        """As Lightning does it. What a constructor refuses is one line and status 2, not a traceback."""
         try:
             super().instantiate_classes()
         except ValueError as error:
             self.parser.error(_constructor_message(error))
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
-        """As Lightning does it; an evaluation leaves its table and its completions, whatever the configuration says."""
+        """As Lightning does it, with the callbacks that leave an evaluation's table and completions."""
         trainer = super().instantiate_trainer(**options)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        for kind in (CompletionWriter, EvaluationReport):
-            if not any(isinstance(callback, kind) for callback in callbacks):
-                callbacks.append(kind())
+        for callback_class in (CompletionWriter, EvaluationReport):
+            if not any(isinstance(callback, callback_class) for callback in callbacks):
+                callbacks.append(callback_class())
         return trainer
 
     def _find_last(self) -> None:
-        """``last`` is the newest checkpoint of all runs of that name, so that a requeued job needs no other command; an
-        evaluation needs that there is one.
+        """Replaces ``last`` by the newest checkpoint of all runs of that name, so that a requeued job needs no other
+        command. An evaluation needs that there is one.
         """
         options = self.config_init[self.subcommand]
         if options.get("ckpt_path") != "last":
@@ -101,21 +102,23 @@ class DMPOCLI(LightningCLI):
     before_fit = before_validate = before_test = before_predict = _find_last
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """As Lightning does it, without its warning that arguments are passed in: the entry point always passes
-        them.
-        """
+        """As Lightning does it, without its warning that arguments are passed in, as the entry point always does."""
         assert args is None or isinstance(args, list)
         self.config = parser.parse_args(args)
 
 
 def newest_checkpoint(trainer: Trainer, module: LightningModule) -> str | None:
-    """The newest readable one of all runs of that name, and in the folders of each `ModelCheckpoint`; None, said, where
-    there is none yet. Rank 0 decides for all, because others may not see yet what it sees.
+    """The newest readable checkpoint of all runs of that name, and in the folders of each `ModelCheckpoint`.
+
+    Says which it is, or that there is none yet, and then returns None. Rank 0 decides for all, because other nodes may
+    not see yet what it sees.
     """
     strategy: Any = trainer.strategy
+    # Lightning's own launcher starts the other ranks on this machine once rank 0 has chosen.
     if trainer.world_size == 1 or isinstance(strategy.cluster_environment, LightningEnvironment):
-        return _newest_checkpoint(trainer)  # the ranks are started by rank 0 on its own machine, when it has chosen
-    strategy.connect(module)  # as the Trainer does both again: those who have joined stay joined
+        return _newest_checkpoint(trainer)
+    # The ranks join now. The Trainer does both again, which changes nothing for those who have joined.
+    strategy.connect(module)
     strategy.setup_environment()
     return strategy.broadcast(_newest_checkpoint(trainer) if trainer.is_global_zero else None)
 
@@ -131,7 +134,7 @@ def _newest_checkpoint(trainer: Trainer) -> str | None:
 
 
 def _constructor_message(error: ValueError) -> str:
-    """The constructor's own words: the innermost ValueError, out of what the parser wrapped around it."""
+    """The constructor's own words: the innermost ValueError, without what the parser has wrapped around it."""
     chain: list[BaseException] = [error]
     while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(inner)

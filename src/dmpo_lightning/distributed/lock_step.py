@@ -1,4 +1,4 @@
-"""A check for debugging: that ranks run equally many forwards."""
+"""A check for debugging: whether ranks run equally many forwards."""
 
 from typing import Any
 
@@ -6,20 +6,21 @@ from dmpo_lightning.distributed.ranks import gather_ranks
 
 
 class LockStep:
-    """Tells ranks apart that would wait for each other without end: before each forward, and at the end of each phase,
-    every rank says what it is about to do.
+    """Names ranks that would wait for each other without end.
+
+    Before each forward, and at the end of each phase, every rank says what it is about to do.
     """
 
     def __init__(self) -> None:
         self.forwards = 0
 
     def before_forward(self, phase: str, model: str) -> None:
-        """Raises RuntimeError, on every rank, if another rank is about to do something else."""
+        """Raises RuntimeError on every rank if another rank is about to do something else."""
         self._compare({"phase": phase, "does": f"runs another of the {model}"})
         self.forwards += 1
 
     def end(self, phase: str) -> None:
-        """The same at the end of a phase; the count starts over."""
+        """Does the same at the end of a phase. The count then starts over."""
         self._compare({"phase": phase, "does": "is done"})
         self.forwards = 0
 

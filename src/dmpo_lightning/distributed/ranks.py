@@ -15,7 +15,7 @@ def own_rank() -> tuple[int, int]:
 
 
 def gather_ranks(state: Any) -> list[Any]:
-    """The state of every rank, in order, on every rank."""
+    """The states of all ranks, in their order. Every rank must call it, and gets them all."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [state]
     states: list[Any] = [None] * torch.distributed.get_world_size()
@@ -24,7 +24,7 @@ def gather_ranks(state: Any) -> list[Any]:
 
 
 def check_same_start(start: str) -> None:
-    """Raises RuntimeError, on every rank, where ranks start differently."""
+    """Raises RuntimeError on every rank where ranks start differently."""
     starts = gather_ranks(start)
     if len(set(starts)) > 1:
         said = ", ".join(f"rank {rank} {each}" for rank, each in enumerate(starts))
@@ -35,9 +35,10 @@ def check_same_start(start: str) -> None:
 
 
 def means_over_ranks(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """Means over the numbers of all ranks, of names that any of them has; every rank must call it.
+    """Means over the numbers of all ranks, for each name that any of them has. Every rank must call it.
 
-    NaN is a value that does not apply and is left out; a name with nothing else is missing.
+    NaN is a value that does not apply, and is left out. A name with nothing else is missing. Objects are gathered
+    instead of one reduction per name, because a reduction that only some ranks know of would hang.
     """
     own = {name: (float(value.nansum()), int((~value.isnan()).sum())) for name, value in values.items()}
     totals: dict[str, float] = {}

@@ -13,11 +13,13 @@ from dmpo_lightning.models.blocks import blocks_of
 
 
 def shard_fsdp2(model: nn.Module, mesh: Any, *, half_precision: bool = False) -> None:
-    """Each block is a unit and the rest another; ``half_precision`` gathers and computes in bfloat16 and reduces
-    gradients in float32.
+    """Divides a model under FSDP2. Each block is a unit and the rest is another.
+
+    ``half_precision`` gathers and computes in bfloat16 and reduces gradients in float32.
     """
     options: dict[str, Any] = {"mesh": mesh}
-    if half_precision:  # inputs are left alone: rotary tables stay in float32
+    if half_precision:
+        # The inputs of a unit are left alone, so that rotary tables stay in float32.
         options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for block in blocks_of(model):
         fully_shard(block, **options)
@@ -25,8 +27,9 @@ def shard_fsdp2(model: nn.Module, mesh: Any, *, half_precision: bool = False) ->
 
 
 def wrap_fsdp1(model: nn.Module) -> nn.Module:
-    """The model with each block as a unit and the rest as another, in the options of Lightning's strategy, which are
-    active in ``configure_model``.
+    """Divides a model under FSDP1 and returns what to call instead. Each block is a unit and the rest is another.
+
+    Called in ``configure_model``, where the options of Lightning's strategy are active.
     """
     blocks = set(blocks_of(model))
     for parent in list(model.modules()):
@@ -43,7 +46,10 @@ def plain_name(name: str) -> str:
 
 @torch.no_grad()
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
-    """From one model to another of equal architecture that is divided in the same way: each rank copies its part."""
+    """Copies the weights of one model to another of equal architecture, which is divided in the same way.
+
+    Each rank copies its part.
+    """
     _reshard(source)
     _reshard(target)
     for own, other in zip(source.parameters(), target.parameters(), strict=True):
@@ -52,14 +58,15 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
 
 @torch.no_grad()
 def copy_within(model: nn.Module, names: Mapping[str, str]) -> None:
-    """Weights of a model to others of the same shapes in it: ``names`` maps where from to where to."""
+    """Copies weights of a model to others of the same shapes in it. ``names`` maps where from to where to."""
     _reshard(model)
     weights = {plain_name(name): parameter for name, parameter in model.named_parameters()}
     pairs = {id(weights[own]): (weights[own], weights[other]) for own, other in names.items()}
     if not _fsdp1_units(model):
         for own, other in pairs.values():
             write_part(other, own_part(own))
-    for unit in _fsdp1_units(model):  # a unit is divided as a whole, so that parts of two weights do not correspond
+    # FSDP1 divides a unit as a whole, so that this rank's parts of two weights do not correspond.
+    for unit in _fsdp1_units(model):
         with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=True):
             for parameter in _own_parameters(unit):
                 if id(parameter) in pairs:
@@ -69,7 +76,10 @@ def copy_within(model: nn.Module, names: Mapping[str, str]) -> None:
 
 @torch.no_grad()
 def whole_weights(model: nn.Module, *, trainable_only: bool = True, keep: bool = True) -> dict[str, Tensor]:
-    """Copies of the whole weights on the CPU, by `plain_name`; empty on ranks that do not ``keep`` them, but call."""
+    """Copies of the whole weights on the CPU, by `plain_name`.
+
+    Every rank must call it. Those that do not ``keep`` the weights get an empty dictionary.
+    """
     _reshard(model)
     wanted = {id(p): plain_name(n) for n, p in model.named_parameters() if p.requires_grad or not trainable_only}
     found: dict[str, Tensor] = {}
@@ -95,7 +105,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
     """Inside, every rank holds all weights and forwards need no other rank (FSDP2 and ZeRO-3).
 
     Raises:
-        ValueError: FSDP1, which gathers in its own forward only; a torch without FSDP2's switch.
+        ValueError: under FSDP1, which gathers in its own forward only, or a torch without FSDP2's switch.
     """
     check_gatherable(model)
     units = [module for module in model.modules() if isinstance(module, FSDPModule)]
@@ -125,12 +135,12 @@ def check_gatherable(model: nn.Module) -> None:
 
 
 def own_part(parameter: Any) -> Any:
-    """What this rank holds of a parameter that ZeRO-3 divided, and of any other the parameter."""
+    """What this rank holds of a parameter that ZeRO-3 divided; any other parameter as it is."""
     return getattr(parameter, "ds_tensor", parameter)
 
 
 def write_part(parameter: Any, value: Tensor) -> None:
-    """Writes `own_part`. ZeRO-3 keeps small weights gathered, which then must be gathered again."""
+    """Writes `own_part`. ZeRO-3 keeps small weights gathered, so these are divided again to be gathered anew."""
     own_part(parameter).copy_(value)
     if hasattr(parameter, "ds_tensor") and parameter.ds_status.name == "AVAILABLE":
         parameter.partition(has_been_updated=False)
@@ -142,7 +152,7 @@ def is_zero3(model: nn.Module) -> bool:
 
 
 def _reshard(model: nn.Module) -> None:
-    """FSDP2 leaves the outermost unit gathered after a forward; what is then written to it would be lost."""
+    """Divides what a forward has left gathered, as FSDP2 leaves the outermost unit: writes to it would be lost."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -179,7 +189,7 @@ def _fsdp1_units(model: nn.Module) -> list[FullyShardedDataParallel]:
 
 
 def _own_parameters(unit: nn.Module) -> Iterator[nn.Parameter]:
-    """Those of an FSDP1 unit that are not of a unit inside it."""
+    """The parameters of an FSDP1 unit that belong to no unit inside it."""
     yield from unit.parameters(recurse=False)
     for child in unit.children():
         if not isinstance(child, FullyShardedDataParallel):

@@ -1,5 +1,6 @@
-"""Lightning's strategies with checkpoints, files or folders, that are written beside the old ones and take their place
-when they are complete.
+"""Lightning's strategies with checkpoints that are complete or absent.
+
+A file or folder is written beside the old one, and takes its place when it is complete.
 """
 
 import shutil

@@ -26,7 +26,7 @@ from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rewards.score_functions import ScoreFunction
 from dmpo_lightning.rewards.scores import Scores
-from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, collect
+from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, check_counts, collect
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.schedule import Schedule
 
@@ -47,8 +47,7 @@ class DMPO(EvaluationModule):
         micro_batch_size: rollouts per training step and rank. Must divide the buffer.
         num_iterations: passes over one buffer (paper: F).
         reward: a `Reward`, or a function of an example and a completion. None takes the datamodule's ``reward``.
-        validation_samplers: by name; each is evaluated and logged. None evaluates with ``sampler`` under the name
-            ``sampled``.
+        validation_samplers: by name; each is evaluated and logged. None is ``sampler``, named ``sampled``.
         evaluation_lengths: tokens per completion in evaluation. Each of several is logged under its own name. None is
             ``completion_length``.
         completions_per_prompt: in evaluation. With several, pass@j and majority votes are logged too.
@@ -64,8 +63,7 @@ class DMPO(EvaluationModule):
             for finding out why a job hangs.
         optimizer: from parameters to an optimizer. None is AdamW as published.
         lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step.
-        seed: of all draws: rollouts, masks, prompt order, fresh weights. None is 0, or the command line's
-            ``seed_everything``.
+        seed: of rollouts, masks, prompt order and fresh weights. None is 0, or the command line's seed_everything.
 
     Raises:
         ValueError: settings that do not fit together; at fit start, prompts and Trainer flags that do not fit.
@@ -79,7 +77,7 @@ class DMPO(EvaluationModule):
             completion_length=256, group_size=16, micro_batch_size=8, num_iterations=8,
             reward=lambda example, completion: float(example["answer"] in completion),
         )
-        Trainer(accumulate_grad_batches=2).fit(module, PromptLoader(dataset, module.policy.tokenizer, batch_size=1))
+        Trainer(accumulate_grad_batches=2).fit(module, PromptLoader(dataset, tokenizer, batch_size=1))
         ```
     """
 
@@ -106,16 +104,8 @@ class DMPO(EvaluationModule):
         lr_scheduler: SchedulerFactory | None = None,
         seed: int | None = None,
     ) -> None:
-        counts = {
-            "completion_length": completion_length,
-            "micro_batch_size": micro_batch_size,
-            "num_iterations": num_iterations,
-            "reference_refresh_interval": reference_refresh_interval,
-            "rows_per_forward": rows_per_forward,
-        }
-        for name, value in counts.items():
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        buffer = RolloutBuffer(num_iterations=num_iterations, micro_batch_size=micro_batch_size)
+        check_counts(completion_length=completion_length, reference_refresh_interval=reference_refresh_interval)
         objective.validate(group_size=group_size, completion_length=completion_length, sampler=sampler)
         sampler.validate(completion_length)
         super().__init__(
@@ -139,10 +129,8 @@ class DMPO(EvaluationModule):
         self.group_size, self.micro_batch_size = group_size, micro_batch_size
         self._scoring_rows = rows_per_forward or micro_batch_size
         self.reference_refresh_interval = reference_refresh_interval
-        self.buffer = RolloutBuffer(num_iterations=num_iterations, micro_batch_size=micro_batch_size)
-        self.buffers_collected = 0
-        self.rollouts_seen = 0
-        self._continuation = Continuation()
+        self.buffer, self._continuation = buffer, Continuation()
+        self.buffers_collected = self.rollouts_seen = 0
 
     def configure_callbacks(self) -> list[Callback]:
         """A `SkipNonFiniteSteps`, unless the Trainer has one."""

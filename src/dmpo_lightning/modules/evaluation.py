@@ -14,7 +14,7 @@ from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule
 from dmpo_lightning.modules.options import SchedulerFactory
 from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rewards.score_functions import ScoreFunction
-from dmpo_lightning.rollout import PromptBatch
+from dmpo_lightning.rollout import PromptBatch, check_counts
 from dmpo_lightning.samplers import Sampler
 
 
@@ -41,8 +41,7 @@ class EvaluationModule(PolicyModule):
         seed: int | None,
         check_forwards: bool,
     ) -> None:
-        if completions_per_prompt < 1:
-            raise ValueError(f"`completions_per_prompt` must be at least 1, got {completions_per_prompt}.")
+        check_counts(completions_per_prompt=completions_per_prompt, rows_per_forward=rows_per_forward)
         self._check_lengths(samplers, completion_length, evaluation_lengths)
         super().__init__(
             model,

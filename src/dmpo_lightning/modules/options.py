@@ -1,4 +1,4 @@
-"""Options on a resume: those that this run was configured with win over those that a checkpoint brings back."""
+"""Options of optimizer and scheduler on a resume: those of this run win over those that a checkpoint brings back."""
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
@@ -18,7 +18,7 @@ MOVING = frozenset({"base_lrs", "last_epoch", "_last_lr", "_step_count", "_get_l
 
 
 def configured_options(optimizer: Optimizer, scheduler: LRScheduler | None) -> Options:
-    """Those of each param group and of the scheduler before the first step, in plain types.
+    """The options of each param group and of the scheduler before the first step, in plain types.
 
     The learning rate is the one that the scheduler starts from.
     """
@@ -53,7 +53,7 @@ def _has_plain_form(value: Any) -> bool:
 
 
 def differences(stored: Any, now: Any, *, name: str = "") -> dict[str, tuple[Any, Any]]:
-    """What differs, by dotted key, as a pair of the stored and the present value; an absent one counts as None."""
+    """What differs, by dotted key, as a pair of the stored and the present value. An absent one counts as None."""
     if _has_parts(stored) and _has_parts(now):
         before, after = _parts(stored), _parts(now)
         found: dict[str, tuple[Any, Any]] = {}
@@ -65,7 +65,7 @@ def differences(stored: Any, now: Any, *, name: str = "") -> dict[str, tuple[Any
 
 
 def _has_parts(value: Any) -> bool:
-    """Lists of mappings have them too, such as param groups; a list of values is one value."""
+    """Whether a value is compared part by part: a mapping, or a list of mappings such as param groups."""
     return isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(each, Mapping) for each in value))
 
 
@@ -105,7 +105,8 @@ def take_over(
         return
     try:
         groups, state = run_schedule(now["optimizer"], scheduler_factory, steps)
-    except Exception as error:  # a scheduler of the user's own may want more of an optimizer than its groups
+    # A scheduler of the user's own may want more of an optimizer than its groups, and raise anything.
+    except Exception as error:
         rank_zero_warn(f"The learning rate and its schedule stay as they were stored: {error!r}")
         return
     if scheduler is not None and state is not None:
@@ -145,7 +146,7 @@ def run_schedule(
 
 
 class _StandIn(Optimizer):
-    """Param groups for a scheduler to move."""
+    """An optimizer that only holds param groups, for a scheduler to move."""
 
     def step(self, closure: Any = None) -> Any:
-        """Does nothing; schedulers warn where no optimizer steps before them."""
+        """Does nothing. It is called because schedulers warn where no optimizer has stepped before them."""
