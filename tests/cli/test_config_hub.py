@@ -1,6 +1,7 @@
 """Every shipped configuration and overlay parses, plans, and trains where its model and data are at hand."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -26,11 +27,14 @@ def printed_config(capsys, *arguments):
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_overlay_parses_over_a_task(overlay, capsys):
     merged = printed_config(capsys, "--config", "gsm8k", "--config", overlay)
-    for section, options in yaml.safe_load((config_directory() / overlay).read_text()).items():
-        found = merged[section].get("init_args", merged[section])
-        for name, value in options.get("init_args", options).items():
-            if not isinstance(value, dict):
-                assert found[name] == value
+    assert differing(yaml.safe_load((config_directory() / overlay).read_text()), merged) == []
+
+
+def differing(part: Any, whole: Any, name: str = "") -> list[str]:
+    """Where a configuration does not have what a part of it states."""
+    if isinstance(part, dict) and isinstance(whole, dict):
+        return [each for key, value in part.items() for each in differing(value, whole.get(key), f"{name}.{key}")]
+    return [] if part == whole else [name]
 
 
 @pytest.mark.parametrize("name", TASKS)
