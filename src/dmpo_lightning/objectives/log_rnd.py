@@ -6,7 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dmpo_lightning.functional import Purpose, draw_masks, elbo, fold_in, trajectory_log_prob, trajectory_masks
+from dmpo_lightning.functional import (
+    Purpose,
+    check_replicates,
+    draw_masks,
+    elbo,
+    fold_in,
+    trajectory_log_prob,
+    trajectory_masks,
+)
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import RolloutRows, Rollouts
 
@@ -60,8 +68,7 @@ class ElboEstimator(LogProbEstimator):
     """
 
     def __init__(self, samples: int = 4, *, antithetic: bool = True) -> None:
-        if samples < 1 or (antithetic and samples % 2):
-            raise ValueError(f"`samples` must be positive, and even when `antithetic` is true, got {samples}.")
+        check_replicates(samples, antithetic=antithetic, name="samples")
         self.samples, self.antithetic = samples, antithetic
 
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dmpo_lightning.functional import (
     Purpose,
+    check_replicates,
     denoising_cross_entropy,
     draw_block_masks,
     draw_masks,
@@ -87,8 +88,7 @@ class WDCE(WeightedObjective):
                 "`baseline` policy needs log-probs of the behaviour policy, which reward_temperature 0 does not "
                 "compute."
             )
-        if replicates < 1 or (antithetic and replicates % 2):
-            raise ValueError(f"`replicates` must be positive, and even when `antithetic` is true, got {replicates}.")
+        check_replicates(replicates, antithetic=antithetic)
         if scale not in ("count", "length"):
             raise ValueError(f"`scale` must be count or length, got {scale!r}.")
         if not 0 <= weight_tolerance < 1:

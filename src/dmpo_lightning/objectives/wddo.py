@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dmpo_lightning.functional import Purpose, draw_masks, elbo, fold_in, wddo_loss
+from dmpo_lightning.functional import Purpose, check_replicates, draw_masks, elbo, fold_in, wddo_loss
 from dmpo_lightning.objectives.base import Diagnostics, Targets
 from dmpo_lightning.objectives.log_rnd import LogProbEstimator
 from dmpo_lightning.objectives.weighted import WeightedObjective, weight_diagnostics
@@ -50,8 +50,7 @@ class WDDO(WeightedObjective):
         )
         if beta <= 0:
             raise ValueError(f"`beta` must be positive, got {beta}.")
-        if replicates < 1 or (antithetic and replicates % 2):
-            raise ValueError(f"`replicates` must be positive, and even when `antithetic` is true, got {replicates}.")
+        check_replicates(replicates, antithetic=antithetic)
         self.beta, self.replicates, self.antithetic = beta, replicates, antithetic
 
     def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:
