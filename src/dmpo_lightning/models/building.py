@@ -1,4 +1,4 @@
-"""A model as it is trained: loaded, quantised, adapted, checkpointed."""
+"""Builds a model as it is trained: loaded, quantised, adapted, and with its activations recomputed where asked for."""
 
 from typing import Any
 
@@ -11,11 +11,13 @@ from dmpo_lightning.models.lora import LoRA
 def build_network(
     model: str | nn.Module, *, adapter: LoRA | None, gradient_checkpointing: bool = False, **loading: Any
 ) -> nn.Module:
-    """Loads ``model`` if it is a name (see `load_model` for the options), and adapts it.
+    """Loads ``model`` if it is a name, and adapts it if there is an ``adapter``.
+
+    ``loading`` holds further options of `load_model`.
 
     Raises:
-        ValueError: quantisation without an adapter, an adapter for a model that carries one, or what `load_model`
-            raises.
+        ValueError: quantisation without an adapter to train, an adapter for a model that already carries one, or what
+            `load_model` raises.
     """
     network = load_model(model, **loading) if isinstance(model, str) else model
     has_adapter = hasattr(network, "peft_config")
@@ -31,7 +33,7 @@ def build_network(
 
 
 def blocks_of(network: Any) -> list[Any]:
-    """The blocks that transformers' ``_no_split_modules`` name.
+    """The transformer blocks of a model: the modules of the classes that its ``_no_split_modules`` names.
 
     Raises:
         ValueError: the model does not name its blocks.
@@ -44,13 +46,16 @@ def blocks_of(network: Any) -> list[Any]:
 
 
 def compile_blocks(network: Any) -> None:
-    """Compiles each block by itself, for inputs of any length; names and weights stay as they are."""
+    """Compiles each block in place, for inputs of any length. Weights, and their names, stay as they are."""
     for block in blocks_of(network):
         block.compile(dynamic=True)
 
 
 def enable_checkpointing(network: Any) -> None:
-    """Non-reentrant activation checkpointing of the blocks, under transformers' name for it in this version."""
+    """Has the blocks recompute their activations in the backward pass (non-reentrant checkpointing).
+
+    The method is called under the name that the installed version of transformers has for it.
+    """
     current = hasattr(network, "activation_checkpointing_enable")
     enable = network.activation_checkpointing_enable if current else network.gradient_checkpointing_enable
     enable({"use_reentrant": False})
