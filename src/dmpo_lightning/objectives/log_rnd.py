@@ -1,4 +1,4 @@
-"""Estimators of completion log-probs, and of log_rnd = log p_ref - log p_old from them."""
+"""Estimators of the log-probs of completions, and thereby of log_rnd = log p_ref - log p_old."""
 
 from abc import ABC, abstractmethod
 
@@ -20,23 +20,23 @@ from dmpo_lightning.rollout import RolloutRows, Rollouts
 
 
 class LogProbEstimator(ABC):
-    """Log-probs of rollouts under the current or the reference policy, from randomness that is fixed per rollout.
+    """Estimates log-probs of rollouts under the current or the reference policy.
 
-    Fixed, so that the two sides of a difference share their masks: they are drawn again from the rollout's key, not
-    stored.
+    Whatever is random in an estimate is drawn from the rollout's key. It is the same each time, so that the two sides
+    of a difference share their masks and most of the noise cancels. The masks are drawn again and never stored.
     """
 
     def validate(self, sampler: object) -> None:  # noqa: B027  optional hook
-        """Raises ValueError where the estimate means nothing for rollouts of this sampler."""
+        """Raises ValueError where the estimate would mean nothing for rollouts of this sampler."""
 
     @abstractmethod
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
-        """Estimates in nats for a chunk of rollouts."""
+        """The estimates, in nats, for a chunk of rollouts that fits into one forward."""
 
     def log_prob(
         self, policy: Policy, rollouts: Rollouts, *, reference: bool = False, rows_per_forward: int
     ) -> Float[Tensor, "batch group"]:
-        """Estimates in nats for all rollouts, in chunks."""
+        """The estimates, in nats, for all rollouts, ``rows_per_forward`` of them at a time."""
         rows = rollouts.rows()
         chunks = range(0, len(rows), rows_per_forward)
         parts = [
@@ -47,11 +47,14 @@ class LogProbEstimator(ABC):
     def behaviour_log_prob(
         self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int
     ) -> Float[Tensor, "batch group"]:
-        """log p_old in nats; the behaviour policy is ``policy`` as it is when its rollouts were just collected."""
+        """Estimates log p_old in nats. This is called right after collecting, while ``policy`` is still the old one."""
         return self.log_prob(policy, rollouts, rows_per_forward=rows_per_forward)
 
     def log_rnd(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> Float[Tensor, "batch group"]:
-        """log p_ref - log p_old in nats; exactly zero, without a forward, while the reference is the policy itself."""
+        """Estimates log p_ref - log p_old in nats.
+
+        It is exactly zero, and costs no forward, while the reference is known to equal the policy.
+        """
         if policy.reference_is_current:
             return torch.zeros_like(rollouts.reward)
         behaviour = self.behaviour_log_prob(policy, rollouts, rows_per_forward=rows_per_forward)
@@ -59,12 +62,13 @@ class LogProbEstimator(ABC):
 
 
 class ElboEstimator(LogProbEstimator):
-    """Monte Carlo ELBO on ``samples`` random maskings.
+    """Estimates log-probs by a Monte Carlo ELBO on ``samples`` random maskings of each completion.
 
-    Unbiased for the ELBO; assumes rollouts at T = 1, so a lower sampling temperature aims a little beside the target.
+    The estimate is unbiased for the ELBO. It is of the model at temperature 1, and so assumes rollouts that were
+    sampled at 1. With another sampling temperature, weights made of it aim a little beside the target.
 
     Raises:
-        ValueError: fewer than one sample, or an odd number with antithetic pairs.
+        ValueError: there is no sample, or an odd number of them with antithetic pairs.
     """
 
     def __init__(self, samples: int = 4, *, antithetic: bool = True) -> None:
@@ -87,14 +91,17 @@ class ElboEstimator(LogProbEstimator):
 
 
 class TrajectoryEstimator(LogProbEstimator):
-    """log p(completion | order), exact along the order in which a random-order sampler revealed the tokens, at its
-    temperature. The order is replayed for the reference several steps at a time.
+    """Computes log p(completion | order) exactly, along the order in which a random-order sampler revealed the tokens.
+
+    It is taken at the sampler's temperature. The behaviour policy's side was recorded while sampling. For any other
+    policy the order is replayed, several steps at a time.
 
     Args:
-        steps_per_forward: of each rollout; 4 cost a forward what four maskings of an ELBO do.
+        steps_per_forward: how many steps of each rollout share a forward. 4 of them cost what an ELBO on four maskings
+            costs.
 
     Raises:
-        ValueError: fewer than one.
+        ValueError: ``steps_per_forward`` is below 1.
     """
 
     def __init__(self, steps_per_forward: int = 4) -> None:
@@ -105,9 +112,8 @@ class TrajectoryEstimator(LogProbEstimator):
     def validate(self, sampler: object) -> None:
         if not getattr(sampler, "order_is_independent", False):
             raise ValueError(
-                f"Trajectory log-probs need a sampler whose order ignores the tokens, got {sampler!r}; use "
-                f"RandomOrderSampler or an "
-                "ElboEstimator."
+                f"Trajectory log-probs need a sampler whose order ignores the tokens, got {sampler!r}; "
+                "use RandomOrderSampler or an ElboEstimator."
             )
         if getattr(sampler, "temperature", 1.0) == 0:
             raise ValueError(
@@ -136,5 +142,5 @@ class TrajectoryEstimator(LogProbEstimator):
     def behaviour_log_prob(
         self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int
     ) -> Float[Tensor, "batch group"]:
-        """Was recorded while sampling; only the reference has to replay the order."""
+        """log p_old in nats, as it was recorded while sampling. Only the reference has to replay the order."""
         return rollouts.sampled_log_prob.sum(-1)
