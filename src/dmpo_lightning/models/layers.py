@@ -53,7 +53,8 @@ def padded_position_ids(
 ) -> Int[Tensor, "rows length"]:
     """Positions that count attended tokens only, so that left padding changes nothing.
 
-    Padding itself gets position 0, which no one attends to.
+    Padding itself gets position 0, which nobody attends to. Of ``input_ids`` only the shape counts, and only without a
+    mask.
     """
     if attention_mask is None:
         return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
