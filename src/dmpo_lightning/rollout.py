@@ -102,6 +102,7 @@ class Rollouts:
 
     def groups(self, index: slice) -> "Rollouts":
         """The rollouts of some of the groups."""
+        # The prompts have no group axis, but every tensor has the batch axis first.
         tensors: Any = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, components={name: value[index] for name, value in self.components.items()}, **tensors)
 

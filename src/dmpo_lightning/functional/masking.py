@@ -61,6 +61,7 @@ def draw_block_masks(
     blocks = mask_count(uniforms(fold_in(keys, 1), draws), length // block_length) - 1
     inside = draw_masks(keys, length=block_length, replicates=replicates, antithetic=antithetic)
     blocks = blocks.repeat_interleave(replicates // draws, -1)[..., None]
+    # The mask of one block is laid over all blocks, and the block that was drawn keeps it.
     of_position = torch.arange(length, device=keys.device) // block_length
     decoded = (of_position == blocks) & inside.repeat(*[1] * (inside.dim() - 1), length // block_length)
     return decoded | (of_position > blocks), decoded

@@ -173,7 +173,9 @@ class DreamForMaskedDiffusion(PreTrainedModel):
     config_class = DreamConfig
     base_model_prefix = "model"
     predicts_at_positions = True
+    """Whether the forward takes ``positions`` and ``targets``; `Policy` asks."""
     is_native = True
+    """Whether the forward takes a ``cache`` and ``position_ids`` as well; `Policy` asks."""
     lookback = 1
     """How many columns before its own the hidden state stands from which a logit is computed.
 

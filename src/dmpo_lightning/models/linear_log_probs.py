@@ -174,6 +174,8 @@ class _Head:
         by_hidden = torch.zeros_like(hidden, dtype=log_sums.dtype)
         by_weight = torch.empty_like(self.weight)
         by_bias = None if self.bias is None else hidden.new_zeros(len(self.weight), dtype=log_sums.dtype)
+        # Tokens in the outer loop: a tile of the weight's gradient is then summed over all positions in float32, and
+        # only one tile at a time exists in float32.
         for tokens in self.tiles():
             tile = torch.zeros_like(self.weight[tokens], dtype=log_sums.dtype)
             for start in range(0, len(hidden), rows):

@@ -185,7 +185,9 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
     config_class = LLaDAConfig
     base_model_prefix = "model"
     predicts_at_positions = True
+    """Whether the forward takes ``positions`` and ``targets``; `Policy` asks."""
     is_native = True
+    """Whether the forward takes a ``cache`` and ``position_ids`` as well; `Policy` asks."""
     lookback = 0
     """How many columns before its own the hidden state stands from which a logit is computed."""
     supports_gradient_checkpointing = True

@@ -123,6 +123,7 @@ class TrajectoryEstimator(LogProbEstimator):
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
         steps = int(rows.reveal_step.max()) + 1
         total = torch.zeros(len(rows), dtype=torch.float32, device=rows.keys.device)
+        # Steps take the place of replicates: each sees what was masked before it, and counts what it revealed.
         for first in range(0, steps, self.steps_per_forward):
             masks, revealed = trajectory_masks(
                 rows.reveal_step, range(first, min(first + self.steps_per_forward, steps))

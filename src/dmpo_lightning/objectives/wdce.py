@@ -161,6 +161,7 @@ class WDCE(WeightedObjective):
         )
         cross_entropy = denoising_cross_entropy(log_prob, predicted, scale=self.scale)
         loss = wdce_loss(cross_entropy, signal, planned_rollouts=planned_rollouts)
+        # Not 0, by which a micro-batch without any signal would divide.
         mass = whole.abs().sum().clamp(min=torch.finfo(torch.float32).tiny)
         return loss, {
             "policy/cross_entropy": cross_entropy.detach().mean(),

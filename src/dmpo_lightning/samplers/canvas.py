@@ -65,6 +65,7 @@ class Canvas:
 
     def distinct_prompts(self) -> tuple[Int[Tensor, " distinct"], Int[Tensor, " rows"]] | None:
         """The first row of each run of equal prompts, and the number of each row's run; None if every row is a run."""
+        # Neighbours are compared, since the rollouts of one prompt stand in neighbouring rows: no sorting, no hashing.
         prompts = self.ids[:, : self.prompt_length], self.attention_mask[:, : self.prompt_length]
         changes = torch.stack([(part[1:] != part[:-1]).any(1) for part in prompts]).any(0)
         starts = torch.nn.functional.pad(changes, (1, 0), value=True)

@@ -173,6 +173,7 @@ class Block:
         steps = self.sampler.num_steps(self.canvas.length) * self.length // self.canvas.length
         masked = self._all_places()
         for step, count in enumerate(reveal_counts(self.length, steps)):
+            # Counted over all blocks, so that no two steps of a completion share their draws.
             key_step = self.start // self.length * steps + step
             draw = self._draw(
                 self._logits_of_all(masked) if step == 0 else self._logits(None, masked), masked, key_step

@@ -22,6 +22,7 @@ def above_threshold(
     This is the threshold rule of Fast-dLLM (arXiv 2505.22618).
     """
     candidates = confidence.masked_fill(~masked, -torch.inf)
+    # A row without masked places has a best candidate too, by argmax; `& masked` takes it out again.
     surest = torch.zeros_like(masked).scatter_(1, candidates.argmax(1, keepdim=True), True)
     return (surest | (candidates >= threshold)) & masked
 

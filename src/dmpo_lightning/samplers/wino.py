@@ -107,6 +107,7 @@ class ShadowedBlock:
             uniform = step_uniforms(self.keys, step, self.canvas.length)[:, block]
             draw = draw_tokens(logits, uniform, temperature=self.sampler.temperature)
             chosen = accepted(draw.confidence, masked, self.sampler.threshold)
+            # Nothing is written yet: what is verified are the tokens that earlier steps revealed.
             verified = self._probability_of_tokens(logits, block)
             doubtful = taken_back(
                 verified, masked, chosen, revealed_before, threshold=self.sampler.verification_threshold
@@ -120,6 +121,7 @@ class ShadowedBlock:
         canvas, total = self.canvas, self.canvas.ids.shape[1]
         first = canvas.prompt_length + self.start
         shadows = canvas.ids.new_full((len(self.keys), self.length), canvas.policy.facts.mask_token_id)
+        # In columns of the extended sequence, of which the shadows are the last ones.
         columns = torch.where(masked, places + canvas.prompt_length, places - self.start + total)
         rows = torch.arange(len(self.keys), device=self.keys.device)[:, None]
         position_ids = padded_position_ids(canvas.ids, canvas.attention_mask)
