@@ -1,15 +1,44 @@
 """Runs before any test module is imported: one thread, and shape annotations of the package checked at every call."""
 
 import os
+import random
 from pathlib import Path
 
 import pytest
 import torch
+from beartype._check.code import codemain
 from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
 
-CHECKED = ("functional", "models.layers", "models.loading", "objectives", "policy", "rewards", "rollout", "samplers")
+# Not the native backbones: transformers makes dataclasses of their configurations in a way that does not survive the
+# hook. `tests/test_imports.py` sees to it that every module that states shapes is here.
+CHECKED = (
+    "data.demonstrations",
+    "data.prompts",
+    "distributed.ranks",
+    "evaluation",
+    "functional",
+    "models.building",
+    "models.families",
+    "models.family",
+    "models.head",
+    "models.kv_cache",
+    "models.layers",
+    "models.linear_log_probs",
+    "models.loading",
+    "models.lora",
+    "models.merging",
+    "objectives",
+    "policy",
+    "rewards",
+    "rollout",
+    "samplers",
+)
+# Of a list beartype checks one item, which it picks with python's global generator. Tests compare what runs draw from
+# that generator, so the checks get one of their own.
+assert hasattr(codemain, "getrandbits"), "beartype picks items in another way now"
+codemain.getrandbits = random.Random(0).getrandbits
 install_import_hook([f"dmpo_lightning.{name}" for name in CHECKED], "beartype.beartype")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import dmpo_lightning
+from conftest import CHECKED
 
 ROOT = Path(dmpo_lightning.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -141,6 +142,13 @@ def test_lightning_is_imported_only_where_the_design_says(file):
 def test_the_parts_that_may_import_lightning_do():
     """Else the test above proves nothing."""
     assert {part_of(name_of(file)) for file in FILES if "lightning" in top_levels(file)} == MAY_IMPORT_LIGHTNING
+
+
+def test_every_stated_shape_is_checked_in_tests():
+    stated = {module for module, file in MODULES.items() if "jaxtyping" in top_levels(file)}
+    checked = {f"dmpo_lightning.{name}" for name in CHECKED}
+    assert {module for module in stated if not any(f"{module}.".startswith(f"{name}.") for name in checked)} == set()
+    assert not {name for name in checked if name not in MODULES}, "not there"
 
 
 @pytest.mark.parametrize("file", files_of("functional"), ids=lambda file: file.name)

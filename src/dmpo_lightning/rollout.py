@@ -1,4 +1,4 @@
-"""Rollouts: sampled completions with everything that is a fact about them, and the buffer they are trained from."""
+"""Rollouts: sampled completions with all facts about them, how they are collected, and the buffer to train from."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,20 +17,20 @@ from dmpo_lightning.samplers import Sampler, Samples
 
 @dataclass
 class PromptBatch:
-    """Prompts of one rollout buffer (or of one evaluation batch) on one rank."""
+    """The prompts of one rollout buffer, or of one evaluation batch, on one rank."""
 
     prompt_ids: Int[Tensor, "batch prompt"]
-    """Padded on the left."""
+    """Token ids, padded on the left."""
     prompt_mask: Bool[Tensor, "batch prompt"]
     """False on the padding."""
     prompt_index: Int[Tensor, " batch"]
-    """Position in the dataset: the prompt id that all randomness is keyed by."""
+    """The position in the dataset. It is the prompt id that all randomness is keyed by."""
     examples: list[Any]
     is_filler: Bool[Tensor, " batch"]
-    """Rows that only keep ranks in step; never counted in an evaluation."""
+    """True for rows that only keep ranks in step. An evaluation never counts them."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PromptBatch":
-        """On another device; Lightning calls it."""
+        """The batch with its tensors on another device. Lightning calls this."""
         tensors: Any = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()})
 
@@ -38,7 +38,7 @@ class PromptBatch:
         return len(self.examples)
 
     def without_filler(self) -> "PromptBatch":
-        """The prompts that count."""
+        """The prompts that count: all but the filler."""
         kept = ~self.is_filler
         tensors: Any = {name: value[kept] for name, value in vars(self).items() if isinstance(value, Tensor)}
         examples = [example for example, keep in zip(self.examples, kept.tolist(), strict=True) if keep]
@@ -47,7 +47,7 @@ class PromptBatch:
 
 @dataclass
 class RolloutRows:
-    """Some rollouts, flat: what one micro-batch needs."""
+    """Some rollouts in one row each, without their groups. This is what a micro-batch works on."""
 
     prompt_ids: Int[Tensor, "rows prompt"]
     prompt_mask: Bool[Tensor, "rows prompt"]
@@ -66,32 +66,32 @@ class RolloutRows:
 
 @dataclass
 class Rollouts:
-    """The rollouts of one buffer, groups kept together. Facts only; objectives derive weights from them."""
+    """The rollouts of one buffer, group by group. They hold facts only, from which objectives derive weights."""
 
     prompt_ids: Int[Tensor, "batch prompt"]
     prompt_mask: Bool[Tensor, "batch prompt"]
     completion_ids: Int[Tensor, "batch group length"]
     keys: Int[Tensor, "batch group"]
-    """What all randomness about a rollout is keyed by."""
+    """The key of each rollout, from which everything random about it is drawn."""
     reveal_step: Int[Tensor, "batch group length"]
     sampled_log_prob: Float[Tensor, "batch group length"]
-    """Of each token in the step that revealed it, at the sampling temperature."""
+    """The log-prob of each token in the step that revealed it, at the sampling temperature."""
     reward: Float[Tensor, "batch group"]
     components: dict[str, Float[Tensor, "batch group"]]
     order_is_independent: bool
-    """Whether the unmasking order did not depend on the tokens."""
+    """Whether the order of unmasking was independent of the tokens."""
     temperature: float
 
     @property
     def group_shape(self) -> tuple[int, int]:
-        """Prompts and rollouts per prompt."""
+        """The number of prompts, and of rollouts per prompt."""
         return self.keys.shape[0], self.keys.shape[1]
 
     def __len__(self) -> int:
         return self.keys.numel()
 
     def rows(self) -> RolloutRows:
-        """All rollouts, flat, group by group."""
+        """All rollouts in one row each, group by group."""
         group = self.keys.shape[1]
         return RolloutRows(
             self.prompt_ids.repeat_interleave(group, 0),
@@ -103,7 +103,8 @@ class Rollouts:
         )
 
     def groups(self, index: slice) -> "Rollouts":
-        """Some of the groups."""
+        """The rollouts of some of the groups."""
+        # The prompts have no group axis, but every tensor has the batch axis first.
         tensors: Any = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, components={name: value[index] for name, value in self.components.items()}, **tensors)
 
@@ -119,8 +120,13 @@ def sample_completions(
     iteration: int,
     rows_per_forward: int | None = None,
 ) -> tuple[Samples, Int[Tensor, "batch group"]]:
-    """``group_size`` completions of each prompt, flat and group by group, and their keys; in eval mode, without
-    gradient.
+    """Samples ``group_size`` completions of each prompt, in eval mode and without gradient.
+
+    At most ``rows_per_forward`` rows are sampled at a time; None samples all at once. Since draws are keyed, the
+    completions do not depend on it.
+
+    Returns:
+        The completions in one row each, group by group, and their keys.
     """
     keys = row_keys(seed, prompts.prompt_index, group_size=group_size, iteration=iteration)
     prompt_ids = prompts.prompt_ids.repeat_interleave(group_size, 0)
@@ -144,7 +150,7 @@ def sample_completions(
 
 
 def grouped(texts: list[str], group_size: int) -> list[list[str]]:
-    """Flat completions, prompt by prompt."""
+    """Cuts a flat list of texts into the groups of one prompt each."""
     return [texts[start : start + group_size] for start in range(0, len(texts), group_size)]
 
 
@@ -160,7 +166,11 @@ def collect(
     iteration: int,
     rows_per_forward: int | None = None,
 ) -> tuple[Rollouts, Scores, list[str]]:
-    """One rollout buffer: samples, decodes and scores ``group_size`` completions of each prompt."""
+    """Collects one rollout buffer: samples, decodes and scores ``group_size`` completions of each prompt.
+
+    Returns:
+        The rollouts, the scores that their reward comes from, and the decoded texts in the order of the rows.
+    """
     samples, keys = sample_completions(
         policy,
         sampler,
@@ -190,7 +200,10 @@ def collect(
 
 
 class RolloutBuffer:
-    """Rollouts with their targets, and the place in them: ``num_iterations`` passes over equal micro-batches."""
+    """Rollouts with their targets, and how far training has come in them.
+
+    Training passes over them ``num_iterations`` times, in micro-batches of equal size.
+    """
 
     def __init__(self, *, num_iterations: int, micro_batch_size: int) -> None:
         check_counts(num_iterations=num_iterations, micro_batch_size=micro_batch_size)
@@ -200,20 +213,20 @@ class RolloutBuffer:
         self.position = 0
 
     def fill(self, rollouts: Rollouts, targets: dict[str, Tensor]) -> None:
-        """Starts over with new rollouts."""
+        """Starts over, with new rollouts."""
         self.rollouts, self.targets, self.position = rollouts, targets, 0
 
     def clear(self) -> None:
-        """Forgets the rollouts; the next step collects afresh."""
+        """Forgets the rollouts, so that the next step collects new ones."""
         self.rollouts, self.targets, self.position = None, {}, 0
 
     def __len__(self) -> int:
-        """Rollouts that it holds."""
+        """The number of rollouts that it holds."""
         return 0 if self.rollouts is None else len(self.rollouts)
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches in one pass."""
+        """The number of micro-batches in one pass."""
         assert self.rollouts is not None
         return len(self.rollouts) // self.micro_batch_size
 
@@ -223,7 +236,7 @@ class RolloutBuffer:
         return self.rollouts is None or self.position >= self.num_iterations * self.micro_batches
 
     def advance(self) -> tuple[int, slice]:
-        """The pass over the buffer, and the rows of the next micro-batch in it."""
+        """Goes on to the next micro-batch, and returns the number of its pass and its rows."""
         iteration, number = divmod(self.position, self.micro_batches)
         self.position += 1
         return iteration, slice(number * self.micro_batch_size, (number + 1) * self.micro_batch_size)
@@ -242,7 +255,7 @@ class RolloutBuffer:
         return slice(first // group_size, last // group_size + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors on the CPU, and primitives."""
+        """The state as tensors on the CPU and primitives, which checkpoints can hold without pickled classes."""
         if self.rollouts is None:
             return {"position": 0}
         state = {"position": self.position, "rollouts": dict(vars(self.rollouts)), "targets": self.targets}
@@ -255,13 +268,13 @@ class RolloutBuffer:
         return path
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where `state_dict` was taken."""
+        """Continues where the state was taken."""
         self.position = state["position"]
         self.rollouts = Rollouts(**state["rollouts"]) if "rollouts" in state else None
         self.targets = state.get("targets", {})
 
     def to(self, device: torch.device) -> None:
-        """Moves what it holds."""
+        """Moves everything that it holds to another device."""
         if self.rollouts is not None:
             self.rollouts = Rollouts(**_move(vars(self.rollouts), device))
             self.targets = _move(self.targets, device)

@@ -65,8 +65,14 @@ def test_masks_keep_the_axes_of_their_keys():
 
 
 def test_odd_replicates_are_refused_when_antithetic_with_a_remedy():
-    with pytest.raises(ValueError, match=r"`replicates` must be even.* got 3; use 4 or antithetic: false"):
+    with pytest.raises(ValueError, match=r"`replicates` must be positive, and even .*got 3; use 4 or antithetic"):
         draw_masks(KEYS, length=5, replicates=3)
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_no_replicates_at_all_are_refused_with_a_remedy(antithetic):
+    with pytest.raises(ValueError, match=r"`replicates` must be positive.* got 0; use 2\.$"):
+        draw_masks(KEYS, length=5, replicates=0, antithetic=antithetic)
 
 
 def test_odd_replicates_are_fine_without_pairs():

@@ -56,7 +56,7 @@ def random_ids(rows: int, length: int) -> torch.Tensor:
 
 def published_names(layers: int) -> set[str]:
     """FACTS.md 1: Qwen2's names."""
-    parts = [f"self_attn.{part}_proj.{kind}" for part in "qkv" for kind in ("weight", "bias")]
+    parts = [f"self_attn.{part}_proj.{parameter}" for part in "qkv" for parameter in ("weight", "bias")]
     parts += ["self_attn.o_proj.weight", *(f"mlp.{part}_proj.weight" for part in ("gate", "up", "down"))]
     parts += ["input_layernorm.weight", "post_attention_layernorm.weight"]
     blocks = {f"model.layers.{i}.{part}" for i in range(layers) for part in parts}

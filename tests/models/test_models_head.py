@@ -53,13 +53,13 @@ def test_values_and_gradients_are_those_of_a_softmax(tile, temperature, learns_h
     ):
         leaves = [each.clone().requires_grad_(learns) for each, learns in ((hidden, True), (weight, learns_head))]
         own_bias = None if bias is None else bias.clone().requires_grad_(learns_head)
-        found = function(*leaves, targets, bias=own_bias, **options, **tiling)
-        (found * incoming).sum().backward()
+        log_probs = function(*leaves, targets, bias=own_bias, **options, **tiling)
+        (log_probs * incoming).sum().backward()
         learned = [*leaves, *([] if own_bias is None else [own_bias])]
-        results.append([found.detach(), *(leaf.grad for leaf in learned if leaf.requires_grad)])
+        results.append([log_probs.detach(), *(leaf.grad for leaf in learned if leaf.requires_grad)])
     assert len(results[0]) == 2 + learns_head + (learns_head and extras)
-    for expected, found in zip(*results, strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=1e-9, atol=1e-9)
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_gradients_pass_the_numeric_check():
@@ -74,43 +74,44 @@ def test_gradients_pass_the_numeric_check():
 def test_an_all_but_certain_target_keeps_its_small_gradient():
     hidden, weight, targets = torch.tensor([[40.0]]), torch.tensor([[1.0], [0.0]]), torch.tensor([0])
     hidden.requires_grad_()
-    found = linear_log_probs(hidden, weight, targets)
-    found.sum().backward()
-    assert found.item() == pytest.approx(-4.248354255291589e-18, rel=1e-5)
+    log_probs = linear_log_probs(hidden, weight, targets)
+    log_probs.sum().backward()
+    assert log_probs.item() == pytest.approx(-4.248354255291589e-18, rel=1e-5)
     assert hidden.grad.item() == pytest.approx(4.248354255291589e-18, rel=1e-5)
 
 
 def test_scores_beyond_the_range_of_exp_are_no_trouble():
     hidden, weight, targets = inputs(scale=1e3, dtype=torch.float32)
-    found = linear_log_probs(hidden, weight, targets, chunk_tokens=7)
-    torch.testing.assert_close(found, naive(hidden.double(), weight.double(), targets).float(), rtol=1e-4, atol=1e-2)
+    log_probs = linear_log_probs(hidden, weight, targets, chunk_tokens=7)
+    expected = naive(hidden.double(), weight.double(), targets)
+    torch.testing.assert_close(log_probs, expected.float(), rtol=1e-4, atol=1e-2)
 
 
 def test_half_precision_scores_are_summed_in_float32():
     hidden, weight, targets = inputs(positions=64, dtype=torch.bfloat16)
     expected = naive(hidden.double(), weight.double(), targets)
-    found = linear_log_probs(hidden, weight, targets, chunk_tokens=16)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.05)  # bfloat16 has 8 bits
+    log_probs = linear_log_probs(hidden, weight, targets, chunk_tokens=16)
+    assert log_probs.dtype == torch.float32
+    torch.testing.assert_close(log_probs.double(), expected, rtol=0.02, atol=0.05)  # bfloat16 has 8 bits
 
 
 def test_autocast_makes_the_scores_in_its_type_and_gives_gradients_in_that_of_the_input():
     hidden, weight, targets = inputs(dtype=torch.float32)
     hidden.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        found = linear_log_probs(hidden, weight, targets)
-    found.sum().backward()
-    assert (found.dtype, hidden.grad.dtype) == (torch.float32, torch.float32)
+        log_probs = linear_log_probs(hidden, weight, targets)
+    log_probs.sum().backward()
+    assert (log_probs.dtype, hidden.grad.dtype) == (torch.float32, torch.float32)
     expected = naive(hidden.detach().double(), weight.double(), targets)
-    torch.testing.assert_close(found.detach().double(), expected, rtol=0.02, atol=0.05)
+    torch.testing.assert_close(log_probs.detach().double(), expected, rtol=0.02, atol=0.05)
 
 
 def test_no_positions_give_no_log_probs_and_zero_gradients():
     hidden, weight, targets = inputs(positions=0)
     hidden.requires_grad_(), weight.requires_grad_()
-    found = linear_log_probs(hidden, weight, targets)
-    assert found.shape == (0,)
-    found.sum().backward()
+    log_probs = linear_log_probs(hidden, weight, targets)
+    assert log_probs.shape == (0,)
+    log_probs.sum().backward()
     assert weight.grad.abs().sum() == 0
 
 
@@ -121,12 +122,12 @@ class Scaled(nn.Linear):
         return 2 * super().forward(x)
 
 
-@pytest.mark.parametrize("kind", [nn.Linear, Scaled])
+@pytest.mark.parametrize("head_class", [nn.Linear, Scaled])
 @pytest.mark.parametrize("hooked", [False, True])
 @pytest.mark.parametrize("chunk_bytes", [1, 4 * VOCAB * 4, 1 << 20])
-def test_any_head_gives_the_same_log_probs(kind, hooked, chunk_bytes):
+def test_any_head_gives_the_same_log_probs(head_class, hooked, chunk_bytes):
     hidden, weight, targets = inputs()
-    head = kind(WIDTH, VOCAB, bias=False, dtype=torch.float64)
+    head = head_class(WIDTH, VOCAB, bias=False, dtype=torch.float64)
     head.weight.data = weight.clone()
     calls = []
     if hooked:
@@ -134,13 +135,14 @@ def test_any_head_gives_the_same_log_probs(kind, hooked, chunk_bytes):
     hidden.requires_grad_()
     shaped = hidden.view(3, 3, WIDTH)
     ban = bans(targets)
-    found = target_log_probs(head, shaped, targets.view(3, 3), logit_bias=ban, temperature=0.5, chunk_bytes=chunk_bytes)
-    (gradient,) = torch.autograd.grad(found.sum(), hidden)
-    scale = 2.0 if kind is Scaled else 1.0
+    options = {"logit_bias": ban, "temperature": 0.5, "chunk_bytes": chunk_bytes}
+    log_probs = target_log_probs(head, shaped, targets.view(3, 3), **options)
+    (gradient,) = torch.autograd.grad(log_probs.sum(), hidden)
+    scale = 2.0 if head_class is Scaled else 1.0
     other = hidden.detach().requires_grad_()
     expected = naive(other, scale * weight, targets, logit_bias=ban, temperature=0.5)
     (expected_gradient,) = torch.autograd.grad(expected.sum(), other)
-    torch.testing.assert_close(found.detach().double().flatten(), expected.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(log_probs.detach().double().flatten(), expected.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-5)
     assert len(calls) == hooked  # one call, whatever the number of positions
 
@@ -184,11 +186,11 @@ def test_logits_of_a_few_positions_are_those_of_the_head(shape, monkeypatch):
     hidden, ban = torch.randn(*shape, WIDTH), torch.linspace(0, 1, 100)
     positions = torch.zeros(shape, dtype=torch.long)
     with torch.no_grad():
-        found = predict(head, hidden, positions, None, ban, 1.0)
-        torch.testing.assert_close(found, head(hidden) + ban, rtol=1e-5, atol=1e-5)
+        logits = predict(head, hidden, positions, None, ban, 1.0)
+        torch.testing.assert_close(logits, head(hidden) + ban, rtol=1e-5, atol=1e-5)
         unbiased = predict(head, hidden, positions, None, None, 1.0)
         torch.testing.assert_close(unbiased, head(hidden), rtol=1e-5, atol=1e-5)
-    assert found.is_contiguous()
+    assert logits.is_contiguous()
 
 
 def test_gradients_still_flow_to_a_head_of_a_large_vocabulary(monkeypatch):

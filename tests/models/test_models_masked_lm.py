@@ -126,9 +126,9 @@ def test_an_adapter_folder_of_a_bert_loads(tmp_path):
     adapted = LoRA(r=2, targets=["query"]).apply(load_model(base), base)
     adapted.save_pretrained(str(tmp_path / "adapter"))
     loaded = load_model(str(tmp_path / "adapter"))
-    found = [name for name, parameter in loaded.named_parameters() if parameter.requires_grad]
-    assert len(found) == 4
-    assert all(".query.lora_" in name for name in found)
+    adapted = [name for name, parameter in loaded.named_parameters() if parameter.requires_grad]
+    assert len(adapted) == 4
+    assert all(".query.lora_" in name for name in adapted)
 
 
 REMOTE_CODE = """

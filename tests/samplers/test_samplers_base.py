@@ -132,14 +132,14 @@ def test_other_keys_give_other_completions_unless_greedy(policy, sampler):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize("kind", [ConfidenceSampler, RandomOrderSampler])
-def test_draws_follow_the_softmax_at_the_sampling_temperature(kind, temperature):
+@pytest.mark.parametrize("sampler_class", [ConfidenceSampler, RandomOrderSampler])
+def test_draws_follow_the_softmax_at_the_sampling_temperature(sampler_class, temperature):
     rows = 8000
     logits = 2 * torch.rand(32, generator=torch.Generator().manual_seed(0)) - 1
     fixed = tiny_policy(model=FixedLogits(logits), with_reference=False)
     prompt = torch.zeros(rows, 1, dtype=torch.long)
     with evaluating(fixed):
-        samples = kind(temperature=temperature).sample(
+        samples = sampler_class(temperature=temperature).sample(
             fixed,
             prompt,
             torch.ones_like(prompt, dtype=torch.bool),
@@ -187,11 +187,11 @@ def test_draws_at_two_positions_are_independent(sampler_of_pairs):
     assert chisquare(counts.numpy(), expected.flatten().numpy()).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("kind", [ConfidenceSampler, RandomOrderSampler])
-def test_temperature_zero_takes_the_most_likely_allowed_token(policy, kind):
+@pytest.mark.parametrize("sampler_class", [ConfidenceSampler, RandomOrderSampler])
+def test_temperature_zero_takes_the_most_likely_allowed_token(policy, sampler_class):
     batch = prompt_batch(policy, PROMPTS)
     with evaluating(policy):
-        samples = kind(temperature=0.0).sample(
+        samples = sampler_class(temperature=0.0).sample(
             policy, batch.prompt_ids, batch.prompt_mask, completion_length=1, keys=keys_of([0, 1, 2, 3])
         )
         ids = torch.cat((batch.prompt_ids, torch.full((4, 1), MASK)), dim=1)
@@ -204,22 +204,22 @@ def test_temperature_zero_takes_the_most_likely_allowed_token(policy, kind):
 # Options --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [ConfidenceSampler, RandomOrderSampler])
-def test_a_negative_temperature_is_an_error(kind):
+@pytest.mark.parametrize("sampler_class", [ConfidenceSampler, RandomOrderSampler])
+def test_a_negative_temperature_is_an_error(sampler_class):
     with pytest.raises(ValueError, match=r"`temperature` must be at least 0.*got -0.1"):
-        kind(temperature=-0.1)
+        sampler_class(temperature=-0.1)
 
 
-@pytest.mark.parametrize("kind", [ConfidenceSampler, RandomOrderSampler])
-def test_fewer_than_one_step_is_an_error(kind):
+@pytest.mark.parametrize("sampler_class", [ConfidenceSampler, RandomOrderSampler])
+def test_fewer_than_one_step_is_an_error(sampler_class):
     with pytest.raises(ValueError, match=r"`denoising_steps` must be at least 1.*got 0"):
-        kind(denoising_steps=0)
+        sampler_class(denoising_steps=0)
 
 
-@pytest.mark.parametrize("kind", [ConfidenceSampler, RandomOrderSampler])
-def test_more_steps_than_tokens_are_an_error(kind):
+@pytest.mark.parametrize("sampler_class", [ConfidenceSampler, RandomOrderSampler])
+def test_more_steps_than_tokens_are_an_error(sampler_class):
     with pytest.raises(ValueError, match=r"at most `completion_length`, got 9 and 8; use null"):
-        kind(denoising_steps=9).validate(8)
+        sampler_class(denoising_steps=9).validate(8)
 
 
 def test_steps_default_to_one_token_each():

@@ -1,5 +1,6 @@
-"""Weight baselines b of ``w - b``; DMPO (arXiv 2510.08233). All are detached and have mean 1 over a group, or are
-zero.
+"""Weight baselines b, which objectives subtract from the importance weights: ``w - b``; DMPO (arXiv 2510.08233).
+
+Every baseline is detached. Apart from `no_baseline`, which is zero, each has mean 1 over a group, as the weights do.
 """
 
 import torch
@@ -10,12 +11,12 @@ from dmpo_lightning.functional.weights import equal_reward_groups, importance_we
 
 
 def no_baseline(reward: Float[Tensor, "batch group"]) -> Float[Tensor, "batch group"]:
-    """B = 0: plain weighted cross-entropy."""
+    """b = 0: every rollout is imitated in proportion to its weight, and none is pushed down."""
     return torch.zeros_like(reward, dtype=torch.float32)
 
 
 def group_baseline(reward: Float[Tensor, "batch group"]) -> Float[Tensor, "batch group"]:
-    """B = 1: the mean of the self-normalised weights."""
+    """b = 1, the mean of the weights: a rollout is pushed up or down as it weighs more or less than its group."""
     return torch.ones_like(reward, dtype=torch.float32)
 
 
@@ -27,11 +28,13 @@ def negative_baseline(
     reward_temperature: float,
     proximal_coefficient: float | Float[Tensor, "batch 1"] = 1.0,
 ) -> Float[Tensor, "batch group"]:
-    """The weights of the opposite reward, -r, with the same c: what is worse than it should be is pushed down.
+    """The weights that the opposite reward, -r, would give with the same c: the worst rollouts are pushed down most.
 
-    A group of equal rewards gets ``weights`` themselves, so that ``w - b`` is exactly zero there and its forward
-    passes can be skipped.
-    The objective has no interior fixed point: watch reward, entropy and ESS.
+    A group of equal rewards says nothing about what is better. Its baseline is ``weights`` itself, so that ``w - b`` is
+    exactly zero and its forward passes can be skipped.
+
+    The objective that follows has no interior fixed point: its optimum is not p*, and the loss is unbounded below.
+    Watch reward, entropy and effective sample size.
     """
     opposite = importance_weights(
         log_rnd, -reward, reward_temperature=reward_temperature, proximal_coefficient=proximal_coefficient
@@ -42,7 +45,7 @@ def negative_baseline(
 def negative_reward_baseline(
     weights: Float[Tensor, "batch group"], reward: Float[Tensor, "batch group"], *, reward_scale: float
 ) -> Float[Tensor, "batch group"]:
-    """`negative_baseline` in the limit alpha = 0."""
+    """`negative_baseline` in the limit alpha = 0, where weights depend on the rewards alone (see `reward_weights`)."""
     opposite = reward_weights(-reward, reward_scale=reward_scale)
     return torch.where(equal_reward_groups(reward)[:, None], weights, opposite)
 
@@ -50,10 +53,10 @@ def negative_reward_baseline(
 def policy_baseline(
     log_prob: Float[Tensor, "batch group"], behaviour_log_prob: Float[Tensor, "batch group"]
 ) -> Float[Tensor, "batch group"]:
-    """``G softmax(log p_theta - log p_old)``, detached: the weights under which the current policy itself is the
-    target.
+    """``G softmax(log p_theta - log p_old)``: the weights under which the current policy itself is the target.
 
-    Both log-probs must come from the same masks (or the same recorded orders).
+    Both log-probs must come from the same masks, or from the same recorded orders, so that the noise of the masking
+    cancels in their difference.
     """
     log_ratio = (log_prob - behaviour_log_prob).detach().float()
     return log_ratio.shape[-1] * torch.softmax(log_ratio, dim=-1)

@@ -8,7 +8,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 LossScale = Literal["count", "length"]
-"""``count``: mean over the masked positions, 1/m; ``length``: the paper's L/m, the ELBO's own scale."""
+"""What the sum over masked positions is multiplied by.
+
+``count`` is 1/m, which makes it a mean. ``length`` is L/m, the scale of the paper and of the ELBO itself.
+"""
 
 
 def denoising_cross_entropy(
@@ -17,7 +20,11 @@ def denoising_cross_entropy(
     *,
     scale: LossScale = "count",
 ) -> Float[Tensor, "*rows"]:
-    """``-(1/m) sum_masked log p``, mean over replicates; with ``scale="length"`` an estimate of -ELBO in nats."""
+    """``-(1/m) sum_masked log p``, averaged over replicates, in nats per token.
+
+    With ``scale="length"`` it is ``-(L/m) sum_masked log p``, an estimate of -ELBO in nats.
+    """
+    # Half precision would err by half a nat in such sums; float64 is kept, for tests against exact values.
     full_precision = token_log_prob.to(torch.promote_types(token_log_prob.dtype, torch.float32))
     loss = -((full_precision * masks).sum(-1) / masks.sum(-1)).mean(-1)
     return loss if scale == "count" else loss * masks.shape[-1]
@@ -26,10 +33,11 @@ def denoising_cross_entropy(
 def wdce_loss(
     cross_entropy: Float[Tensor, " rows"], signal: Float[Tensor, " rows"], *, planned_rollouts: int
 ) -> Float[Tensor, ""]:
-    """Weighted denoising cross-entropy of DMPO (arXiv 2510.08233) with ``signal`` = w - b, detached.
+    """Weighted denoising cross-entropy of DMPO (arXiv 2510.08233), with the weights ``signal`` = w - b.
 
-    Divided by the number of rollouts that were planned, never by how many were left after skipping those of zero
-    signal.
+    ``signal`` is detached: the weights say what to learn and are not learned themselves. The sum is divided by the
+    number of rollouts that were planned. Rollouts of zero signal may have been skipped, and dividing by the rest would
+    make the step longer the more of them there are.
     """
     return (signal.detach() * cross_entropy).sum() / planned_rollouts
 
@@ -42,14 +50,14 @@ def wddo_loss(
     beta: float,
     planned_rollouts: int,
 ) -> Float[Tensor, ""]:
-    """Weighted direct discriminative optimisation: ``(2 / beta L) F``, ``F = -[w log sigma(beta D) + log sigma(-beta
-    D)]``.
+    """Weighted direct discriminative optimisation: a logistic loss that tells the target from the behaviour policy.
 
-    ``log_ratio`` D estimates log p_theta - log p_old on common masks. The factor makes the gradient at theta = old
-    equal that of
-    WDCE with the group baseline, so learning rate and clipping carry over. With exact log-probs and weights of mean
-    1, beta = 1, the
-    minimiser is the target itself. The discriminative form follows DDO (arXiv 2503.01103).
+    The loss is ``(2 / beta L) F`` with ``F = -[w log sigma(beta D) + log sigma(-beta D)]``. ``log_ratio`` D estimates
+    log p_theta - log p_old in nats, both sides on common masks. The discriminative form follows DDO (arXiv 2503.01103).
+
+    The factor 2 / (beta L) makes the gradient at theta = old equal that of WDCE with the group baseline, so that
+    learning rate and clipping carry over. With exact log-probs, weights of mean 1 and beta = 1, the minimiser is the
+    target itself.
     """
     value = -(weight.detach() * F.logsigmoid(beta * log_ratio) + F.logsigmoid(-beta * log_ratio))
     return value.sum() * 2 / (beta * length * planned_rollouts)

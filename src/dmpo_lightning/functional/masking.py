@@ -1,4 +1,4 @@
-"""Random maskings of a completion with exact counts."""
+"""Random maskings of a completion, with a number of masked positions that is drawn exactly."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -7,19 +7,31 @@ from torch import Tensor
 from dmpo_lightning.functional.randomness import fold_in, uniforms
 
 
+def check_replicates(replicates: int, *, antithetic: bool, name: str = "replicates") -> None:
+    """Raises ValueError unless there is at least one masking, and an even number of them where they come in pairs.
+
+    ``name`` is what the argument is called in the message.
+    """
+    if replicates < 1 or (antithetic and replicates % 2):
+        remedy = f"{replicates + 1} or antithetic: false" if replicates > 0 else "2"
+        raise ValueError(
+            f"`{name}` must be positive, and even when `antithetic` is true, got {replicates}; use {remedy}."
+        )
+
+
 def draw_masks(
     keys: Int[Tensor, "*rows"], *, length: int, replicates: int, antithetic: bool = True
 ) -> Bool[Tensor, "*rows {replicates} {length}"]:
-    """Masks (True = masked) with a count uniform on 1..length and uniform positions, one set per key.
+    """``replicates`` masks of each key, True = masked: a count uniform on 1..length at uniformly random positions.
 
-    ``antithetic`` draws them in pairs (see `antithetic_pair`) and needs an even number of ``replicates`` (ValueError).
+    ``antithetic`` draws them in pairs whose errors partly cancel (see `antithetic_pair`).
+
+    Raises:
+        ValueError: the number of replicates, see `check_replicates`.
     """
-    if antithetic and replicates % 2:
-        raise ValueError(
-            f"`replicates` must be even when `antithetic` is true, got {replicates}; use {replicates + 1} or "
-            f"antithetic: false."
-        )
+    check_replicates(replicates, antithetic=antithetic)
     draws = replicates // 2 if antithetic else replicates
+    # Each draw takes one uniform per position, which orders the positions, and one more for the count.
     noise = uniforms(keys, draws * (length + 1)).unflatten(-1, (draws, length + 1))
     rank, count = position_ranks(noise[..., :length]), mask_count(noise[..., length], length)
     if antithetic:
@@ -30,48 +42,63 @@ def draw_masks(
 def draw_block_masks(
     keys: Int[Tensor, "*rows"], *, length: int, block_length: int, replicates: int, antithetic: bool = True
 ) -> tuple[Bool[Tensor, "*rows {replicates} {length}"], Bool[Tensor, "*rows {replicates} {length}"]]:
-    """What block-wise decoding meets: a random block masked in part, all blocks before it known, all behind it masked.
+    """Masks as block-wise decoding meets them: one block masked in part, all before it known, all behind it masked.
 
-    Returns the masks, and which of the masked positions lie in the block, which are those it decodes. The block is
-    uniform, its masking as in `draw_masks`; antithetic pairs share their block. Raises ValueError where the blocks do
-    not fill ``length``.
+    The block is drawn uniformly, and masked within as `draw_masks` would mask it. The two masks of an antithetic pair
+    share their block.
+
+    Returns:
+        The masks, and which of the masked positions lie in the block. The latter are what such a step decodes.
+
+    Raises:
+        ValueError: the blocks do not fill ``length``, or the number of replicates, see `check_replicates`.
     """
+    check_replicates(replicates, antithetic=antithetic)
     if block_length < 1 or length % block_length:
         raise ValueError(f"`block_length` must divide the length {length}, got {block_length}.")
     draws = replicates // 2 if antithetic else replicates
+    # Keys of their own for the choice of the block: `draw_masks` uses up the uniforms of the keys themselves.
     blocks = mask_count(uniforms(fold_in(keys, 1), draws), length // block_length) - 1
     inside = draw_masks(keys, length=block_length, replicates=replicates, antithetic=antithetic)
     blocks = blocks.repeat_interleave(replicates // draws, -1)[..., None]
+    # The mask of one block is laid over all blocks, and the block that was drawn keeps it.
     of_position = torch.arange(length, device=keys.device) // block_length
     decoded = (of_position == blocks) & inside.repeat(*[1] * (inside.dim() - 1), length // block_length)
     return decoded | (of_position > blocks), decoded
 
 
 def position_ranks(noise: Float[Tensor, "*rows length"]) -> Int[Tensor, "*rows length"]:
-    """The place of each position in the random permutation that sorts ``noise``: 0 comes first."""
+    """The rank of each position in the random permutation that sorts ``noise``; rank 0 comes first."""
+    # A stable sort decides ties between equal draws in the same way on every device.
     return noise.argsort(dim=-1, stable=True).argsort(dim=-1)
 
 
 def mask_count(uniform: Float[Tensor, "*rows"], length: int) -> Int[Tensor, "*rows"]:
-    """A count uniform on 1..length from a uniform draw in (0, 1)."""
+    """Turns a uniform draw in (0, 1) into a count that is uniform on 1..length."""
+    # In float32, a draw close to 1 times `length` may round up to `length` itself.
     return (uniform * length).long().clamp(max=length - 1) + 1
 
 
 def antithetic_pair(
     rank: Int[Tensor, "*rows length"], count: Int[Tensor, "*rows"]
 ) -> tuple[Bool[Tensor, "*rows length"], Bool[Tensor, "*rows length"]]:
-    """The masks {s_1..s_m} and {s_m..s_L} of a permutation s: both counts are uniform on 1..L, neither mask is empty.
+    """The masks {s_1..s_m} and {s_m..s_L} of a permutation s, given by the rank of each position, and a count m.
 
-    They share one position; plain complements would leave one mask empty or bias the ELBO.
+    What is masked in one is known in the other, so that errors of an average over both partly cancel. With m uniform on
+    1..L, both counts are uniform on 1..L, and the ELBO estimate stays unbiased.
     """
+    # The two share the position s_m. With exact complements the second mask would be empty at m = L, where an ELBO has
+    # no estimate, and their average would be biased; tests/functional/test_functional_likelihood.py enumerates it.
     return rank < count[..., None], rank >= count[..., None] - 1
 
 
 def trajectory_masks(
     reveal_step: Int[Tensor, "*rows length"], steps: int | range
 ) -> tuple[Bool[Tensor, "*rows steps length"], Bool[Tensor, "*rows steps length"]]:
-    """What was masked before each denoising step of a recorded order, and what that step revealed; of the first
-    ``steps`` steps, or of those in a range.
+    """What was masked before each denoising step of a recorded order, and what that step then revealed.
+
+    ``reveal_step`` is the step that revealed each position, from 0. ``steps`` is how many steps to return from the
+    first one on, or the range of steps to return.
     """
     chosen = range(steps) if isinstance(steps, int) else steps
     step = torch.arange(chosen.start, chosen.stop, device=reveal_step.device)[:, None]

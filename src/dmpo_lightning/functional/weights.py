@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 EQUAL_REWARD_TOLERANCE = 1e-6
-"""Rewards of a group within this range carry no preference."""
+"""Rewards that differ by no more than this, within one group, count as equal: they carry no preference."""
 
 
 def importance_weights(
@@ -15,22 +15,27 @@ def importance_weights(
     reward_temperature: float,
     proximal_coefficient: float | Float[Tensor, "batch 1"] = 1.0,
 ) -> Float[Tensor, "batch group"]:
-    """Weights (mean 1 over each group) towards ``p_ref exp(r / alpha) / Z``; ``log_rnd`` = log p_ref - log p_old in
-    nats.
+    """Weights that turn rollouts of the behaviour policy into rollouts of the target ``p_ref exp(r / alpha) / Z``.
 
-    ``proximal_coefficient`` c in (0, 1] raises the density ratio to the power c: 1 aims at the target itself, less
-    takes a shorter step.
+    They are ``G softmax(c (log_rnd + r / alpha))`` over each group of G, so their mean is 1 and Z is never needed.
+    ``log_rnd`` is log p_ref - log p_old in nats. ``reward_temperature`` is alpha, above 0.
+
+    ``proximal_coefficient`` c in (0, 1] raises the density ratio of target and behaviour policy to the power c. With 1
+    the target itself is aimed at, and with less a distribution on the way there.
     """
     return _normalised(proximal_coefficient * (log_rnd.float() + reward.float() / reward_temperature))
 
 
 def reward_weights(reward: Float[Tensor, "batch group"], *, reward_scale: float) -> Float[Tensor, "batch group"]:
-    """The limit alpha = 0: weights (mean 1) proportional to ``exp(eta r)``, with no pull towards the reference."""
+    """Weights of mean 1, proportional to ``exp(eta r)``: the limit alpha = 0, with no pull towards the reference."""
     return _normalised(reward_scale * reward.float())
 
 
 def effective_sample_size(weights: Float[Tensor, "batch group"]) -> Float[Tensor, " batch"]:
-    """``(sum w)^2 / (G sum w^2)`` in [1/G, 1]: the share of the group that carries the weight."""
+    """``(sum w)^2 / (G sum w^2)`` in [1/G, 1]: the share of a group that carries the weight.
+
+    It is 1 where all rollouts weigh the same, and 1/G where one of them has all the weight.
+    """
     return weights.sum(-1) ** 2 / (weights.shape[-1] * (weights**2).sum(-1))
 
 
@@ -42,8 +47,9 @@ def adaptive_proximal_coefficient(
     target_ess: float,
     iterations: int = 40,
 ) -> Float[Tensor, "batch 1"]:
-    """The largest c in (0, 1] per group whose effective sample size is at least ``target_ess``, by bisection (the
-    size falls with c).
+    """The largest c in (0, 1] of each group whose effective sample size is at least ``target_ess``.
+
+    The effective sample size falls with c, so bisection finds it.
     """
 
     def ess(coefficient: Float[Tensor, "batch 1"]) -> Float[Tensor, "batch 1"]:
@@ -52,28 +58,29 @@ def adaptive_proximal_coefficient(
         )
         return effective_sample_size(weights)[:, None]
 
-    low, high = (
-        torch.zeros_like(log_rnd[:, :1], dtype=torch.float32),
-        torch.ones_like(log_rnd[:, :1], dtype=torch.float32),
-    )
+    low = torch.zeros_like(log_rnd[:, :1], dtype=torch.float32)
+    high = torch.ones_like(low)
     full_step = ess(high) >= target_ess
     for _ in range(iterations):
         middle = (low + high) / 2
         enough = ess(middle) >= target_ess
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    # `low` always met the target, unless it is still 0; c must be positive even then.
     return torch.where(full_step, 1.0, low.clamp(min=torch.finfo(torch.float32).tiny))
 
 
 def equal_reward_groups(reward: Float[Tensor, "batch group"]) -> Bool[Tensor, " batch"]:
-    """Groups whose rewards are all the same within `EQUAL_REWARD_TOLERANCE`."""
+    """Which groups have rewards that all agree within `EQUAL_REWARD_TOLERANCE`, so that none is preferred."""
     return reward.amax(-1) - reward.amin(-1) <= EQUAL_REWARD_TOLERANCE
 
 
 def negligible(signal: Float[Tensor, " rows"], tolerance: float) -> Bool[Tensor, " rows"]:
-    """The rows of least ``|w - b|`` that hold at most the share ``tolerance`` of its sum; 0 takes exact zeros alone.
+    """The rows of least ``|w - b|`` that together hold at most the share ``tolerance`` of its sum.
 
-    Leaving them out of the loss changes its gradient by about that share, and by less where rows pull alike.
+    Leaving them out of the loss changes its gradient by about that share. A ``tolerance`` of 0 takes rows of exactly
+    zero signal alone, which changes nothing.
     """
+    # In float64, so that adding many small numbers does not lose the smallest.
     mass, order = signal.abs().double().sort(stable=True)
     held = mass.cumsum(0)
     return torch.zeros_like(signal, dtype=torch.bool).scatter(0, order, held <= tolerance * mass.sum())

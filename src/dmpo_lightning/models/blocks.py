@@ -4,7 +4,7 @@ from typing import Any
 
 
 def blocks_of(network: Any) -> list[Any]:
-    """The blocks that transformers' ``_no_split_modules`` name.
+    """The transformer blocks of a model: the modules of the classes that its ``_no_split_modules`` names.
 
     Raises:
         ValueError: the model does not name its blocks.
@@ -17,14 +17,15 @@ def blocks_of(network: Any) -> list[Any]:
 
 
 def compile_blocks(network: Any) -> None:
-    """Compiles each block by itself, for inputs of any length. Names and weights stay as they are."""
+    """Compiles each block in place, for inputs of any length. Weights, and their names, stay as they are."""
     for block in blocks_of(network):
         block.compile(dynamic=True)
 
 
 def enable_checkpointing(network: Any) -> None:
-    """Switches on non-reentrant activation checkpointing of the blocks, under transformers' name for it in this
-    version.
+    """Has the blocks recompute their activations in the backward pass (non-reentrant checkpointing).
+
+    The method is called under the name that the installed version of transformers has for it.
     """
     current = hasattr(network, "activation_checkpointing_enable")
     enable = network.activation_checkpointing_enable if current else network.gradient_checkpointing_enable

@@ -1,4 +1,8 @@
-"""Dream (arXiv 2508.15487) and DiffuCoder as a native transformers model: Qwen2's shape, bidirectional, shifted."""
+"""Dream (arXiv 2508.15487) and DiffuCoder as a native transformers model.
+
+They have the shape of Qwen2 with bidirectional attention. They are *shifted*: as in the autoregressive model that they
+were trained from, the hidden state at position i - 1 predicts the token at position i.
+"""
 
 from typing import Any
 
@@ -32,15 +36,15 @@ FAMILY = Family(
         "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
         "{{ '<|im_start|>assistant\n' }}"
     ),
-    block_linears=(r".*layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"),
+    block_linears=r".*layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))",
 )
 
 
 class DreamConfig(PreTrainedConfig):
-    """Configuration of a Dream; the keys and defaults are those of the published 7B models.
+    """Configuration of a Dream. Its keys and defaults are those of the published 7B models.
 
     Raises:
-        ValueError: a head size that does not divide.
+        ValueError: numbers of heads that do not divide the width, or each other, or into even head sizes.
     """
 
     model_type = "Dream"
@@ -72,7 +76,7 @@ class DreamConfig(PreTrainedConfig):
 
 
 class DreamAttention(nn.Module):
-    """Projections with biases on query, key and value; none on the output."""
+    """Attention whose projections of query, key and value have biases, and whose output projection has none."""
 
     def __init__(self, config: DreamConfig) -> None:
         super().__init__()
@@ -91,7 +95,7 @@ class DreamAttention(nn.Module):
         store: Store | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """The attention's result; with ``at`` ``[rows k]`` at those columns alone."""
+        """What attention adds to the states; with ``at`` ``[rows k]``, to those of these columns alone."""
         queries = take(h, at)
         return self.o_proj(
             attention(self.q_proj(queries), self.k_proj(h), self.v_proj(h), self.head_size, rotary, key_mask, store, at)
@@ -99,7 +103,7 @@ class DreamAttention(nn.Module):
 
 
 class DreamMLP(nn.Module):
-    """SiLU-gated, without biases."""
+    """SiLU-gated MLP without biases."""
 
     def __init__(self, config: DreamConfig) -> None:
         super().__init__()
@@ -129,13 +133,13 @@ class DreamBlock(GradientCheckpointingLayer):
         store: Store | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """New states; with ``at`` ``[rows k]`` of those columns alone, the others being keys and values only."""
+        """New states of all columns; with ``at`` ``[rows k]`` of these alone, which still attend to the others."""
         x = take(x, at) + self.self_attn(self.input_layernorm(x), rotary, key_mask, store, at)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class DreamModel(nn.Module):
-    """Embeddings, blocks and final norm under the published names."""
+    """Embeddings, blocks and final norm, under the names of the published checkpoints."""
 
     def __init__(self, config: DreamConfig) -> None:
         super().__init__()
@@ -153,7 +157,7 @@ class DreamModel(nn.Module):
         start: int = 0,
         position_ids: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states, normalised, not shifted: ``[rows length hidden_size]`` or those at flat indices."""
+        """Final hidden states, normalised but not shifted: ``[rows length hidden_size]``, or those at flat indices."""
         head_size, theta = self.config.hidden_size // self.config.num_attention_heads, self.config.rope_theta
         geometry = Geometry.of(input_ids, attention_mask, position_ids, cache, start, head_size=head_size, theta=theta)
         states = self.norm(run_blocks(self.layers, self.embed_tokens(input_ids), geometry, at))
@@ -161,17 +165,22 @@ class DreamModel(nn.Module):
 
 
 class DreamForMaskedDiffusion(PreTrainedModel):
-    """Dream with its head. The published model predicts token i from the hidden state of i - 1; logits come aligned.
+    """Dream with its head. It is called like `LLaDAForMaskedDiffusion`, and logit i predicts token i.
 
-    Called like `LLaDAForMaskedDiffusion`.
+    The published model's own logit i predicts token i + 1. The shift is undone here, so that nobody else needs to know.
     """
 
     config_class = DreamConfig
     base_model_prefix = "model"
     predicts_at_positions = True
+    """Whether the forward takes ``positions`` and ``targets``; `Policy` asks."""
     is_native = True
+    """Whether the forward takes a ``cache`` and ``position_ids`` as well; `Policy` asks."""
     lookback = 1
-    """Columns before its own that a logit is computed from."""
+    """How many columns before its own the hidden state stands from which a logit is computed.
+
+    A forward with a cache that computes some columns has to begin this many columns earlier.
+    """
     supports_gradient_checkpointing = True
     _no_split_modules = ["DreamBlock"]
     _supports_sdpa = True
@@ -208,18 +217,19 @@ class DreamForMaskedDiffusion(PreTrainedModel):
         position_ids: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> MaskedLMOutput | Tensor:
-        """Logits or log-probs aligned to positions; arguments and result as in `LLaDAForMaskedDiffusion.forward`."""
+        """Logits or log-probs aligned to positions, with the arguments of `LLaDAForMaskedDiffusion.forward`."""
         length = input_ids.shape[1]
         columns = torch.arange(input_ids.numel(), device=input_ids.device).view_as(input_ids)
         wanted = columns if positions is None else positions
-        hidden = self.model(
-            input_ids, attention_mask, wanted - (wanted % length > 0).long(), cache, start, position_ids
-        )
+        # The hidden state one column to the left in the same row; the first column has no left neighbour and, as in the
+        # published code, predicts itself.
+        behind = wanted - (wanted % length > 0).long()
+        hidden = self.model(input_ids, attention_mask, behind, cache, start, position_ids)
         return predict(self.lm_head, hidden, positions, targets, logit_bias, temperature)
 
 
 class DreamTokenizer(Qwen2Tokenizer):
-    """Qwen2's, under the name that the published tokenizer_config.json gives; it comes with remote code otherwise."""
+    """Qwen2's tokenizer under the name that published folders give it, which otherwise comes with remote code."""
 
 
 AutoConfig.register("Dream", DreamConfig)

@@ -9,18 +9,22 @@ if TYPE_CHECKING:
 
 
 def families() -> tuple[Family, ...]:
-    """The families with a native model; importing them registers their architectures with transformers."""
+    """The families with a native model.
+
+    Their modules are imported here and not at the top, because they import transformers, and importing them registers
+    their architectures with it. Whoever is about to call an Auto class of transformers therefore calls this first.
+    """
     from dmpo_lightning.models import dream, llada
 
     return llada.FAMILY, dream.FAMILY
 
 
 def family_of_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> Family | None:
-    """The family whose end tokens are all in the vocabulary; None for any other tokenizer."""
+    """The family whose end tokens are all in a tokenizer's vocabulary, or None if there is no such family."""
     vocabulary = tokenizer.get_vocab()
     return next((family for family in families() if set(family.end_tokens) <= set(vocabulary)), None)
 
 
 def family_of_model(model_type: str) -> Family | None:
-    """The family of a ``model_type``, as in config.json; None for any other model."""
+    """The family of a ``model_type``, as config.json states it, or None if no family has that type."""
     return next((family for family in families() if family.model_type == model_type), None)

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """What neither a model's configuration nor its tokenizer says."""
+    """Facts about the models of a family that neither their configuration nor their tokenizer states."""
 
     model_type: str
     end_tokens: tuple[str, ...]
-    """A completion ends at the first of these; the last of them closes a turn."""
+    """A completion ends where the first of any of these stands. The last one listed closes a turn of a conversation."""
     chat_template: str
-    """Used where the tokenizer carries none of its own."""
+    """The chat template for tokenizers that carry none of their own."""
     block_linears: str
-    """Regular expression of the full names of all linear layers in the blocks: the targets of LoRA, never the head."""
+    """A regular expression of the full names of the blocks' linear layers, for LoRA to adapt. It omits the head."""

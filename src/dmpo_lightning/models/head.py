@@ -1,4 +1,4 @@
-"""The output head at positions: logits, or log-probs of targets whose logits are never kept."""
+"""The output head, computed where it is needed only: logits, or log-probs of targets without keeping their logits."""
 
 from typing import Any
 
@@ -20,8 +20,10 @@ def predict(
     logit_bias: Tensor | None,
     temperature: float,
 ) -> MaskedLMOutput | Tensor:
-    """The head on hidden states at ``positions``: logits, or float32 log-probs of ``targets``; see
-    `LLaDAForMaskedDiffusion`.
+    """What a native model returns for the hidden states at ``positions``.
+
+    That is logits, or float32 log-probs of ``targets`` where both are given. The arguments and results are those of
+    `LLaDAForMaskedDiffusion.forward`.
     """
     if positions is not None and targets is not None:
         return target_log_probs(head, hidden, targets, logit_bias=logit_bias, temperature=temperature)
@@ -41,20 +43,20 @@ def target_log_probs(
     temperature: float = 1.0,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Float[Tensor, "*at"]:
-    """Float32 log-probs of ``targets`` under softmax((head(hidden) + logit_bias) / temperature), about ``chunk_bytes``
-    of scores at a time.
+    """Float32 log-probs of ``targets`` under softmax((head(hidden) + logit_bias) / temperature).
 
-    A plain linear head takes `linear_log_probs`; the chunks of any other are computed again in the backward pass. A
-    head with hooks, which some sharding strategies gather for each call, is called once: ranks differ in their number
-    of positions, but must call it equally often.
+    About ``chunk_bytes`` of scores exist at a time. A plain linear head takes `linear_log_probs`. Any other head is
+    called in chunks of positions, which the backward pass computes again instead of keeping them.
     """
     x, ids = hidden.flatten(0, -2), targets.flatten()
+    # Some sharding strategies gather the head's weights in a hook, at each call. Ranks differ in their number of
+    # positions but must gather equally often, so such a head is called once, for all positions.
     hooked = _has_hooks(head)
     if type(head) is nn.Linear and not hooked:
-        found = linear_log_probs(
+        log_probs = linear_log_probs(
             x, head.weight, ids, bias=head.bias, logit_bias=logit_bias, temperature=temperature, chunk_bytes=chunk_bytes
         )
-        return found.view(targets.shape)
+        return log_probs.view(targets.shape)
 
     def score(x: Tensor, ids: Tensor) -> Tensor:
         logits = head(x)
@@ -67,17 +69,20 @@ def target_log_probs(
     return torch.cat(parts).view(targets.shape)
 
 
-def log_probs_of(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+def log_probs_of(
+    logits: Float[Tensor, "*at vocab"], targets: Int[Tensor, "*at"], temperature: float = 1.0
+) -> Float[Tensor, "*at"]:
     """Float32 log-probability of each target under softmax(logits / temperature)."""
     scaled = logits.float() if temperature == 1 else logits.float() / temperature
     return -F.cross_entropy(scaled.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
 
 SKINNY_ROWS, TALL_VOCABULARY = 32, 1 << 14
-"""Where a processor multiplies a tall matrix by few columns several times faster than few rows by its transpose."""
+"""Up to how many hidden states, and from what vocabulary on, a CPU is several times faster by columns than by rows."""
 
 
 def _is_skinny(head: Any, hidden: Tensor) -> bool:
+    """Whether `_few_logits` may take the place of the head, and pays."""
     if hidden.device.type != "cpu" or hidden.dtype != torch.float32 or torch.is_grad_enabled():
         return False
     plain = type(head) is nn.Linear and head.bias is None and not _has_hooks(head)
@@ -85,10 +90,16 @@ def _is_skinny(head: Any, hidden: Tensor) -> bool:
 
 
 def _few_logits(head: Any, hidden: Tensor, logit_bias: Tensor | None) -> Tensor:
-    """What ``head`` returns, by columns instead of rows, two at least; transposed while the bias is added."""
+    """What ``head`` returns for a few hidden states, computed as ``weight @ hidden.T`` on a CPU.
+
+    A CPU multiplies a tall matrix by few columns several times faster than few rows by the transpose of that matrix.
+    """
     x = hidden.flatten(0, -2)
     count = len(x)
+    # For a single column the library takes its product of matrix and vector, which took 9.4 instead of 2.4 ms where it
+    # was measured (docs/performance.md). So there are two columns at least, of which the second is thrown away.
     columns = head.weight @ (x.expand(2, -1) if count == 1 else x).T
+    # The result is by columns but is wanted by rows. Adding the bias writes it anyway, so it is transposed on the way.
     logits = torch.empty(count, len(columns), dtype=columns.dtype, device=columns.device)
     if logit_bias is None:
         logits.copy_(columns.T[:count])
@@ -98,4 +109,5 @@ def _few_logits(head: Any, hidden: Tensor, logit_bias: Tensor | None) -> Tensor:
 
 
 def _has_hooks(head: nn.Module) -> bool:
+    """Whether calling the head does more than its class says: by hooks, or by a ``forward`` put on the instance."""
     return any(part._forward_pre_hooks or part._forward_hooks or "forward" in vars(part) for part in head.modules())

@@ -1,15 +1,18 @@
-"""Keys and values of every block over all columns of some sequences, kept between forwards over parts of them."""
+"""Keys and values of every block and column, kept between forwards that compute a part of the columns."""
 
 from functools import partial
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dmpo_lightning.models.layers import Store, key_padding_mask, padded_position_ids, rotary_tables
+from dmpo_lightning.models.layers import RotaryTables, Store, key_padding_mask, padded_position_ids, rotary_tables
 
 
 class LayerCache:
-    """Rotated keys and values of one block in buffers of their own, ``[rows heads columns head_size]``."""
+    """The keys (already rotated) and values of one block, ``[rows heads columns head_size]``.
+
+    They live in buffers of their own, which the first `update` allocates, because it is the first to see their type.
+    """
 
     def __init__(self, columns: int) -> None:
         self.columns = columns
@@ -19,7 +22,10 @@ class LayerCache:
     def update(
         self, keys: Float[Tensor, "rows heads part size"], values: Float[Tensor, "rows heads part size"], start: int
     ) -> tuple[Float[Tensor, "rows heads columns size"], Float[Tensor, "rows heads columns size"]]:
-        """Writes a part of the columns from ``start`` on and returns all of them, the others as they were written."""
+        """Writes the part of the columns that begins at ``start``, and returns the keys and values of all columns.
+
+        Columns outside of that part are returned as they were written last.
+        """
         if self.keys is None or self.values is None:
             shape = (*keys.shape[:2], self.columns, keys.shape[-1])
             self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
@@ -28,46 +34,47 @@ class LayerCache:
         return self.keys, self.values
 
     def select(self, rows: Int[Tensor, " selected"]) -> None:
-        """Keeps these rows, in this order; a row may come several times."""
+        """Keeps these rows, in this order. A row may be named several times."""
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[rows], self.values[rows]
 
 
 class KeyValueCache:
-    """What a model needs to run over a part of the columns while attending to all of them.
+    """What a native model needs to compute a part of the columns while attending to all of them.
 
-    The first forward has to cover every column; later ones overwrite the columns they cover. Positions count attended
-    columns only, as in a forward without a cache.
+    The first forward has to cover every column. Later forwards overwrite the columns that they cover. Positions count
+    attended columns only, as they do in a forward without a cache.
 
     Args:
-        attention_mask: False on left padding; its width is the number of columns.
+        attention_mask: False on left padding. Its width is the number of columns.
     """
 
     def __init__(self, attention_mask: Bool[Tensor, "rows columns"]) -> None:
         self.attention_mask = attention_mask
         self.layers: dict[int, LayerCache] = {}
-        self._tables: tuple[Tensor, Tensor] | None = None
+        self._tables: RotaryTables | None = None
         self._derive()
 
     def store(self, number: int, start: int) -> Store:
-        """What takes the keys and values that block ``number`` computed for the columns from ``start`` on."""
+        """The function that stores what block ``number`` computed for the columns from ``start`` on."""
         return partial(self.layers.setdefault(number, LayerCache(self.attention_mask.shape[1])).update, start=start)
 
-    def rotary(self, start: int, length: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-        """Rotary tables of ``length`` columns from ``start`` on; those of all columns are computed once."""
-        if self._tables is None:
+    def rotary(self, start: int, length: int, head_size: int, theta: float) -> RotaryTables:
+        """The rotary tables of ``length`` columns from ``start`` on, cut from those of all columns."""
+        if self._tables is None:  # computed once: a cache serves many short forwards
             self._tables = rotary_tables(self._position_ids, head_size, theta)
         cos, sin = self._tables
         return cos[:, :, start : start + length], sin[:, :, start : start + length]
 
     def select(self, rows: Int[Tensor, " selected"]) -> None:
-        """Keeps these rows, in this order; a row may come several times."""
+        """Keeps these rows, in this order. A row may be named several times."""
         self.attention_mask = self.attention_mask[rows]
         for layer in self.layers.values():
             layer.select(rows)
         self._derive()
 
     def _derive(self) -> None:
+        """Works out what follows from the attention mask, and drops the rotary tables of an earlier one."""
         self.key_mask = key_padding_mask(self.attention_mask)
         self._position_ids = padded_position_ids(self.attention_mask, self.attention_mask)
         self._tables = None

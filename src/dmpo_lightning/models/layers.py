@@ -1,14 +1,15 @@
-"""Building blocks shared by the native backbones: RMSNorm, rotary positions, padding masks, attention."""
+"""Building blocks that the native backbones share: RMSNorm, rotary positions, padding masks and attention."""
 
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation computed in float32, then cast back and scaled."""
+    """Root-mean-square normalisation. It is computed in float32, cast back, and scaled by a learned weight."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -16,36 +17,58 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        # The order of the casts is that of the published models; the weights are applied in their own dtype.
         return self.weight * F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype)
 
 
-def rotary_tables(position_ids: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines, and sines whose first half is negated, ``[rows 1 length head_size]`` in float32, for the half-rotated
-    layout.
-    """
+RotaryTables = tuple[Float[Tensor, "rows 1 length size"], Float[Tensor, "rows 1 length size"]]
+"""Cosines and sines, in float32, by which `apply_rotary` rotates heads of ``size``."""
+
+
+QueryTables = tuple[Float[Tensor, "rows 1 queries size"], Float[Tensor, "rows 1 queries size"]]
+"""The same for some columns only."""
+
+
+def rotary_tables(position_ids: Int[Tensor, "rows length"], head_size: int, theta: float) -> RotaryTables:
+    """Tables for rotary positions with the base ``theta``, in the layout that pairs dimension i with i + size / 2."""
     exponent = torch.arange(0, head_size, 2, device=position_ids.device, dtype=torch.float32) / head_size
     angles = (position_ids[..., None].float() * theta**-exponent)[:, None]
     cos, sin = angles.cos(), angles.sin()
+    # A pair (x, y) becomes (x cos - y sin, y cos + x sin). With the minus sign kept in the table, the partner of every
+    # dimension is its neighbour half a head away, and `apply_rotary` needs neither a negation nor a concatenation.
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
-def apply_rotary(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates ``[rows heads length head_size]`` in float32 and casts back."""
+def apply_rotary(
+    x: Float[Tensor, "rows heads length size"], tables: RotaryTables
+) -> Float[Tensor, "rows heads length size"]:
+    """Rotates queries or keys by their positions, in float32, and casts back."""
     cos, sin = tables
     wide = x.float()
     return torch.addcmul(wide * cos, wide.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
-def padded_position_ids(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Positions that count attended tokens only, so that left padding changes nothing. ``[rows length]``"""
+def padded_position_ids(
+    input_ids: Int[Tensor, "rows length"] | Bool[Tensor, "rows length"],
+    attention_mask: Bool[Tensor, "rows length"] | Int[Tensor, "rows length"] | None,
+) -> Int[Tensor, "rows length"]:
+    """Positions that count attended tokens only, so that left padding changes nothing.
+
+    Padding itself gets position 0, which nobody attends to. Of ``input_ids`` only the shape counts, and only without a
+    mask.
+    """
     if attention_mask is None:
         return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def key_padding_mask(attention_mask: Tensor | None) -> Tensor | None:
-    """The mask SDPA takes, True where a key may be attended: ``[rows 1 1 length]``, for all queries alike, or
-    ``[rows 1 length length]`` from a mask of queries and keys.
+def key_padding_mask(
+    attention_mask: Bool[Tensor, "rows *queries length"] | Int[Tensor, "rows *queries length"] | None,
+) -> Bool[Tensor, "rows 1 _ length"] | None:
+    """The mask that scaled_dot_product_attention takes: True where a query may attend to a key.
+
+    A mask ``[rows length]`` of keys holds for all queries alike and becomes ``[rows 1 1 length]``. A mask of queries
+    and keys, ``[rows length length]``, becomes ``[rows 1 length length]``.
     """
     if attention_mask is None:
         return None
@@ -53,37 +76,42 @@ def key_padding_mask(attention_mask: Tensor | None) -> Tensor | None:
 
 
 Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From the keys and values of a forward's own columns to those of all columns, see `KeyValueCache.store`."""
+"""Takes the keys and values of a forward's own columns and returns those of all columns; see `KeyValueCache.store`."""
 
 
-def take(x: Tensor, at: Tensor | None) -> Tensor:
-    """States ``[rows length ...]`` at flat indices into ``rows x length``; all of them where ``at`` is None."""
+def take(x: Tensor, at: Int[Tensor, "*at"] | None) -> Tensor:
+    """Values ``[rows length ...]`` at flat indices into ``rows x length``, or all of them where ``at`` is None."""
     return x if at is None else x.flatten(0, 1)[at]
 
 
-def queried(at: Tensor | None, rows: int) -> Tensor | None:
-    """Flat indices ``[rows k]`` name k queries of each row, which attention can restrict itself to; indices of another
-    shape cannot be told apart by row.
+def queried(at: Int[Tensor, "*at"] | None, rows: int) -> Int[Tensor, "{rows} k"] | None:
+    """The indices themselves where they name k queries of each row, which attention can restrict itself to; else None.
+
+    By the contract of the native forwards, indices of the shape ``[rows k]`` lie in their own rows. Indices of any
+    other shape may name more queries of one row than of another, and attention computes the same number for every row.
     """
     return at if at is not None and at.ndim == 2 and at.shape[0] == rows else None
 
 
 def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    query: Float[Tensor, "rows queries width"],
+    key: Float[Tensor, "rows length key_width"],
+    value: Float[Tensor, "rows length key_width"],
     head_size: int,
-    rotary: tuple[Tensor, Tensor],
-    key_mask: Tensor | None,
+    rotary: RotaryTables,
+    key_mask: Bool[Tensor, "rows 1 _ _"] | None,
     store: Store | None = None,
-    at: Tensor | None = None,
-) -> Tensor:
-    """Bidirectional rotary attention on projections ``[rows length heads*head_size]``; fewer key heads are shared.
+    at: Int[Tensor, "rows queries"] | None = None,
+) -> Float[Tensor, "rows queries width"]:
+    """Bidirectional attention with rotary positions, on projections whose last axis holds all heads side by side.
 
-    ``store`` adds the keys and values of other columns, ``at`` says which columns the queries stand in.
+    Where there are fewer key heads than query heads, each key head serves several query heads. ``key_mask`` is that of
+    `key_padding_mask`. ``store`` adds the keys and values of columns that this forward does not compute. ``at`` holds
+    the flat indices of the queries' own columns, if ``query`` is of some columns only.
     """
     q, k, v = (x.unflatten(-1, (-1, head_size)).transpose(1, 2) for x in (query, key, value))
     q, k = apply_rotary(q, rotary if at is None else _tables_at(rotary, at)), apply_rotary(k, rotary)
+    # A mask of queries and keys has a row for every query; only those of the queries that are computed are wanted.
     if at is not None and key_mask is not None and key_mask.shape[2] > 1:
         key_mask = take(key_mask.squeeze(1), at).unsqueeze(1)
     if store is not None:
@@ -92,6 +120,7 @@ def attention(
     return mixed.transpose(1, 2).flatten(2)
 
 
-def _tables_at(rotary: tuple[Tensor, Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
+def _tables_at(rotary: RotaryTables, at: Int[Tensor, "rows queries"]) -> QueryTables:
+    """The tables of the columns that the queries stand in, given by their flat indices."""
     cos, sin = (take(table.squeeze(1), at).unsqueeze(1) for table in rotary)
     return cos, sin

@@ -1,8 +1,11 @@
-"""Log-probs of targets under a linear head, without its logits: neither memory nor the backward pass sees them all.
+"""Log-probs of targets under a linear head, without ever holding all of its logits.
 
-The scores of a tile of positions and tokens exist for a moment. Sums over the vocabulary are carried from tile to tile
-and rescaled when a larger score turns up, as in FlashAttention (arXiv 2205.14135); that the gradient needs no second
-look at the scores when the head is frozen follows Cut Your Losses (arXiv 2411.09009).
+The logits (here: scores) of 126464 tokens at a thousand positions take half a gigabyte, and autograd would keep several
+tensors of that size. So scores are computed in tiles of some positions and some tokens, and forgotten right away.
+
+Sums over the vocabulary are carried from tile to tile and rescaled when a larger score turns up, as in FlashAttention
+(arXiv 2205.14135). The sums also yield the gradient with respect to the hidden states, so that a frozen head needs no
+second look at the scores; that idea follows Cut Your Losses (arXiv 2411.09009).
 """
 
 from collections.abc import Iterator
@@ -16,9 +19,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_BYTES = 2**25
-"""Of float32 scores that exist at once."""
+"""How many bytes of float32 scores exist at once."""
 CHUNK_TOKENS = 8192
-"""Tokens of the vocabulary whose scores exist at once."""
+"""How many tokens of the vocabulary have scores at once."""
 
 
 def linear_log_probs(
@@ -34,25 +37,28 @@ def linear_log_probs(
 ) -> Float[Tensor, " positions"]:
     """Float32 log-probs of ``targets`` under softmax((hidden W' + bias + logit_bias) / temperature).
 
-    Scores are made in the type of ``hidden`` (under autocast: in its type) and all else in float32, for
-    ``chunk_tokens`` tokens at as many positions as ``chunk_bytes`` allow. With a frozen head the forward pass forms the
-    gradient of each log-prob with respect to its hidden state and keeps that; otherwise the backward pass makes the
-    scores again. ``logit_bias`` gets no gradient; minus infinity bans a token.
+    A tile holds ``chunk_tokens`` tokens at as many positions as ``chunk_bytes`` allow. Its product is computed in the
+    dtype of ``hidden``, or in that of autocast where it is on, and everything after it in float32.
+
+    With a frozen head the forward pass forms the gradient of each log-prob with respect to its hidden state and keeps
+    that. With a head that learns, the backward pass computes the scores again. ``logit_bias`` gets no gradient; minus
+    infinity in it bans a token.
     """
     device = hidden.device.type
-    kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    bias = None if bias is None else bias.to(kind)
+    # A Function of one's own is not seen by autocast, so that the casts it would make are made here.
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    bias = None if bias is None else bias.to(dtype)
     tile = chunk_rows(len(weight), chunk_bytes, chunk_tokens), chunk_tokens
-    return _LinearLogProbs.apply(hidden.to(kind), weight.to(kind), bias, logit_bias, targets, temperature, tile)
+    return _LinearLogProbs.apply(hidden.to(dtype), weight.to(dtype), bias, logit_bias, targets, temperature, tile)
 
 
 def chunk_rows(vocab_size: int, chunk_bytes: int = CHUNK_BYTES, chunk_tokens: int = CHUNK_TOKENS) -> int:
-    """Positions whose float32 scores of ``chunk_tokens`` tokens fit into ``chunk_bytes``; at least one."""
+    """How many positions' float32 scores of ``chunk_tokens`` tokens fit into ``chunk_bytes``; at least one."""
     return max(1, chunk_bytes // (4 * min(vocab_size, chunk_tokens)))
 
 
 class _LinearLogProbs(torch.autograd.Function):
-    """`linear_log_probs` on tensors of one type."""
+    """`linear_log_probs` on tensors of one dtype. ``tile`` is how many positions and how many tokens a tile has."""
 
     @staticmethod
     def forward(
@@ -66,6 +72,8 @@ class _LinearLogProbs(torch.autograd.Function):
         tile: tuple[int, int],
     ) -> Tensor:
         head = _Head(weight, bias, logit_bias, temperature, tile[1])
+        # Where the head learns, its own gradient needs the scores anyway, so the backward pass computes them again and
+        # takes the gradient of the hidden states from them as well.
         ctx.learns_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         keeps_gradient = ctx.needs_input_grad[0] and not ctx.learns_head
         parts = [
@@ -93,7 +101,7 @@ class _LinearLogProbs(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Head:
-    """A linear head that is asked for a few tokens of its vocabulary at a time."""
+    """A linear head that is asked for the scores of a few tokens of its vocabulary at a time."""
 
     weight: Tensor
     bias: Tensor | None
@@ -105,44 +113,53 @@ class _Head:
         return (slice(start, start + self.chunk_tokens) for start in range(0, len(self.weight), self.chunk_tokens))
 
     def scores(self, hidden: Tensor, tokens: slice) -> Tensor:
-        """``[positions tokens]`` in a buffer of their own, float32 at least."""
-        found = F.linear(hidden, self.weight[tokens], None if self.bias is None else self.bias[tokens])
-        found = found.to(torch.promote_types(found.dtype, torch.float32))
+        """``[positions tokens]``, float32 at least, in memory that nobody else reads: callers write over it."""
+        scores = F.linear(hidden, self.weight[tokens], None if self.bias is None else self.bias[tokens])
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if self.logit_bias is not None:
-            found += self.logit_bias[tokens]
-        return found if self.temperature == 1 else found.div_(self.temperature)
+            scores += self.logit_bias[tokens]
+        return scores if self.temperature == 1 else scores.div_(self.temperature)
 
     def log_probs(self, hidden: Tensor, targets: Tensor, *, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probs of the targets, log-sum-exp over the vocabulary, and d log-prob / d hidden (else empty).
+        """Log-probs of the targets, log-sum-exps over the vocabulary, and d log-prob / d hidden where it is asked for.
 
-        Over the *other* tokens o: log p = logsigmoid(s - lse_o) and dlog p/ds = sigmoid(lse_o - s), which is exact
-        even where the target is all but certain.
+        Without ``with_gradient`` the last is empty.
         """
+        # With s the target's score and lse_o the log-sum-exp over all *other* tokens, log p = logsigmoid(s - lse_o) and
+        # d log p / d s = sigmoid(lse_o - s). This keeps its digits where the target is all but certain; s - lse, over
+        # all tokens, would there be the difference of two numbers that agree in almost all of theirs.
         others, own, mean = self._others(hidden, targets, with_mean=with_gradient)
         log_sums, margin = torch.logaddexp(own, others), own - others
         if not with_gradient:
             return F.logsigmoid(margin), log_sums, hidden[:0]
+        # d log p / d hidden = (1 - p) (the target's weight vector - the others' mean weight vector) / temperature.
         direction = self.weight[targets].to(mean.dtype).sub_(mean)
         gradient = direction.mul_(torch.sigmoid(-margin)[:, None] / self.temperature)
         return F.logsigmoid(margin), log_sums, gradient.to(hidden.dtype)
 
     def _others(self, hidden: Tensor, targets: Tensor, *, with_mean: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-sum-exp of all scores but the target's, the target's, and the others' mean weight vector."""
-        kind = torch.promote_types(hidden.dtype, torch.float32)
-        limits = torch.finfo(kind)
-        top = hidden.new_full((len(hidden), 1), limits.min, dtype=kind)
+        """Log-sum-exp of all scores but the target's, the target's own score, and the others' mean weight vector.
+
+        The mean is weighted by the probabilities of the other tokens, and empty without ``with_mean``.
+        """
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        limits = torch.finfo(dtype)
+        # The highest score so far starts at the lowest finite number, and not at minus infinity: a tile in which every
+        # token is banned would otherwise subtract infinities, which is NaN.
+        top = hidden.new_full((len(hidden), 1), limits.min, dtype=dtype)
         own, total = torch.full_like(top, -torch.inf), torch.zeros_like(top)
-        mean = torch.zeros_like(hidden if with_mean else hidden[:0], dtype=kind)
+        mean = torch.zeros_like(hidden if with_mean else hidden[:0], dtype=dtype)
         for tokens in self.tiles():
             scores = self.scores(hidden, tokens)
             own = _take_out(scores, targets[:, None] - tokens.start, own)
             highest = torch.maximum(top, scores.amax(-1, keepdim=True))
+            # What was summed so far was relative to the old highest score.
             rescaled = (top - highest).exp_()
             scores = scores.sub_(highest).exp_()
             total, top = total * rescaled + scores.sum(-1, keepdim=True), highest
             if with_mean:
                 mean.mul_(rescaled).add_(scores.to(hidden.dtype) @ self.weight[tokens])
-            del scores
+            del scores  # else it would live on while the next tile's scores are made
         if with_mean:
             mean /= total.clamp(min=limits.tiny)
         return (top + total.log()).squeeze(-1), own.squeeze(-1), mean
@@ -150,16 +167,22 @@ class _Head:
     def gradients(
         self, hidden: Tensor, targets: Tensor, log_sums: Tensor, incoming: Tensor, *, rows: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Of the incoming gradient's product with the log-probs, by hidden states, weight and bias."""
+        """Gradients of ``incoming`` times the log-probs, with respect to hidden states, weight and bias.
+
+        Scores are computed again, and exp(score - log-sum-exp) is the probability of each token.
+        """
         by_hidden = torch.zeros_like(hidden, dtype=log_sums.dtype)
         by_weight = torch.empty_like(self.weight)
         by_bias = None if self.bias is None else hidden.new_zeros(len(self.weight), dtype=log_sums.dtype)
+        # Tokens in the outer loop: a tile of the weight's gradient is then summed over all positions in float32, and
+        # only one tile at a time exists in float32.
         for tokens in self.tiles():
             tile = torch.zeros_like(self.weight[tokens], dtype=log_sums.dtype)
             for start in range(0, len(hidden), rows):
                 at = slice(start, start + rows)
                 by_score = self.scores(hidden[at], tokens).sub_(log_sums[at, None]).exp_()
                 _subtract_one(by_score, targets[at, None] - tokens.start)
+                # So far it is p - 1 at the target and p elsewhere, the gradient of *minus* the log-prob.
                 by_score *= incoming[at, None] / -self.temperature
                 if by_bias is not None:
                     by_bias[tokens] += by_score.sum(0)
@@ -170,15 +193,19 @@ class _Head:
         return by_hidden.to(hidden.dtype), by_weight, None if by_bias is None else by_bias.to(self.weight.dtype)
 
 
-def _take_out(scores: Tensor, columns: Tensor, found: Tensor) -> Tensor:
-    """Moves the scores at ``columns``, where they exist, to ``found``; minus infinity takes their place."""
+def _take_out(scores: Tensor, columns: Tensor, own: Tensor) -> Tensor:
+    """Takes each row's score at ``columns`` out of a tile, where the tile has that column.
+
+    Minus infinity takes its place. Returns the scores taken out, and ``own`` for rows whose column lies elsewhere.
+    """
+    # Every row gathers and scatters at some column, so that no row has to be chosen, which would wait for the device.
     inside = columns.clamp(0, scores.shape[1] - 1)
     values, exists = scores.gather(-1, inside), inside == columns
     scores.scatter_(-1, inside, values.masked_fill(exists, -torch.inf))
-    return torch.where(exists, values, found)
+    return torch.where(exists, values, own)
 
 
 def _subtract_one(values: Tensor, columns: Tensor) -> None:
-    """From the values at ``columns``, where they exist."""
+    """Subtracts one from each row's value at ``columns``, where the tile has that column."""
     inside = columns.clamp(0, values.shape[1] - 1)
     values.scatter_add_(-1, inside, (inside == columns).to(values.dtype).neg_())

@@ -11,18 +11,14 @@ from transformers.modeling_outputs import MaskedLMOutput
 from dmpo_lightning.models.family import Family
 from dmpo_lightning.models.head import predict
 from dmpo_lightning.models.kv_cache import KeyValueCache
-from dmpo_lightning.models.layers import (
-    RMSNorm,
-    Store,
-    attention,
-    take,
-)
+from dmpo_lightning.models.layers import RMSNorm, Store, attention, take
 from dmpo_lightning.models.native import Geometry, at_positions, run_blocks
 
 FAMILY = Family(
     model_type="llada",
     end_tokens=("<|endoftext|>", "<|eot_id|>"),
-    # Adds the bos token itself. Ends in an expression, because Jinja strips a trailing newline of the template's text.
+    # The template adds the bos token itself, so that tokenising must not. It ends in an expression, because Jinja
+    # strips a trailing newline of the template's own text.
     chat_template=(
         "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
         "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
@@ -45,14 +41,15 @@ _FIXED = {
     "scale_logits": False,
     "weight_tying": False,
 }
-"""Switches of the published configuration that no published LLaDA uses otherwise."""
+"""Switches that the published configuration has, but that all published LLaDA models set alike."""
 
 
 class LLaDAConfig(PreTrainedConfig):
-    """Configuration of a LLaDA; the keys and defaults are those of the published 8B model.
+    """Configuration of a LLaDA. Its keys and defaults are those of the published 8B model.
 
     Raises:
-        ValueError: a head size that does not divide, or one of the switches no published LLaDA uses.
+        ValueError: numbers of heads that do not divide the width, or each other, or into even head sizes; a switch that
+            no published LLaDA sets so.
     """
 
     model_type = "llada"
@@ -87,7 +84,7 @@ class LLaDAConfig(PreTrainedConfig):
         self.embedding_size = self.vocab_size if self.embedding_size is None else self.embedding_size
         if self.d_model % self.n_heads or self.n_heads % self.n_kv_heads or (self.d_model // self.n_heads) % 2:
             raise ValueError(
-                f"`n_heads` must divide `d_model` into even head sizes and be a multiple of `n_kv_heads`, "
+                "`n_heads` must divide `d_model` into even head sizes and be a multiple of `n_kv_heads`, "
                 f"got {self.n_heads}, {self.d_model} and {self.n_kv_heads}."
             )
         for name, value in _FIXED.items():
@@ -124,7 +121,7 @@ class LLaDABlock(GradientCheckpointingLayer):
         store: Store | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """New states; with ``at`` ``[rows k]`` of those columns alone, the others being keys and values only."""
+        """New states of all columns; with ``at`` ``[rows k]`` of these alone, which still attend to the others."""
         x = take(x, at) + self.attn_out(self._attention(self.attn_norm(x), rotary, key_mask, store, at))
         h = self.ff_norm(x)
         return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
@@ -144,7 +141,7 @@ class LLaDABlock(GradientCheckpointingLayer):
 
 
 class LLaDAModel(nn.Module):
-    """Embeddings, blocks and final norm under the published name ``model.transformer``; the head lives here too."""
+    """Embeddings, blocks, final norm and head under the published name ``model.transformer``; all but the head run."""
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
@@ -168,7 +165,7 @@ class LLaDAModel(nn.Module):
         start: int = 0,
         position_ids: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states ``[rows length d_model]``, normalised; or those at flat indices ``at``."""
+        """Final hidden states, normalised: ``[rows length d_model]``, or those at flat indices ``at``."""
         head_size, theta = self.config.d_model // self.config.n_heads, self.config.rope_theta
         geometry = Geometry.of(input_ids, attention_mask, position_ids, cache, start, head_size=head_size, theta=theta)
         x = run_blocks(self.transformer["blocks"], self.transformer["wte"](input_ids), geometry, at)
@@ -176,7 +173,7 @@ class LLaDAModel(nn.Module):
 
 
 class LLaDAForMaskedDiffusion(PreTrainedModel):
-    """LLaDA with its head; logit i predicts token i.
+    """LLaDA with its head. Logit i predicts token i.
 
     Example:
         ```python
@@ -188,9 +185,11 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
     config_class = LLaDAConfig
     base_model_prefix = "model"
     predicts_at_positions = True
+    """Whether the forward takes ``positions`` and ``targets``; `Policy` asks."""
     is_native = True
+    """Whether the forward takes a ``cache`` and ``position_ids`` as well; `Policy` asks."""
     lookback = 0
-    """Columns before its own that a logit is computed from."""
+    """How many columns before its own the hidden state stands from which a logit is computed."""
     supports_gradient_checkpointing = True
     _no_split_modules = ["LLaDABlock"]
     _supports_sdpa = True
@@ -226,25 +225,25 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
         position_ids: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> MaskedLMOutput | Tensor:
-        """Logits at all positions, or what is asked for at a few.
+        """Logits at all positions, or logits or log-probs at those asked for.
 
         Args:
             input_ids: ``[rows length]``.
-            attention_mask: ``[rows length]``, 1 or True where attended; left padding is masked and takes no position.
-            positions: flat indices into ``rows x length``; the last block and the head are computed there only.
-                Of any shape; if it is ``[rows k]``, then each row's indices must lie in that row.
-            targets: token ids shaped like ``positions``; float32 log-probs of them are returned instead of logits.
-            logit_bias: ``[vocab]``, added to the logits (minus infinity bans a token).
-            temperature: divides the logits before log-probs are taken.
-            cache: keys and values of all columns; ``input_ids`` are then those of the columns from ``start`` on, and
-                ``attention_mask`` is the cache's own.
-            start: first column of ``input_ids``.
-            position_ids: ``[rows length]``; None counts attended tokens. With them ``attention_mask`` may be
+            attention_mask: ``[rows length]``, 1 or True where attended. Left padding is masked and takes no position.
+            positions: flat indices into ``rows x length``, of any shape. The head is computed there only. In the shape
+                ``[rows k]`` each row's indices must lie in that row, and the last block is computed there only too.
+            targets: token ids shaped like ``positions``. Their float32 log-probs are returned instead of logits.
+            logit_bias: ``[vocab]``, added to the logits. Minus infinity bans a token.
+            temperature: divides the logits before log-probs are taken. Logits that are returned are not divided.
+            cache: keys and values of all columns. ``input_ids`` are then those of the columns from ``start`` on, and
+                the cache's own mask takes the place of ``attention_mask``.
+            start: the first column of ``input_ids``, with a cache.
+            position_ids: ``[rows length]``. None counts attended tokens. With them ``attention_mask`` may also be
                 ``[rows length length]``, queries by keys.
-            return_dict: accepted for transformers' sake.
+            return_dict: accepted because transformers passes it, and ignored.
 
         Returns:
-            `MaskedLMOutput` without ``positions``; a tensor of logits or log-probs with it.
+            `MaskedLMOutput` without ``positions``, and a tensor of logits or log-probs with it.
         """
         hidden = self.model(input_ids, attention_mask, positions, cache, start, position_ids)
         return predict(self.get_output_embeddings(), hidden, positions, targets, logit_bias, temperature)

@@ -1,4 +1,4 @@
-"""From a hub id, a local folder or the name of an embedded model to a model, a tokenizer and facts about tokens."""
+"""Loads models, tokenizers and facts about tokens, from a hub id, a local folder or the name of an embedded model."""
 
 import json
 import os
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 EMBEDDED_MODELS = ("sudoku_tiny",)
-"""Models that travel in the wheel, loadable by name without network."""
+"""Models that are part of the installed package and can be loaded by name without a network."""
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
@@ -25,15 +25,15 @@ Quantization = Literal["nf4"]
 
 @dataclass(frozen=True)
 class TokenFacts:
-    """What sampling and decoding must know of a tokenizer."""
+    """What sampling and decoding must know about tokens."""
 
     mask_token_id: int
     pad_token_id: int
     end_token_ids: tuple[int, ...]
     banned_token_ids: tuple[int, ...]
-    """The mask token and the ids that the tokenizer never produces; never sampled."""
+    """The mask token and the ids that the tokenizer never produces. No sampler ever draws one."""
     vocab_size: int
-    """Width of the logits."""
+    """The width of the logits, which may be more than the tokenizer has tokens."""
 
 
 def load_model(
@@ -46,25 +46,24 @@ def load_model(
     quantization: Quantization | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
-    """A masked diffusion language model by hub id, folder or embedded name.
+    """Loads a masked diffusion language model by hub id, folder or embedded name.
 
-    LLaDA and Dream load natively and every tensor is checked; any other model that transformers knows as a masked
-    language
-    model loads as such. A folder with a PEFT adapter loads its base and the adapter, trainable.
+    LLaDA and Dream load as native models, after every tensor of their checkpoint was found to have its name and shape.
+    Any other model that transformers knows as a masked language model loads as such. For a folder with a PEFT adapter
+    its base is loaded, and the adapter on top of it, trainable.
 
     Args:
-        source: hub id, folder, or the name of an embedded model.
-        dtype: of the weights; "auto" takes that of the checkpoint.
-        revision: branch, tag or commit on the hub.
-        random_weights: build the architecture with fresh weights drawn from ``seed``.
-        seed: of fresh weights.
-        quantization: ``nf4`` quantises the blocks' linear layers to 4 bits on loading (needs bitsandbytes).
-        trust_remote_code: run code that comes with the checkpoint; never needed for LLaDA and Dream.
+        source: a hub id, a folder, or the name of an embedded model.
+        dtype: the dtype of the weights; "auto" takes that of the checkpoint.
+        revision: a branch, tag or commit on the hub.
+        random_weights: build the architecture with fresh weights that are drawn from ``seed``.
+        seed: the seed of fresh weights.
+        quantization: ``nf4`` quantises the blocks' linear layers to 4 bits while loading. It needs bitsandbytes.
+        trust_remote_code: run code that comes with the checkpoint. LLaDA and Dream never need it.
 
     Raises:
-        ValueError: nothing to load there, or a checkpoint with missing, unexpected, misshapen or truncated tensors,
-            named by
-            file and tensor; each with what to do.
+        ValueError: there is nothing to load, or tensors of the checkpoint are missing, unexpected, misshapen or
+            truncated. The message names the file and the tensor, and says what to do.
     """
     folder = fetch(source, revision)
     if (Path(folder) / "adapter_config.json").is_file():
@@ -78,7 +77,7 @@ def load_model(
     families()  # registers the native architectures
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if random_weights:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # all ranks draw the same weights, and nobody else's draws move
             torch.manual_seed(seed)
             return AutoModelForMaskedLM.from_config(config).to(_dtype(dtype, torch.float32))
     if family_of_model(config.model_type):
@@ -91,16 +90,17 @@ def load_model(
     model = AutoModelForMaskedLM.from_pretrained(folder, quantization_config=_four_bit(config), **options)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # bitsandbytes 0.50 repacks weights in eval mode on such CPUs, and its backward then reads them wrongly.
+            # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the 4-bit weights at the first forward in eval mode,
+            # which sampling is. Its backward still expects the old layout, and gradients come out wrong.
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment,unused-ignore]
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def fetch(source: str, revision: str | None = None) -> str:
-    """The local folder of a source, downloaded from the hub (or found in its cache) if need be.
+    """The local folder of a source. A hub id is downloaded first, unless the hub's cache holds it.
 
     Raises:
-        ValueError: neither a folder, nor an embedded name, nor to be had from the hub.
+        ValueError: the source is neither a folder nor an embedded name, and the hub does not give it.
     """
     if Path(source).is_dir():
         return source
@@ -109,6 +109,7 @@ def fetch(source: str, revision: str | None = None) -> str:
     from huggingface_hub import snapshot_download
 
     try:
+        # Weights in torch's own formats are left out: loading those unpickles them.
         wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
         return snapshot_download(source, revision=revision, allow_patterns=wanted)
     except (OSError, ValueError) as error:  # the hub's errors are of many classes, all of these two kinds
@@ -116,28 +117,30 @@ def fetch(source: str, revision: str | None = None) -> str:
 
 
 def verify_checkpoint(folder: str, config: "PretrainedConfig") -> None:
-    """Compares names and shapes of the safetensors files with the architecture, without reading a weight.
+    """Compares the names and shapes in the safetensors files with those of the architecture.
+
+    No weight is read. Transformers itself would only warn, and fill missing tensors with random numbers.
 
     Raises:
-        ValueError: names the file and the tensor that is missing, unexpected, misshapen, or whose file is damaged.
+        ValueError: a tensor is missing, unexpected or misshapen, or a file is damaged. The message names both.
     """
     from transformers import AutoModelForMaskedLM
 
     with torch.device("meta"):
         expected = {name: tuple(t.shape) for name, t in AutoModelForMaskedLM.from_config(config).state_dict().items()}
     index = _weight_map(Path(folder))
-    found = _stored_tensors(Path(folder), sorted(set(index.values())) or [SINGLE_FILE])
+    stored = _stored_tensors(Path(folder), sorted(set(index.values())) or [SINGLE_FILE])
     for name, shape in expected.items():
-        if name not in found:
+        if name not in stored:
             file = str(Path(folder) / index.get(name, SINGLE_FILE if not index else INDEX_FILE))
             raise ValueError(f"Checkpoint file {file!r}: tensor {name!r} is missing. Download the model again.")
-        file, stored = found[name]
-        if stored != shape:
+        file, stored_shape = stored[name]
+        if stored_shape != shape:
             raise ValueError(
-                f"Checkpoint file {file!r}: tensor {name!r} must have shape {shape}, got {stored}. "
+                f"Checkpoint file {file!r}: tensor {name!r} must have shape {shape}, got {stored_shape}. "
                 "config.json and weights do not belong together."
             )
-    for name, (file, _) in found.items():
+    for name, (file, _) in stored.items():
         if name not in expected:
             raise ValueError(
                 f"Checkpoint file {file!r}: unexpected tensor {name!r}; the architecture has none of that name."
@@ -145,7 +148,7 @@ def verify_checkpoint(folder: str, config: "PretrainedConfig") -> None:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    """The file of each tensor, as the index has it; empty where there is no index."""
+    """The file of each tensor according to the index. Empty where there is no index, and thus a single file."""
     index = folder / INDEX_FILE
     if not index.is_file():
         return {}
@@ -156,24 +159,25 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def _stored_tensors(folder: Path, names: list[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """File and shape of each tensor in the named files."""
+    """The file and the shape of each tensor in the named files, read from the files' headers alone."""
     from safetensors import SafetensorError, safe_open
 
-    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    stored: dict[str, tuple[str, tuple[int, ...]]] = {}
     for file in (folder / name for name in names):
         if not file.is_file():
             raise ValueError(f"Checkpoint file {str(file)!r} is missing. Download the model again.")
         try:
             with safe_open(file, framework="pt") as tensors:
-                found |= {name: (str(file), tuple(tensors.get_slice(name).get_shape())) for name in tensors.keys()}  # noqa: SIM118
+                stored |= {name: (str(file), tuple(tensors.get_slice(name).get_shape())) for name in tensors.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(
                 f"Checkpoint file {str(file)!r} is truncated or damaged ({error}). Download it again."
             ) from error
-    return found
+    return stored
 
 
 def _load_adapted(folder: str, **options: Any) -> nn.Module:
+    """Loads the base that a folder's adapter names, and the adapter on it."""
     from dmpo_lightning.models.lora import load_adapter
 
     base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
@@ -181,6 +185,7 @@ def _load_adapted(folder: str, **options: Any) -> nn.Module:
 
 
 def _dtype(name: str | torch.dtype, automatic: Any) -> Any:
+    """The torch dtype of a name; ``automatic`` for "auto"."""
     if isinstance(name, torch.dtype):
         return name
     if name == "auto":
@@ -192,6 +197,7 @@ def _dtype(name: str | torch.dtype, automatic: Any) -> Any:
 
 
 def _four_bit(config: "PretrainedConfig") -> Any:
+    """How transformers is to quantise all but the head: NF4 with double quantisation (QLoRA, arXiv 2305.14314)."""
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
@@ -200,6 +206,7 @@ def _four_bit(config: "PretrainedConfig") -> Any:
         ) from error
     from transformers import AutoModelForMaskedLM, BitsAndBytesConfig
 
+    # What the head is called is only known of a model; on the meta device it takes no memory.
     with torch.device("meta"):
         model = AutoModelForMaskedLM.from_config(config)
     head = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
@@ -215,7 +222,11 @@ def _four_bit(config: "PretrainedConfig") -> Any:
 def load_tokenizer(
     source: "str | PreTrainedTokenizerBase", *, revision: str | None = None
 ) -> "PreTrainedTokenizerBase":
-    """A tokenizer by hub id, folder or embedded name, with its family's chat template where it has none of its own."""
+    """Loads a tokenizer by hub id, folder or embedded name; a tokenizer itself is returned as it is.
+
+    One that carries no chat template gets that of its family. A folder that holds an adapter alone gives the tokenizer
+    of the adapter's base. Raises ValueError where there is no tokenizer to load.
+    """
     if not isinstance(source, str):
         return source
     from transformers import AutoTokenizer
@@ -238,10 +249,10 @@ def load_tokenizer(
 
 
 def token_facts(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", mask_token_id: int | None = None) -> TokenFacts:
-    """Facts from the model's configuration and the tokenizer; ``mask_token_id`` overrides both.
+    """Facts from the model's configuration and, where that is silent, the tokenizer; ``mask_token_id`` overrides both.
 
     Raises:
-        ValueError: no mask token id, or one outside the vocabulary.
+        ValueError: there is no mask token id, or it lies outside the vocabulary.
     """
     config: Any = getattr(model, "config", None)
     mask = mask_token_id if mask_token_id is not None else getattr(config, "mask_token_id", None)
@@ -254,6 +265,7 @@ def token_facts(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", mask_tok
         )
     ends = end_token_ids(tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else mask)
+    # Logits are often wider than the vocabulary, rounded up for the sake of speed. No text has the ids beyond it.
     never = range(max(tokenizer.get_vocab().values()) + 1, vocab_size)
     banned = (mask, *(i for i in never if i != mask))
     return TokenFacts(
@@ -262,8 +274,9 @@ def token_facts(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", mask_tok
 
 
 def end_token_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """Ids that end a completion: those of the tokenizer's family, its eos token, or its separator where it has
-    neither.
+    """The ids that end a completion: the end tokens of the tokenizer's family, and its eos token.
+
+    A tokenizer without an eos token, such as BERT's, has its separator in that place.
     """
     family, vocabulary = family_of_tokenizer(tokenizer), tokenizer.get_vocab()
     known = [vocabulary[token] for token in family.end_tokens] if family else []
@@ -275,8 +288,8 @@ def _missing_source(source: str) -> str:
     offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE") else ""
     return (
         f"Cannot load {source!r}: it is neither a local folder nor reachable on the Hugging Face hub{offline}. "
-        f"Download it "
-        f"where there is a network (`hf download {source} --local-dir DIR`) and pass the folder (`--model.model=DIR`). "
-        f"Embedded and needing no download: {', '.join(EMBEDDED_MODELS)} (`dmpo-lightning fit --config "
-        f"sudoku_tiny.yaml`)."
+        f"Download it where there is a network (`hf download {source} --local-dir DIR`) and pass the folder "
+        "(`--model.model=DIR`). "
+        f"Embedded and needing no download: {', '.join(EMBEDDED_MODELS)} "
+        "(`dmpo-lightning fit --config sudoku_tiny.yaml`)."
     )

@@ -1,4 +1,4 @@
-"""Low-rank adapters on the right layers, through PEFT."""
+"""Low-rank adapters (LoRA) through PEFT, on the layers of the blocks and never by accident on the head."""
 
 import re
 import warnings
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 class LoRA:
-    """How to adapt a model (LoRA, arXiv 2106.09685).
+    """How to adapt a model with low-rank adapters (LoRA, arXiv 2106.09685).
 
     Args:
-        r: rank.
-        alpha: scale, applied as alpha / r.
-        dropout: on the adapters' input, in training only.
-        targets: full names, or last parts of names, of the linear layers to adapt; None takes all linear layers in the
-            blocks of a known family. Only its full name stands for the head.
+        r: the rank.
+        alpha: the scale, which is applied as alpha / r.
+        dropout: the dropout on the adapters' input, in training only.
+        targets: full names, or last parts of names, of the modules to adapt. The head is adapted only where its full
+            name is given. None takes all linear layers of the blocks, for which the model must be of a known family.
 
     Raises:
-        ValueError: a rank below 1, a dropout outside [0, 1), no targets; when applied: a target that matches no
-            linear layer.
+        ValueError: the rank is below 1, the dropout is outside [0, 1), or ``targets`` is empty. When applied: a target
+            matches no linear layer.
     """
 
     def __init__(
@@ -40,16 +40,16 @@ class LoRA:
         self.r, self.alpha, self.dropout, self.targets = r, alpha, dropout, targets
 
     def apply(self, model: nn.Module, source: str | None = None, *, seed: int = 0) -> "PeftModel":
-        """The model with fresh adapters drawn from ``seed``; its own weights are frozen.
+        """Gives the model fresh adapters that are drawn from ``seed``, and freezes its own weights.
 
-        ``source`` is noted as the adapter's base.
+        ``source`` is where the model came from. Saved adapters name it as their base.
         """
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(
             r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.target_names(model)
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # so that all ranks agree, and nobody else's draws move
             torch.manual_seed(seed)
             adapted = get_peft_model(model, config)
         if source is not None:
@@ -86,18 +86,18 @@ def matching_names(target: str, names: list[str], *, head: str | None) -> list[s
 
 
 def head_name(model: nn.Module) -> str | None:
-    """The full name of the output embedding; None where a model names none."""
+    """The full name of the output embedding, or None where the model names none."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     return next((name for name, module in model.named_modules() if module is head), None)
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """The full names of all linear layers, quantised ones too."""
+    """The full names of all linear layers. Quantised layers are linear layers too."""
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
 def block_linear_names(model: nn.Module) -> list[str]:
-    """The full names of the linear layers inside the blocks of a known family.
+    """The full names of the linear layers in the blocks of a model of a known family.
 
     Raises:
         ValueError: the model belongs to no known family.
@@ -124,14 +124,16 @@ def load_adapter(model: nn.Module, directory: str) -> "PeftModel":
     known = family_of_model(getattr(model.config, "model_type", "")) is not None
     expected = block_linear_names(model) if known else []
     config = PeftConfig.from_pretrained(directory)
+    # Those adapters also call their task causal language modelling. For that, PEFT would wrap the model in a class that
+    # passes arguments on which no masked language model takes.
     config.task_type = None
     adapted = PeftModel.from_pretrained(model, directory, is_trainable=True, config=config)
-    found = {
+    adapted_names = {
         name.partition("base_model.model.")[2].rpartition(".lora_A")[0]
         for name, _ in adapted.named_parameters()
         if ".lora_A." in name
     }
-    lacking = sorted({name.rpartition(".")[2] for name in expected if name not in found})
+    lacking = sorted({name.rpartition(".")[2] for name in expected if name not in adapted_names})
     if lacking:
         warnings.warn(
             f"The adapter in {directory!r} leaves these linear layers of the blocks without adapters: "

@@ -9,12 +9,16 @@ from torch import nn
 
 
 class MergedCopy:
-    """Shares all tensors with the model but the weights of adapted layers, of which it has its own.
+    """A copy of an adapted model whose adapted layers have weights of their own, with the adapters merged in.
 
-    Not a module, so that it is no part of the model's parameters, state or device moves.
+    All other tensors are those of the model itself, not copies, so that the copy costs no more than the adapted layers
+    and follows every change to the rest. `renew` follows changes to the adapters.
+
+    This is not a module, and the copy in it is thereby no part of the parameters, the state or the device moves of a
+    module that holds it.
 
     Raises:
-        ValueError: see `check`.
+        ValueError: the layers cannot be merged into, see `check`.
     """
 
     def __init__(self, model: Any) -> None:
@@ -23,7 +27,9 @@ class MergedCopy:
         adapted = dict(_adapted(base))
         own = {id(layer.base_layer.weight) for layer in adapted.values()}
         shared = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers()) if id(tensor) not in own}
+        # A deep copy takes what its memo holds for already copied, and what it then refers to is the original tensor.
         self.model: nn.Module = copy.deepcopy(base, shared)
+        # In place of PEFT's layer, which would add the adapters once more, stands the linear layer inside of it.
         for name in adapted:
             parent, _, leaf = name.rpartition(".")
             setattr(self.model.get_submodule(parent), leaf, self.model.get_submodule(name).base_layer)
@@ -31,7 +37,7 @@ class MergedCopy:
 
     @staticmethod
     def check(model: Any) -> None:
-        """Raises ValueError for quantised or sharded layers, into which nothing can be merged."""
+        """Raises ValueError where an adapted layer is quantised or sharded: nothing can be merged into its weights."""
         for name, layer in _adapted(model.get_base_model()):
             weight = layer.base_layer.weight
             if type(layer.base_layer) is not nn.Linear or type(weight) is not nn.Parameter:
@@ -42,10 +48,11 @@ class MergedCopy:
 
     @torch.no_grad()
     def renew(self, model: Any) -> None:
-        """Takes over the adapters as they are now."""
+        """Merges the adapters, as they are now, into the copy's weights. The model is only read."""
         for name, layer in _adapted(model.get_base_model()):
             delta = sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
             weight: Any = self.model.get_submodule(name).weight
+            # Added in the adapters' dtype, and rounded once to that of the weights.
             weight.copy_(layer.base_layer.weight.to(delta.dtype) + delta)
 
 

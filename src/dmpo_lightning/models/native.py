@@ -1,4 +1,4 @@
-"""What the forwards of the native backbones share: positions, padding, caches, and a last block at a few places."""
+"""What the forwards of the native backbones share: positions, padding, caches, and a last block for a few queries."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from dmpo_lightning.models.layers import (
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the columns of a forward stand and what they may attend to."""
+    """At which positions the columns of a forward stand, and what they may attend to."""
 
     rotary: tuple[Tensor, Tensor]
     key_mask: Tensor | None
     cache: KeyValueCache | None = None
     start: int = 0
-    """First column of the forward, with a cache."""
+    """The first column that the forward computes, with a cache."""
 
     @classmethod
     def of(
@@ -38,7 +38,7 @@ class Geometry:
         head_size: int,
         theta: float,
     ) -> "Geometry":
-        """Of ids ``[rows length]``. A cache brings its own mask and positions, which hold for all columns."""
+        """The geometry of ids ``[rows length]``. A cache has a mask and positions of its own, for all columns."""
         if cache is not None:
             return cls(cache.rotary(start, input_ids.shape[1], head_size, theta), cache.key_mask, cache, start)
         if position_ids is None:
@@ -47,8 +47,10 @@ class Geometry:
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, geometry: Geometry, at: Tensor | None = None) -> Tensor:
-    """States ``[rows length width]`` through all blocks; the last computes those of the queries ``at`` alone, if they
-    are given as ``[rows k]``.
+    """Passes states ``[rows length width]`` through all blocks.
+
+    Where ``at`` holds flat indices ``[rows k]``, the last block computes the states of these queries alone, for nothing
+    follows that would attend to the others.
     """
     *numbered, (last, last_block) = enumerate(blocks)
     for number, block in numbered:
@@ -57,7 +59,7 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, geometry: Geometry, at: T
 
 
 def at_positions(states: Tensor, at: Tensor | None, rows: int) -> Tensor:
-    """What `run_blocks` returned, restricted to ``at`` where it could not be before."""
+    """Restricts what `run_blocks` returned to ``at``, unless its last block has done so already."""
     return states if queried(at, rows) is not None else take(states, at)
 
 

@@ -4,7 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from dmpo_lightning.data.demonstrations import DemonstrationBatch
-from dmpo_lightning.functional import Purpose, denoising_cross_entropy, draw_masks, fold_in, row_keys
+from dmpo_lightning.functional import (
+    Purpose,
+    check_replicates,
+    denoising_cross_entropy,
+    draw_masks,
+    fold_in,
+    row_keys,
+)
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule
 from dmpo_lightning.modules.options import SchedulerFactory
@@ -40,8 +47,7 @@ class MaskedSFT(PolicyModule):
         lr_scheduler: SchedulerFactory | None = None,
         seed: int | None = None,
     ) -> None:
-        if replicates < 1 or (antithetic and replicates % 2):
-            raise ValueError(f"`replicates` must be positive, and even when `antithetic` is true, got {replicates}.")
+        check_replicates(replicates, antithetic=antithetic)
         super().__init__(
             model,
             with_reference=False,

@@ -1,4 +1,4 @@
-"""Objectives: weights and loss over rollouts; see `Objective` for the seam."""
+"""Objectives: weights and losses over rollouts. `Objective` says what one has to provide."""
 
 from dmpo_lightning.objectives.base import Diagnostics, MaskedPass, Objective, ObjectiveFootprint, Targets
 from dmpo_lightning.objectives.log_rnd import ElboEstimator, LogProbEstimator, TrajectoryEstimator

@@ -1,4 +1,4 @@
-"""What an objective is: targets from whole groups once per buffer, then a loss per micro-batch."""
+"""What an objective has to provide: targets from whole groups, once per buffer, and a loss per micro-batch."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from dmpo_lightning.rollout import RolloutRows, Rollouts
 from dmpo_lightning.samplers.base import Sampler
 
 Targets = dict[str, Tensor]
-"""Named tensors ``[batch group ...]``; flattened over the first two axes for a micro-batch."""
+"""Named tensors ``[batch group ...]``. A micro-batch gets some rows of them, flattened over the first two axes."""
 Diagnostics = dict[str, Tensor]
-"""Named scalars to log."""
+"""Scalars to log, by the names under which they are logged."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class ObjectiveFootprint:
 
 
 class Objective(ABC):
-    """Weights and loss. All it may know is in the rollouts; see `WDCE` for the usual one."""
+    """Turns rollouts into weights and a loss. All that it may know is in the rollouts. `WDCE` is the usual one."""
 
     def validate(self, *, group_size: int, completion_length: int, sampler: object) -> None:  # noqa: B027  optional hook
-        """Raises ValueError where the objective cannot work with these."""
+        """Raises ValueError where the objective cannot work with such groups, completions or sampler."""
 
     def footprint(
         self, *, completion_length: int, sampler: Sampler, reference_is_current: bool = False
@@ -80,17 +80,19 @@ class Objective(ABC):
 
     @abstractmethod
     def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:
-        """Targets of whole groups, once per buffer; without gradient, in eval mode (the caller provides both)."""
+        """Works out the targets of whole groups, once per buffer. The caller provides eval mode and ``no_grad``."""
 
     def before_step(  # noqa: B027  optional hook
         self, policy: Policy, rollouts: Rollouts, targets: Targets, groups: slice, *, rows_per_forward: int
     ) -> None:
-        """Once per optimizer step, before its micro-batches: may renew targets of these whole groups, in place."""
+        """May renew the targets of ``groups`` in place. Called once per optimizer step, before its micro-batches."""
 
     @abstractmethod
     def loss(
         self, policy: Policy, rows: RolloutRows, targets: Targets, *, iteration: int, planned_rollouts: int
     ) -> tuple[Tensor, Diagnostics]:
-        """The loss of one micro-batch of rollouts; ``iteration`` counts the passes over the buffer and keys fresh
-        masks.
+        """The loss of one micro-batch, and what to log of it.
+
+        ``iteration`` counts the passes over the buffer and keys fresh masks for each. The loss is divided by
+        ``planned_rollouts``, whatever the number of rows that are left.
         """

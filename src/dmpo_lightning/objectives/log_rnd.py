@@ -1,4 +1,4 @@
-"""Estimators of completion log-probs, and of log_rnd = log p_ref - log p_old from them."""
+"""Estimators of the log-probs of completions, and thereby of log_rnd = log p_ref - log p_old."""
 
 from abc import ABC, abstractmethod
 
@@ -6,7 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dmpo_lightning.functional import Purpose, draw_masks, elbo, fold_in, trajectory_log_prob, trajectory_masks
+from dmpo_lightning.functional import (
+    Purpose,
+    check_replicates,
+    draw_masks,
+    elbo,
+    fold_in,
+    trajectory_log_prob,
+    trajectory_masks,
+)
 from dmpo_lightning.objectives.base import MaskedPass
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import RolloutRows, Rollouts
@@ -14,17 +22,17 @@ from dmpo_lightning.samplers.base import Sampler
 
 
 class LogProbEstimator(ABC):
-    """Log-probs of rollouts under the current or the reference policy, from randomness that is fixed per rollout.
+    """Estimates log-probs of rollouts under the current or the reference policy.
 
-    Fixed, so that the two sides of a difference share their masks: they are drawn again from the rollout's key, not
-    stored.
+    Whatever is random in an estimate is drawn from the rollout's key. It is the same each time, so that the two sides
+    of a difference share their masks and most of the noise cancels. The masks are drawn again and never stored.
     """
 
     behaviour_is_recorded = False
     """Whether log p_old is known from sampling, so that it costs no forward."""
 
     def validate(self, sampler: object) -> None:  # noqa: B027  optional hook
-        """Raises ValueError where the estimate means nothing for rollouts of this sampler."""
+        """Raises ValueError where the estimate would mean nothing for rollouts of this sampler."""
 
     def footprint(self, *, completion_length: int, sampler: Sampler) -> MaskedPass:
         """What one estimate of all rollouts asks of the model, for `dmpo-lightning plan`; training does not need it.
@@ -40,12 +48,12 @@ class LogProbEstimator(ABC):
 
     @abstractmethod
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
-        """Estimates in nats for a chunk of rollouts."""
+        """The estimates, in nats, for a chunk of rollouts that fits into one forward."""
 
     def log_prob(
         self, policy: Policy, rollouts: Rollouts, *, reference: bool = False, rows_per_forward: int
     ) -> Float[Tensor, "batch group"]:
-        """Estimates in nats for all rollouts, in chunks."""
+        """The estimates, in nats, for all rollouts, ``rows_per_forward`` of them at a time."""
         rows = rollouts.rows()
         chunks = range(0, len(rows), rows_per_forward)
         parts = [
@@ -56,11 +64,14 @@ class LogProbEstimator(ABC):
     def behaviour_log_prob(
         self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int
     ) -> Float[Tensor, "batch group"]:
-        """log p_old in nats; the behaviour policy is ``policy`` as it is when its rollouts were just collected."""
+        """Estimates log p_old in nats. This is called right after collecting, while ``policy`` is still the old one."""
         return self.log_prob(policy, rollouts, rows_per_forward=rows_per_forward)
 
     def log_rnd(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> Float[Tensor, "batch group"]:
-        """log p_ref - log p_old in nats; exactly zero, without a forward, while the reference is the policy itself."""
+        """Estimates log p_ref - log p_old in nats.
+
+        It is exactly zero, and costs no forward, while the reference is known to equal the policy.
+        """
         if policy.reference_equals_policy():
             return torch.zeros_like(rollouts.reward)
         behaviour = self.behaviour_log_prob(policy, rollouts, rows_per_forward=rows_per_forward)
@@ -68,17 +79,17 @@ class LogProbEstimator(ABC):
 
 
 class ElboEstimator(LogProbEstimator):
-    """Monte Carlo ELBO on ``samples`` random maskings.
+    """Estimates log-probs by a Monte Carlo ELBO on ``samples`` random maskings of each completion.
 
-    Unbiased for the ELBO; assumes rollouts at T = 1, so a lower sampling temperature aims a little beside the target.
+    The estimate is unbiased for the ELBO. It is of the model at temperature 1, and so assumes rollouts that were
+    sampled at 1. With another sampling temperature, weights made of it aim a little beside the target.
 
     Raises:
-        ValueError: fewer than one sample, or an odd number with antithetic pairs.
+        ValueError: there is no sample, or an odd number of them with antithetic pairs.
     """
 
     def __init__(self, samples: int = 4, *, antithetic: bool = True) -> None:
-        if samples < 1 or (antithetic and samples % 2):
-            raise ValueError(f"`samples` must be positive, and even when `antithetic` is true, got {samples}.")
+        check_replicates(samples, antithetic=antithetic, name="samples")
         self.samples, self.antithetic = samples, antithetic
 
     def footprint(self, *, completion_length: int, sampler: Sampler) -> MaskedPass:
@@ -100,14 +111,17 @@ class ElboEstimator(LogProbEstimator):
 
 
 class TrajectoryEstimator(LogProbEstimator):
-    """log p(completion | order), exact along the order in which a random-order sampler revealed the tokens, at its
-    temperature. The order is replayed for the reference several steps at a time.
+    """Computes log p(completion | order) exactly, along the order in which a random-order sampler revealed the tokens.
+
+    It is taken at the sampler's temperature. The behaviour policy's side was recorded while sampling. For any other
+    policy the order is replayed, several steps at a time.
 
     Args:
-        steps_per_forward: of each rollout; 4 cost a forward what four maskings of an ELBO do.
+        steps_per_forward: how many steps of each rollout share a forward. 4 of them cost what an ELBO on four maskings
+            costs.
 
     Raises:
-        ValueError: fewer than one.
+        ValueError: ``steps_per_forward`` is below 1.
     """
 
     behaviour_is_recorded = True
@@ -128,9 +142,8 @@ class TrajectoryEstimator(LogProbEstimator):
     def validate(self, sampler: object) -> None:
         if not getattr(sampler, "order_is_independent", False):
             raise ValueError(
-                f"Trajectory log-probs need a sampler whose order ignores the tokens, got {sampler!r}; use "
-                f"RandomOrderSampler or an "
-                "ElboEstimator."
+                f"Trajectory log-probs need a sampler whose order ignores the tokens, got {sampler!r}; "
+                "use RandomOrderSampler or an ElboEstimator."
             )
         if getattr(sampler, "temperature", 1.0) == 0:
             raise ValueError(
@@ -140,6 +153,7 @@ class TrajectoryEstimator(LogProbEstimator):
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
         steps = int(rows.reveal_step.max()) + 1
         total = torch.zeros(len(rows), dtype=torch.float32, device=rows.keys.device)
+        # Steps take the place of replicates: each sees what was masked before it, and counts what it revealed.
         for first in range(0, steps, self.steps_per_forward):
             masks, revealed = trajectory_masks(
                 rows.reveal_step, range(first, min(first + self.steps_per_forward, steps))
@@ -159,5 +173,5 @@ class TrajectoryEstimator(LogProbEstimator):
     def behaviour_log_prob(
         self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int
     ) -> Float[Tensor, "batch group"]:
-        """Was recorded while sampling; only the reference has to replay the order."""
+        """log p_old in nats, as it was recorded while sampling. Only the reference has to replay the order."""
         return rollouts.sampled_log_prob.sum(-1)

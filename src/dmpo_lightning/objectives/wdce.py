@@ -1,4 +1,4 @@
-"""Weighted denoising cross-entropy with a weight baseline, DMPO's own objective."""
+"""Weighted denoising cross-entropy with a weight baseline: the objective of DMPO itself."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dmpo_lightning.functional import (
     Purpose,
+    check_replicates,
     denoising_cross_entropy,
     draw_block_masks,
     draw_masks,
@@ -31,32 +32,34 @@ from dmpo_lightning.samplers.base import Sampler
 
 BaselineName = Literal["none", "group", "negative", "policy"]
 BaselineFunction = Callable[[Tensor, Tensor, Rollouts], Tensor]
-"""From weights, log_rnd (both [batch group]) and the rollouts to b [batch group]."""
+"""Computes the baseline b from weights, log_rnd and the rollouts; all tensors are ``[batch group]``."""
 
 
 class WDCE(WeightedObjective):
-    """``mean (w - b) (1/m) sum_masked -log p_theta``.
+    """Minimises ``mean (w - b) (1/m) sum_masked -log p_theta`` over fresh random maskings of m tokens (DMPO).
+
+    Rollouts that weigh more than their baseline b become more likely, and those that weigh less become less likely.
 
     Args:
         reward_temperature: alpha, see `WeightedObjective`.
-        baseline: ``none``, ``group`` (b = 1), ``negative`` (the weights of -r) or ``policy`` (the current policy's
-            own weights,
-            renewed before each optimizer step); or a function of weights, log_rnd and rollouts.
-        replicates: random maskings per rollout and step; even when antithetic.
+        baseline: ``none`` (b = 0), ``group`` (b = 1), ``negative`` (the weights of -r), or ``policy`` (the weights
+            under which the current policy itself would be the target, renewed before each optimizer step). Or a
+            function of weights, log_rnd and rollouts.
+        replicates: the number of random maskings per rollout and step. It must be even when ``antithetic`` is true.
         antithetic: draw the maskings in pairs.
-        scale: ``count`` (1/m) or ``length`` (the paper's L/m).
-        block_length: mask as decoding in blocks of this length meets completions (a random block in part, all behind
-            it) and predict that block alone; None masks anywhere.
-        weight_tolerance: share of ``sum |w - b|`` of a micro-batch whose rollouts are left out of it, in [0, 1); about
-            the relative error of the gradient, or a few times that where rollouts pull against each other (measured by
-            `benchmarks/weight_tolerance.py`). 0 leaves out those of exactly zero signal, which changes nothing.
+        scale: ``count`` takes the mean over masked tokens (1/m), ``length`` the paper's scale (L/m).
+        block_length: mask as decoding in blocks of this length meets completions: a random block in part, and all
+            behind it. The loss is then taken in that block alone. None masks anywhere.
+        weight_tolerance: the share of ``sum |w - b|`` of a micro-batch whose rollouts are left out of it, in [0, 1).
+            The gradient errs by about that share, or by a few times as much where rollouts pull against each other, as
+            `benchmarks/weight_tolerance.py` measures. 0 leaves out rollouts of zero signal alone and changes nothing.
         reward_scale: eta, see `WeightedObjective`.
         proximal_coefficient: c, see `WeightedObjective`.
         target_ess: see `WeightedObjective`.
-        log_prob: estimator of log-probs, see `WeightedObjective`.
+        log_prob: the estimator of log-probs, see `WeightedObjective`.
 
     Raises:
-        ValueError: a value outside its range, or two that exclude each other.
+        ValueError: a value is outside its range, or two values exclude each other.
     """
 
     def __init__(
@@ -85,11 +88,10 @@ class WDCE(WeightedObjective):
             raise ValueError(f"`baseline` must be none, group, negative, policy or a function, got {baseline!r}.")
         if baseline == "policy" and reward_scale is not None:
             raise ValueError(
-                "`baseline` policy needs log-probs of the behaviour policy, which reward_temperature 0 does not "
-                "compute."
+                "`baseline` policy needs log-probs of the behaviour policy, "
+                "which reward_temperature 0 does not compute."
             )
-        if replicates < 1 or (antithetic and replicates % 2):
-            raise ValueError(f"`replicates` must be positive, and even when `antithetic` is true, got {replicates}.")
+        check_replicates(replicates, antithetic=antithetic)
         if scale not in ("count", "length"):
             raise ValueError(f"`scale` must be count or length, got {scale!r}.")
         if not 0 <= weight_tolerance < 1:
@@ -149,12 +151,14 @@ class WDCE(WeightedObjective):
                 reward_temperature=self.reward_temperature,
                 proximal_coefficient=coefficient,
             )
+        # `policy` starts as `group`: until `before_step` renews it, the policy is the one that sampled, and its weights
+        # are all 1.
         return group_baseline(rollouts.reward)
 
     def before_step(
         self, policy: Policy, rollouts: Rollouts, targets: Targets, groups: slice, *, rows_per_forward: int
     ) -> None:
-        """Renews the ``policy`` baseline, on the masks (or orders) of the behaviour log-probs."""
+        """Renews the ``policy`` baseline, on the same masks (or orders) as the log-probs of the behaviour policy."""
         if self.baseline == "policy":
             current = self.log_prob.log_prob(policy, rollouts.groups(groups), rows_per_forward=rows_per_forward)
             baseline = policy_baseline(current, targets["behaviour_log_prob"][groups])
@@ -163,9 +167,10 @@ class WDCE(WeightedObjective):
     def loss(
         self, policy: Policy, rows: RolloutRows, targets: Targets, *, iteration: int, planned_rollouts: int
     ) -> tuple[Tensor, Diagnostics]:
-        """Rollouts of negligible signal are left out of the forward; one always stays, so that every rank runs it."""
+        """Takes the loss on fresh masks. Rollouts of negligible signal are left out of the forward."""
         whole = targets["signal"]
         kept = (~negligible(whole, self.weight_tolerance)).nonzero().squeeze(-1)
+        # One always stays, even if its signal is zero: every rank has to run this forward, and a backward.
         kept = kept if len(kept) else torch.zeros_like(whole[:1], dtype=torch.int64)
         rows, signal = rows[kept], whole[kept]
         masks, predicted = self._masks(
@@ -176,6 +181,7 @@ class WDCE(WeightedObjective):
         )
         cross_entropy = denoising_cross_entropy(log_prob, predicted, scale=self.scale)
         loss = wdce_loss(cross_entropy, signal, planned_rollouts=planned_rollouts)
+        # Not 0, by which a micro-batch without any signal would divide.
         mass = whole.abs().sum().clamp(min=torch.finfo(torch.float32).tiny)
         return loss, {
             "policy/cross_entropy": cross_entropy.detach().mean(),
@@ -184,7 +190,7 @@ class WDCE(WeightedObjective):
         }
 
     def _masks(self, keys: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """What is masked, and at which of those positions the loss is taken."""
+        """Draws what is masked, and says at which of those positions the loss is taken."""
         options: Any = {"length": length, "replicates": self.replicates, "antithetic": self.antithetic}
         if self.block_length is not None:
             return draw_block_masks(keys, block_length=self.block_length, **options)

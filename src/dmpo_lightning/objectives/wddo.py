@@ -1,9 +1,9 @@
-"""Weighted direct discriminative optimisation: the same target, reached through a bounded logistic loss."""
+"""Weighted direct discriminative optimisation: the target of DMPO through a logistic loss, which is bounded below."""
 
 import torch
 from torch import Tensor
 
-from dmpo_lightning.functional import Purpose, draw_masks, elbo, fold_in, wddo_loss
+from dmpo_lightning.functional import Purpose, check_replicates, draw_masks, elbo, fold_in, wddo_loss
 from dmpo_lightning.objectives.base import Diagnostics, MaskedPass, ObjectiveFootprint, Targets
 from dmpo_lightning.objectives.log_rnd import LogProbEstimator
 from dmpo_lightning.objectives.weighted import WeightedObjective, weight_diagnostics
@@ -13,21 +13,23 @@ from dmpo_lightning.samplers.base import Sampler
 
 
 class WDDO(WeightedObjective):
-    """``-[w log sigma(beta D) + log sigma(-beta D)]`` with D = log p_theta - log p_old on common masks; needs no
-    baseline.
+    """Minimises ``-[w log sigma(beta D) + log sigma(-beta D)]`` with D = log p_theta - log p_old (see `wddo_loss`).
+
+    It needs no baseline. D is estimated on masks that are drawn once per buffer, and many passes over one buffer
+    overfit them: use few (``num_iterations``).
 
     Args:
         reward_temperature: alpha, see `WeightedObjective`.
-        beta: inverse temperature of the discriminator, positive; 1 has the target as its minimiser.
-        replicates: maskings of D per rollout, drawn once per buffer; even when antithetic.
+        beta: the inverse temperature of the discriminator, above 0. With 1 the target itself is the minimiser.
+        replicates: the number of maskings of D per rollout. It must be even when ``antithetic`` is true.
         antithetic: draw the maskings in pairs.
         reward_scale: eta, see `WeightedObjective`.
         proximal_coefficient: c, see `WeightedObjective`.
         target_ess: see `WeightedObjective`.
-        log_prob: estimator of log-probs, see `WeightedObjective`.
+        log_prob: the estimator of log-probs, see `WeightedObjective`.
 
     Raises:
-        ValueError: a value outside its range, or two that exclude each other.
+        ValueError: a value is outside its range, or two values exclude each other.
     """
 
     def __init__(
@@ -51,8 +53,7 @@ class WDDO(WeightedObjective):
         )
         if beta <= 0:
             raise ValueError(f"`beta` must be positive, got {beta}.")
-        if replicates < 1 or (antithetic and replicates % 2):
-            raise ValueError(f"`replicates` must be positive, and even when `antithetic` is true, got {replicates}.")
+        check_replicates(replicates, antithetic=antithetic)
         self.beta, self.replicates, self.antithetic = beta, replicates, antithetic
 
     def footprint(
@@ -89,6 +90,10 @@ class WDDO(WeightedObjective):
         return loss, {"policy/log_ratio": log_ratio.detach().mean()}
 
     def _elbo(self, policy: Policy, rows: RolloutRows) -> Tensor:
+        """Estimates log p of the rows under the policy as it is now.
+
+        The keys do not contain the pass over the buffer, so the masks are those on which log p_old was estimated.
+        """
         masks = draw_masks(
             fold_in(rows.keys, Purpose.LOSS),
             length=rows.completion_ids.shape[1],

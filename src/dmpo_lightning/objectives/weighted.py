@@ -1,4 +1,4 @@
-"""Importance weights of a rollout buffer: what WDCE and WDDO share."""
+"""Importance weights of a rollout buffer, which WDCE and WDDO share."""
 
 import torch
 from jaxtyping import Float
@@ -18,18 +18,20 @@ from dmpo_lightning.samplers.base import Sampler
 
 
 class WeightedObjective(Objective):
-    """Holds the target distribution ``p_ref exp(r / alpha) / Z`` and weights rollouts towards it.
+    """Weights rollouts towards the target distribution ``p_ref exp(r / alpha) / Z``. What loss follows is left open.
 
     Args:
-        reward_temperature: alpha. Smaller trusts the reward more; 0 drops the reference and needs ``reward_scale``.
-        reward_scale: eta, only with alpha = 0: weights proportional to exp(eta r).
-        proximal_coefficient: c in (0, 1], the power of the density ratio; 1 aims at the target itself.
-        target_ess: in (0, 1]; chooses c per group as the largest whose effective sample size reaches this share. Not
-            with c.
-        log_prob: how log p_ref - log p_old is estimated; None takes an `ElboEstimator`.
+        reward_temperature: alpha. A smaller one trusts the reward more. 0 drops the reference and needs
+            ``reward_scale``.
+        reward_scale: eta, with alpha = 0 only: weights are proportional to exp(eta r).
+        proximal_coefficient: c in (0, 1], the power to which the density ratio is raised. 1, the default, aims at the
+            target itself.
+        target_ess: chooses c for each group, as the largest whose effective sample size reaches this share, in (0, 1].
+            Not together with c.
+        log_prob: how log p_ref - log p_old is estimated. None takes an `ElboEstimator`.
 
     Raises:
-        ValueError: a value outside its range, or two that exclude each other.
+        ValueError: a value is outside its range, or two values exclude each other.
     """
 
     def __init__(
@@ -81,13 +83,13 @@ class WeightedObjective(Objective):
         return (one,) if self.log_prob.behaviour_is_recorded else (one, one)
 
     def log_rnd(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> Float[Tensor, "batch group"]:
-        """log p_ref - log p_old in nats; zero at alpha = 0, which does not use it."""
+        """Estimates log p_ref - log p_old in nats. It is zero at alpha = 0, where weights do not use it."""
         if self.reward_scale is not None:
             return torch.zeros_like(rollouts.reward)
         return self.log_prob.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)
 
     def coefficient(self, log_rnd: Tensor, reward: Tensor) -> float | Float[Tensor, "batch 1"]:
-        """c, the same for all groups or one per group."""
+        """The proximal coefficient c: one for all groups, or one per group where ``target_ess`` chooses it."""
         if self.target_ess is None:
             return self.proximal_coefficient or 1.0
         return adaptive_proximal_coefficient(
@@ -95,7 +97,7 @@ class WeightedObjective(Objective):
         )
 
     def weights(self, log_rnd: Tensor, reward: Tensor, coefficient: float | Tensor) -> Float[Tensor, "batch group"]:
-        """Mean 1 over each group."""
+        """The importance weights, with mean 1 over each group."""
         if self.reward_scale is not None:
             return reward_weights(reward, reward_scale=self.reward_scale)
         return importance_weights(
@@ -104,7 +106,7 @@ class WeightedObjective(Objective):
 
 
 def weight_diagnostics(weights: Tensor, log_rnd: Tensor, coefficient: float | Tensor) -> Diagnostics:
-    """What tells early that a run goes wrong: effective sample size, spread of log_rnd within groups, c."""
+    """What tells early that a run goes wrong: effective sample size, the spread of log_rnd within groups, and c."""
     return {
         "weight/ess": effective_sample_size(weights).mean(),
         "weight/max": weights.amax(-1).mean(),

@@ -1,4 +1,4 @@
-"""Samplers unmask completions; see `Sampler` for the seam."""
+"""Samplers, which unmask completions. `Sampler` says what one has to provide."""
 
 from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint
 from dmpo_lightning.samplers.confidence import ConfidenceSampler

@@ -1,4 +1,4 @@
-"""What every sampler is."""
+"""What every sampler has to provide, and what it returns."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from dmpo_lightning.policy import Policy
 
 @dataclass
 class Samples:
-    """Completions and how they came about."""
+    """Completions and how they came about, as the denoising steps recorded it."""
 
     completion_ids: Int[Tensor, "rows length"]
     reveal_step: Int[Tensor, "rows length"]
-    """The denoising step that revealed each position, from 0; -1 where an early exit filled it in."""
+    """The denoising step that revealed each position, counted from 0; -1 where an early exit filled in the token."""
     log_prob: Float[Tensor, "rows length"]
-    """Log-probability of each token in the step that revealed it, at the sampling temperature (0 for greedy)."""
+    """The log-prob of each token in the step that revealed it, at the sampling temperature; 0 where that was greedy."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,22 @@ class SamplingFootprint:
 
 
 class Sampler(ABC):
-    """Unmasks completions. Subclasses say in which order; see `RandomOrderSampler` for the shortest.
+    """Unmasks completions. A subclass says in which order; `RandomOrderSampler` is the shortest example.
 
-    Ranks that share sharded weights must run equally many forwards. A sampler whose number of forwards depends on what
-    it samples therefore stops only where ``policy.anywhere(work is left)`` is False, and runs forwards for nothing
-    until then.
+    Ranks that share sharded weights must run equally many forwards, because each forward gathers weights from all of
+    them. A sampler whose number of forwards depends on what it samples therefore asks
+    ``policy.anywhere(work_is_left)`` before it stops, and runs forwards for nothing as long as that is True.
 
     Args:
-        temperature: of the exact categorical draw; 0 takes the most likely token.
-        denoising_steps: forwards per completion; None takes one token per step.
+        temperature: the temperature of the exact categorical draw. 0 takes the most likely token.
+        denoising_steps: the number of forwards per completion. None reveals one token per step.
 
     Raises:
-        ValueError: a negative temperature, fewer than one step.
+        ValueError: the temperature is negative, or there is less than one step.
     """
 
     order_is_independent = False
-    """True where the order of unmasking does not depend on the tokens, so that log p(completion | order) is exact."""
+    """Whether the order of unmasking is independent of the tokens, so that log p(completion | order) is exact."""
 
     def __init__(self, *, temperature: float = 1.0, denoising_steps: int | None = None) -> None:
         if temperature < 0:
@@ -70,19 +70,19 @@ class Sampler(ABC):
         self.denoising_steps = denoising_steps
 
     def validate(self, completion_length: int) -> None:
-        """Raises ValueError where the sampler cannot unmask completions of this length."""
+        """Raises ValueError where the sampler cannot unmask completions of this many tokens."""
         steps = self.denoising_steps
         if steps is not None and steps > completion_length:
             raise ValueError(
-                f"`denoising_steps` must be at most `completion_length`, got {steps} and {completion_length}; use "
-                f"null for one token per step."
+                f"`denoising_steps` must be at most `completion_length`, got {steps} and {completion_length}; "
+                "use null for one token per step."
             )
 
     def validate_policy(self, policy: Policy) -> None:  # noqa: B027  optional hook
-        """Raises ValueError where the sampler needs of the model what it does not have."""
+        """Raises ValueError where the sampler needs something that the policy's model cannot do."""
 
     def num_steps(self, completion_length: int) -> int:
-        """Forwards per completion, at most."""
+        """The number of forwards that a completion takes at most."""
         return self.denoising_steps or completion_length
 
     def footprint(self, completion_length: int) -> SamplingFootprint:
@@ -105,7 +105,11 @@ class Sampler(ABC):
         completion_length: int,
         keys: Int[Tensor, " rows"],
     ) -> Samples:
-        """Completions of ``completion_length`` tokens, one per key; the caller provides eval mode and no_grad."""
+        """Samples one completion of ``completion_length`` tokens per row.
+
+        All randomness comes from the rows' ``keys``, so that a completion does not depend on which other rows there
+        are. The caller provides eval mode and ``no_grad``.
+        """
 
     def diagnostics(self, reveal_step: Int[Tensor, "*rows length"]) -> dict[str, Tensor]:
         """Numbers to log, by name, of completions whose tokens were revealed in these steps. None by itself."""
@@ -117,6 +121,6 @@ class Sampler(ABC):
 
 
 def reveal_counts(places: int, steps: int) -> list[int]:
-    """How many of ``places`` each of ``steps`` steps reveals: as even as can be, the larger ones first."""
+    """How many of ``places`` each of ``steps`` steps reveals: as evenly as possible, and the larger numbers first."""
     share, extra = divmod(places, steps)
     return [share + (step < extra) for step in range(steps)]

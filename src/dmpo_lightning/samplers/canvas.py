@@ -1,4 +1,4 @@
-"""The partly unmasked sequences of one call to `Sampler.sample`."""
+"""The partly unmasked sequences on which one call to `Sampler.sample` works."""
 
 from dataclasses import dataclass
 
@@ -14,24 +14,24 @@ from dmpo_lightning.samplers.draws import Draw
 
 @dataclass(frozen=True)
 class Window:
-    """What a forward computes and attends to, in columns of the canvas (prompt included)."""
+    """What a forward computes and what it attends to, in columns of the canvas, which count from the prompt's first."""
 
     columns: range
-    """Computed; with a cache the others are taken from it."""
+    """The columns that are computed. All others come from the cache."""
     visible: int
-    """Attended to: the columns below."""
+    """The columns below this number are attended to. To the model, the others do not exist."""
 
 
 @dataclass
 class Canvas:
-    """Prompts with their growing completions. Places count from the first token of a completion."""
+    """Prompts with their growing completions. A *place* counts from the first token of a completion."""
 
     policy: Policy
     ids: Int[Tensor, "rows total"]
     attention_mask: Bool[Tensor, "rows total"]
     prompt_length: int
     reveal_step: Int[Tensor, "rows length"]
-    """-1 where nothing was revealed yet."""
+    """The denoising step that revealed each place; -1 where none has yet."""
     log_prob: Float[Tensor, "rows length"]
 
     @classmethod
@@ -48,23 +48,24 @@ class Canvas:
         )
 
     def rows(self, index: Int[Tensor, " selected"]) -> "Canvas":
-        """A copy of some rows."""
+        """A copy of some rows, which can be worked on alone."""
         parts = (self.ids, self.attention_mask), (self.reveal_step, self.log_prob)
         (ids, mask), (step, log_prob) = ([part[index] for part in pair] for pair in parts)
         return Canvas(self.policy, ids, mask, self.prompt_length, step, log_prob)
 
     def put_rows(self, index: Int[Tensor, " selected"], part: "Canvas") -> None:
-        """Writes such a copy back."""
+        """Writes a copy that `rows` made back into the same rows."""
         self.ids[index], self.reveal_step[index], self.log_prob[index] = part.ids, part.reveal_step, part.log_prob
 
     def without_prompt(self) -> "Canvas":
-        """The same completions behind prompts of mask tokens: the condition that guidance moves away from."""
+        """The same completions behind prompts of mask tokens, which is what guidance moves away from."""
         ids = self.ids.clone()
         ids[:, : self.prompt_length] = self.policy.facts.mask_token_id
         return Canvas(self.policy, ids, self.attention_mask, self.prompt_length, self.reveal_step, self.log_prob)
 
     def distinct_prompts(self) -> tuple[Int[Tensor, " distinct"], Int[Tensor, " rows"]] | None:
-        """The first row of each run of equal prompts, and for each row the number of its run; None if all differ."""
+        """The first row of each run of equal prompts, and the number of each row's run; None if every row is a run."""
+        # Neighbours are compared, since the rollouts of one prompt stand in neighbouring rows: no sorting, no hashing.
         prompts = self.ids[:, : self.prompt_length], self.attention_mask[:, : self.prompt_length]
         changes = torch.stack([(part[1:] != part[:-1]).any(1) for part in prompts]).any(0)
         starts = torch.nn.functional.pad(changes, (1, 0), value=True)
@@ -73,7 +74,7 @@ class Canvas:
 
     @property
     def length(self) -> int:
-        """Tokens of a completion."""
+        """The number of tokens of a completion."""
         return self.reveal_step.shape[1]
 
     def logits(
@@ -83,8 +84,12 @@ class Canvas:
         window: Window | None = None,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "*at vocab"]:
-        """Logits at places ``[rows places]`` of each completion, or at pairs of row and place."""
+        """Logits at places ``[rows places]`` of every row, or at pairs of ``rows`` and ``places`` of any shape.
+
+        Without a ``window`` all columns are computed and visible.
+        """
         visible = self.ids.shape[1] if window is None else window.visible
+        # Flat indices count in the part of the canvas that is handed to the model, which is `visible` columns wide.
         if rows is None:
             rows = torch.arange(self.ids.shape[0], device=self.ids.device)[:, None]
         positions = rows * visible + self.prompt_length + places
@@ -93,15 +98,16 @@ class Canvas:
         return self.policy.logits(ids, mask, positions, cache=cache, columns=columns)
 
     def reveal(self, places: Int[Tensor, "rows places"], draw: Draw, step: int) -> None:
-        """Writes drawn tokens at places of each completion."""
+        """Writes tokens that were drawn for some places of every row."""
         self.ids.scatter_(1, places + self.prompt_length, draw.tokens)
         self.reveal_step.scatter_(1, places, step)
         self.log_prob.scatter_(1, places, draw.log_prob)
 
     def reveal_where(self, start: int, chosen: Bool[Tensor, "rows block"], draw: Draw, step: int) -> None:
-        """Writes the chosen ones of tokens drawn at all places of a block."""
+        """Writes the ``chosen`` ones of the tokens that were drawn for all places of the block from ``start`` on."""
         stop = start + chosen.shape[1]
         first = self.prompt_length
+        # Written as a choice over the whole block: picking chosen places out waits for the device to count them.
         for target, value in (
             (self.ids[:, first + start : first + stop], draw.tokens),
             (self.reveal_step[:, start:stop], torch.full_like(draw.tokens, step)),
@@ -110,14 +116,17 @@ class Canvas:
             target.copy_(torch.where(chosen, value, target))
 
     def mask_where(self, start: int, chosen: Bool[Tensor, "rows block"]) -> None:
-        """Masks the chosen places of a block again."""
+        """Masks the ``chosen`` places of the block from ``start`` on again."""
         stop = start + chosen.shape[1]
         first = self.prompt_length
         self.ids[:, first + start : first + stop].masked_fill_(chosen, self.policy.facts.mask_token_id)
         self.reveal_step[:, start:stop].masked_fill_(chosen, -1)
 
     def end_rows(self, start: int) -> Int[Tensor, " going"]:
-        """Fills rows that have an end token before place ``start`` with end tokens from there on; the other rows."""
+        """Fills rows that have an end token before place ``start`` with end tokens from there on.
+
+        Returns the numbers of the rows that go on.
+        """
         ends = torch.tensor(self.policy.facts.end_token_ids, device=self.ids.device)
         completions = self.ids[:, self.prompt_length :]
         over = torch.isin(completions[:, :start], ends).any(1)

@@ -1,5 +1,6 @@
-"""Block-wise unmasking of the most confident tokens first (LLaDA's low-confidence remasking): static, or in parallel as
-far as confidence allows; with and without key/value caches.
+"""Block-wise unmasking of the most confident tokens first, which LLaDA calls low-confidence remasking.
+
+The schedule is static, or parallel as far as confidence allows. Both work with or without caches of keys and values.
 """
 
 from dataclasses import dataclass
@@ -15,37 +16,42 @@ from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint, reveal_counts
 from dmpo_lightning.samplers.canvas import Canvas, Window
 from dmpo_lightning.samplers.draws import Draw, draw_tokens, most_likely, step_uniforms
-from dmpo_lightning.samplers.transfer import above_threshold, best, within_factor
+from dmpo_lightning.samplers.transfer import above_threshold, best, check_parallel, within_factor
 
 Remasking = Literal["low_confidence", "random"]
 CacheMode = Literal["none", "prefix", "dual"]
 
 
 class ConfidenceSampler(Sampler):
-    """Blocks from left to right; in each step every masked position of the block draws a token, and the best are kept.
+    """Unmasks block by block, from left to right, and within a block the most confident tokens first.
 
-    How many are kept: a fixed number (the static schedule), or with ``threshold`` or ``factor`` as many as are sure
-    enough (parallel decoding of Fast-dLLM, arXiv 2505.22618), at least one. ``cache`` approximates: within a block
-    the keys and values of other columns stay as they were in the block's first step.
+    In each step every masked position of the block draws a token, and the best of these are kept. The static schedule
+    keeps a fixed number. With ``threshold`` or ``factor`` as many are kept as are sure enough, and at least one, which
+    is the parallel decoding of Fast-dLLM (arXiv 2505.22618).
+
+    A ``cache`` makes steps cheaper and approximate: within a block, the keys and values of other columns stay as they
+    were in the block's first step.
 
     Args:
-        block_length: positions per block; None takes the whole completion as one block.
-        denoising_steps: over all blocks, split evenly; None takes one token per step. Not with threshold or factor.
-        remasking: ``low_confidence`` keeps the tokens of highest probability, ``random`` keeps random positions.
-        temperature: of the exact categorical draw; 0 takes the most likely token.
+        block_length: the number of positions per block. None takes the whole completion as one block.
+        denoising_steps: the number of steps over all blocks, split evenly among them. None reveals one token per step.
+            Not with ``threshold`` or ``factor``.
+        remasking: ``low_confidence`` keeps the tokens of highest probability, ``random`` those at random positions.
+        temperature: the temperature of the exact categorical draw. 0 takes the most likely token.
         threshold: keep every token of at least this probability, in (0, 1].
-        factor: keep the n most probable tokens as long as (n + 1) (1 - probability) is at most this; positive.
-        cache: ``none``; ``prefix`` computes the block and all after it in each step; ``dual`` the block alone.
+        factor: keep the n most probable tokens as long as (n + 1) (1 - probability) is at most this, above 0.
+        cache: ``none`` computes all columns in each step. ``prefix`` computes the block and all columns after it, and
+            ``dual`` the block alone.
         refresh_window: with ``dual``, this many columns on either side of the block are computed too.
-        suffix_window: only this many positions after the block exist for the model; None keeps all. Changes what is
-            sampled.
-        early_exit: a completion with an end token in a finished block is over: the rest becomes end tokens without
-            being computed. Changes what is sampled.
-        guidance: classifier-free guidance, away from the model without a prompt, as in LLaDA; 0 is none. Not with a
-            cache.
+        suffix_window: only this many positions after the block exist for the model. None keeps all. This changes what
+            is sampled.
+        early_exit: a completion with an end token in a finished block is over, and the rest of it becomes end tokens
+            without being computed. This changes what is sampled.
+        guidance: classifier-free guidance as in LLaDA, away from what the model says without the prompt. 0 is none. Not
+            with a cache.
 
     Raises:
-        ValueError: impossible values or combinations; `validate` checks them against a completion length.
+        ValueError: a value or a combination is impossible. `validate` checks against a completion length.
     """
 
     def __init__(
@@ -70,7 +76,7 @@ class ConfidenceSampler(Sampler):
             raise ValueError(f"`remasking` must be low_confidence or random, got {remasking!r}.")
         if cache not in ("none", "prefix", "dual"):
             raise ValueError(f"`cache` must be none, prefix or dual, got {cache!r}.")
-        _check_parallel(threshold, factor, denoising_steps, remasking)
+        check_parallel(threshold, factor, denoising_steps, remasking)
         if refresh_window < 0 or (refresh_window and cache != "dual"):
             raise ValueError(f"`refresh_window` must be at least 0 and goes with cache: dual, got {refresh_window}.")
         if suffix_window is not None and suffix_window < 0:
@@ -96,9 +102,9 @@ class ConfidenceSampler(Sampler):
         blocks = completion_length // block
         if self.num_steps(completion_length) % blocks:
             raise ValueError(
-                f"`denoising_steps` must be a multiple of the number of blocks, {blocks} (completion_length "
-                f"{completion_length} / "
-                f"block_length {block}), got {self.denoising_steps}; each block takes the same number of steps."
+                f"`denoising_steps` must be a multiple of the number of blocks, {blocks} "
+                f"(completion_length {completion_length} / block_length {block}), got {self.denoising_steps}; "
+                "each block takes the same number of steps."
             )
 
     def footprint(self, completion_length: int) -> SamplingFootprint:
@@ -115,8 +121,8 @@ class ConfidenceSampler(Sampler):
     def validate_policy(self, policy: Policy) -> None:
         if self.cache != "none" and not policy.is_native:
             raise ValueError(
-                f"`cache` {self.cache} needs a native backbone (LLaDA, Dream), got {type(policy.model).__name__}; use "
-                f"cache: none."
+                f"`cache` {self.cache} needs a native backbone (LLaDA, Dream), got {type(policy.model).__name__}; "
+                "use cache: none."
             )
 
     def sample(
@@ -131,14 +137,17 @@ class ConfidenceSampler(Sampler):
         self.validate_policy(policy)
         canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length)
         length = self.block_length or completion_length
-        going = None
+        going = None  # numbers of the rows that are not over; None while that is all of them
         for start in range(0, completion_length, length):
             if going is None:
                 Block(self, canvas, keys, start, length).decode()
             else:
-                at_least_one = going if len(going) else torch.zeros_like(keys[:1])  # for the sake of other ranks
+                # Rows that are over are left out of the forwards. Where all rows of this rank are over but another rank
+                # goes on, row 0 is decoded for nothing: ranks that share weights must run equally many forwards.
+                at_least_one = going if len(going) else torch.zeros_like(keys[:1])
                 part = canvas.rows(at_least_one)
                 Block(self, part, keys[at_least_one], start, length).decode()
+                # Only rows that go on are written back, so that row 0 stays as it was.
                 canvas.put_rows(going, part.rows(going.new_tensor(range(len(going)))))
             if self.early_exit and start + length < completion_length:
                 going = canvas.end_rows(start + length)
@@ -153,7 +162,7 @@ class ConfidenceSampler(Sampler):
 
 @dataclass
 class Block:
-    """One block of one call to `ConfidenceSampler.sample`."""
+    """The decoding of one block, in one call to `ConfidenceSampler.sample`."""
 
     sampler: ConfidenceSampler
     canvas: Canvas
@@ -161,37 +170,52 @@ class Block:
     start: int
     length: int
     kept: KeyValueCache | None = None
+    """Keys and values of all columns, as this block's first step computed them; None without a cache."""
 
     def decode(self) -> None:
-        """Unmasks the block's places."""
+        """Unmasks all of the block's places."""
         if self.sampler.is_static:
             self._decode_static()
         else:
             self._decode_parallel()
 
     def _decode_static(self) -> None:
+        """A fixed number of steps, each of which reveals equally many tokens in every row.
+
+        ``masked`` holds the places that are still masked, ``[rows places]``. It stays a rectangle, so that each step
+        computes the logits of these places alone.
+        """
         steps = self.sampler.num_steps(self.canvas.length) * self.length // self.canvas.length
         masked = self._all_places()
         for step, count in enumerate(reveal_counts(self.length, steps)):
+            # Counted over all blocks, so that no two steps of a completion share their draws.
             key_step = self.start // self.length * steps + step
             draw = self._draw(
                 self._logits_of_all(masked) if step == 0 else self._logits(None, masked), masked, key_step
             )
             ranking = best(self._scores(draw, masked, key_step), masked.shape[1])
+            # The rest goes back to its order from left to right, by which `best` decides between equal scores.
             chosen, rest = ranking[:, :count], ranking[:, count:].sort(dim=1).values
             self.canvas.reveal(masked.gather(1, chosen), draw.at(chosen), key_step)
             masked = masked.gather(1, rest)
 
     def _decode_parallel(self) -> None:
+        """As many steps as the most doubtful row takes; each reveals what is sure enough, in every row at least one.
+
+        Draws are keyed by the number of the step, which counts from the first place of the block. A completion
+        therefore does not depend on how many steps other rows took in this block or in earlier ones.
+        """
         places = self._all_places()
         draw = self._draw(self._logits_of_all(places), places, self.start)
         self._reveal_sure(draw, torch.ones_like(places, dtype=torch.bool), self.start)
         for step in range(self.start + 1, self.start + self.length):
             masked = self.canvas.reveal_step[:, self.start : self.start + self.length] < 0
-            rows, offsets = masked.nonzero(as_tuple=True)  # the one host synchronisation of a step
+            # Rows have different numbers of masked places, so these are listed in pairs of row and place. The list has
+            # to be counted, for which the host waits for the device: once per step, and nothing else in a step waits.
+            rows, offsets = masked.nonzero(as_tuple=True)
             if not self.canvas.policy.anywhere(len(rows) > 0):
                 break
-            if not len(rows):  # other ranks go on, and forwards are run together
+            if not len(rows):  # other ranks go on, and their forwards gather weights from this rank too
                 self._logits(*torch.zeros(2, 1, dtype=torch.long, device=masked.device))
                 continue
             # The logits get no name, which would keep them alive beside those of the next step.
@@ -212,7 +236,11 @@ class Block:
         self.canvas.reveal_where(self.start, chosen, draw, step)
 
     def _logits_of_all(self, places: Int[Tensor, "rows block"]) -> Float[Tensor, "rows block vocab"]:
-        """Logits of the first step; while all completions are blank, rows of equal prompts are computed once."""
+        """Logits of the block's first step, which computes every column and fills the cache, if there is one.
+
+        Before the first token of all, the completions of one prompt are all the same mask tokens. Runs of equal prompts
+        are then computed once, and logits and cache are copied to all of their rows.
+        """
         canvas, window = self.canvas, self._window(first=True)
         shared = canvas.distinct_prompts() if self.start == 0 else None
         if shared is not None:
@@ -227,7 +255,7 @@ class Block:
         return logits[shared[1]]
 
     def _logits(self, rows: Tensor | None, places: Tensor) -> Float[Tensor, "*at vocab"]:
-        """Logits of a later step, at places of every row or at pairs of row and place."""
+        """Logits of a later step, at places of every row, or at pairs of row and place."""
         return self._guided(self.canvas, rows, places, self._window(first=False))
 
     def _guided(
@@ -236,11 +264,17 @@ class Block:
         logits = canvas.logits(places, rows, window, self.kept)
         if not self.sampler.guidance:
             return logits
+        # Banned tokens are minus infinity on both sides, whose difference is NaN; they keep their minus infinity.
         away = logits - canvas.without_prompt().logits(places, rows, window)
         return torch.where(logits.isneginf(), logits, logits + self.sampler.guidance * away)
 
     def _window(self, *, first: bool) -> Window:
-        """All that is visible in the block's first step and without a cache; later what the cache leaves open."""
+        """What a step computes and sees.
+
+        Without a cache, and in the block's first step, that is all visible columns. Later steps compute only what the
+        cache is not to keep: ``prefix`` keeps the columns before the block, ``dual`` those on both sides of it, but for
+        the ``refresh_window`` next to the block.
+        """
         sampler, canvas = self.sampler, self.canvas
         total, start = canvas.ids.shape[1], canvas.prompt_length + self.start
         stop = start + self.length
@@ -263,17 +297,3 @@ class Block:
         if self.sampler.remasking == "low_confidence":
             return draw.confidence
         return uniforms(fold_in(fold_in(self.keys, Purpose.REMASKING), step), self.canvas.length).gather(1, masked)
-
-
-def _check_parallel(threshold: float | None, factor: float | None, steps: int | None, remasking: str) -> None:
-    if threshold is not None and factor is not None:
-        raise ValueError("Set `threshold` or `factor`, not both.")
-    if threshold is not None and not 0 < threshold <= 1:
-        raise ValueError(f"`threshold` must be a probability in (0, 1], got {threshold}.")
-    if factor is not None and factor <= 0:
-        raise ValueError(f"`factor` must be positive, got {factor}.")
-    if (threshold is not None or factor is not None) and (steps is not None or remasking != "low_confidence"):
-        raise ValueError(
-            f"`threshold` and `factor` choose the number of steps and compare confidence; leave out denoising_steps "
-            f"(got {steps}) and use remasking: low_confidence (got {remasking})."
-        )

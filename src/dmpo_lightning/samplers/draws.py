@@ -1,4 +1,4 @@
-"""One candidate token per place: exact, from logits and keyed uniforms."""
+"""Draws one candidate token per place, exactly, from logits and keyed uniforms."""
 
 from dataclasses import dataclass
 
@@ -11,35 +11,38 @@ from dmpo_lightning.functional.randomness import Purpose, fold_in, inverse_cdf, 
 
 @dataclass
 class Draw:
-    """Tokens with their probabilities; of any shape."""
+    """Drawn tokens with their probabilities. All three tensors have the same shape, which may be any."""
 
     tokens: Int[Tensor, "*places"]
     log_prob: Float[Tensor, "*places"]
-    """At the sampling temperature; 0 for greedy."""
+    """The log-prob of the token at the sampling temperature; 0 for a greedy one."""
     confidence: Float[Tensor, "*places"]
-    """Probability of the token at temperature 1, whatever the sampling temperature."""
+    """The probability of the token at temperature 1, whatever the sampling temperature is."""
 
     def at(self, index: Int[Tensor, "rows chosen"]) -> "Draw":
-        """The draws at some places of each row."""
+        """The draws at some places of each row, where this is a grid ``[rows places]``."""
         return Draw(self.tokens.gather(1, index), self.log_prob.gather(1, index), self.confidence.gather(1, index))
 
     def spread(self, masked: Bool[Tensor, "rows block"]) -> "Draw":
-        """Draws made at the masked places of a grid, in order, as a grid; what stands elsewhere means nothing."""
+        """Lays draws, made for the True places of a grid in order, out as that grid. The other places hold zeros."""
         parts = (self.tokens, self.log_prob, self.confidence)
         return Draw(*(part.new_zeros(masked.shape).masked_scatter_(masked, part) for part in parts))
 
 
 def step_uniforms(keys: Int[Tensor, " rows"], step: int, length: int) -> Float[Tensor, "rows length"]:
-    """The uniform of each place of a completion in a denoising step."""
+    """One uniform for each place of a completion, in one denoising step."""
     return uniforms(fold_in(fold_in(keys, Purpose.TOKEN), step), length)
 
 
 def draw_tokens(
     logits: Float[Tensor, "*places vocab"], uniform: Float[Tensor, "*places"], *, temperature: float
 ) -> Draw:
-    """Exact draws from softmax(logits / temperature), one uniform each; temperature 0 takes the most likely token."""
+    """Draws exactly from softmax(logits / temperature) with one uniform each; temperature 0 takes the most likely."""
     if temperature == 0:
         return most_likely(logits)
+    # Passes over the vocabulary are most of a step's work beside the forward. So exponentials are taken in place, and
+    # only those of the drawn tokens are divided by their sum. At temperature 1 one pass serves both the draw and the
+    # confidence; at any other `shifted` is kept for the second.
     shifted = logits - logits.amax(-1, keepdim=True)
     tempered = shifted.exp_() if temperature == 1 else (shifted / temperature).exp_()
     tokens = inverse_cdf(tempered, uniform)
@@ -51,7 +54,7 @@ def draw_tokens(
 
 
 def most_likely(logits: Float[Tensor, "*places vocab"]) -> Draw:
-    """Greedy tokens."""
+    """The most likely token of each place."""
     tokens = logits.argmax(-1)
     confidence = _at(logits.softmax(-1), tokens)
     return Draw(tokens, torch.zeros_like(confidence), confidence)

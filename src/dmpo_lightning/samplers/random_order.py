@@ -14,11 +14,10 @@ from dmpo_lightning.samplers.draws import draw_tokens, step_uniforms
 
 
 class RandomOrderSampler(Sampler):
-    """Reveals positions in a random order that no token influences, over the whole completion.
+    """Reveals the positions of the whole completion in a uniformly random order, which no token influences.
 
-    At T = 1 with one token per step this samples the any-order model exactly, and `trajectory` log_rnd is exact for
-    it at every
-    temperature above 0.
+    At temperature 1 and with one token per step this samples the any-order model exactly. At every temperature above 0,
+    `TrajectoryEstimator` gives exact log-probs for it.
     """
 
     order_is_independent = True

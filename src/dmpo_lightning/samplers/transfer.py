@@ -1,4 +1,8 @@
-"""Which of a block's candidates a denoising step reveals: all rows at once, as boolean grids ``[rows block]``."""
+"""Which of a block's candidates a denoising step reveals.
+
+The rules are computed for all rows at once, as boolean grids ``[rows block]``, where the published code goes through
+the rows one by one.
+"""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -6,17 +10,19 @@ from torch import Tensor
 
 
 def best(scores: Float[Tensor, "rows block"], count: int) -> Int[Tensor, "rows {count}"]:
-    """The ``count`` highest scores of each row, from the highest down; of equal ones the left comes first."""
+    """The places of each row's ``count`` highest scores, from the highest down. Of equal scores the left is first."""
     return scores.argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def above_threshold(
     confidence: Float[Tensor, "rows block"], masked: Bool[Tensor, "rows block"], threshold: float
 ) -> Bool[Tensor, "rows block"]:
-    """Every candidate of at least that confidence, and the best one of each row in any case (Fast-dLLM, arXiv
-    2505.22618).
+    """Chooses every candidate of at least that confidence, and in any case the best one of each row.
+
+    This is the threshold rule of Fast-dLLM (arXiv 2505.22618).
     """
     candidates = confidence.masked_fill(~masked, -torch.inf)
+    # A row without masked places has a best candidate too, by argmax; `& masked` takes it out again.
     surest = torch.zeros_like(masked).scatter_(1, candidates.argmax(1, keepdim=True), True)
     return (surest | (candidates >= threshold)) & masked
 
@@ -24,15 +30,32 @@ def above_threshold(
 def within_factor(
     confidence: Float[Tensor, "rows block"], masked: Bool[Tensor, "rows block"], factor: float
 ) -> Bool[Tensor, "rows block"]:
-    """The n best candidates, n the largest with ``(i + 1) (1 - confidence_i) <= factor`` for each i in 2..n.
+    """Chooses the n best candidates of each row, with n the largest such that each of them is sure enough for n.
 
-    The rule of Fast-dLLM (arXiv 2505.22618), with a peculiarity of its code: where only the last candidate of a row
-    fails, it is revealed as well.
+    The i-th best is sure enough if ``(i + 1) (1 - confidence_i) <= factor``. The best one is taken in any case. This is
+    the factor rule of Fast-dLLM (arXiv 2505.22618), with a peculiarity of its code: where only the last candidate of a
+    row fails, it is revealed as well.
     """
     candidates = confidence.masked_fill(~masked, -torch.inf)
     ordered, order = candidates.sort(dim=1, descending=True, stable=True)
     place = torch.arange(confidence.shape[1], device=confidence.device)
+    # The number that pass in a row from the best on; `place` counts from 0, i of the docstring from 1.
     passes = (ordered >= 1 - factor / (place + 2)) | (place == 0)
     count, total = passes.long().cumprod(1).sum(1), masked.sum(1)
     count = torch.where(count >= total - 1, total, count)
     return torch.zeros_like(masked).scatter_(1, order, place < count[:, None]) & masked
+
+
+def check_parallel(threshold: float | None, factor: float | None, steps: int | None, remasking: str) -> None:
+    """Raises ValueError for rules of parallel decoding that are out of range or do not go together."""
+    if threshold is not None and factor is not None:
+        raise ValueError("Set `threshold` or `factor`, not both.")
+    if threshold is not None and not 0 < threshold <= 1:
+        raise ValueError(f"`threshold` must be a probability in (0, 1], got {threshold}.")
+    if factor is not None and factor <= 0:
+        raise ValueError(f"`factor` must be positive, got {factor}.")
+    if (threshold is not None or factor is not None) and (steps is not None or remasking != "low_confidence"):
+        raise ValueError(
+            f"`threshold` and `factor` choose the number of steps and compare confidence; leave out denoising_steps "
+            f"(got {steps}) and use remasking: low_confidence (got {remasking})."
+        )

@@ -6,31 +6,33 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dmpo_lightning.models.layers import padded_position_ids
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint
 from dmpo_lightning.samplers.canvas import Canvas
 from dmpo_lightning.samplers.draws import draw_tokens, step_uniforms
 
 ACCEPTED_SHARE, FEWEST_CAP, HIGHEST_CAP = 0.7, 5, 20
-"""A step accepts at most this share of a block's masked places, but may always accept 5, and never more than 20."""
+"""A step accepts at most this share of a block's masked places. It may always accept 5, and never more than 20."""
 
 
 class WinoSampler(Sampler):
-    """Blocks from left to right; each step reveals all tokens above a low threshold and masks again what fails a check.
+    """Unmasks block by block; each step reveals all tokens above a low threshold and takes back what fails a check.
 
-    The check is made in the same forward: a *shadow* of each place of the block, a mask token at the same position that
-    sees everything but the token revealed there, gives that token's probability in the light of all others. Fewer
-    tokens are taken back than the step before revealed, so a block takes at most ``block_length`` steps.
+    The check costs no forward of its own. Each place of the block has a *shadow*: a mask token, appended to the
+    sequence, that stands at the same position and sees everything but the token revealed there. Its logits therefore
+    say how likely that token is in the light of all others. Fewer tokens are taken back than the step before revealed,
+    so a block takes at most ``block_length`` steps.
 
     Args:
-        block_length: positions per block; None takes the whole completion as one block.
-        threshold: reveal tokens above this probability, the best one in any case; in (0, 1].
-        verification_threshold: take back tokens whose shadow gives them less; in (0, 1].
-        temperature: of the exact categorical draw; 0 takes the most likely token.
+        block_length: the number of positions per block. None takes the whole completion as one block.
+        threshold: reveal tokens above this probability, and in any case the best one; in (0, 1].
+        verification_threshold: take back tokens to which their shadow gives less than this; in (0, 1].
+        temperature: the temperature of the exact categorical draw. 0 takes the most likely token.
 
     Raises:
-        ValueError: impossible values; at the first call a model that is not native, or shifted (Dream), whose shadows
-            would see the token itself.
+        ValueError: a value is impossible. At the first call: the model is not native, or it is shifted (Dream). There
+            the logits of a token come from the column before it, whose shadow sees the token itself.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class WinoSampler(Sampler):
     def validate_policy(self, policy: Policy) -> None:
         if not policy.is_native or policy.lookback:
             raise ValueError(
-                f"WinoSampler needs a native backbone whose logits stand at their own position (LLaDA), got "
+                "WinoSampler needs a native backbone whose logits stand at their own position (LLaDA), got "
                 f"{type(policy.model).__name__}; use ConfidenceSampler(threshold=...)."
             )
 
@@ -94,7 +96,7 @@ class WinoSampler(Sampler):
 
 @dataclass
 class ShadowedBlock:
-    """One block of one call to `WinoSampler.sample`."""
+    """The decoding of one block, in one call to `WinoSampler.sample`."""
 
     sampler: WinoSampler
     canvas: Canvas
@@ -103,7 +105,7 @@ class ShadowedBlock:
     length: int
 
     def decode(self) -> None:
-        """Unmasks the block's places, in at most as many steps."""
+        """Unmasks all of the block's places, in at most as many steps as it has places."""
         block = slice(self.start, self.start + self.length)
         places = torch.arange(block.start, block.stop, device=self.keys.device).expand(len(self.keys), -1)
         revealed_before = torch.full_like(self.keys, self.length)
@@ -115,6 +117,7 @@ class ShadowedBlock:
             uniform = step_uniforms(self.keys, step, self.canvas.length)[:, block]
             draw = draw_tokens(logits, uniform, temperature=self.sampler.temperature)
             chosen = accepted(draw.confidence, masked, self.sampler.threshold)
+            # Nothing is written yet: what is verified are the tokens that earlier steps revealed.
             verified = self._probability_of_tokens(logits, block)
             del logits  # else they would be alive beside those of the next step
             doubtful = taken_back(
@@ -125,13 +128,14 @@ class ShadowedBlock:
             revealed_before = chosen.sum(1)
 
     def _logits(self, places: Tensor, masked: Tensor) -> Float[Tensor, "rows block vocab"]:
-        """At each masked place itself, and at the shadow of each revealed one."""
+        """Logits at each masked place itself, and for each revealed place at its shadow."""
         canvas, total = self.canvas, self.canvas.ids.shape[1]
         first = canvas.prompt_length + self.start
         shadows = canvas.ids.new_full((len(self.keys), self.length), canvas.policy.facts.mask_token_id)
+        # In columns of the extended sequence, of which the shadows are the last ones.
         columns = torch.where(masked, places + canvas.prompt_length, places - self.start + total)
         rows = torch.arange(len(self.keys), device=self.keys.device)[:, None]
-        position_ids = (canvas.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        position_ids = padded_position_ids(canvas.ids, canvas.attention_mask)
         return canvas.policy.logits(
             torch.cat((canvas.ids, shadows), dim=1),
             shadow_attention(canvas.attention_mask, first, self.length),
@@ -140,7 +144,7 @@ class ShadowedBlock:
         )
 
     def _probability_of_tokens(self, logits: Tensor, block: slice) -> Float[Tensor, "rows block"]:
-        """What the logits give the token that stands at each place; the mask token has none."""
+        """The probability that the logits give to the token that stands at each place; 0 where it is still masked."""
         first = self.canvas.prompt_length
         tokens = self.canvas.ids[:, first + block.start : first + block.stop, None]
         return (logits.gather(-1, tokens).squeeze(-1) - logits.logsumexp(-1)).exp()
@@ -149,8 +153,10 @@ class ShadowedBlock:
 def shadow_attention(
     attention_mask: Bool[Tensor, "rows total"], first: int, length: int
 ) -> Bool[Tensor, "rows extended extended"]:
-    """Who sees whom once the shadows of ``length`` columns from ``first`` on are appended: no column sees a shadow, but
-    each shadow itself; a shadow sees every column except the one that it stands for.
+    """Who sees whom once shadows of the ``length`` columns from ``first`` on are appended, True where seen.
+
+    A shadow sees itself, and every column except the one that it stands for. Nothing else sees a shadow, so that the
+    model's other logits are what they would be without any.
     """
     rows, total = attention_mask.shape
     own = torch.eye(length, dtype=torch.bool, device=attention_mask.device)
@@ -163,8 +169,9 @@ def shadow_attention(
 def accepted(
     confidence: Float[Tensor, "rows block"], masked: Bool[Tensor, "rows block"], threshold: float
 ) -> Bool[Tensor, "rows block"]:
-    """The candidates above the threshold, at least the best one and no more than the step's cap, the best first."""
+    """Chooses the best candidates above the threshold: no more than the step's cap, and in any case the best one."""
     candidates = confidence.masked_fill(~masked, -torch.inf)
+    # In float64, so that the product is cut down to the same whole number as a product of Python numbers.
     cap = (masked.sum(1).double() * ACCEPTED_SHARE).long().clamp(FEWEST_CAP, HIGHEST_CAP)
     count = (candidates > threshold).sum(1).clamp(min=1).minimum(cap)
     return (_ranks(-candidates) < count[:, None]) & masked
@@ -178,8 +185,10 @@ def taken_back(
     *,
     threshold: float,
 ) -> Bool[Tensor, "rows block"]:
-    """Revealed tokens below the threshold, the worst first and fewer than the step before revealed; none in rows that
-    reveal a single token now.
+    """Chooses the revealed tokens whose verified probability is below the threshold, the worst first.
+
+    They are fewer than the step before revealed, which bounds the number of steps. Rows that reveal a single token in
+    this step take none back.
     """
     doubt = verified.masked_fill(masked, torch.inf)
     worst = _ranks(doubt) < (revealed_before - 1)[:, None]
