@@ -122,22 +122,13 @@ class LLaDABlock(GradientCheckpointingLayer):
         at: Tensor | None = None,
     ) -> Tensor:
         """New states of all columns; with ``at`` ``[rows k]`` of these alone, which still attend to the others."""
-        x = take(x, at) + self.attn_out(self._attention(self.attn_norm(x), rotary, key_mask, store, at))
+        h = self.attn_norm(x)
+        mixed = attention(
+            self.q_proj(take(h, at)), self.k_proj(h), self.v_proj(h), self.head_size, rotary, key_mask, store, at
+        )
+        x = take(x, at) + self.attn_out(mixed)
         h = self.ff_norm(x)
         return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
-
-    def _attention(
-        self,
-        h: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        key_mask: Tensor | None,
-        store: Store | None,
-        at: Tensor | None,
-    ) -> Tensor:
-        queries = take(h, at)
-        return attention(
-            self.q_proj(queries), self.k_proj(h), self.v_proj(h), self.head_size, rotary, key_mask, store, at
-        )
 
 
 class LLaDAModel(nn.Module):

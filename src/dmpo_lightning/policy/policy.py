@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dmpo_lightning.distributed.sharding import check_gatherable, gathered, is_zero3
-from dmpo_lightning.models.head import log_probs_of
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.models.loading import TokenFacts, token_facts
+from dmpo_lightning.models.masked_lm import as_predictor
 from dmpo_lightning.models.merging import MergedCopy
 from dmpo_lightning.policy.reference import ReferencePolicy
 
@@ -86,23 +86,21 @@ class Policy(nn.Module):
         columns: range | None = None,
         position_ids: Int[Tensor, "rows length"] | None = None,
     ) -> Float[Tensor, "*at vocab"]:
-        """Float32 logits at flat indices into ``rows x length``; never-occurring ids and the mask token are minus
-        infinity.
+        """Float32 logits at flat indices into ``rows x length``.
 
-        ``positions`` may have any shape; if it is ``[rows k]``, then each row's indices must lie in that row. With a
-        ``cache`` only ``columns`` are computed (all of them at first); the others are attended to as they were when
-        they were computed last. A native backbone also takes an ``attention_mask`` of queries and keys, with
-        ``position_ids``.
+        The mask token, and ids that the tokenizer never produces, have minus infinity. ``positions`` may have any
+        shape. If it is ``[rows k]``, then each row's indices must lie in that row. With a ``cache`` only ``columns``
+        are computed, all of them at first. The others are attended to as they were when they were computed last. A
+        native backbone also takes an ``attention_mask`` of queries and keys, with ``position_ids``.
         """
-        with self._selected(reference) as model:
-            if position_ids is not None:
-                return self._predict(model, ids, attention_mask, positions, position_ids=position_ids).float()
-            if cache is None or columns is None:
-                return self._predict(model, ids, attention_mask, positions).float()
-            start = max(columns.start - self.lookback, 0)
-            part = ids[:, start : columns.stop]
-            inside = positions // ids.shape[1] * part.shape[1] + positions % ids.shape[1] - start
-            return self._predict(model, part, attention_mask, inside, cache=cache, start=start).float()
+        native: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
+        if cache is not None and columns is not None:
+            start, length = max(columns.start - self.lookback, 0), ids.shape[1]
+            ids = ids[:, start : columns.stop]
+            positions = positions // length * ids.shape[1] + positions % length - start
+            native = {"cache": cache, "start": start}
+        with self._predictor(reference) as predict:
+            return predict(ids, attention_mask, positions=positions, logit_bias=self._ban, **native).float()
 
     @property
     def is_native(self) -> bool:
@@ -127,8 +125,8 @@ class Policy(nn.Module):
     ) -> Float[Tensor, "rows replicate length"]:
         """Float32 log-probs of the completion's own tokens, given the prompt and what each replicate leaves unmasked.
 
-        Computed at the masked positions only (or at ``at``, a subset of them); zero everywhere else. ``temperature``
-        divides the logits; 1 is the model itself.
+        They are computed at the masked positions only, or at ``at``, a subset of them, and are zero everywhere else.
+        ``temperature`` divides the logits. At 1 they are the model's own.
         """
         at = masks if at is None else at
         replicates, prompt_length = masks.shape[1], prompt_ids.shape[1]
@@ -138,36 +136,28 @@ class Policy(nn.Module):
         attention_mask = full_attention_mask(prompt_mask.repeat_interleave(replicates, 0), masks.shape[-1])
         flat = torch.nn.functional.pad(at.flatten(0, 1), (prompt_length, 0)).flatten().nonzero().squeeze(-1)
         targets = completion_ids[:, None].expand_as(masks)[at]
-        with self._selected(reference) as model:
-            log_probs = self._predict(model, ids, attention_mask, flat, targets=targets, temperature=temperature)
-        return torch.zeros(masks.shape, dtype=torch.float32, device=masks.device).masked_scatter(at, log_probs.float())
-
-    def _predict(
-        self,
-        model: Any,
-        ids: Tensor,
-        attention_mask: Tensor,
-        positions: Tensor,
-        *,
-        targets: Tensor | None = None,
-        temperature: float = 1.0,
-        **native: Any,
-    ) -> Tensor:
-        """Through the model's own prediction at positions, or from the full logits of any other masked language
-        model. ``native`` goes to native backbones only.
-        """
-        if getattr(model, "predicts_at_positions", False):
-            return model(
+        with self._predictor(reference) as predict:
+            log_probs = predict(
                 ids,
                 attention_mask,
-                positions=positions,
+                positions=flat,
                 targets=targets,
                 logit_bias=self._ban,
                 temperature=temperature,
-                **native,
             )
-        logits = model(input_ids=ids, attention_mask=attention_mask.long()).logits.flatten(0, 1)[positions] + self._ban
-        return logits if targets is None else log_probs_of(logits, targets, temperature)
+        return torch.zeros(masks.shape, dtype=torch.float32, device=masks.device).masked_scatter(at, log_probs.float())
+
+    @contextmanager
+    def _predictor(self, reference: bool) -> Iterator[Any]:
+        """Inside, what to call for the predictions of the policy or of its reference."""
+        if self.before_forward is not None:
+            self.before_forward("reference" if reference else "policy")
+        if reference:
+            with self.reference.of(self.model) as model:
+                yield as_predictor(model)
+        else:
+            merged = self._merged.model if self._samples_merged and self._merged is not None else None
+            yield as_predictor(self.model if merged is None else merged)
 
     def decode(self, completion_ids: Int[Tensor, "rows length"], *, special_tokens: bool = False) -> list[str]:
         """Text of each completion up to its first end token.
@@ -180,20 +170,10 @@ class Policy(nn.Module):
         return self.tokenizer.batch_decode(rows, skip_special_tokens=not special_tokens)
 
     def effective_length(self, completion_ids: Int[Tensor, "rows length"]) -> Int[Tensor, " rows"]:
-        """Tokens before the first end token; the whole length where there is none."""
+        """How many tokens come before the first end token. Where there is none, all of them."""
         ends = torch.isin(completion_ids, torch.tensor(self.facts.end_token_ids, device=completion_ids.device))
         length = completion_ids.shape[-1]
         return torch.where(ends.any(-1), ends.int().argmax(-1), length)
-
-    @contextmanager
-    def _selected(self, reference: bool) -> Iterator[Any]:
-        if self.before_forward is not None:
-            self.before_forward("reference" if reference else "policy")
-        if reference:
-            with self.reference.of(self.model) as model:
-                yield model
-        else:
-            yield self._merged.model if self._samples_merged and self._merged is not None else self.model
 
     def check_mergeable(self) -> None:
         """Raises ValueError where `merged` cannot work."""
@@ -203,9 +183,9 @@ class Policy(nn.Module):
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """Inside, the policy's logits come from a copy of the weights with the adapters merged in, as they are now.
+        """Inside, the policy predicts from a copy of its weights into which the adapters are merged as they are now.
 
-        The model itself is never written to; the reference is as ever.
+        The model itself is never written to, and the reference stays what it is.
         """
         if self._merged is None:
             self._merged = MergedCopy(self.model)
@@ -222,8 +202,9 @@ class Policy(nn.Module):
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Inside, every rank holds all weights, of the reference too, and runs its forwards by itself; but together
-        under ZeRO-3, which compares what its ranks have run.
+        """Inside, every rank holds all weights, of the reference too, and runs its forwards by itself.
+
+        Under ZeRO-3 the ranks still run them together, because it compares what its ranks have run.
         """
         with ExitStack() as stack:
             for model in filter(None, (self.model, self.reference.model)):
@@ -244,7 +225,9 @@ def full_attention_mask(prompt_mask: Bool[Tensor, "rows prompt"], length: int) -
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradient: how completions are sampled and scored. Restores each submodule's own mode."""
+    """Inside, there is eval mode and no gradient, as completions are sampled and scored. Each submodule's own mode is
+    restored behind it.
+    """
     modes = {submodule: submodule.training for submodule in module.modules()}
     module.eval()
     try:
