@@ -1,7 +1,7 @@
 """What an evaluation's report states of the data."""
 
 from dmpo_lightning import GSM8K, MixtureDataModule, SudokuDataModule, Task, TaskDataModule
-from dmpo_lightning.callbacks.evaluation import task_facts
+from dmpo_lightning.callbacks.evaluation_report import task_facts
 from dmpo_lightning.tasks.base import FACTS
 
 

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.callbacks.config import ConfigInCheckpoint
-from dmpo_lightning.callbacks.evaluation import EvaluationReport
+from dmpo_lightning.callbacks.evaluation_report import EvaluationReport
 from dmpo_lightning.checkpoints.folders import newest_readable
 from dmpo_lightning.modules.base import PolicyModule
 

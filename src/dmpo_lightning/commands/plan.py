@@ -12,9 +12,9 @@ from dmpo_lightning.models.lora import LoRA, linear_names, matching_names
 from dmpo_lightning.planning.forwards import Forwards
 from dmpo_lightning.planning.memory import estimate_memory
 from dmpo_lightning.planning.parameters import Architecture, count_parameters, read_architecture
-from dmpo_lightning.planning.report import Plan
+from dmpo_lightning.planning.plan import Plan
 from dmpo_lightning.planning.settings import Settings, read_settings
-from dmpo_lightning.planning.sharding import sharding_of
+from dmpo_lightning.planning.strategy import sharding_of
 
 PUBLISHED_PROMPT_CAP = 200
 """Prompt tokens assumed where nothing says; the cap of the published recipe."""

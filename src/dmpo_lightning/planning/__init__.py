@@ -5,7 +5,7 @@ from dmpo_lightning.planning.memory import Memory, estimate_memory
 from dmpo_lightning.planning.parameters import Architecture, Parameters, count_parameters, read_architecture
 from dmpo_lightning.planning.precision import Precision
 from dmpo_lightning.planning.settings import Settings
-from dmpo_lightning.planning.sharding import Sharding, sharding_of
+from dmpo_lightning.planning.strategy import Sharding, sharding_of
 from dmpo_lightning.planning.workload import Workload
 
 __all__ = [

@@ -6,7 +6,7 @@ from dmpo_lightning.planning.activations import INT64, Activations, Head
 from dmpo_lightning.planning.parameters import Architecture, Parameters, adapted_linears, count_parameters
 from dmpo_lightning.planning.precision import Precision
 from dmpo_lightning.planning.settings import Settings
-from dmpo_lightning.planning.sharding import Sharding
+from dmpo_lightning.planning.strategy import Sharding
 from dmpo_lightning.planning.workload import Workload
 from dmpo_lightning.samplers import SamplingFootprint
 

@@ -6,7 +6,7 @@ from dmpo_lightning.planning.forwards import Forwards
 from dmpo_lightning.planning.memory import GIB, RUNTIME, Memory
 from dmpo_lightning.planning.parameters import Architecture, Parameters
 from dmpo_lightning.planning.settings import Settings
-from dmpo_lightning.planning.sharding import Sharding
+from dmpo_lightning.planning.strategy import Sharding
 
 
 class Plan:
