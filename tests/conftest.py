@@ -19,7 +19,7 @@ CHECKED = (
     "distributed.ranks",
     "evaluation",
     "functional",
-    "models.building",
+    "models.blocks",
     "models.families",
     "models.family",
     "models.head",

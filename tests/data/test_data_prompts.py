@@ -1,3 +1,4 @@
+import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -266,7 +267,8 @@ def test_dropping_every_prompt_is_an_error():
         loader(max_prompt_length=5, on_long_prompt="drop")
 
 
-def test_a_misspelt_way_with_long_prompts_is_an_error_at_construction():
+def test_a_misspelt_way_with_long_prompts_is_an_error_at_construction(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it: annotations are not checked
     with pytest.raises(ValueError, match="`on_long_prompt` must be one of error, drop, got 'dropp'"):
         loader(on_long_prompt="dropp")
 
