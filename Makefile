@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: demo test test-all lint types clean
+.PHONY: demo test test-all gpu gpu-tiny lint types clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -19,6 +19,12 @@ test: .venv/.installed  ## the fast tier
 
 test-all: .venv/.installed  ## everything
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+gpu: .venv/.installed  ## proves and measures on a GPU, in nine minutes
+	$(BIN)/python -m benchmarks.gpu --output runs/gpu $(ARGS)
+
+gpu-tiny: .venv/.installed  ## the same code in small, on a processor
+	$(BIN)/python -m benchmarks.gpu --size tiny --output runs/gpu_tiny $(ARGS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -44,8 +44,14 @@ def sampler(bench: Bench) -> ConfidenceSampler:
     )
 
 
-def planned(bench: Bench, *, n_layers: int | None = None, **changes: Any) -> float:
-    """Bytes of the training phase by `plan`, what stays included."""
+def planned(
+    bench: Bench,
+    *,
+    n_layers: int | None = None,
+    phases: tuple[str, ...] = ("training", "optimizer step"),
+    **changes: Any,
+) -> float:
+    """Bytes at the worst moment of some phases by `plan`, what stays included."""
     size = bench.size
     settings: dict[str, Any] = {
         "model": size.name,
@@ -67,7 +73,7 @@ def planned(bench: Bench, *, n_layers: int | None = None, **changes: Any) -> flo
     }
     architecture = describe(size.config(n_layers=n_layers), name=size.name, dtype=settings["dtype"])
     memory = estimate_memory(Settings(**(settings | changes)), architecture, Sharding("single device"))
-    return memory.resident_total + max(memory.phases[name].peak for name in ("training", "optimizer step"))
+    return memory.resident_total + max(memory.phases[name].peak for name in phases)
 
 
 def workload(bench: Bench) -> Workload:
@@ -204,7 +210,7 @@ class RecordedBuffer:
         yield Figure("whole buffer, dual cache", whole, "s", note=f"the passes' other steps {sum(rest):.1f} s")
         yield Figure("whole buffer, the first", sum(clock.seconds[: clock.per_buffer]), "s")
         if peak:
-            plan = planned(bench)
+            plan = planned(bench, phases=("training", "optimizer step", "sampling", "scoring"))
             yield Figure("peak memory, whole buffer", peak[0] / GIB, "GiB", plan / GIB)
 
     def _module(self) -> DMPO:

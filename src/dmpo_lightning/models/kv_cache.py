@@ -47,10 +47,11 @@ class KeyValueCache:
 
     Args:
         attention_mask: False on left padding. Its width is the number of columns.
+        is_padded: False says that there is no padding. Attention then gets no mask.
     """
 
-    def __init__(self, attention_mask: Bool[Tensor, "rows columns"]) -> None:
-        self.attention_mask = attention_mask
+    def __init__(self, attention_mask: Bool[Tensor, "rows columns"], *, is_padded: bool = True) -> None:
+        self.attention_mask, self.is_padded = attention_mask, is_padded
         self.layers: dict[int, LayerCache] = {}
         self._tables: RotaryTables | None = None
         self._derive()
@@ -75,6 +76,6 @@ class KeyValueCache:
 
     def _derive(self) -> None:
         """Works out what follows from the attention mask, and drops the rotary tables of an earlier one."""
-        self.key_mask = key_padding_mask(self.attention_mask)
+        self.key_mask = key_padding_mask(self.attention_mask) if self.is_padded else None
         self._position_ids = padded_position_ids(self.attention_mask, self.attention_mask)
         self._tables = None

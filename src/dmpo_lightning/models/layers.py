@@ -1,11 +1,13 @@
 """Building blocks that the native backbones share: RMSNorm, rotary positions, padding masks and attention."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class RMSNorm(nn.Module):
@@ -17,8 +19,10 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # The order of the casts is that of the published models; the weights are applied in their own dtype.
-        return self.weight * F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype)
+        # torch computes the mean square of half precision in float32 and casts back, as the published models do by
+        # hand; said in float32 to torch, each half-precision state would be written and read once more. The weights
+        # are applied in their own dtype, behind the cast.
+        return self.weight * F.rms_norm(x, (x.shape[-1],), eps=self.eps)
 
 
 RotaryTables = tuple[Float[Tensor, "rows 1 length size"], Float[Tensor, "rows 1 length size"]]
@@ -44,8 +48,33 @@ def apply_rotary(
 ) -> Float[Tensor, "rows heads length size"]:
     """Rotates queries or keys by their positions, in float32, and casts back."""
     cos, sin = tables
-    wide = x.float()
-    return torch.addcmul(wide * cos, wide.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
+    if x.dtype == cos.dtype:
+        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+    return _HalfPrecisionRotary.apply(x, cos, sin)
+
+
+class _HalfPrecisionRotary(torch.autograd.Function):
+    """The rotation of half-precision states, whose products and sum are made in float32 and rounded once.
+
+    Autograd by itself would round each of the two terms of the gradient before it adds them. A rotation's gradient is
+    the rotation back, by the negated sines, so nothing but the tables needs to be kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(incoming, cos, -sin), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    # Mixed operands are promoted as they are read, so that the states themselves are never copied to float32.
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
 def padded_position_ids(

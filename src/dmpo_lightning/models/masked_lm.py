@@ -21,7 +21,7 @@ class FullLogits:
     def __call__(
         self,
         ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         *,
         positions: Tensor,
         targets: Tensor | None = None,
@@ -29,7 +29,8 @@ class FullLogits:
         temperature: float = 1.0,
     ) -> Tensor:
         """Logits at flat positions, or log-probs of ``targets`` there; see `LLaDAForMaskedDiffusion.forward`."""
-        logits = self.model(input_ids=ids, attention_mask=attention_mask.long()).logits
+        attended = None if attention_mask is None else attention_mask.long()
+        logits = self.model(input_ids=ids, attention_mask=attended).logits
         chosen = logits.flatten(0, 1)[positions] + logit_bias
         return chosen if targets is None else log_probs_of(chosen, targets, temperature)
 

@@ -78,7 +78,7 @@ class Policy(nn.Module):
     def logits(
         self,
         ids: Int[Tensor, "rows length"],
-        attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"],
+        attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None,
         positions: Int[Tensor, "*at"],
         *,
         reference: bool = False,
@@ -90,8 +90,9 @@ class Policy(nn.Module):
 
         The mask token, and ids that the tokenizer never produces, have minus infinity. ``positions`` may have any
         shape. If it is ``[rows k]``, then each row's indices must lie in that row. With a ``cache`` only ``columns``
-        are computed, all of them at first. The others are attended to as they were when they were computed last. A
-        native backbone also takes an ``attention_mask`` of queries and keys, with ``position_ids``.
+        are computed, all of them at first. The others are attended to as they were when they were computed last. No
+        ``attention_mask`` says that nothing is padded. A native backbone also takes one of queries and keys, with
+        ``position_ids``.
         """
         native: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
         if cache is not None and columns is not None:
@@ -133,7 +134,10 @@ class Policy(nn.Module):
         noisy = torch.where(masks, self.facts.mask_token_id, completion_ids[:, None])
         prompt = prompt_ids[:, None].expand(-1, replicates, -1)
         ids = torch.cat((prompt, noisy), dim=-1).flatten(0, 1)
-        attention_mask = full_attention_mask(prompt_mask.repeat_interleave(replicates, 0), masks.shape[-1])
+        # Without padding there is no mask, which the fastest kernels of attention do not take.
+        is_padded = not bool(prompt_mask.all())
+        prompts_mask = prompt_mask.repeat_interleave(replicates, 0)
+        attention_mask = full_attention_mask(prompts_mask, masks.shape[-1]) if is_padded else None
         flat = torch.nn.functional.pad(at.flatten(0, 1), (prompt_length, 0)).flatten().nonzero().squeeze(-1)
         targets = completion_ids[:, None].expand_as(masks)[at]
         with self._predictor(reference) as predict:

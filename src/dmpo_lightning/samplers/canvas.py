@@ -1,6 +1,6 @@
 """The partly unmasked sequences on which one call to `Sampler.sample` works."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,31 @@ class Window:
     """The columns below this number are attended to. To the model, the others do not exist."""
 
 
+@dataclass(frozen=True)
+class PromptRuns:
+    """Rows whose prompts are those of the row before."""
+
+    first: Int[Tensor, " runs"]
+    """The first row of each run of equal prompts."""
+    of_row: Int[Tensor, " rows"]
+    """The number of each row's run."""
+
+
+def prompt_facts(
+    prompt_ids: Int[Tensor, "rows prompt"], prompt_mask: Bool[Tensor, "rows prompt"]
+) -> tuple[PromptRuns | None, bool]:
+    """The runs of equal prompts, None if every row is a run, and whether any prompt is padded."""
+    # Neighbours are compared, since the rollouts of one prompt stand in neighbouring rows: no sorting, no hashing.
+    changes = torch.stack([(part[1:] != part[:-1]).any(1) for part in (prompt_ids, prompt_mask)]).any(0)
+    # Both facts come to the host together, which waits for the device only once.
+    *changed, is_padded = torch.cat((changes, ~prompt_mask.all()[None])).tolist()
+    if all(changed):
+        return None, is_padded
+    first = [0, *(row for row, differs in enumerate(changed, 1) if differs)]
+    of_row = torch.nn.functional.pad(changes, (1, 0)).cumsum(0)
+    return PromptRuns(torch.tensor(first, device=prompt_ids.device), of_row), is_padded
+
+
 @dataclass
 class Canvas:
     """Prompts with their growing completions. A *place* counts from the first token of a completion."""
@@ -29,29 +54,36 @@ class Canvas:
     policy: Policy
     ids: Int[Tensor, "rows total"]
     attention_mask: Bool[Tensor, "rows total"]
+    is_padded: bool
+    """Whether any prompt is. Without padding attention gets no mask, which its fastest kernels do not take."""
     prompt_length: int
     reveal_step: Int[Tensor, "rows length"]
     """The denoising step that revealed each place; -1 where none has yet."""
     log_prob: Float[Tensor, "rows length"]
+    prompt_runs: "PromptRuns | None" = None
+    """Of a blank canvas whose neighbouring rows have prompts in common."""
 
     @classmethod
     def blank(cls, policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, completion_length: int) -> "Canvas":
         """The prompts followed by completions of mask tokens."""
         shape = (prompt_ids.shape[0], completion_length)
+        runs, is_padded = prompt_facts(prompt_ids, prompt_mask)
         return cls(
             policy,
             torch.cat((prompt_ids, prompt_ids.new_full(shape, policy.facts.mask_token_id)), dim=1),
             full_attention_mask(prompt_mask, completion_length),
+            is_padded,
             prompt_ids.shape[1],
             prompt_ids.new_full(shape, -1),
             torch.zeros(shape, dtype=torch.float32, device=prompt_ids.device),
+            runs,
         )
 
     def rows(self, index: Int[Tensor, " selected"]) -> "Canvas":
         """A copy of some rows, which can be worked on alone."""
         parts = (self.ids, self.attention_mask), (self.reveal_step, self.log_prob)
         (ids, mask), (step, log_prob) = ([part[index] for part in pair] for pair in parts)
-        return Canvas(self.policy, ids, mask, self.prompt_length, step, log_prob)
+        return Canvas(self.policy, ids, mask, self.is_padded, self.prompt_length, step, log_prob)
 
     def put_rows(self, index: Int[Tensor, " selected"], part: "Canvas") -> None:
         """Writes a copy that `rows` made back into the same rows."""
@@ -61,16 +93,7 @@ class Canvas:
         """The same completions behind prompts of mask tokens, which is what guidance moves away from."""
         ids = self.ids.clone()
         ids[:, : self.prompt_length] = self.policy.facts.mask_token_id
-        return Canvas(self.policy, ids, self.attention_mask, self.prompt_length, self.reveal_step, self.log_prob)
-
-    def distinct_prompts(self) -> tuple[Int[Tensor, " distinct"], Int[Tensor, " rows"]] | None:
-        """The first row of each run of equal prompts, and the number of each row's run; None if every row is a run."""
-        # Neighbours are compared, since the rollouts of one prompt stand in neighbouring rows: no sorting, no hashing.
-        prompts = self.ids[:, : self.prompt_length], self.attention_mask[:, : self.prompt_length]
-        changes = torch.stack([(part[1:] != part[:-1]).any(1) for part in prompts]).any(0)
-        starts = torch.nn.functional.pad(changes, (1, 0), value=True)
-        first = starts.nonzero().squeeze(1)
-        return None if len(first) == len(starts) else (first, starts.cumsum(0) - 1)
+        return replace(self, ids=ids)
 
     @property
     def length(self) -> int:
@@ -93,7 +116,7 @@ class Canvas:
         if rows is None:
             rows = torch.arange(self.ids.shape[0], device=self.ids.device)[:, None]
         positions = rows * visible + self.prompt_length + places
-        ids, mask = self.ids[:, :visible], self.attention_mask[:, :visible]
+        ids, mask = self.ids[:, :visible], self.attention_mask[:, :visible] if self.is_padded else None
         columns = None if window is None else window.columns
         return self.policy.logits(ids, mask, positions, cache=cache, columns=columns)
 

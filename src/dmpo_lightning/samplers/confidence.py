@@ -242,17 +242,17 @@ class Block:
         are then computed once, and logits and cache are copied to all of their rows.
         """
         canvas, window = self.canvas, self._window(first=True)
-        shared = canvas.distinct_prompts() if self.start == 0 else None
+        shared = canvas.prompt_runs if self.start == 0 else None
         if shared is not None:
-            canvas, places = canvas.rows(shared[0]), places[shared[0]]
+            canvas, places = canvas.rows(shared.first), places[shared.first]
         if self.sampler.cache != "none":
-            self.kept = KeyValueCache(canvas.attention_mask[:, : window.visible])
+            self.kept = KeyValueCache(canvas.attention_mask[:, : window.visible], is_padded=canvas.is_padded)
         logits = self._guided(canvas, None, places, window)
         if shared is None:
             return logits
         if self.kept is not None:
-            self.kept.select(shared[1])
-        return logits[shared[1]]
+            self.kept.select(shared.of_row)
+        return logits[shared.of_row]
 
     def _logits(self, rows: Tensor | None, places: Tensor) -> Float[Tensor, "*at vocab"]:
         """Logits of a later step, at places of every row, or at pairs of row and place."""
