@@ -46,11 +46,11 @@ class ConfigInCheckpoint(SaveConfigCallback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING or KEY not in checkpoint:
             return
-        found = differences(compared(checkpoint[KEY]), compared(self.plain_config))
-        if found:
+        differing = differences(compared(checkpoint[KEY]), compared(self.plain_config))
+        if differing:
             rank_zero_warn(
                 "The checkpoint was written with another configuration; this run's is used (stored -> now):\n"
-                + differences_text(found)
+                + differences_text(differing)
             )
 
 

@@ -54,8 +54,8 @@ def newest_readable(*folders: Path) -> Path | None:
 
     Looks at ``*.ckpt.old`` too, which is left where a job was killed while a folder was being replaced.
     """
-    found = {path for folder in folders for name in ("*.ckpt", "*.ckpt.old") for path in folder.rglob(name)}
-    for path in sorted(filter(Path.exists, found), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    candidates = {path for folder in folders for name in ("*.ckpt", "*.ckpt.old") for path in folder.rglob(name)}
+    for path in sorted(filter(Path.exists, candidates), key=lambda path: path.stat().st_mtime_ns, reverse=True):
         problem = why_unreadable(path)
         if problem is None:
             return path

@@ -128,9 +128,9 @@ def _newest_checkpoint(trainer: Trainer) -> str | None:
     runs = Path((logger and logger.save_dir) or trainer.default_root_dir) / str((logger and logger.name) or "")
     own = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     folders = [runs, *(Path(folder) for folder in own if folder)]
-    found, where = newest_readable(*folders), " and ".join(map(str, folders))
-    rank_zero_info(f"No checkpoint in {where}: starts afresh." if found is None else f"Continues from {found}.")
-    return None if found is None else str(found.absolute())
+    newest, where = newest_readable(*folders), " and ".join(map(str, folders))
+    rank_zero_info(f"No checkpoint in {where}: starts afresh." if newest is None else f"Continues from {newest}.")
+    return None if newest is None else str(newest.absolute())
 
 
 def _constructor_message(error: ValueError) -> str:

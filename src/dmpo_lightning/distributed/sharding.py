@@ -82,7 +82,7 @@ def whole_weights(model: nn.Module, *, trainable_only: bool = True, keep: bool =
     """
     _reshard(model)
     wanted = {id(p): plain_name(n) for n, p in model.named_parameters() if p.requires_grad or not trainable_only}
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
 
     def collect(parameters: Iterable[nn.Parameter]) -> None:
         for parameter in parameters:
@@ -90,14 +90,14 @@ def whole_weights(model: nn.Module, *, trainable_only: bool = True, keep: bool =
                 with _gathered_zero3([parameter]):
                     whole: Any = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
                     if keep:
-                        found[wanted[id(parameter)]] = whole.detach().cpu().clone()
+                        weights[wanted[id(parameter)]] = whole.detach().cpu().clone()
 
     if not _fsdp1_units(model):
         collect(model.parameters())
     for unit in _fsdp1_units(model):
         with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
             collect(_own_parameters(unit))
-    return {name: found[name] for name in wanted.values() if name in found}
+    return {name: weights[name] for name in wanted.values() if name in weights}
 
 
 @contextmanager

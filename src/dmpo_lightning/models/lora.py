@@ -68,14 +68,14 @@ class LoRA:
             return block_linear_names(model)
         names, head = linear_names(model), head_name(model)
         matched = {target: matching_names(target, names, head=head) for target in self.targets}
-        for target, found in matched.items():
-            if not found:
+        for target, layers in matched.items():
+            if not layers:
                 kinds = sorted({name.rpartition(".")[2] for name in names})
                 raise ValueError(
                     f"LoRA target {target!r} matches no linear layer of {type(model).__name__}, which has "
                     f"{', '.join(kinds)}; leave `targets` out to adapt all linear layers of the blocks."
                 )
-        wanted = {name for found in matched.values() for name in found}
+        wanted = {name for layers in matched.values() for name in layers}
         return [name for name in names if name in wanted]
 
 

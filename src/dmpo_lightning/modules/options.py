@@ -56,11 +56,11 @@ def differences(stored: Any, now: Any, *, name: str = "") -> dict[str, tuple[Any
     """What differs, by dotted key, as a pair of the stored and the present value. An absent one counts as None."""
     if _has_parts(stored) and _has_parts(now):
         before, after = _parts(stored), _parts(now)
-        found: dict[str, tuple[Any, Any]] = {}
+        differing: dict[str, tuple[Any, Any]] = {}
         for key in before | after:
             dotted = f"{name}.{key}" if name else str(key)
-            found |= differences(before.get(key), after.get(key), name=dotted)
-        return found
+            differing |= differences(before.get(key), after.get(key), name=dotted)
+        return differing
     return {} if stored == now else {name: (stored, now)}
 
 
@@ -73,9 +73,9 @@ def _parts(value: Any) -> dict[Any, Any]:
     return dict(value) if isinstance(value, Mapping) else dict(enumerate(value))
 
 
-def differences_text(found: Mapping[str, tuple[Any, Any]]) -> str:
+def differences_text(differing: Mapping[str, tuple[Any, Any]]) -> str:
     """One line each."""
-    return "\n".join(f"  {name}: {stored} -> {now}" for name, (stored, now) in found.items())
+    return "\n".join(f"  {name}: {stored} -> {now}" for name, (stored, now) in differing.items())
 
 
 def take_over(
@@ -92,12 +92,12 @@ def take_over(
     ``optimizer`` is anything with ``param_groups``, such as DeepSpeed's wrappers. Learning rates, and what else a
     scheduler moves, become what they would be after ``steps`` optimizer steps of this run's schedule.
     """
-    found = differences(stored, now)
-    if not found:
+    differing = differences(stored, now)
+    if not differing:
         return
     rank_zero_warn(
         "The checkpoint's optimizer and scheduler had other options; this run's are used (stored -> now):\n"
-        + differences_text(found)
+        + differences_text(differing)
     )
     for group, before, after in zip(optimizer.param_groups, stored["optimizer"], now["optimizer"], strict=False):
         _set(group, {name: value for name, value in after.items() if name != "lr" and before.get(name) != value})

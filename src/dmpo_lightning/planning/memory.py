@@ -170,13 +170,13 @@ class _Estimate:
         """
         shape = self.architecture
         largest = max((linear.in_features * linear.out_features for linear in shape.block_linears), default=0)
-        found = {"layer out of 4 bits": 2.0 * largest} if self.settings.quantization else {}
+        parts = {"layer out of 4 bits": 2.0 * largest} if self.settings.quantization else {}
         if self.sharding.gathers:
             outside = shape.total - shape.block_parameters * shape.blocks
             blocks = 3 if backward and self.settings.adapter is None else 2
             width = 2.0 if self.precision.autocast else self.precision.weight
             if self.settings.gather_for_generation and not backward:
-                found["gathered weights"] = width * shape.total * (2 if self.settings.reference_copy else 1)
+                parts["gathered weights"] = width * shape.total * (2 if self.settings.reference_copy else 1)
             else:
                 found["gathered weights"] = width * (outside + blocks * shape.block_parameters)
         return found

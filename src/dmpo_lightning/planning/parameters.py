@@ -185,10 +185,10 @@ def _module_type(module: str) -> str:
 
 
 def _linears(model: nn.Module) -> tuple[Linear, ...]:
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return tuple(
         Linear(name, linear.in_features, linear.out_features, in_block=bool(re.search(r"\.\d+\.", name)))
-        for name, linear in found
+        for name, linear in linears
     )
 
 

@@ -39,13 +39,13 @@ class Plan:
 
     def warnings(self) -> list[str]:
         """What will not work, with what to do about it."""
-        found = [f"{problem} Training will refuse this configuration." for problem in self.settings.problems]
+        problems = [f"{problem} Training will refuse this configuration." for problem in self.settings.problems]
         if not self.fits:
-            found.append(
+            problems.append(
                 f"does not fit: {_in('GiB', self.required)} GiB needed at the peak ({self.memory.worst_phase}), "
                 f"{self.gpu_memory_gb:g} GiB there; {self._remedy()}"
             )
-        return found
+        return problems
 
     def _remedy(self) -> str:
         """The setting that makes the largest term smaller."""

@@ -102,7 +102,7 @@ def read_settings(config: Options, *, prompt_length: int | None = None) -> Setti
     )
 
 
-def instantiate(spec: Any, kind: type[Any]) -> Any:
+def instantiate(spec: Any, wanted: type[Any]) -> Any:
     """An object of a class from its ``class_path`` and ``init_args``, as the command line would make it.
 
     The parser fills in the defaults of nested classes, such as an objective's estimator. An object is returned as it
@@ -111,10 +111,10 @@ def instantiate(spec: Any, kind: type[Any]) -> Any:
     Raises:
         ValueError: what the constructor refuses.
     """
-    if isinstance(spec, kind):
+    if isinstance(spec, wanted):
         return spec
     parser: Any = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=kind)
+    parser.add_argument("--value", type=wanted)
     build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name since jsonargparse 4.49
     return build(parser.parse_object({"value": spec})).value
 

@@ -74,8 +74,8 @@ def _fsdp(key: str, options: dict[str, Any], devices: int, ranks: int) -> Shardi
 
 
 def _deepspeed(key: str, options: dict[str, Any], ranks: int) -> Sharding:
-    found = re.search(r"stage_(\d)", key)
-    stage = int(found[1]) if found else int(options.get("stage", 2))
+    stated = re.search(r"stage_(\d)", key)
+    stage = int(stated[1]) if stated else int(options.get("stage", 2))
     return Sharding(
         f"deepspeed stage {stage}",
         weights=ranks if stage >= 3 else 1,
