@@ -250,6 +250,7 @@ class RolloutBuffer:
 
     def groups_of_next(self, micro_batches: int, group_size: int) -> slice:
         """The whole groups that the next ``micro_batches`` have a part in."""
+        # Micro-batches may cut through a group, but objectives work on whole ones.
         first = self.position % self.micro_batches * self.micro_batch_size
         last = first + micro_batches * self.micro_batch_size - 1
         return slice(first // group_size, last // group_size + 1)

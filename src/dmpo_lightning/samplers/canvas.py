@@ -59,6 +59,7 @@ class Canvas:
 
     def without_prompt(self) -> "Canvas":
         """The same completions behind prompts of mask tokens, which is what guidance moves away from."""
+        # Masked out, not cut off, so that every completion keeps its columns and positions.
         ids = self.ids.clone()
         ids[:, : self.prompt_length] = self.policy.facts.mask_token_id
         return Canvas(self.policy, ids, self.attention_mask, self.prompt_length, self.reveal_step, self.log_prob)

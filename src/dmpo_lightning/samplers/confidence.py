@@ -137,7 +137,7 @@ class ConfidenceSampler(Sampler):
         self.validate_policy(policy)
         canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length)
         length = self.block_length or completion_length
-        going = None  # numbers of the rows that are not over; None while that is all of them
+        going = None  # the rows that are not over; None while that is all of them
         for start in range(0, completion_length, length):
             if going is None:
                 Block(self, canvas, keys, start, length).decode()
@@ -215,7 +215,8 @@ class Block:
             rows, offsets = masked.nonzero(as_tuple=True)
             if not self.canvas.policy.anywhere(len(rows) > 0):
                 break
-            if not len(rows):  # other ranks go on, and their forwards gather weights from this rank too
+            # Other ranks go on, and their forwards gather weights from this rank too.
+            if not len(rows):
                 self._logits(*torch.zeros(2, 1, dtype=torch.long, device=masked.device))
                 continue
             # The logits get no name, which would keep them alive beside those of the next step.
