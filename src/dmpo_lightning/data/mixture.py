@@ -79,6 +79,7 @@ class MixtureDataModule(LightningDataModule):
     def _loader(self, split: Split, batch_size: int) -> "MixturePromptLoader":
         if split not in self._loaders:
             for each in self.datamodules.values():
+                # One model reads all tasks, so their own tokenizers would be wrong.
                 each.tokenizer = self.tokenizer
             loaders = {name: each.make_loader(split, batch_size) for name, each in self.datamodules.items()}
             self._loaders[split] = MixturePromptLoader(loaders, weights=self.weights, batch_size=batch_size)
@@ -124,6 +125,7 @@ class MixturePromptLoader(PromptLoader):
     def _gather(self) -> None:
         """What the loaders kept, as prompt ids of the mixture."""
         starts = accumulate((len(loader.dataset) for loader in self.loaders.values()), initial=0)
+        # `accumulate` ends with the total, where no loader starts.
         kept = zip(self.loaders.items(), starts, strict=False)
         self._by_task = {name: [start + index for index in loader.kept] for (name, loader), start in kept}
         self.kept = [index for indices in self._by_task.values() for index in indices]
@@ -139,6 +141,8 @@ class MixturePromptLoader(PromptLoader):
     def _interleaved(self) -> list[int]:
         """Every prompt once, the tasks spread evenly."""
         places = [
+            # The middle of each prompt's share of its task: tasks of any sizes are then spread over the whole in
+            # proportion.
             ((number + 0.5) / len(indices), index)
             for indices in self._by_task.values()
             for number, index in enumerate(indices)

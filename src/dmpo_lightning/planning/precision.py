@@ -47,6 +47,7 @@ class Precision:
         autocast = name in ("16-mixed", "bf16-mixed", "16", "bf16")
         whole = {"16-true": 2.0, "bf16-true": 2.0, "64-true": 8.0, "64": 8.0}.get(name)
         quantized = quantization is not None
+        # PEFT prepares a quantised model by raising all that is not quantised to float32.
         weight = whole or (4.0 if quantized else _BYTES[dtype])
         return cls(
             weight=weight,
