@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # for tasks and rewards by dotted path; last, so that it hides nothing
+        # For tasks and rewards by dotted path. It comes last, so that it hides nothing.
+        sys.path.append(os.getcwd())
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
     elif arguments[0] == "--version":

@@ -35,7 +35,8 @@ class EvaluationReport(Callback):
     def _report(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING or not isinstance(module, EvaluationModule):
             return
-        directory = Path(trainer.log_dir or trainer.default_root_dir)  # on all ranks: a broadcast
+        # On all ranks, because `log_dir` is a broadcast.
+        directory = Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
         facts = evaluation_facts(trainer, module)
@@ -52,6 +53,7 @@ def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, An
     of_task = task_facts(getattr(trainer, "datamodule", None))
     if module.has_own_reward:
         of_task["rewards"] = module.reward.name
+    # The task may have a check, but a reward of one's own may be without.
     if module.reward.verify is None:
         of_task["verifier"] = None
     samplers, lengths = module.validation_samplers, module.evaluation_lengths

@@ -73,6 +73,7 @@ def merged_configuration(arguments: Sequence[str]) -> dict[str, Any]:
         def instantiate_classes(self) -> None:
             pass
 
+        # Lightning would seed the process here, and say so among what `plan` prints.
         def _set_seed(self) -> None:
             pass
 
@@ -117,10 +118,12 @@ def _stored_adapter(stored: dict[str, Any], architecture: Architecture) -> LoRA:
 
 def _completed(settings: Settings, architecture: Architecture) -> Settings:
     """The settings with what only the model knows: the type of its weights, and its room for a prompt."""
+    # Fresh weights are drawn in float32, whatever the checkpoint's type is (`load_model`).
     automatic = "float32" if settings.random_weights else architecture.dtype
     dtype = automatic if settings.dtype == "auto" else settings.dtype.removeprefix("torch.")
     work, notes = settings.workload, settings.notes
     if not work.prompt_length:
+        # A small model may have less room beside the completion.
         work = replace(work, prompt_length=min(PUBLISHED_PROMPT_CAP, architecture.max_length - work.completion_length))
         notes = (*notes, f"prompts of {work.prompt_length} tokens are assumed; say --prompt_length N if yours differ")
     return replace(settings, dtype=dtype, workload=work, notes=notes)

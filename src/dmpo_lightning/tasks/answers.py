@@ -25,7 +25,8 @@ def first_block(text: str) -> str | None:
 
 def last_block(text: str) -> str | None:
     """As `first_block`, of the last pair of tags. Pairs are read from the left, each behind the one before."""
-    head, closing, _ = text.rpartition("</answer>")  # behind it a search would run to the end for every opening tag
+    # Behind the last closing tag the search would run to the end for every opening one.
+    head, closing, _ = text.rpartition("</answer>")
     blocks = _BLOCK.findall(head + closing)
     return blocks[-1] if blocks else None
 
