@@ -65,6 +65,7 @@ def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, An
         "block": {name: getattr(sampler, "block_length", None) for name, sampler in samplers.items()},
         "sampler": {name: _described(sampler) for name, sampler in samplers.items()},
         "temperature": {name: sampler.temperature for name, sampler in samplers.items()},
+        # May be several, since PEFT keeps adapters in float32 on a base in half precision.
         "dtype": sorted({str(weight.dtype).removeprefix("torch.") for weight in module.policy.model.parameters()}),
         "precision": str(trainer.precision),
         **of_task,
@@ -114,6 +115,7 @@ def table(task: str | dict[str, str] | None, results: list[EvaluationResult]) ->
         row = [f"{name}/{result.sampler}", str(result.length), f"{accuracy:.4f} +- {error:.4f}"]
         row += [f"{result.means.get(prefix + vote, NOTHING)[0]:.4f}" for vote in votes]
         length, truncated = (result.means.get(prefix + measure, NOTHING)[0] for measure in measures)
+        # Throughput is known of all tasks together.
         rows.append([*row, f"{length:.1f}", f"{truncated:.4f}", "" if prefix else f"{result.tokens_per_second:.0f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]

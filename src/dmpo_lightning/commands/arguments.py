@@ -103,7 +103,7 @@ def _load(source: str) -> Any:
 
 
 def _dig(content: Any) -> Any:
-    """The model within a configuration; None where it says nothing of it."""
+    """The model within a configuration, None where it says nothing of it."""
     model = content.get("model") if isinstance(content, dict) else None
     options = (model.get("init_args") or model) if isinstance(model, dict) else {}
     return options.get("model") if isinstance(options, dict) else None

@@ -154,7 +154,7 @@ def tokenizer_source(model: Any) -> Any:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Parses and runs; exits with status 2 and a message on bad configurations."""
+    """Parses and runs. A bad configuration ends it with status 2 and a message."""
     DMPOCLI(
         PolicyModule,
         LightningDataModule,

@@ -17,7 +17,7 @@ from dmpo_lightning.planning.settings import Settings, read_settings
 from dmpo_lightning.planning.sharding import sharding_of
 
 PUBLISHED_PROMPT_CAP = 200
-"""Prompt tokens assumed where nothing says; the cap of the published recipe."""
+"""Prompt tokens assumed where nothing says. It is the cap of the published recipe."""
 
 DESCRIPTION = """\
 Parameters, memory per GPU, forwards per rollout buffer and the size of an optimizer step, for a configuration as
@@ -43,7 +43,7 @@ def make_plan(config: dict[str, Any], *, gpu_memory_gb: float = 80.0, prompt_len
     """The plan of a merged configuration.
 
     Raises:
-        ValueError: nothing can be known about the model, the objective or the strategy; or a value that a constructor
+        ValueError: nothing can be known about the model, the objective or the strategy. A value that a constructor
             refuses.
     """
     settings, architecture = _described(read_settings(config, prompt_length=prompt_length))
@@ -92,7 +92,7 @@ def merged_configuration(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _described(settings: Settings) -> tuple[Settings, Architecture]:
-    """The model of a run; a folder that holds an adapter stands for its base model with that adapter to be trained."""
+    """The model of a run. A folder that holds an adapter stands for its base model with that adapter to be trained."""
     file = Path(settings.model) / "adapter_config.json"
     if not file.is_file():
         return settings, read_architecture(settings.model)

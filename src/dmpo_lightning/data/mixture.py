@@ -36,7 +36,7 @@ class MixtureDataModule(LightningDataModule):
         evaluation_batch_size: prompts per batch in validation, test and prediction.
 
     Raises:
-        ValueError: no task, a name with a slash, weights that do not fit the tasks; and as the datamodules do.
+        ValueError: no task, a name with a slash, weights that do not fit the tasks, and as the datamodules do.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class MixturePromptLoader(PromptLoader):
         batch_size: prompts per batch and rank.
 
     Raises:
-        ValueError: an example that has a key ``task``, or is no mapping; or a weight that leaves a task without a
+        ValueError: an example that has a key ``task``, or is no mapping. A weight that leaves a task without a
             prompt in an epoch (when it starts).
     """
 

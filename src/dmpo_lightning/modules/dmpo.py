@@ -66,7 +66,7 @@ class DMPO(EvaluationModule):
         seed: of rollouts, masks, prompt order and fresh weights. None is 0, or the command line's seed_everything.
 
     Raises:
-        ValueError: settings that do not fit together; at fit start, prompts and Trainer flags that do not fit.
+        ValueError: settings that do not fit together, and at fit start prompts and Trainer flags that do not fit.
 
     Example:
         ```python
@@ -228,6 +228,7 @@ class DMPO(EvaluationModule):
                     iteration=self.buffers_collected,
                     rows_per_forward=self.rows_per_forward,
                 )
+            # In eval mode as the rollouts were sampled. With dropout, log p_old would be that of another policy.
             with self.phase("scoring"), evaluating(self.policy):
                 targets, diagnostics = self.objective.prepare(
                     self.policy, rollouts, rows_per_forward=self._scoring_rows
@@ -249,6 +250,7 @@ class DMPO(EvaluationModule):
     def _log_rollouts(self, scores: Scores, diagnostics: Mapping[str, Tensor]) -> None:
         means = rollout_means(scores, diagnostics)
         self.log_dict(means, batch_size=len(scores.total))
+        # The number of `reward/total` under a short name, for the progress bar alone.
         self.log("reward/mean", means["reward/total"], prog_bar=True, logger=False, batch_size=len(scores.total))
 
     def dump(self) -> Path:

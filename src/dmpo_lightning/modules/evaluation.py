@@ -112,7 +112,7 @@ class EvaluationModule(PolicyModule):
         return self._own_reward is not None
 
     def prompt_limit(self, completion_length: int) -> int | None:
-        """Prompt tokens that the model takes beside a completion; None where the model names no limit."""
+        """Prompt tokens that the model takes beside a completion, None where the model names no limit."""
         limit = self.policy.max_length
         return None if limit is None else limit - completion_length
 

@@ -86,13 +86,13 @@ class SkipNonFiniteSteps(Callback):
 
 
 def gradients_are_finite(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether all gradients are finite; of sharded parameters, those of this rank's parts."""
+    """Whether all gradients are finite. Of sharded parameters these are the gradients of this rank's parts."""
     gradients = [getattr(p.grad, "_local_tensor", p.grad) for p in parameters if p.grad is not None]
     # One total norm waits for the device once, a check of each gradient once per parameter.
     return bool(nn.utils.get_total_norm(gradients).isfinite())
 
 
 def _engine_counts(trainer: Trainer) -> tuple[int, int]:
-    """DeepSpeed's optimizer steps, and how many of them it left out; zero under any other strategy."""
+    """DeepSpeed's optimizer steps, and how many of them it left out. Both are zero under any other strategy."""
     engine = getattr(trainer.strategy, "deepspeed_engine", None)
     return (engine.global_steps, engine.skipped_steps) if engine else (0, 0)

@@ -35,7 +35,7 @@ class LogProbEstimator(ABC):
         """Raises ValueError where the estimate would mean nothing for rollouts of this sampler."""
 
     def footprint(self, *, completion_length: int, sampler: Sampler) -> MaskedPass:
-        """What one estimate of all rollouts asks of the model, for `dmpo-lightning plan`; training does not need it.
+        """What one estimate of all rollouts asks of the model, for `dmpo-lightning plan`. Training does not need it.
 
         Raises:
             ValueError: the estimator does not say.

@@ -32,7 +32,7 @@ from dmpo_lightning.samplers.base import Sampler
 
 BaselineName = Literal["none", "group", "negative", "policy"]
 BaselineFunction = Callable[[Tensor, Tensor, Rollouts], Tensor]
-"""Computes the baseline b from weights, log_rnd and the rollouts; all tensors are ``[batch group]``."""
+"""Computes the baseline b from weights, log_rnd and the rollouts. All tensors are ``[batch group]``."""
 
 
 class WDCE(WeightedObjective):

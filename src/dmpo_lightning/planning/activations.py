@@ -169,7 +169,7 @@ class Head:
         return self._tile(positions)
 
     def forward(self, positions: float) -> float:
-        """Log-probs with gradient; a frozen head also sums up mean weight vectors, which become the gradient."""
+        """Log-probs with gradient. A frozen head also sums up mean weight vectors, which become the gradient."""
         if self.is_learned:
             return self._tile(positions)
         rows = min(positions, chunk_rows(self.vocab_size))

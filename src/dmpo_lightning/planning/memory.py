@@ -131,7 +131,7 @@ class _Estimate:
         return _states(name, self.settings.momentum) * self.trained_width() * count
 
     def rollout_bytes(self) -> float:
-        """Of each completion token the id, reveal step and log-prob; of each prompt token the id and the mask."""
+        """Holds id, reveal step and log-prob of each completion token, and id and mask of each prompt token."""
         if self.work.sampling is None:
             return 0.0
         completion, prompt = self.work.completion_length * (2 * INT64 + 4), self.work.prompt_length * (INT64 + 1)

@@ -34,7 +34,7 @@ class Precision:
     def of(cls, *, dtype: str, trainer: str | int | None, quantization: str | None = None) -> "Precision":
         """What the three settings make of each kind of number.
 
-        A ``*-true`` half precision converts the whole module; otherwise PEFT keeps adapters in float32. Under a
+        A ``*-true`` half precision converts the whole module. Otherwise PEFT keeps adapters in float32. Under a
         quantisation PEFT raises all other weights to float32, and bitsandbytes returns the type it was given. Then
         activations are float32 too, even under autocast, and only ``bf16-true`` makes them small.
 

@@ -69,7 +69,7 @@ class Plan:
         return "shard over more GPUs, or take a larger one"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers; memory in bytes."""
+        """All of it in plain numbers, memory in bytes."""
         work = self.settings.workload
         return {
             "model": self.settings.model,
@@ -102,7 +102,7 @@ class Plan:
         }
 
     def _schedule(self) -> dict[str, float]:
-        """Counts of one rank; only the rollouts and prompts of an optimizer step are those of all ranks."""
+        """Counts of one rank. Only the rollouts and prompts of an optimizer step are those of all ranks."""
         schedule = self.settings.workload.schedule
         return {
             "rollouts_per_buffer": schedule.buffer_rollouts,

@@ -57,8 +57,8 @@ def read_settings(config: Options, *, prompt_length: int | None = None) -> Setti
     """Reads the merged configuration, a plain dictionary in which the parser has filled in all defaults.
 
     Raises:
-        ValueError: the model is not a name, so that nothing can be known about it; a configuration of neither `DMPO`
-            nor `MaskedSFT`; what the constructors of sampler, objective and adapter raise; an objective that does not
+        ValueError: the model is not a name, so that nothing can be known about it. A configuration of neither `DMPO`
+            nor `MaskedSFT`. What the constructors of sampler, objective and adapter raise. An objective that does not
             state its footprint.
     """
     trainer, options, data = config["trainer"], _init_args(config["model"]), _init_args(config.get("data"))
@@ -148,7 +148,7 @@ def _schedule(options: Options, data: Options, notes: list[str], *, accumulation
 
 
 def _rollouts(options: Options, schedule: Schedule, prompt_length: int, problems: list[str]) -> Workload:
-    """The workload of `DMPO`; what it would refuse is added to ``problems``."""
+    """The workload of `DMPO`. What it would refuse is added to ``problems``."""
     length, group_size = int(options["completion_length"]), schedule.group_size
     sampler: Sampler = instantiate(options["sampler"], Sampler)
     objective: Objective = instantiate(options["objective"], Objective)

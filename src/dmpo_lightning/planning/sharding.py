@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sharding:
-    """Over how many ranks weights, gradients and optimizer states are divided; 1 keeps a copy on each.
+    """Over how many ranks weights, gradients and optimizer states are divided. 1 keeps a copy on each.
 
     Args:
         name: of the strategy, for people.

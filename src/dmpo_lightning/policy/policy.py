@@ -48,12 +48,12 @@ class Policy(nn.Module):
         self.facts: TokenFacts = token_facts(model, tokenizer, mask_token_id)
         self.max_length: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         self.anywhere: Callable[[bool], bool] = bool
-        """Whether something holds on any rank; in a single process, on this one. Samplers whose number of forwards
+        """Whether something holds on any rank, or in a single process on this one. Samplers whose number of forwards
         depends on what they sample ask it before they stop: where forwards gather sharded weights, ranks must run
         equally many.
         """
         self.before_forward: Callable[[str], None] | None = None
-        """Called before each forward with ``policy`` or ``reference``; for checks."""
+        """Called before each forward with ``policy`` or ``reference``. It is for checks."""
         self.holds_all_weights = False
         """Whether this is inside `gathered`, so that forwards need no other rank."""
         self._merged: MergedCopy | None = None

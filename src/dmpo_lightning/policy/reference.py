@@ -96,7 +96,7 @@ class ReferencePolicy(nn.Module):
                 parameter.requires_grad_(False)
 
     def has_room(self, network: Any) -> bool:
-        """Whether there is a copy, or an adapter, that `refresh` would write to; or no reference at all."""
+        """Whether there is a copy, or an adapter, that `refresh` would write to, or no reference at all."""
         return not self.is_adapter or ADAPTER in network.peft_config
 
     def equals(self, network: nn.Module) -> bool:

@@ -15,9 +15,9 @@ class Samples:
 
     completion_ids: Int[Tensor, "rows length"]
     reveal_step: Int[Tensor, "rows length"]
-    """The denoising step that revealed each position, counted from 0; -1 where an early exit filled in the token."""
+    """The denoising step that revealed each position, from 0. It is -1 where an early exit filled in the token."""
     log_prob: Float[Tensor, "rows length"]
-    """The log-prob of each token in the step that revealed it, at the sampling temperature; 0 where that was greedy."""
+    """The log-prob of each token in the step that revealed it, at the sampling temperature, 0 where that was greedy."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SamplingFootprint:
 
 
 class Sampler(ABC):
-    """Unmasks completions. A subclass says in which order; `RandomOrderSampler` is the shortest example.
+    """Unmasks completions. A subclass says in which order. `RandomOrderSampler` is the shortest example.
 
     Ranks that share sharded weights must run equally many forwards, because each forward gathers weights from all of
     them. A sampler whose number of forwards depends on what it samples therefore asks

@@ -31,7 +31,7 @@ class Canvas:
     attention_mask: Bool[Tensor, "rows total"]
     prompt_length: int
     reveal_step: Int[Tensor, "rows length"]
-    """The denoising step that revealed each place; -1 where none has yet."""
+    """The denoising step that revealed each place, -1 where none has yet."""
     log_prob: Float[Tensor, "rows length"]
 
     @classmethod
@@ -65,7 +65,7 @@ class Canvas:
         return Canvas(self.policy, ids, self.attention_mask, self.prompt_length, self.reveal_step, self.log_prob)
 
     def distinct_prompts(self) -> tuple[Int[Tensor, " distinct"], Int[Tensor, " rows"]] | None:
-        """The first row of each run of equal prompts, and the number of each row's run; None if every row is a run."""
+        """The first row of each run of equal prompts, and the number of each row's run. None if every row is a run."""
         # Neighbours are compared, since the rollouts of one prompt stand in neighbouring rows: no sorting, no hashing.
         prompts = self.ids[:, : self.prompt_length], self.attention_mask[:, : self.prompt_length]
         changes = torch.stack([(part[1:] != part[:-1]).any(1) for part in prompts]).any(0)

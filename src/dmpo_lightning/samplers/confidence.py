@@ -170,7 +170,7 @@ class Block:
     start: int
     length: int
     kept: KeyValueCache | None = None
-    """Keys and values of all columns, as this block's first step computed them; None without a cache."""
+    """Keys and values of all columns, as this block's first step computed them, None without a cache."""
 
     def decode(self) -> None:
         """Unmasks all of the block's places."""
@@ -200,7 +200,7 @@ class Block:
             masked = masked.gather(1, rest)
 
     def _decode_parallel(self) -> None:
-        """As many steps as the most doubtful row takes; each reveals what is sure enough, in every row at least one.
+        """As many steps as the most doubtful row takes. Each reveals what is sure enough, in every row at least one.
 
         Draws are keyed by the number of the step, which counts from the first place of the block. A completion
         therefore does not depend on how many steps other rows took in this block or in earlier ones.

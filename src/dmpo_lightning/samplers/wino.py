@@ -17,7 +17,7 @@ ACCEPTED_SHARE, FEWEST_CAP, HIGHEST_CAP = 0.7, 5, 20
 
 
 class WinoSampler(Sampler):
-    """Unmasks block by block; each step reveals all tokens above a low threshold and takes back what fails a check.
+    """Unmasks block by block. Each step reveals all tokens above a low threshold and takes back what fails a check.
 
     The check costs no forward of its own. Each place of the block has a *shadow*: a mask token, appended to the
     sequence, that stands at the same position and sees everything but the token revealed there. Its logits therefore
@@ -146,7 +146,7 @@ class ShadowedBlock:
         )
 
     def _probability_of_tokens(self, logits: Tensor, block: slice) -> Float[Tensor, "rows block"]:
-        """The probability that the logits give to the token that stands at each place; 0 where it is still masked."""
+        """The probability that the logits give to the token that stands at each place, 0 where it is still masked."""
         first = self.canvas.prompt_length
         tokens = self.canvas.ids[:, first + block.start : first + block.stop, None]
         return (logits.gather(-1, tokens).squeeze(-1) - logits.logsumexp(-1)).exp()
