@@ -117,8 +117,7 @@ class RunLength:
         """Buffers of the whole run, None without a limit. Each epoch starts with a new one."""
         if self.optimizer_steps is None:
             return None
-        # Buffers do not run on into the next epoch, so whole epochs are counted by themselves and the rest is rounded
-        # up.
+        # No buffer runs on into the next epoch: whole epochs count by themselves, and the rest is rounded up.
         epochs, steps = divmod(self.optimizer_steps, self._steps_per_epoch)
         return epochs * self.buffers_per_epoch - (-steps // self.schedule.optimizer_steps)
 

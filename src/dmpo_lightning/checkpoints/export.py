@@ -67,7 +67,7 @@ def _write_adapter(config: Any, weights: dict[str, torch.Tensor], folder: Path) 
 
     adapter = {name.replace(".default.", "."): value for name, value in weights.items() if ".default." in name}
     save_file(adapter, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    # A copy, because the run's own configuration goes on training. PEFT itself saves adapters with this flag.
+    # A copy, because the network in memory keeps its own. PEFT itself saves adapters with this flag.
     config = copy.copy(config)
     config.inference_mode = True
     config.save_pretrained(str(folder))
@@ -105,8 +105,8 @@ def _write(network: Any, output: Path, *, merge: bool) -> None:
     elif merge:
         network.merge_and_unload().save_pretrained(output)
     else:
-        # Without the adapter of a renewed reference. PEFT would ask the hub for the base to find out whether its
-        # embeddings grew.
+        # Without the adapter of a renewed reference, and without asking the hub whether the base's embeddings grew,
+        # which PEFT does by default.
         network.save_pretrained(output, selected_adapters=["default"], save_embedding_layers=False)
 
 

@@ -81,8 +81,7 @@ def _folder_problem(folder: Path) -> str | None:
             if not path.is_file() or path.stat().st_size != size:
                 return f"{name} is truncated or missing"
         return None
-    # Lightning's own strategies leave no list, so their folders are judged by what is written last. DeepSpeed's is
-    # this.
+    # Lightning's own strategies leave no list, so a folder is judged by what is written last. Here it is DeepSpeed's.
     if (folder / "latest").is_file():
         return None
     if not (folder / ".metadata").is_file():

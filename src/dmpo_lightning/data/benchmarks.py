@@ -272,7 +272,6 @@ class SudokuDataModule(BenchmarkDataModule):
     def _source(self, path: str | None, revision: str | None, on_bad_row: OnBadRow) -> SplitLoader:
         if path is not None:
             return super()._source(path, revision, on_bad_row)
-        # A task of its own that generates. The one of this module gets what it generated as data, with the module's
-        # options.
+        # This task only generates. The module's own gets the puzzles as data, and all other options.
         puzzles = Sudoku(blanks=self.blanks, sizes=self.sizes, seed=self.seed)
         return lambda split: Loaded([dict(example) for example in puzzles.examples(cast("Split", split))])

@@ -98,8 +98,7 @@ class DemonstrationsDataModule(LightningDataModule):
                 f"The completion of row {index} has {len(ids)} tokens with its end token, more than "
                 f"`completion_length` {self.completion_length}; raise it or remove the row."
             )
-        # Filled up behind the end of the turn: a sampler fills a fixed number of places, and the model must learn with
-        # what.
+        # A sampler fills a fixed number of places, so the model must learn with what, behind the end of its turn.
         ids += [eos] * (self.completion_length - len(ids))
         prompt = tokenize_prompt(self.tokenizer, self.task.prompt(example), self.task.prefill)
         return {"prompt": prompt, "completion": ids, "index": index}

@@ -141,8 +141,7 @@ class MixturePromptLoader(PromptLoader):
     def _interleaved(self) -> list[int]:
         """Every prompt once, the tasks spread evenly."""
         places = [
-            # The middle of each prompt's share of its task: tasks of any sizes are then spread over the whole in
-            # proportion.
+            # The middle of a prompt's share of its task, by which tasks of any size are spread evenly over the whole.
             ((number + 0.5) / len(indices), index)
             for indices in self._by_task.values()
             for number, index in enumerate(indices)

@@ -190,8 +190,7 @@ class PromptLoader:
         """
         start = state["handed_out"]
         if (state["repeats"], state["prompts_per_batch"]) != (self.repeats, self._prompts_per_batch):
-            # Rounded up twice. Prompts that were handed out do not come again in this epoch, and in exchange some may
-            # not come.
+            # Rounded up twice: no prompt comes again in this epoch, and in exchange a few may not come in it.
             prompts = -(-start // state["repeats"]) * state["prompts_per_batch"]
             start = -(-prompts // self._prompts_per_batch) * self.repeats
         self._epoch, self._handed_out, self._resume_at = state["epoch"], start, start
@@ -215,8 +214,7 @@ class PromptLoader:
 
     def _batch(self, order: list[int], number: int) -> PromptBatch:
         rank, world_size = own_rank()
-        # Ranks take neighbouring pieces of the same order. Together they use the prompts that one rank with as many
-        # would use.
+        # Ranks take neighbouring pieces of one order. Together they use what a single rank with a larger batch would.
         first = (number * world_size + rank) * self.batch_size
         places = range(first, first + self.batch_size)
         # Filled up from the front, so that every rank has a full batch, and groups and steps keep their sizes.

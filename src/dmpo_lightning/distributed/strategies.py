@@ -30,8 +30,7 @@ class WholeFolders:
         super().save_checkpoint(checkpoint, partial_name(target), storage_options)  # type: ignore[misc]
         self.barrier()
         if self.is_global_zero:
-            # Renamed by one rank, between two barriers: all parts are written by now, and nobody goes on before the
-            # name is there.
+            # All parts are written by now, and behind the next barrier every rank finds the new name.
             complete_folder(partial_name(target), target)
         self.barrier()
 

@@ -65,7 +65,7 @@ def batch_values(scores: Scores, measures: Measures) -> BatchValues:
 
 
 def _task_values(scores: Scores, measures: Measures) -> BatchValues:
-    # A score function that returns a bare number has it as the component `reward`, which then is the total.
+    # A score function that returns a bare number has a component `reward`, which takes the total's place here.
     values = {"reward": scores.total, **scores.components}
     if "accuracy" not in values and scores.accuracy in values:
         values["accuracy"] = values[scores.accuracy]

@@ -223,8 +223,7 @@ class DreamForMaskedDiffusion(PreTrainedModel):
         """Logits or log-probs aligned to positions, with the arguments of `LLaDAForMaskedDiffusion.forward`."""
         length = input_ids.shape[1]
         columns = torch.arange(input_ids.numel(), device=input_ids.device).view_as(input_ids)
-        # All positions are listed as well, because their states are shifted: the first is used twice, the last not at
-        # all.
+        # All positions are listed as well, because their states are shifted: the first counts twice, the last never.
         wanted = columns if positions is None else positions
         # The hidden state one column to the left in the same row; the first column has no left neighbour and, as in the
         # published code, predicts itself.

@@ -149,8 +149,7 @@ class LLaDAModel(nn.Module):
                 "wte": nn.Embedding(vocab_size, config.d_model),
                 "blocks": nn.ModuleList(LLaDABlock(config) for _ in range(config.n_layers)),
                 "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
-                # Called like the last layer of a block, as published. `LoRA` takes care that nobody adapts it by
-                # accident.
+                # Called like the last layer of a block, as published. `LoRA` sees to it that this is no trap.
                 "ff_out": nn.Linear(config.d_model, vocab_size, bias=False),
             }
         )

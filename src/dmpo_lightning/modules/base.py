@@ -122,8 +122,7 @@ class PolicyModule(LightningModule):
             self.policy.anywhere = lambda flag: strategy.reduce_boolean_decision(flag, all=False)
         if isinstance(strategy, DeepSpeedStrategy):
             warnings.filterwarnings("ignore", message=".*`LightningModule.configure_gradient_clipping`.*")
-            # Below stage 3 `state_dict` leaves frozen weights out. At stage 3 DeepSpeed writes its own parts, and has
-            # to be told.
+            # Below stage 3 `state_dict` leaves frozen weights out. At stage 3 DeepSpeed writes parts of its own.
             strategy.exclude_frozen_parameters = strategy.zero_stage_3
             accumulated = self.trainer.accumulate_grad_batches
             if accumulated > 1 and not isinstance(strategy, ZeROStrategy):
@@ -197,7 +196,7 @@ class PolicyModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """As Lightning does it, and by norm under FSDP1 too, where Lightning cannot."""
-        # Each rank holds a part of the gradients. FSDP1's own method takes the norm over all ranks, Lightning refuses.
+        # Each rank holds a part of the gradients. FSDP1's own method takes the norm over all ranks; Lightning refuses.
         if isinstance(self.trainer.strategy, FSDPStrategy) and gradient_clip_val and gradient_clip_algorithm != "value":
             self.policy.model.clip_grad_norm_(gradient_clip_val)
         else:
@@ -235,8 +234,7 @@ class PolicyModule(LightningModule):
         reference.is_refreshed = True
         if REFERENCE_PARTS in checkpoint:
             reference.put_parts(network, checkpoint[REFERENCE_PARTS])
-        # `refresh` has noted that the reference equals the policy, which does not hold for the weights of the
-        # checkpoint.
+        # `refresh` has noted that the reference equals the policy, which the checkpoint's weights need not do.
         reference.announce_update()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

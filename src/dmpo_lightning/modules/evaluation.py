@@ -94,8 +94,7 @@ class EvaluationModule(PolicyModule):
         theirs = _as_reward(getattr(getattr(self.trainer, "datamodule", None), "reward", None))
         own = self._own_reward
         unchecked = own is not None and own.verify is None and own.accuracy == "reward"
-        # The copy is kept: a reward counts its failures over the whole run, and a copy made at each call would forget
-        # them.
+        # The copy is kept, because a reward counts its failures over the whole run, and a new one would forget them.
         if own is not None and unchecked and theirs is not None and theirs.verify is not None:
             self._own_reward = own = own.with_check_of(theirs)
         reward = own or theirs
@@ -205,8 +204,7 @@ class EvaluationModule(PolicyModule):
         return {"records": records}
 
     def _log_results(self, stage: str) -> None:
-        # Each result is a collective operation. Ranks built `_metrics` from the same options, so their order is the
-        # same.
+        # Each result is a collective operation. The order is that of options, which all ranks have in common.
         self.results = [metrics.result(name, length) for (name, length), metrics in self._metrics.items()]
         for result in self.results:
             # A single length, whichever it is, keeps the names short, so that `monitor` reads the same for all of them.

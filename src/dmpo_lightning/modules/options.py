@@ -102,8 +102,8 @@ def take_over(
         "The checkpoint's optimizer and scheduler had other options; this run's are used (stored -> now):\n"
         + differences_text(found)
     )
-    # Options that agree are not touched, since a scheduler may have moved their present values. The learning rate waits
-    # for the schedule below.
+    # Options that agree are not touched: a scheduler may have moved their present values. The learning rate comes last,
+    # with its schedule.
     for group, before, after in zip(optimizer.param_groups, stored["optimizer"], now["optimizer"], strict=False):
         _set(group, {name: value for name, value in after.items() if name != "lr" and before.get(name) != value})
     # The scheduler that Lightning restored is at the right place of an unchanged schedule.

@@ -130,8 +130,7 @@ class Activations:
         width, compute = self.architecture.width, self.precision.compute
         stream = 2 * self.precision.stream * width + compute * width
         stream += 2 * INT64 + 2 * FLOAT32 * self.architecture.head_size
-        # `apply_rotary` holds two products and their sum in float32 at once, and a cast of its input where that is
-        # narrower.
+        # `apply_rotary` holds a product, a rolled copy and the sum in float32, and a cast of an input that is narrower.
         rotation = (3 if compute == FLOAT32 else 4) * FLOAT32 * self.query_width
         attention = compute * (self.query_width + 2 * self.key_width) + rotation
         return stream + max(attention, 3 * compute * self.architecture.mlp_width)

@@ -134,7 +134,7 @@ class Policy(nn.Module):
         """
         at = masks if at is None else at
         replicates, prompt_length = masks.shape[1], prompt_ids.shape[1]
-        # Each replicate becomes a row of its own: flattened here, at the door of the model, and nowhere else.
+        # Each replicate becomes a row of its own here, at the door of the model.
         noisy = torch.where(masks, self.facts.mask_token_id, completion_ids[:, None])
         prompt = prompt_ids[:, None].expand(-1, replicates, -1)
         ids = torch.cat((prompt, noisy), dim=-1).flatten(0, 1)
