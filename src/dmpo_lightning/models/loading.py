@@ -77,7 +77,8 @@ def load_model(
     families()  # registers the native architectures
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if random_weights:
-        with torch.random.fork_rng(devices=[]):  # all ranks draw the same weights, and nobody else's draws move
+        # All ranks draw the same weights, and nobody else's draws move.
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return AutoModelForMaskedLM.from_config(config).to(_dtype(dtype, torch.float32))
     if family_of_model(config.model_type):

@@ -77,7 +77,8 @@ def _boxes(text: str) -> list[str]:
     boxes: list[str] = []
     place = 0
     for match in _BOX.finditer(text):
-        if match.start() < place:  # inside the box before
+        # Inside the box before, whose argument holds it already.
+        if match.start() < place:
             continue
         start = text.index("{", match.start()) + 1
         end = match.end() - 1 if match[1] else closing_brace(text, match.start())
