@@ -1,6 +1,6 @@
 """DMPO for diffusion language models, as a PyTorch Lightning plug-in.
 
-Everything a project usually needs is importable from here; heavy dependencies load on first use.
+Everything a project usually needs is importable from here. Heavy dependencies load on first use.
 """
 
 from importlib import import_module

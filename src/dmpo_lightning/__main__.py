@@ -35,10 +35,11 @@ options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status."""
+    """Runs a command and returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # for tasks and rewards by dotted path; last, so that it hides nothing
+        # For tasks and rewards by dotted path. It comes last, so that it hides nothing.
+        sys.path.append(os.getcwd())
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
     elif arguments[0] == "--version":
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _light(module: str, arguments: Sequence[str]) -> int:
-    """Runs a command that is not the Lightning CLI's; what a user can mend is one line, not a traceback."""
+    """Runs a command that is not the Lightning CLI's. What a user can mend is one line, not a traceback."""
     try:
         import_module(module).run(resolve_arguments(arguments))
     except ValueError as error:
@@ -72,6 +73,7 @@ def _run(arguments: Sequence[str]) -> int:
     except ValueError as error:
         print(f"dmpo-lightning: {error}", file=sys.stderr)
         return 2
+    # It brings torch and Lightning, for which --help need not wait (docs/decisions/028-layout.md).
     from dmpo_lightning.commands.fit import run
 
     run(resolved)

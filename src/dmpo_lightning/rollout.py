@@ -122,13 +122,14 @@ def sample_completions(
 ) -> tuple[Samples, Int[Tensor, "batch group"]]:
     """Samples ``group_size`` completions of each prompt, in eval mode and without gradient.
 
-    At most ``rows_per_forward`` rows are sampled at a time; None samples all at once. Since draws are keyed, the
+    At most ``rows_per_forward`` rows are sampled at a time. None samples all at once. Since draws are keyed, the
     completions do not depend on it.
 
     Returns:
         The completions in one row each, group by group, and their keys.
     """
     keys = row_keys(seed, prompts.prompt_index, group_size=group_size, iteration=iteration)
+    # Rows of one prompt are neighbours, by which samplers find what they need to compute only once.
     prompt_ids = prompts.prompt_ids.repeat_interleave(group_size, 0)
     prompt_mask = prompts.prompt_mask.repeat_interleave(group_size, 0)
     chunk = rows_per_forward or len(prompt_ids)
@@ -250,6 +251,7 @@ class RolloutBuffer:
 
     def groups_of_next(self, micro_batches: int, group_size: int) -> slice:
         """The whole groups that the next ``micro_batches`` have a part in."""
+        # Micro-batches may cut through a group, but objectives work on whole ones.
         first = self.position % self.micro_batches * self.micro_batch_size
         last = first + micro_batches * self.micro_batch_size - 1
         return slice(first // group_size, last // group_size + 1)
@@ -258,6 +260,7 @@ class RolloutBuffer:
         """The state as tensors on the CPU and primitives, which checkpoints can hold without pickled classes."""
         if self.rollouts is None:
             return {"position": 0}
+        # Off the GPU, because ranks gather the states of all of them for a checkpoint (`gather_ranks`).
         state = {"position": self.position, "rollouts": dict(vars(self.rollouts)), "targets": self.targets}
         return _move(state, torch.device("cpu"))
 

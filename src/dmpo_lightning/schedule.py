@@ -34,6 +34,7 @@ class Schedule:
     @property
     def micro_batches(self) -> int:
         """Micro-batches in one pass over the buffer."""
+        # 1 at least: `plan` prints the counts of a configuration that `problem` refuses too, and divides by them.
         return max(1, self.buffer_rollouts // self.micro_batch_size)
 
     @property
@@ -44,6 +45,7 @@ class Schedule:
     @property
     def optimizer_steps(self) -> int:
         """Optimizer steps of one buffer."""
+        # 1 at least, for the same reason.
         return max(1, self.training_steps // self.accumulation)
 
     @property
@@ -58,7 +60,7 @@ class Schedule:
 
     @property
     def problem(self) -> str | None:
-        """What does not divide, with the numbers it concerns; None where all does."""
+        """What does not divide, with the numbers it concerns. None where all does."""
         rollouts = self.buffer_rollouts
         if rollouts % self.micro_batch_size:
             return (
@@ -82,7 +84,7 @@ class RunLength:
         schedule: of one buffer.
         prompts: of the training data.
         batches_per_epoch: training steps of one rank after which the Trainer ends an epoch.
-        max_steps: optimizer steps; None is no limit.
+        max_steps: optimizer steps. None is no limit.
         max_epochs: None is no limit.
     """
 
@@ -100,11 +102,13 @@ class RunLength:
     @property
     def buffers_per_epoch(self) -> int:
         """Buffers of an epoch. The last may be cut, by ``limit_train_batches``."""
+        # Rounded up: a cut buffer has been sampled whole.
         return -(-self.batches_per_epoch // self.schedule.training_steps)
 
     @property
     def optimizer_steps(self) -> int | None:
-        """Optimizer steps of the whole run; None without a limit."""
+        """Optimizer steps of the whole run, None without a limit."""
+        # The Trainer ends at whichever limit comes first.
         limits = [self.max_steps, None if self.max_epochs is None else self.max_epochs * self._steps_per_epoch]
         return min((limit for limit in limits if limit is not None), default=None)
 
@@ -113,6 +117,7 @@ class RunLength:
         """Buffers of the whole run, None without a limit. Each epoch starts with a new one."""
         if self.optimizer_steps is None:
             return None
+        # No buffer runs on into the next epoch: whole epochs count by themselves, and the rest is rounded up.
         epochs, steps = divmod(self.optimizer_steps, self._steps_per_epoch)
         return epochs * self.buffers_per_epoch - (-steps // self.schedule.optimizer_steps)
 

@@ -20,7 +20,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's threads
+# A fork would copy the locks of torch's threads.
+_CONTEXT = multiprocessing.get_context("spawn")
 
 
 class CallError(RuntimeError):
@@ -95,7 +96,8 @@ class WorkerPool:
         with self._lock:
             try:
                 return self._map(calls)
-            except BaseException:  # an interrupt leaves calls under way, whose answers nobody will fetch
+            # An interrupt leaves calls under way, whose answers nobody will fetch.
+            except BaseException:
                 _kill_all(self._workers)
                 raise
 
@@ -156,7 +158,8 @@ class _Worker:
         """Hands over a call. Arguments that cannot be pickled raise here, in the caller's own process."""
         self.call = call
         self.deadline = None if self.time_limit is None else time.monotonic() + self.time_limit
-        with suppress(BrokenPipeError, ConnectionResetError):  # it died; `receive` says so
+        # The worker may have died, which `receive` finds out and says.
+        with suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(calls[call])
 
     def receive(self) -> tuple[int | None, Any]:
@@ -186,7 +189,8 @@ class _Worker:
 
     def kill(self) -> None:
         """Ends the process and what it started."""
-        if self.is_ready:  # it leads a process group of its own by then
+        # By then it leads a process group of its own.
+        if self.is_ready:
             assert self.process.pid is not None
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -207,8 +211,10 @@ def _serve(
     time_limit: float | None,
 ) -> None:
     """The life of a worker: arguments in, JSON out, until the parent is gone."""
-    os.setsid()  # an interrupt from the keyboard is for the parent alone
-    multiprocessing.current_process().daemon = False  # else a function with a pool of its own could not start it
+    # An interrupt from the keyboard is for the parent alone.
+    os.setsid()
+    # Else a function with a pool of its own could not start it.
+    multiprocessing.current_process().daemon = False
     threading.Thread(target=_end_with_parent, daemon=True).start()
     connection.send_bytes(_answer(initializer or bool, tuple))
     while True:
@@ -223,14 +229,16 @@ def _answer(
         if time_limit is not None:
             _limit_processor_time(time_limit)
         return json.dumps({"value": function(*arguments)}).encode()
-    except Exception as error:  # whatever a foreign function raises is for the parent to count
+    # Whatever a foreign function raises is for the parent to count.
+    except Exception as error:
         return json.dumps({"error": f"{type(error).__name__}: {error}"}).encode()
 
 
 def _received(receive: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
     try:
         return receive()
-    except EOFError:  # the parent closed its end
+    # The parent has closed its end.
+    except EOFError:
         sys.exit()
 
 

@@ -58,21 +58,25 @@ class BeforeAfterReport(Callback):
         self._started: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A resumed run knows it from its first part, and its weights are not the base's any more.
         if not self.before:
             self.before = self._evaluate(trainer, pl_module, list(self.samplers))
+        # Moved back by what the run took before it was resumed.
         self._started = time.perf_counter() - self.seconds
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = {
             name: float(trainer.callback_metrics[name]) for name in self.curve_names if name in trainer.callback_metrics
         }
+        # The sanity check sees a few batches, before training starts.
         if values and not trainer.sanity_checking:
             self.curve.append({"step": float(trainer.global_step), **values})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds = self._seconds_by_now()
         self.after = self._evaluate(trainer, pl_module, [self.sampled, self.greedy])
-        directory = Path(trainer.log_dir or trainer.default_root_dir)  # on all ranks: a broadcast
+        # On all ranks, because `log_dir` is a broadcast.
+        directory = Path(trainer.log_dir or trainer.default_root_dir)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._write(directory, pl_module)
 
@@ -93,6 +97,7 @@ class BeforeAfterReport(Callback):
         loader = data.test_dataloader()
         metrics = {name: EvaluationMetrics(module.device) for name in names}
         for host_batch in islice(loader, _batch_limit(trainer, len(loader))):
+            # Lightning moves the batches of its own loops only.
             batch = host_batch.to(module.device)
             for name in names:
                 metrics[name].update(module.evaluate_batch(batch, self.samplers[name]))
@@ -153,6 +158,7 @@ def draw_curve(
     curve: list[dict[str, float]], before: Mapping[str, Result], baselines: Mapping[str, str], path: Path
 ) -> None:
     """Validation metrics over optimizer steps, and the base's test accuracy as dashed lines."""
+    # Slow to import, and needed once in a run (docs/decisions/006-matplotlib.md).
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")

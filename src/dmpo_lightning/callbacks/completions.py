@@ -64,9 +64,11 @@ class CompletionWriter(Callback):
     def _start(self, trainer: Trainer, module: LightningModule) -> None:
         """Empties the rank's file, unless this run writes none."""
         self._file = None
+        # Each validation while fitting would begin the file anew.
         writes = trainer.state.fn != TrainerFn.FITTING and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if not writes or not isinstance(module, EvaluationModule):
             return
+        # On all ranks, because `log_dir` is a broadcast (docs/decisions/016-equal-forwards.md).
         self._file = Path(trainer.log_dir or trainer.default_root_dir) / self.path
         ranks = range(trainer.world_size)
         name = "{0.stem}.rank{1}{0.suffix}" if len(ranks) > 1 else "{0.name}"
@@ -77,12 +79,14 @@ class CompletionWriter(Callback):
 
     def _append(self, trainer: Trainer, outputs: dict[str, Any]) -> None:
         if self._file is not None:
+            # Closed after each batch, so that what an interrupted run leaves can be read.
             with self._parts[trainer.global_rank].open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in outputs["records"])
 
     def _finish(self, trainer: Trainer) -> None:
         if self._file is None:
             return
+        # Rank 0 is about to read what the others write.
         trainer.strategy.barrier("completions")
         if trainer.is_global_zero:
             merge(self._parts, self._file)
@@ -99,5 +103,6 @@ def merge(parts: Sequence[Path], into: Path) -> None:
     whole.write_text("".join(sorted(lines, key=lambda line: json.loads(line)["index"])), encoding="utf-8")
     whole.replace(into)
     for part in present:
+        # A single rank writes to the file itself.
         if part != into:
             part.unlink()

@@ -35,7 +35,8 @@ class EvaluationReport(Callback):
     def _report(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING or not isinstance(module, EvaluationModule):
             return
-        directory = Path(trainer.log_dir or trainer.default_root_dir)  # on all ranks: a broadcast
+        # On all ranks, because `log_dir` is a broadcast.
+        directory = Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
         facts = evaluation_facts(trainer, module)
@@ -52,6 +53,7 @@ def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, An
     of_task = task_facts(getattr(trainer, "datamodule", None))
     if module.has_own_reward:
         of_task["rewards"] = module.reward.name
+    # The task may have a check, but a reward of one's own may be without.
     if module.reward.verify is None:
         of_task["verifier"] = None
     samplers, lengths = module.validation_samplers, module.evaluation_lengths
@@ -63,6 +65,7 @@ def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, An
         "block": {name: getattr(sampler, "block_length", None) for name, sampler in samplers.items()},
         "sampler": {name: _described(sampler) for name, sampler in samplers.items()},
         "temperature": {name: sampler.temperature for name, sampler in samplers.items()},
+        # May be several, since PEFT keeps adapters in float32 on a base in half precision.
         "dtype": sorted({str(weight.dtype).removeprefix("torch.") for weight in module.policy.model.parameters()}),
         "precision": str(trainer.precision),
         **of_task,
@@ -112,6 +115,7 @@ def table(task: str | dict[str, str] | None, results: list[EvaluationResult]) ->
         row = [f"{name}/{result.sampler}", str(result.length), f"{accuracy:.4f} +- {error:.4f}"]
         row += [f"{result.means.get(prefix + vote, NOTHING)[0]:.4f}" for vote in votes]
         length, truncated = (result.means.get(prefix + measure, NOTHING)[0] for measure in measures)
+        # Throughput is known of all tasks together.
         rows.append([*row, f"{length:.1f}", f"{truncated:.4f}", "" if prefix else f"{result.tokens_per_second:.0f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]

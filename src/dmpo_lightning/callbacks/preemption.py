@@ -67,6 +67,7 @@ class Preemption(Callback):
             self._previous = {each: signal.signal(each, self._note) for each in self.signals}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        # Only noted: a handler may run in the middle of a step, of which no checkpoint can be continued.
         self.received = number
 
     def on_train_batch_end(
@@ -87,13 +88,17 @@ class Preemption(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         in_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        # A validation may fall between two micro-batches, where there are gradients that no checkpoint holds.
         if in_training and not is_accumulating(trainer):
             self._leave_if_told(trainer, validation_is_due=True)
 
     def _leave_if_told(self, trainer: Trainer, *, validation_is_due: bool) -> None:
+        # All ranks ask at the same step, because the signal may have reached one of them only.
         if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             return
+        # Ranks may have been sent different signals, and exit with the same one.
         received = max(number or 0 for number in gather_ranks(self.received))
+        # The checkpoint of the last time says all there is, the open validation included.
         if self._validates_again:
             rank_zero_info(f"Left after signal {received}, in the validation that the checkpoint had left open.")
         else:
@@ -138,9 +143,11 @@ def _requeue(trainer: Trainer, received: int) -> None:
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
         return
+    # After any other signal SLURM itself decides what becomes of the job.
     if received != (environment.requeue_signal or signal.SIGUSR1):
         return
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    # A task of a job array is put back by itself and not with the whole array.
     job = os.environ["SLURM_JOB_ID"] if array is None else f"{array}_{task}"
     command = ["scontrol", "requeue", job]
     try:

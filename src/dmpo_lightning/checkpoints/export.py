@@ -39,6 +39,7 @@ def export_checkpoint(
         raise ValueError("An adapter on random weights has no base to be found again; write the model with --merge.")
     # Trained in 4 bits or checkpointed, an exported model is neither.
     network = replace(backbone, quantization=None, gradient_checkpointing=False).build(seed=saved["seed"])
+    # Refused before anything is written.
     _refuse_other_weights(Path(output), adapter=hasattr(network, "peft_config") and not merge)
     count = _load_trained(network, saved["state_dict"])
     _write(network, Path(output), merge=merge)
@@ -66,6 +67,7 @@ def _write_adapter(config: Any, weights: dict[str, torch.Tensor], folder: Path) 
 
     adapter = {name.replace(".default.", "."): value for name, value in weights.items() if ".default." in name}
     save_file(adapter, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    # A copy, because the network in memory keeps its own. PEFT itself saves adapters with this flag.
     config = copy.copy(config)
     config.inference_mode = True
     config.save_pretrained(str(folder))
@@ -81,6 +83,7 @@ def _refuse_other_weights(output: Path, *, adapter: bool) -> None:
 
 def _load_trained(network: nn.Module, state: dict[str, torch.Tensor]) -> int:
     trained = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    # The adapter of a renewed reference is in checkpoints, but it is not what was trained.
     trained = {name: value for name, value in trained.items() if ".reference." not in name}
     expected = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
     odd = sorted(name for name in trained | expected if expected.get(name) != getattr(trained.get(name), "shape", None))
@@ -89,6 +92,7 @@ def _load_trained(network: nn.Module, state: dict[str, torch.Tensor]) -> int:
             f"The checkpoint holds {len(trained)} trained tensors, the model has {len(expected)}; they differ in "
             f"{odd[0]!r} and {len(odd) - 1} more. Is `model` the base that was trained?"
         )
+    # Frozen weights are in no checkpoint. They came with the base.
     network.load_state_dict(trained, strict=False)
     return len(trained)
 
@@ -101,6 +105,8 @@ def _write(network: Any, output: Path, *, merge: bool) -> None:
     elif merge:
         network.merge_and_unload().save_pretrained(output)
     else:
+        # Without the adapter of a renewed reference, and without asking the hub whether the base's embeddings grew,
+        # which PEFT does by default.
         network.save_pretrained(output, selected_adapters=["default"], save_embedding_layers=False)
 
 
@@ -114,6 +120,7 @@ def _verify(network: Any, output: Path, *, merge: bool) -> None:
         whole = network.get_base_model() if merge else network
         # Tied weights share their memory and are written once.
         expected = len({value.data_ptr() for value in whole.state_dict().values()})
+    # Large models are written in several files.
     written = 0
     for file in output.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:

@@ -27,6 +27,7 @@ def complete_folder(partial: Path, target: Path) -> None:
         sizes = {str(path.relative_to(partial)): path.stat().st_size for path in _files(partial)}
         (partial / SIZES).write_text(json.dumps(sizes))
     _flush(partial)
+    # Renaming replaces neither a link (`save_last: link`) nor a file by a folder.
     if target.is_symlink() or (target.is_file() and partial.is_dir()):
         target.unlink()
     old = target.with_name(f"{target.name}.old")
@@ -55,6 +56,7 @@ def newest_readable(*folders: Path) -> Path | None:
     Looks at ``*.ckpt.old`` too, which is left where a job was killed while a folder was being replaced.
     """
     candidates = {path for folder in folders for name in ("*.ckpt", "*.ckpt.old") for path in folder.rglob(name)}
+    # A link may lead to what is no longer there, and has no time to sort by.
     for path in sorted(filter(Path.exists, candidates), key=lambda path: path.stat().st_mtime_ns, reverse=True):
         problem = why_unreadable(path)
         if problem is None:
@@ -79,11 +81,13 @@ def _folder_problem(folder: Path) -> str | None:
             if not path.is_file() or path.stat().st_size != size:
                 return f"{name} is truncated or missing"
         return None
-    if (folder / "latest").is_file():  # DeepSpeed writes it last
+    # Lightning's own strategies leave no list, so a folder is judged by what is written last. Here it is DeepSpeed's.
+    if (folder / "latest").is_file():
         return None
     if not (folder / ".metadata").is_file():
         return "the folder has no .metadata"
-    return _file_problem(folder / "meta.pt")  # what Lightning writes last
+    # Lightning writes this one behind the parts of FSDP.
+    return _file_problem(folder / "meta.pt")
 
 
 def _file_problem(path: Path) -> str | None:

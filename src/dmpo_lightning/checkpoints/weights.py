@@ -19,6 +19,7 @@ def read_weights(checkpoint: str | Path) -> dict[str, Any]:
     """
     path = Path(checkpoint)
     readers = {"latest": _deepspeed, "meta.pt": _torch_folder}
+    # Each strategy leaves a file that no other one writes.
     reader = next((read for name, read in readers.items() if (path / name).is_file()), _file)
     try:
         saved = reader(path)
@@ -52,6 +53,7 @@ def _torch_folder(path: Path) -> dict[str, Any]:
         if top in ("state_dict", "model") and isinstance(facts, TensorStorageMetadata):
             weights[name] = torch.empty(facts.size, dtype=facts.properties.dtype)
             saved.setdefault("state_dict", {})[rest] = weights[name]
+    # Reads into the empty tensors, which are whole, whatever number of ranks has written the parts.
     load(weights, checkpoint_id=path)
     return saved
 

@@ -42,6 +42,7 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, list[str
         option, equals, value = argument.partition("=")
         if argument.startswith("-") and equals:
             yield option, value, [argument]
+        # A single dash may begin a value, such as -1.
         elif argument.startswith("-") and rest and not rest[0].startswith("--"):
             yield argument, rest[0], [argument, rest.pop(0)]
         else:
@@ -59,22 +60,26 @@ class _ModelMerger:
         content = _load(source)
         given = _dig(content)
         if isinstance(given, str) and _is_backbone(self.model):
+            # The parser takes the name in either place. From both it moves among the options of the Backbone.
             content["model"].setdefault("init_args", {}).pop("model", None)
             content["model"].pop("model", None)
             content["model"]["init_args"]["model"] = {"model": given}
             return [f"--config={json.dumps(content)}"]
+        # Else the parser would put the options in the place of the name, which would be lost.
         arguments = self._promoted() if _is_backbone(given) else []
         self.model = self.model if given is None else given
         return [*arguments, f"--config={source}"]
 
     def option(self, option: str, value: str) -> list[str]:
         """The arguments for one option."""
+        # A mapping is the options of a Backbone, any other value a name.
         if option in MODEL_OPTIONS and not value.lstrip().startswith("{"):
             if _is_backbone(self.model):
                 return [f"{option}.model={value}"]
             self.model = value
         inside = next((option[len(name) + 1 :] for name in MODEL_OPTIONS if option.startswith(f"{name}.")), None)
         arguments = self._promoted() if inside else []
+        # From a configuration the parser takes null for an option of an object, from the command line it does not.
         if value == "null" and option.count(".") > 1:
             return [*arguments, _as_config(option, None)]
         return [*arguments, f"{option}={value}"]
@@ -98,7 +103,7 @@ def _load(source: str) -> Any:
 
 
 def _dig(content: Any) -> Any:
-    """The model within a configuration; None where it says nothing of it."""
+    """The model within a configuration, None where it says nothing of it."""
     model = content.get("model") if isinstance(content, dict) else None
     options = (model.get("init_args") or model) if isinstance(model, dict) else {}
     return options.get("model") if isinstance(options, dict) else None

@@ -21,10 +21,12 @@ def shipped_configs() -> list[str]:
 
 
 def resolve_config(name: str) -> str:
-    """A file as it is; the name of a shipped configuration, with or without ``.yaml``, as its path.
+    """Returns a file, or the text of a configuration, as it is, and for the name of a shipped one its path.
+
+    The name may be with or without ``.yaml``.
 
     Raises:
-        ValueError: neither a file nor a shipped name; lists what exists.
+        ValueError: neither a file nor a shipped name. The message lists what exists.
     """
     if "\n" in name or "{" in name or Path(name).is_file():
         return name

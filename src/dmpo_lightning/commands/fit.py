@@ -38,6 +38,7 @@ def _existing_keys(message: str, parser: LightningArgumentParser) -> str:
     """What could have been meant by a key that was not accepted."""
     if refused := re.search(r"Option '([\w.]+)' is not accepted", message):
         owners = re.findall(r"given class_path '([\w.]+)'", message[: refused.start()])
+        # Class paths nest, and the last one named before the key is the one that refused it.
         names = _constructor_arguments(owners[-1]) if owners else []
         return f"{owners[-1]} has: {', '.join(names)}.{_closest(refused[1], names)}" if names else ""
     if unknown := re.search(r"unrecognized arguments: --([\w.]+)", message):
@@ -69,6 +70,7 @@ class DMPOCLI(LightningCLI):
         """One seed for everything: the model takes `seed_everything` unless it was given its own."""
         config = self.config.get(self.subcommand, self.config)
         options = config.model.init_args if config.model else None
+        # A module of one's own may have no such argument, which is another thing than None.
         if options is not None and options.get("seed", 0) is None:
             options["seed"] = config.seed_everything
 
@@ -99,6 +101,7 @@ class DMPOCLI(LightningCLI):
         if options["ckpt_path"] is None and self.subcommand != "fit":
             self.parser.error("`--ckpt_path last` found no checkpoint; pass its path, or leave it out.")
 
+    # Called once the Trainer exists, whose ranks can choose together (docs/decisions/027-last-checkpoint.md).
     before_fit = before_validate = before_test = before_predict = _find_last
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -127,6 +130,7 @@ def _newest_checkpoint(trainer: Trainer) -> str | None:
     logger = trainer.logger
     runs = Path((logger and logger.save_dir) or trainer.default_root_dir) / str((logger and logger.name) or "")
     own = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    # A `ModelCheckpoint` may write anywhere. Without a folder of its own it writes below the run.
     folders = [runs, *(Path(folder) for folder in own if folder)]
     newest, where = newest_readable(*folders), " and ".join(map(str, folders))
     rank_zero_info(f"No checkpoint in {where}: starts afresh." if newest is None else f"Continues from {newest}.")
@@ -150,7 +154,7 @@ def tokenizer_source(model: Any) -> Any:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Parses and runs; exits with status 2 and a message on bad configurations."""
+    """Parses and runs. A bad configuration ends it with status 2 and a message."""
     DMPOCLI(
         PolicyModule,
         LightningDataModule,
@@ -158,8 +162,10 @@ def run(arguments: Sequence[str]) -> None:
         subclass_mode_data=True,
         parser_class=DMPOArgumentParser,
         seed_everything_default=0,
+        # Optimizer and scheduler are arguments of the modules, not of the command line.
         auto_configure_optimizers=False,
         save_config_callback=ConfigInCheckpoint,
+        # Else Lightning refuses a run directory that holds a configuration already.
         save_config_kwargs={"overwrite": True},
         args=list(arguments),
     )

@@ -17,7 +17,7 @@ from dmpo_lightning.planning.settings import Settings, read_settings
 from dmpo_lightning.planning.strategy import sharding_of
 
 PUBLISHED_PROMPT_CAP = 200
-"""Prompt tokens assumed where nothing says; the cap of the published recipe."""
+"""Prompt tokens assumed where nothing says. It is the cap of the published recipe."""
 
 DESCRIPTION = """\
 Parameters, memory per GPU, forwards per rollout buffer and the size of an optimizer step, for a configuration as
@@ -43,7 +43,7 @@ def make_plan(config: dict[str, Any], *, gpu_memory_gb: float = 80.0, prompt_len
     """The plan of a merged configuration.
 
     Raises:
-        ValueError: nothing can be known about the model, the objective or the strategy; or a value that a constructor
+        ValueError: nothing can be known about the model, the objective or the strategy. A value that a constructor
             refuses.
     """
     settings, architecture = _described(read_settings(config, prompt_length=prompt_length))
@@ -73,6 +73,7 @@ def merged_configuration(arguments: Sequence[str]) -> dict[str, Any]:
         def instantiate_classes(self) -> None:
             pass
 
+        # Lightning would seed the process here, and say so among what `plan` prints.
         def _set_seed(self) -> None:
             pass
 
@@ -91,7 +92,7 @@ def merged_configuration(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _described(settings: Settings) -> tuple[Settings, Architecture]:
-    """The model of a run; a folder that holds an adapter stands for its base model with that adapter to be trained."""
+    """The model of a run. A folder that holds an adapter stands for its base model with that adapter to be trained."""
     file = Path(settings.model) / "adapter_config.json"
     if not file.is_file():
         return settings, read_architecture(settings.model)
@@ -117,10 +118,12 @@ def _stored_adapter(stored: dict[str, Any], architecture: Architecture) -> LoRA:
 
 def _completed(settings: Settings, architecture: Architecture) -> Settings:
     """The settings with what only the model knows: the type of its weights, and its room for a prompt."""
+    # Fresh weights are drawn in float32, whatever the checkpoint's type is (`load_model`).
     automatic = "float32" if settings.random_weights else architecture.dtype
     dtype = automatic if settings.dtype == "auto" else settings.dtype.removeprefix("torch.")
     work, notes = settings.workload, settings.notes
     if not work.prompt_length:
+        # A small model may have less room beside the completion.
         work = replace(work, prompt_length=min(PUBLISHED_PROMPT_CAP, architecture.max_length - work.completion_length))
         notes = (*notes, f"prompts of {work.prompt_length} tokens are assumed; say --prompt_length N if yours differ")
     return replace(settings, dtype=dtype, workload=work, notes=notes)

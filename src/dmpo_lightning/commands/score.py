@@ -43,6 +43,7 @@ def make_task(name: str, verifier: str, *, algebra: bool = False) -> Task:
         if task is not Math500 or verifier != "verified":
             raise ValueError(f"`--algebra` needs --task math500 and --verifier verified, got {name} and {verifier}.")
         return Math500(verifier="verified", algebra=True)
+    # `Math500` passes the option on unnamed, so that its signature alone does not tell.
     takes_verifier = issubclass(task, Benchmark) or "verifier" in inspect.signature(task).parameters
     try:
         return task(**({"verifier": verifier} if takes_verifier else {}))
@@ -73,6 +74,7 @@ def score_file(task: Task, path: Path, *, only: str | None = None) -> dict[str, 
     Raises:
         ValueError: a file or a line that cannot be read, named.
     """
+    # Checked while the file is read, so that an error names the line.
     loaded = load_file(path, lambda record: _record(task, record, only), columns=("completion",))
     others = {record["task"] for record in loaded.examples} - {None, only}
     runs: dict[str, list[Verdict]] = {}
@@ -93,6 +95,7 @@ def _summary(task: Task, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     shares, names = [verdict.share for verdict in verdicts if verdict.share is not None], task.share_names
     if names is not None and len(shares) == len(verdicts):
         right, of = sum(share.right for share in shares), sum(share.of for share in shares)
+        # As published: the right parts over all parts, which is no mean over the answers.
         if task.accuracy == names.right:
             summary["accuracy"] = right / max(of, 1)
         summary |= {names.right: right, names.of: of, names.whole: correct}
@@ -113,6 +116,7 @@ def _record(task: Task, record: Mapping[str, Any], only: str | None) -> dict[str
         raise ValueError(f"`example` must be an object, got {type(example).__name__}")
     run = f"{record['sampler']}/{record['length']}" if {"sampler", "length"} <= set(record) else ""
     name = example.get("task")
+    # Examples of a mixture's other tasks are of other kinds, which this check could not read.
     verdict = task.verify(example, record["completion"]) if name in (None, only) else None
     return {"verdict": verdict, "run": run, "task": name}
 

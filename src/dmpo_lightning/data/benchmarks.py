@@ -66,6 +66,7 @@ class BenchmarkDataModule(TaskDataModule):
         **options: Any,
     ) -> None:
         check_choice("on_bad_row", on_bad_row, get_args(OnBadRow))
+        # Set before `_source` and `_task` are called, which read them, in subclasses too.
         self.sizes, self.seed = check_sizes(sizes), seed
         self.splits = HeldOutSplits(
             self._source(path, revision, on_bad_row),
@@ -87,6 +88,7 @@ class BenchmarkDataModule(TaskDataModule):
 
     def key(self, example: Mapping[str, Any]) -> str:
         """What makes two examples the same problem."""
+        # White space makes no other problem.
         return " ".join(str(example.get("question", example.get("problem"))).split())
 
     def _task(self, **options: Any) -> Benchmark:
@@ -138,6 +140,7 @@ class Math500DataModule(BenchmarkDataModule):
     }
 
     def __init__(self, *, algebra: bool = False, **options: Any) -> None:
+        # Before the constructor of the base class, which calls `_task`.
         self.algebra = algebra
         super().__init__(**options)
 
@@ -160,6 +163,7 @@ class CountdownDataModule(BenchmarkDataModule):
 
     benchmark = Countdown
     hub = {"train": ("Jiayi-Pan/Countdown-Tasks-3to4", None, "train")}
+    # The hub has a train split alone.
     hold_out_test = True
 
     def __init__(
@@ -173,6 +177,7 @@ class CountdownDataModule(BenchmarkDataModule):
         check_choice("source", source, ("data", "generated"))
         if not 1 <= count[0] <= count[1]:
             raise ValueError(f"`count` must be two counts with 1 <= least <= most, got {count}.")
+        # Before the constructor of the base class, which calls `_source`.
         self.source, self.count, self.largest = source, count, largest
         super().__init__(**options)
 
@@ -186,6 +191,7 @@ class CountdownDataModule(BenchmarkDataModule):
         made: dict[str, Loaded] = {}
 
         def load(split: str) -> Loaded:
+            # Made once, because training asks for the puzzles of the other splits too, to leave them out.
             if split not in made:
                 own = given(split) if split == "test" and path is not None else None
                 made[split] = own or self._generated(split, load)
@@ -206,6 +212,7 @@ class CountdownDataModule(BenchmarkDataModule):
         return replace(loaded, examples=kept, filtered=len(loaded.examples) - len(kept))
 
     def _generated(self, split: str, load: SplitLoader) -> Loaded:
+        # Each split leaves out what those held out before it have. The order is what ends the recursion.
         held_out = {"train": ("validation", "test"), "validation": ("test",), "test": ()}[split]
         others = [example for other in held_out if (loaded := load(other)) for example in loaded.examples]
         sizes = {"train": 4096, "validation": 256, "test": 256} | self.sizes
@@ -213,6 +220,7 @@ class CountdownDataModule(BenchmarkDataModule):
             sizes[split],
             count=self.count,
             largest=self.largest,
+            # Splits of one seed would otherwise be the same puzzles.
             seed=f"{self.seed}-{split}",
             excluded={puzzle_key(example) for example in others},
         )
@@ -252,6 +260,7 @@ class SudokuDataModule(BenchmarkDataModule):
     ) -> None:
         check_choice("split_by", split_by, ("solution", "puzzle"))
         self.blanks, self.split_by, self.prompt_template, self.verifier = blanks, split_by, prompt_template, verifier
+        # The base class knows no task without a check. `_task` puts None back, which only Sudoku takes.
         super().__init__(rewards=rewards, verifier="verified" if verifier is None else verifier, **options)
 
     def key(self, example: Mapping[str, Any]) -> str:
@@ -263,5 +272,6 @@ class SudokuDataModule(BenchmarkDataModule):
     def _source(self, path: str | None, revision: str | None, on_bad_row: OnBadRow) -> SplitLoader:
         if path is not None:
             return super()._source(path, revision, on_bad_row)
+        # This task only generates. The module's own gets the puzzles as data, and all other options.
         puzzles = Sudoku(blanks=self.blanks, sizes=self.sizes, seed=self.seed)
         return lambda split: Loaded([dict(example) for example in puzzles.examples(cast("Split", split))])

@@ -65,6 +65,7 @@ class DemonstrationsDataModule(LightningDataModule):
         self.tokenizer = load_tokenizer(tokenizer)
         family = family_of_tokenizer(self.tokenizer)
         self._end_of_turn = (
+            # A family's last end token ends a turn, the one before it a text.
             self.tokenizer.convert_tokens_to_ids(family.end_tokens[-1]) if family else self.tokenizer.eos_token_id
         )
         self._rows: dict[str, list[_Row]] = {}
@@ -97,11 +98,13 @@ class DemonstrationsDataModule(LightningDataModule):
                 f"The completion of row {index} has {len(ids)} tokens with its end token, more than "
                 f"`completion_length` {self.completion_length}; raise it or remove the row."
             )
+        # A sampler fills a fixed number of places, so the model must learn with what, behind the end of its turn.
         ids += [eos] * (self.completion_length - len(ids))
         prompt = tokenize_prompt(self.tokenizer, self.task.prompt(example), self.task.prefill)
         return {"prompt": prompt, "completion": ids, "index": index}
 
     def _collate(self, rows: Sequence[_Row]) -> DemonstrationBatch:
+        # Padding is masked, so that any id will do where the tokenizer names none.
         prompt_ids, prompt_mask = pad_left([row["prompt"] for row in rows], self.tokenizer.pad_token_id or 0)
         completions = torch.tensor([row["completion"] for row in rows])
         return DemonstrationBatch(prompt_ids, prompt_mask, completions, torch.tensor([row["index"] for row in rows]))

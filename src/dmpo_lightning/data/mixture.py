@@ -36,7 +36,7 @@ class MixtureDataModule(LightningDataModule):
         evaluation_batch_size: prompts per batch in validation, test and prediction.
 
     Raises:
-        ValueError: no task, a name with a slash, weights that do not fit the tasks; and as the datamodules do.
+        ValueError: no task, a name with a slash, weights that do not fit the tasks, and as the datamodules do.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class MixtureDataModule(LightningDataModule):
     def _loader(self, split: Split, batch_size: int) -> "MixturePromptLoader":
         if split not in self._loaders:
             for each in self.datamodules.values():
+                # One model reads all tasks, so their own tokenizers would be wrong.
                 each.tokenizer = self.tokenizer
             loaders = {name: each.make_loader(split, batch_size) for name, each in self.datamodules.items()}
             self._loaders[split] = MixturePromptLoader(loaders, weights=self.weights, batch_size=batch_size)
@@ -96,7 +97,7 @@ class MixturePromptLoader(PromptLoader):
         batch_size: prompts per batch and rank.
 
     Raises:
-        ValueError: an example that has a key ``task``, or is no mapping; or a weight that leaves a task without a
+        ValueError: an example that has a key ``task``, or is no mapping. A weight that leaves a task without a
             prompt in an epoch (when it starts).
     """
 
@@ -124,6 +125,7 @@ class MixturePromptLoader(PromptLoader):
     def _gather(self) -> None:
         """What the loaders kept, as prompt ids of the mixture."""
         starts = accumulate((len(loader.dataset) for loader in self.loaders.values()), initial=0)
+        # `accumulate` ends with the total, where no loader starts.
         kept = zip(self.loaders.items(), starts, strict=False)
         self._by_task = {name: [start + index for index in loader.kept] for (name, loader), start in kept}
         self.kept = [index for indices in self._by_task.values() for index in indices]
@@ -139,6 +141,7 @@ class MixturePromptLoader(PromptLoader):
     def _interleaved(self) -> list[int]:
         """Every prompt once, the tasks spread evenly."""
         places = [
+            # The middle of a prompt's share of its task, by which tasks of any size are spread evenly over the whole.
             ((number + 0.5) / len(indices), index)
             for indices in self._by_task.values()
             for number, index in enumerate(indices)

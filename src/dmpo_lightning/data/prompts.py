@@ -38,6 +38,7 @@ def tokenize_prompt(
                 "tokenizer.chat_template."
             )
         return tokenizer(prompt + prefill)["input_ids"]
+    # The template has written the special tokens already.
     return tokenizer(chat_text(tokenizer, prompt) + prefill, add_special_tokens=False)["input_ids"]
 
 
@@ -112,6 +113,7 @@ class PromptLoader:
         self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
         self.tokenizer = load_tokenizer(tokenizer)
         self.prompt, self.prefill = prompt or (lambda example: example["prompt"]), prefill
+        # All at once, so that a prompt that is too long is an error now and not in the middle of the run.
         self.token_ids: list[list[int]] = self._tokenized()
         self.kept = list(range(len(dataset)))
         self.dropped = 0
@@ -120,6 +122,7 @@ class PromptLoader:
             self.limit_prompt_length(max_prompt_length)
         self._limit_batches: int | float = 1.0
         self.repeats, self.is_training = 1, False
+        # The first `__iter__` starts epoch 0.
         self._epoch, self._handed_out, self._resume_at = -1, 0, 0
 
     def _tokenized(self) -> list[list[int]]:
@@ -187,6 +190,7 @@ class PromptLoader:
         """
         start = state["handed_out"]
         if (state["repeats"], state["prompts_per_batch"]) != (self.repeats, self._prompts_per_batch):
+            # Rounded up twice: no prompt comes again in this epoch, and in exchange a few may not come in it.
             prompts = -(-start // state["repeats"]) * state["prompts_per_batch"]
             start = -(-prompts // self._prompts_per_batch) * self.repeats
         self._epoch, self._handed_out, self._resume_at = state["epoch"], start, start
@@ -199,20 +203,25 @@ class PromptLoader:
     def _epoch_length(self) -> int:
         """Batches after which the Trainer starts a new epoch."""
         limit = self._limit_batches
+        # As Lightning reads its flag: 1 is one batch, 1.0 is all of them.
         return min(limit, len(self)) if isinstance(limit, int) else int(limit * len(self))
 
     def _order(self) -> list[int]:
         if not self.shuffle:
             return self.kept
+        # A text seeds Python's generator by SHA-512, in the same way in every process. A tuple would be refused.
         return random.Random(f"{self.seed}-prompts-{self._epoch}").sample(self.kept, len(self.kept))
 
     def _batch(self, order: list[int], number: int) -> PromptBatch:
         rank, world_size = own_rank()
+        # Ranks take neighbouring pieces of one order. Together they use what a single rank with a larger batch would.
         first = (number * world_size + rank) * self.batch_size
         places = range(first, first + self.batch_size)
+        # Filled up from the front, so that every rank has a full batch, and groups and steps keep their sizes.
         rows = [order[place % len(order)] for place in places]
         # In training a last batch that wraps around holds real prompts, since their rollouts are trained on.
         filler = [not self.is_training and place >= len(order) for place in places]
+        # Padding is masked, so that any id will do where the tokenizer names none.
         prompt_ids, prompt_mask = pad_left([self.token_ids[row] for row in rows], self.tokenizer.pad_token_id or 0)
         return PromptBatch(
             prompt_ids=prompt_ids,

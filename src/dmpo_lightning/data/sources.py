@@ -70,7 +70,8 @@ def load_hub(
 
     try:
         rows = datasets.load_dataset(identifier, name, split=split, revision=revision)
-    except Exception as error:  # datasets raises whatever its network stack does
+    # `datasets` raises whatever its network stack does.
+    except Exception as error:
         raise ValueError(
             f"Could not load {split} of {identifier} (revision {revision or 'latest'}) from the hub: "
             f"{type(error).__name__}: {error}. Check the connection, or download the files and set `path`."
@@ -93,6 +94,7 @@ def _parse_all(
     examples, skipped = [], 0
     for number, row in rows:
         try:
+            # Readers cannot raise for a row and go on, so they hand on what is wrong with it as text.
             if isinstance(row, str):
                 raise ValueError(row)
             missing = [column for column in columns if row.get(column) is None]
@@ -123,6 +125,8 @@ def _numbered_rows(path: Path) -> Iterator[tuple[int, "Row | str"]]:
             raise ValueError(f"{path} cannot be read as parquet ({error}); write it again, or as .jsonl.") from error
         yield from enumerate(table.to_pylist(), 1)
     elif path.suffix == ".csv":
+        # A byte order mark, as spreadsheets write it, would become part of the first column's name. Line ends are the
+        # reader's business, because quoted fields may hold some.
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             yield from _csv_rows(csv.DictReader(file))
     else:
@@ -138,6 +142,7 @@ def _csv_rows(reader: "csv.DictReader[str]") -> Iterator[tuple[int, "Row | str"]
             row: Row | str = next(reader)
         except StopIteration:
             return
+        # A field above the reader's limit, for one. The reader goes on behind it.
         except csv.Error as error:
             row = f"not CSV ({error})"
         yield reader.line_num, row
@@ -146,6 +151,7 @@ def _csv_rows(reader: "csv.DictReader[str]") -> Iterator[tuple[int, "Row | str"]
 def _json_row(line: str) -> "Row | str":
     try:
         row = json.loads(line)
+    # Deeply nested brackets end in a RecursionError, which is a bad row and no reason to stop.
     except (ValueError, RecursionError) as error:
         return f"not JSON ({error})"
     return row if isinstance(row, dict) else f"not a JSON object but {type(row).__name__}"
@@ -191,7 +197,9 @@ class HeldOutSplits(Mapping[str, list[dict[str, Any]]]):
 
     def __getitem__(self, split: str) -> list[dict[str, Any]]:
         if split not in tuple(self):
+            # What `in` and `get` of a Mapping expect.
             raise KeyError(split)
+        # Splits of the source are never mixed: only what it lacks is held out of training.
         own = None if split == "train" else self._source(split)
         if own is None and split == "test" and not self.hold_out_test:
             raise ValueError(
@@ -247,6 +255,7 @@ class HeldOutSplits(Mapping[str, list[dict[str, Any]]]):
         size = self.sizes.get(split, len(examples))
         if size >= len(examples):
             return examples
+        # Sorted, so that a subset keeps the order of the source.
         rows = sorted(random.Random(f"{self.seed}-{split}-subset").sample(range(len(examples)), size))
         return [examples[row] for row in rows]
 

@@ -67,6 +67,7 @@ class TaskDataModule(LightningDataModule):
         return self._loader("test", self.evaluation_batch_size)
 
     def _loader(self, split: Split, batch_size: int) -> PromptLoader:
+        # Built once, because a loader counts its epochs. A second one would begin with the order of the first epoch.
         if split not in self._loaders:
             self._loaders[split] = self.make_loader(split, batch_size)
         return self._loaders[split]

@@ -67,8 +67,10 @@ def divide_data_among_all_ranks(strategy: Any) -> None:
 
 
 def set_timeout_of_all_groups(strategy: Any) -> None:
-    """Applies the strategy's timeout to every process group; DeepSpeed gives torch's own of half an hour to those it
-    adds, and torch has no public way to list the groups or to change their timeout.
+    """Applies the strategy's timeout to every process group.
+
+    DeepSpeed gives torch's own of half an hour to those that it adds, and torch has no public way to list the groups or
+    to change their timeout.
     """
     timeout: timedelta | None = strategy._timeout
     if timeout is not None:

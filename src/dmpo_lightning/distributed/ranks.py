@@ -1,4 +1,4 @@
-"""What the ranks of a job say to each other; a single process answers for itself."""
+"""What the ranks of a job say to each other. A single process answers for itself."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def own_rank() -> tuple[int, int]:
-    """This process's rank and the number of processes; 0 and 1 where nothing is distributed."""
+    """This process's rank and the number of processes. They are 0 and 1 where nothing is distributed."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1

@@ -21,6 +21,7 @@ def shard_fsdp2(model: nn.Module, mesh: Any, *, half_precision: bool = False) ->
     if half_precision:
         # The inputs of a unit are left alone, so that rotary tables stay in float32.
         options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    # From the inside out: `fully_shard` takes for a unit what no unit inside of it has taken yet.
     for block in blocks_of(model):
         fully_shard(block, **options)
     fully_shard(model, **options)
@@ -32,6 +33,7 @@ def wrap_fsdp1(model: nn.Module) -> nn.Module:
     Called in ``configure_model``, where the options of Lightning's strategy are active.
     """
     blocks = set(blocks_of(model))
+    # A list, because the tree of modules changes on the way.
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if child in blocks:
@@ -52,6 +54,7 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
     """
     _reshard(source)
     _reshard(target)
+    # Both models are divided alike, so that parts correspond and nothing need be gathered.
     for own, other in zip(source.parameters(), target.parameters(), strict=True):
         write_part(other, own_part(own))
 
@@ -81,12 +84,14 @@ def whole_weights(model: nn.Module, *, trainable_only: bool = True, keep: bool =
     Every rank must call it. Those that do not ``keep`` the weights get an empty dictionary.
     """
     _reshard(model)
+    # By identity, because within a unit of FSDP1 a parameter has another name than within the model.
     wanted = {id(p): plain_name(n) for n, p in model.named_parameters() if p.requires_grad or not trainable_only}
     weights: dict[str, Tensor] = {}
 
     def collect(parameters: Iterable[nn.Parameter]) -> None:
         for parameter in parameters:
             if id(parameter) in wanted:
+                # One at a time, so that no device ever has to hold all weights.
                 with _gathered_zero3([parameter]):
                     whole: Any = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
                     if keep:
@@ -119,6 +124,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             for unit in units:
+                # The default of `fully_shard`: the outermost unit stays gathered behind its forward.
                 unit.set_reshard_after_forward(unit is not model, recurse=False)
                 unit.reshard()
 
@@ -135,7 +141,7 @@ def check_gatherable(model: nn.Module) -> None:
 
 
 def own_part(parameter: Any) -> Any:
-    """What this rank holds of a parameter that ZeRO-3 divided; any other parameter as it is."""
+    """What this rank holds of a parameter that ZeRO-3 divided. Any other parameter is returned as it is."""
     return getattr(parameter, "ds_tensor", parameter)
 
 
@@ -176,6 +182,7 @@ def _kept_zero3(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Inside, ZeRO-3 does not divide weights again behind a layer that has used them."""
     released = [parameter for parameter in _divided_by_zero3(parameters) if not parameter.is_external_param]
     for parameter in released:
+        # DeepSpeed releases a layer's weights behind it unless others use them too, which this mark says.
         parameter.is_external_param = True
     try:
         yield

@@ -21,14 +21,16 @@ class WholeFolders:
     """Writes a checkpoint under another name first, so that a job that is killed while it saves loses nothing."""
 
     def save_checkpoint(self: Any, checkpoint: Any, filepath: Any, storage_options: Any = None) -> None:
-        """As Lightning's strategy does it; all ranks call it."""
+        """As Lightning's strategy does it. All ranks call it."""
         target = Path(self.broadcast(str(filepath)))
         if self.is_global_zero:
-            shutil.rmtree(partial_name(target), ignore_errors=True)  # of a job that was killed
+            # What a job that was killed has left, which must be gone before any rank writes.
+            shutil.rmtree(partial_name(target), ignore_errors=True)
         self.barrier()
         super().save_checkpoint(checkpoint, partial_name(target), storage_options)  # type: ignore[misc]
         self.barrier()
         if self.is_global_zero:
+            # All parts are written by now, and behind the next barrier every rank finds the new name.
             complete_folder(partial_name(target), target)
         self.barrier()
 
@@ -41,7 +43,7 @@ class FSDP2Strategy(WholeFolders, ModelParallelStrategy):
     """FSDP2 over all ranks of all nodes: weights, gradients and optimizer states divided block by block.
 
     Args:
-        save_distributed_checkpoint: each rank writes its part into a folder; False gathers everything into one file.
+        save_distributed_checkpoint: each rank writes its part into a folder. False gathers everything into one file.
         process_group_backend: None takes nccl on GPUs, gloo elsewhere.
         timeout: of one collective operation, after which ranks end whose partner died without a word.
     """
@@ -61,6 +63,7 @@ class FSDP2Strategy(WholeFolders, ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """As Lightning does it. The data-parallel size is the number of ranks, which is known only now."""
+        # Lightning's own default divides over the machines, and leaves the ranks of each to tensor parallelism.
         divide_data_among_all_ranks(self)
         super().setup_environment()
 
@@ -104,5 +107,7 @@ class ZeROStrategy(WholeFolders, DeepSpeedStrategy):
         """As Lightning does it. DeepSpeed is told that the loss has been divided already."""
         assert self.lightning_module is not None
         if self.lightning_module.automatic_optimization:
+            # Adam and clipping hide the second division, plain gradient descent showed it
+            # (docs/decisions/025-zero-accumulation.md).
             kwargs["scale_wrt_gas"] = False
         return super().backward(closure_loss, optimizer, *args, **kwargs)

@@ -77,7 +77,8 @@ def evaluate(
     completions of a prompt are the same however many there are.
     """
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        prompts = prompts.without_filler()  # which is for keeping several ranks in step
+        # Filler keeps several ranks in step, and a single one has nobody to keep in step with.
+        prompts = prompts.without_filler()
     started = time.perf_counter()
     samples, _ = sample_completions(
         policy,
@@ -89,7 +90,8 @@ def evaluate(
         iteration=EVALUATION,
         rows_per_forward=rows_per_forward,
     )
-    ids = samples.completion_ids.cpu()  # waits for the device, so that the time is that of sampling
+    # Waits for the device, so that the time is that of sampling.
+    ids = samples.completion_ids.cpu()
     seconds = time.perf_counter() - started
     real = prompts.to("cpu").without_filler()
     ids = ids[~prompts.is_filler.cpu().repeat_interleave(completions)]
@@ -98,7 +100,8 @@ def evaluate(
         raw = grouped(policy.decode(ids, special_tokens=True), completions)
     if real.examples:
         scores = reward(real.examples, texts, real.prompt_index.tolist(), raw=raw)
-    else:  # a rank that had filler alone has no completion to name components by
+    else:
+        # A rank that had filler alone has no completion by which components could be named.
         scores = Scores({}, torch.zeros(0, completions, dtype=torch.float32), failures=0)
     lengths = policy.effective_length(ids).view(-1, completions)
     measures = {"effective_length": lengths.float(), "truncated": (lengths == ids.shape[-1]).float()}

@@ -94,6 +94,7 @@ def rollout_means(scores: Scores, diagnostics: Mapping[str, Tensor]) -> dict[str
     tasks, and the number of rollouts that could not be scored. Every rank must call it.
     """
     values = {f"reward/{name}": value for name, value in scores.components.items()} | dict(diagnostics)
+    # The spread is taken within groups, because weights compare rollouts of one prompt only.
     values |= {"reward/total": scores.total, "reward/spread": scores.total.std(-1)}
     return means_over_ranks(values) | {"reward/failures": float(sum(gather_ranks(scores.failures)))}
 

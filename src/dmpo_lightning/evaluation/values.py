@@ -65,7 +65,8 @@ def batch_values(scores: Scores, measures: Measures) -> BatchValues:
 
 
 def _task_values(scores: Scores, measures: Measures) -> BatchValues:
-    values = {"reward": scores.total, **scores.components}  # a function that returns a number is a component `reward`
+    # A score function that returns a bare number has a component `reward`, which takes the total's place here.
+    values = {"reward": scores.total, **scores.components}
     if "accuracy" not in values and scores.accuracy in values:
         values["accuracy"] = values[scores.accuracy]
     elif "accuracy" not in values and scores.components:
@@ -85,6 +86,7 @@ def _weights(scores: Scores) -> dict[str, Float[Tensor, " prompts"]]:
     if scores.share_name is None or not any(shares):
         return {}
     parts = torch.tensor([float(share.of) if share else 0.0 for share in shares], dtype=torch.float32)
+    # Where the accuracy is the share, and the vote's accuracy with it, they have to be averaged as the share is.
     made_of_share = ("accuracy", "majority") if scores.accuracy == scores.share_name else ()
     return dict.fromkeys((scores.share_name, *made_of_share), parts)
 
@@ -102,6 +104,7 @@ def _votes(
     count, completions = correct.sum(-1), correct.shape[-1]
     if completions == 1:
         return {}
+    # A set, because the number of completions may itself be a power of two.
     draws = sorted({completions, *(2**power for power in range(completions.bit_length()))})
     votes = {f"pass@{j}": pass_at(j, correct=count, completions=completions)[:, None] for j in draws}
     if verdicts is not None:

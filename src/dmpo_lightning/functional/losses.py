@@ -59,5 +59,6 @@ def wddo_loss(
     learning rate and clipping carry over. With exact log-probs, weights of mean 1 and beta = 1, the minimiser is the
     target itself.
     """
+    # `logsigmoid` stays finite for ratios of any size, the logarithm of a sigmoid does not.
     value = -(weight.detach() * F.logsigmoid(beta * log_ratio) + F.logsigmoid(-beta * log_ratio))
     return value.sum() * 2 / (beta * length * planned_rollouts)

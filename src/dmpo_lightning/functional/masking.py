@@ -68,7 +68,7 @@ def draw_block_masks(
 
 
 def position_ranks(noise: Float[Tensor, "*rows length"]) -> Int[Tensor, "*rows length"]:
-    """The rank of each position in the random permutation that sorts ``noise``; rank 0 comes first."""
+    """The rank of each position in the random permutation that sorts ``noise``. Rank 0 comes first."""
     # A stable sort decides ties between equal draws in the same way on every device.
     return noise.argsort(dim=-1, stable=True).argsort(dim=-1)
 

@@ -45,7 +45,7 @@ def row_keys(
 
 
 def fold_in(keys: Int[Tensor, "*rows"], value: int | Int[Tensor, "*others"]) -> Int[Tensor, "*results"]:
-    """New keys from keys and a value, statistically independent of each other for different values; broadcasts."""
+    """New keys from keys and a value, statistically independent for different values. Both are broadcast."""
     # Number `value` of the SplitMix64 stream that starts at the mixed key: its state + (1 + value) gamma, mixed again.
     step = _wrap(_GOLDEN_GAMMA * (1 + value)) if isinstance(value, int) else _GOLDEN_GAMMA * (1 + value.long())
     return _mix(_mix(keys.long()) + step)

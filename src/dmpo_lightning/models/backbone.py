@@ -63,7 +63,7 @@ class Backbone:
 
     @classmethod
     def of(cls, model: "str | Backbone | nn.Module") -> "Backbone":
-        """A backbone as it is; a name or a module with the default of everything else."""
+        """A backbone as it is, or a name or a module with the default of everything else."""
         return model if isinstance(model, Backbone) else cls(model)
 
     def build(self, *, seed: int = 0) -> nn.Module:
@@ -109,6 +109,7 @@ class Backbone:
         return vars(self) | {
             "model": self.model if isinstance(self.model, str) else None,
             "tokenizer": self.tokenizer if isinstance(self.tokenizer, str) else None,
+            # A class of ours would be refused by `weights_only`, with which checkpoints are read.
             "adapter": None if self.adapter is None else dict(vars(self.adapter)),
         }
 
@@ -119,6 +120,7 @@ class Backbone:
         Raises:
             ValueError: the source was a module, and ``model`` does not say where to find its weights.
         """
+        # Weights may have moved to another machine since.
         source = model or plain["model"]
         if source is None:
             raise ValueError("The run was given its model as a module; say where its base is to be found with --model.")

@@ -67,6 +67,7 @@ class DreamConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: object) -> None:
         heads, width = self.num_attention_heads, self.hidden_size
+        # Even head sizes, because rotary positions pair a head's dimensions.
         if width % heads or heads % self.num_key_value_heads or (width // heads) % 2:
             raise ValueError(
                 "`num_attention_heads` must divide `hidden_size` into even head sizes and be a multiple of "
@@ -95,7 +96,8 @@ class DreamAttention(nn.Module):
         store: Store | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """What attention adds to the states; with ``at`` ``[rows k]``, to those of these columns alone."""
+        """What attention adds to the states. With ``at`` ``[rows k]`` only to those of these columns."""
+        # Queries alone are cut down: every column is still a key and a value to them.
         queries = take(h, at)
         return self.o_proj(
             attention(self.q_proj(queries), self.k_proj(h), self.v_proj(h), self.head_size, rotary, key_mask, store, at)
@@ -133,7 +135,7 @@ class DreamBlock(GradientCheckpointingLayer):
         store: Store | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """New states of all columns; with ``at`` ``[rows k]`` of these alone, which still attend to the others."""
+        """New states of all columns. With ``at`` ``[rows k]`` only of these, which still attend to the others."""
         x = take(x, at) + self.self_attn(self.input_layernorm(x), rotary, key_mask, store, at)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -173,15 +175,16 @@ class DreamForMaskedDiffusion(PreTrainedModel):
     config_class = DreamConfig
     base_model_prefix = "model"
     predicts_at_positions = True
-    """Whether the forward takes ``positions`` and ``targets``; `Policy` asks."""
+    """Whether the forward takes ``positions`` and ``targets``, which `Policy` asks."""
     is_native = True
-    """Whether the forward takes a ``cache`` and ``position_ids`` as well; `Policy` asks."""
+    """Whether the forward takes a ``cache`` and ``position_ids`` as well, which `Policy` asks."""
     lookback = 1
     """How many columns before its own the hidden state stands from which a logit is computed.
 
     A forward with a cache that computes some columns has to begin this many columns earlier.
     """
     supports_gradient_checkpointing = True
+    # The name that transformers has for blocks. `blocks_of` finds by it what to compile, checkpoint and divide.
     _no_split_modules = ["DreamBlock"]
     _supports_sdpa = True
     main_input_name = "input_ids"
@@ -220,6 +223,7 @@ class DreamForMaskedDiffusion(PreTrainedModel):
         """Logits or log-probs aligned to positions, with the arguments of `LLaDAForMaskedDiffusion.forward`."""
         length = input_ids.shape[1]
         columns = torch.arange(input_ids.numel(), device=input_ids.device).view_as(input_ids)
+        # All positions are listed as well, because their states are shifted: the first counts twice, the last never.
         wanted = columns if positions is None else positions
         # The hidden state one column to the left in the same row; the first column has no left neighbour and, as in the
         # published code, predicts itself.
@@ -232,6 +236,7 @@ class DreamTokenizer(Qwen2Tokenizer):
     """Qwen2's tokenizer under the name that published folders give it, which otherwise comes with remote code."""
 
 
+# By these lines transformers builds the published folders without their remote code.
 AutoConfig.register("Dream", DreamConfig)
 AutoTokenizer.register(DreamConfig, tokenizer_class=DreamTokenizer)
 AutoModelForMaskedLM.register(DreamConfig, DreamForMaskedDiffusion)

@@ -105,7 +105,7 @@ def key_padding_mask(
 
 
 Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Takes the keys and values of a forward's own columns and returns those of all columns; see `KeyValueCache.store`."""
+"""Takes keys and values of a forward's own columns and returns those of all columns, as `KeyValueCache.store` does."""
 
 
 def take(x: Tensor, at: Int[Tensor, "*at"] | None) -> Tensor:
@@ -114,7 +114,7 @@ def take(x: Tensor, at: Int[Tensor, "*at"] | None) -> Tensor:
 
 
 def queried(at: Int[Tensor, "*at"] | None, rows: int) -> Int[Tensor, "{rows} k"] | None:
-    """The indices themselves where they name k queries of each row, which attention can restrict itself to; else None.
+    """The indices themselves where they name k queries of each row, which attention can restrict itself to, else None.
 
     By the contract of the native forwards, indices of the shape ``[rows k]`` lie in their own rows. Indices of any
     other shape may name more queries of one row than of another, and attention computes the same number for every row.

@@ -5,7 +5,7 @@ tensors of that size. So scores are computed in tiles of some positions and some
 
 Sums over the vocabulary are carried from tile to tile and rescaled when a larger score turns up, as in FlashAttention
 (arXiv 2205.14135). The sums also yield the gradient with respect to the hidden states, so that a frozen head needs no
-second look at the scores; that idea follows Cut Your Losses (arXiv 2411.09009).
+second look at the scores. That idea follows Cut Your Losses (arXiv 2411.09009).
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def linear_log_probs(
     dtype of ``hidden``, or in that of autocast where it is on, and everything after it in float32.
 
     With a frozen head the forward pass forms the gradient of each log-prob with respect to its hidden state and keeps
-    that. With a head that learns, the backward pass computes the scores again. ``logit_bias`` gets no gradient; minus
+    that. With a head that learns, the backward pass computes the scores again. ``logit_bias`` gets no gradient. Minus
     infinity in it bans a token.
     """
     device = hidden.device.type
@@ -53,7 +53,7 @@ def linear_log_probs(
 
 
 def chunk_rows(vocab_size: int, chunk_bytes: int = CHUNK_BYTES, chunk_tokens: int = CHUNK_TOKENS) -> int:
-    """How many positions' float32 scores of ``chunk_tokens`` tokens fit into ``chunk_bytes``; at least one."""
+    """How many positions' float32 scores of ``chunk_tokens`` tokens fit into ``chunk_bytes``, and one at least."""
     return max(1, chunk_bytes // (4 * min(vocab_size, chunk_tokens)))
 
 

@@ -48,7 +48,7 @@ class LLaDAConfig(PreTrainedConfig):
     """Configuration of a LLaDA. Its keys and defaults are those of the published 8B model.
 
     Raises:
-        ValueError: numbers of heads that do not divide the width, or each other, or into even head sizes; a switch that
+        ValueError: numbers of heads that do not divide the width, or each other, or into even head sizes. A switch that
             no published LLaDA sets so.
     """
 
@@ -82,12 +82,14 @@ class LLaDAConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: object) -> None:
         self.n_kv_heads = self.n_heads if self.n_kv_heads is None else self.n_kv_heads
         self.embedding_size = self.vocab_size if self.embedding_size is None else self.embedding_size
+        # Even head sizes, because rotary positions pair a head's dimensions.
         if self.d_model % self.n_heads or self.n_heads % self.n_kv_heads or (self.d_model // self.n_heads) % 2:
             raise ValueError(
                 "`n_heads` must divide `d_model` into even head sizes and be a multiple of `n_kv_heads`, "
                 f"got {self.n_heads}, {self.d_model} and {self.n_kv_heads}."
             )
         for name, value in _FIXED.items():
+            # A switch that is not implemented would be ignored without a word otherwise.
             if kwargs.get(name, value) != value:
                 raise ValueError(
                     f"LLaDA with {name}={kwargs[name]!r} is not supported; published checkpoints have {value!r}."
@@ -121,8 +123,9 @@ class LLaDABlock(GradientCheckpointingLayer):
         store: Store | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """New states of all columns; with ``at`` ``[rows k]`` of these alone, which still attend to the others."""
+        """New states of all columns. With ``at`` ``[rows k]`` only of these, which still attend to the others."""
         h = self.attn_norm(x)
+        # Queries alone are cut down: every column is still a key and a value to them.
         mixed = attention(
             self.q_proj(take(h, at)), self.k_proj(h), self.v_proj(h), self.head_size, rotary, key_mask, store, at
         )
@@ -132,7 +135,10 @@ class LLaDABlock(GradientCheckpointingLayer):
 
 
 class LLaDAModel(nn.Module):
-    """Embeddings, blocks, final norm and head under the published name ``model.transformer``; all but the head run."""
+    """Embeddings, blocks, final norm and head, under the published name ``model.transformer``.
+
+    The head is held here but not run.
+    """
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
@@ -143,6 +149,7 @@ class LLaDAModel(nn.Module):
                 "wte": nn.Embedding(vocab_size, config.d_model),
                 "blocks": nn.ModuleList(LLaDABlock(config) for _ in range(config.n_layers)),
                 "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
+                # Called like the last layer of a block, as published. `LoRA` sees to it that this is no trap.
                 "ff_out": nn.Linear(config.d_model, vocab_size, bias=False),
             }
         )
@@ -176,12 +183,13 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
     config_class = LLaDAConfig
     base_model_prefix = "model"
     predicts_at_positions = True
-    """Whether the forward takes ``positions`` and ``targets``; `Policy` asks."""
+    """Whether the forward takes ``positions`` and ``targets``, which `Policy` asks."""
     is_native = True
-    """Whether the forward takes a ``cache`` and ``position_ids`` as well; `Policy` asks."""
+    """Whether the forward takes a ``cache`` and ``position_ids`` as well, which `Policy` asks."""
     lookback = 0
     """How many columns before its own the hidden state stands from which a logit is computed."""
     supports_gradient_checkpointing = True
+    # The name that transformers has for blocks. `blocks_of` finds by it what to compile, checkpoint and divide.
     _no_split_modules = ["LLaDABlock"]
     _supports_sdpa = True
     main_input_name = "input_ids"
@@ -240,5 +248,6 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
         return predict(self.get_output_embeddings(), hidden, positions, targets, logit_bias, temperature)
 
 
+# By these lines transformers builds the published folders without their remote code.
 AutoConfig.register("llada", LLaDAConfig)
 AutoModelForMaskedLM.register(LLaDAConfig, LLaDAForMaskedDiffusion)

@@ -54,7 +54,7 @@ def load_model(
 
     Args:
         source: a hub id, a folder, or the name of an embedded model.
-        dtype: the dtype of the weights; "auto" takes that of the checkpoint.
+        dtype: the dtype of the weights. "auto" takes that of the checkpoint.
         revision: a branch, tag or commit on the hub.
         random_weights: build the architecture with fresh weights that are drawn from ``seed``.
         seed: the seed of fresh weights.
@@ -77,7 +77,8 @@ def load_model(
     families()  # registers the native architectures
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if random_weights:
-        with torch.random.fork_rng(devices=[]):  # all ranks draw the same weights, and nobody else's draws move
+        # All ranks draw the same weights, and nobody else's draws move.
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return AutoModelForMaskedLM.from_config(config).to(_dtype(dtype, torch.float32))
     if family_of_model(config.model_type):
@@ -112,7 +113,8 @@ def fetch(source: str, revision: str | None = None) -> str:
         # Weights in torch's own formats are left out: loading those unpickles them.
         wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
         return snapshot_download(source, revision=revision, allow_patterns=wanted)
-    except (OSError, ValueError) as error:  # the hub's errors are of many classes, all of these two kinds
+    # The hub's errors are of many classes, all of these two kinds.
+    except (OSError, ValueError) as error:
         raise ValueError(_missing_source(source)) from error
 
 
@@ -185,7 +187,7 @@ def _load_adapted(folder: str, **options: Any) -> nn.Module:
 
 
 def _dtype(name: str | torch.dtype, automatic: Any) -> Any:
-    """The torch dtype of a name; ``automatic`` for "auto"."""
+    """The torch dtype of a name, and ``automatic`` for "auto"."""
     if isinstance(name, torch.dtype):
         return name
     if name == "auto":
@@ -222,7 +224,7 @@ def _four_bit(config: "PretrainedConfig") -> Any:
 def load_tokenizer(
     source: "str | PreTrainedTokenizerBase", *, revision: str | None = None
 ) -> "PreTrainedTokenizerBase":
-    """Loads a tokenizer by hub id, folder or embedded name; a tokenizer itself is returned as it is.
+    """Loads a tokenizer by hub id, folder or embedded name. A tokenizer itself is returned as it is.
 
     One that carries no chat template gets that of its family. A folder that holds an adapter alone gives the tokenizer
     of the adapter's base. Raises ValueError where there is no tokenizer to load.
@@ -239,7 +241,8 @@ def load_tokenizer(
         base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
         return load_tokenizer(base)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # None would ask on the terminal
+        # None would ask on the terminal.
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"Cannot load a tokenizer from {folder!r}: {error}. Pass `tokenizer` as well.") from error
     family = family_of_tokenizer(tokenizer)
@@ -249,7 +252,7 @@ def load_tokenizer(
 
 
 def token_facts(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", mask_token_id: int | None = None) -> TokenFacts:
-    """Facts from the model's configuration and, where that is silent, the tokenizer; ``mask_token_id`` overrides both.
+    """Facts from the model's configuration and, where that is silent, the tokenizer. ``mask_token_id`` overrides both.
 
     Raises:
         ValueError: there is no mask token id, or it lies outside the vocabulary.

@@ -49,7 +49,8 @@ class LoRA:
         config = LoraConfig(
             r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.target_names(model)
         )
-        with torch.random.fork_rng(devices=[]):  # so that all ranks agree, and nobody else's draws move
+        # All ranks draw the same adapter, and nobody else's draws move (docs/decisions/009-fresh-adapters.md).
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             adapted = get_peft_model(model, config)
         if source is not None:
@@ -62,7 +63,7 @@ class LoRA:
         Weights are not looked at, so a model on the meta device can be asked too.
 
         Raises:
-            ValueError: a target that matches no linear layer; no targets for a model of no known family.
+            ValueError: a target that matches no linear layer, or no targets for a model of no known family.
         """
         if self.targets is None:
             return block_linear_names(model)
@@ -80,7 +81,7 @@ class LoRA:
 
 
 def matching_names(target: str, names: list[str], *, head: str | None) -> list[str]:
-    """Those of the full ``names`` that ``target`` is, or whose last parts it is; the head by its full name only."""
+    """Those of the full ``names`` that ``target`` is, or whose last parts it is. The head only by its full name."""
     # LLaDA's head is called ff_out, like the last linear layer of each of its blocks.
     return [name for name in names if name == target or (name.endswith(f".{target}") and name != head)]
 
@@ -116,8 +117,7 @@ def load_adapter(model: nn.Module, directory: str) -> "PeftModel":
     """The model with a saved PEFT adapter, which stays trainable.
 
     Warns of linear layers of the blocks that the adapter leaves as they are. Adapters of d1 and DMPO name Llama's
-    layers, of which LLaDA has only some, and load with that warning. They also call their task causal language
-    modelling, for which PEFT would pass arguments that no masked language model takes; that name is left out.
+    layers, of which LLaDA has only some, and load with that warning. The task that they name is left out.
     """
     from peft import PeftConfig, PeftModel
 

@@ -28,7 +28,7 @@ class FullLogits:
         logit_bias: Tensor,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Logits at flat positions, or log-probs of ``targets`` there; see `LLaDAForMaskedDiffusion.forward`."""
+        """Logits at flat positions, or log-probs of ``targets`` there, as `LLaDAForMaskedDiffusion.forward` has it."""
         attended = None if attention_mask is None else attention_mask.long()
         logits = self.model(input_ids=ids, attention_mask=attended).logits
         chosen = logits.flatten(0, 1)[positions] + logit_bias

@@ -43,6 +43,7 @@ class PolicyModule(LightningModule):
         check_forwards: compares the ranks before each forward.
     """
 
+    # Checkpoints hold trainable weights alone (`state_dict`), so Lightning must not ask for all of them.
     strict_loading = False
 
     def __init__(
@@ -68,7 +69,8 @@ class PolicyModule(LightningModule):
             for network in self._networks():
                 compile_blocks(network)
         if with_reference and self.backbone.adapter is None and self.policy.has_adapters:
-            self.policy.refresh_reference()  # a loaded adapter is where the run starts, so it is the reference
+            # A loaded adapter is where the run starts, so it is the reference.
+            self.policy.refresh_reference()
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
         self._lock_step = LockStep() if check_forwards else None
         self._is_sharded = self._made_room = False
@@ -90,6 +92,7 @@ class PolicyModule(LightningModule):
             ValueError: a strategy that divides weights, with quantised ones.
         """
         strategy = self.trainer.strategy
+        # Lightning calls this hook for each of fit, validate, test and predict, and weights can be divided only once.
         if self._is_sharded or not divides_weights(strategy):
             return
         if self.backbone.quantization is not None:
@@ -102,7 +105,8 @@ class PolicyModule(LightningModule):
             for network in self._networks():
                 shard_fsdp2(network, mesh, half_precision=half)
         elif isinstance(strategy, FSDPStrategy):
-            strategy.precision_plugin.convert_module(self.policy)  # a unit has one dtype
+            # FSDP1 flattens a unit into one tensor, which has one dtype.
+            strategy.precision_plugin.convert_module(self.policy)
             self.policy.model = wrap_fsdp1(self.policy.model)
             if self.policy.reference.model is not None:
                 self.policy.reference.model = wrap_fsdp1(self.policy.reference.model)
@@ -111,12 +115,15 @@ class PolicyModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Where weights are divided, ranks run their forwards together."""
         strategy = self.trainer.strategy
-        self._stored_options = None  # those of a checkpoint that was evaluated before
+        # Those may be of a checkpoint that was evaluated before.
+        self._stored_options = None
         if self.trainer.world_size > 1 and (divides_weights(strategy) or self._lock_step is not None):
+            # A sampler that stops early on one rank would leave the others waiting for its part of the weights.
             self.policy.anywhere = lambda flag: strategy.reduce_boolean_decision(flag, all=False)
         if isinstance(strategy, DeepSpeedStrategy):
             warnings.filterwarnings("ignore", message=".*`LightningModule.configure_gradient_clipping`.*")
-            strategy.exclude_frozen_parameters = strategy.zero_stage_3  # below, `state_dict` already leaves them out
+            # Below stage 3 `state_dict` leaves frozen weights out. At stage 3 DeepSpeed writes parts of its own.
+            strategy.exclude_frozen_parameters = strategy.zero_stage_3
             accumulated = self.trainer.accumulate_grad_batches
             if accumulated > 1 and not isinstance(strategy, ZeROStrategy):
                 rank_zero_warn(
@@ -143,9 +150,11 @@ class PolicyModule(LightningModule):
         """An optimizer over the trainable parameters. A scheduler advances once per optimizer step."""
         optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
         scheduler = None if self.scheduler_factory is None else self.scheduler_factory(optimizer)
+        # Taken now: Lightning puts the checkpoint's options back before training starts.
         self._options = configured_options(optimizer, scheduler)
         if scheduler is None:
             return optimizer
+        # Lightning's own default is an advance per epoch.
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
@@ -187,6 +196,7 @@ class PolicyModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """As Lightning does it, and by norm under FSDP1 too, where Lightning cannot."""
+        # Each rank holds a part of the gradients. FSDP1's own method takes the norm over all ranks; Lightning refuses.
         if isinstance(self.trainer.strategy, FSDPStrategy) and gradient_clip_val and gradient_clip_algorithm != "value":
             self.policy.model.clip_grad_norm_(gradient_clip_val)
         else:
@@ -214,6 +224,7 @@ class PolicyModule(LightningModule):
         if not checkpoint.get("reference_is_refreshed"):
             return
         if not self.trainer.strategy.restore_checkpoint_after_setup:
+            # Makes the room that the stored weights are then read into. What it copies now is overwritten.
             reference.refresh(network)
         elif not reference.has_room(network):
             raise ValueError(
@@ -223,6 +234,7 @@ class PolicyModule(LightningModule):
         reference.is_refreshed = True
         if REFERENCE_PARTS in checkpoint:
             reference.put_parts(network, checkpoint[REFERENCE_PARTS])
+        # `refresh` has noted that the reference equals the policy, which the checkpoint's weights need not do.
         reference.announce_update()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -47,26 +47,26 @@ class DMPO(EvaluationModule):
         micro_batch_size: rollouts per training step and rank. Must divide the buffer.
         num_iterations: passes over one buffer (paper: F).
         reward: a `Reward`, or a function of an example and a completion. None takes the datamodule's ``reward``.
-        validation_samplers: by name; each is evaluated and logged. None is ``sampler``, named ``sampled``.
+        validation_samplers: by name. Each is evaluated and logged. None is ``sampler``, named ``sampled``.
         evaluation_lengths: tokens per completion in evaluation. Each of several is logged under its own name. None is
             ``completion_length``.
         completions_per_prompt: in evaluation. With several, pass@j and majority votes are logged too.
         sample_merged: samples from a copy of the weights with the adapters merged in, renewed for every buffer. It is
             faster, takes the room of the adapted layers once more, and rounds differently from the trained policy.
-        reference_refresh_interval: the reference becomes the current policy every so many buffers; None never.
+        reference_refresh_interval: the reference becomes the current policy every so many buffers. None is never.
         rows_per_forward: rollouts per forward of sampling and scoring. None samples all at once and scores
             ``micro_batch_size``.
         gather_for_generation: under FSDP2 and ZeRO-3, gathers all weights once per buffer for sampling and scoring, and
             once per evaluated batch, instead of block by block in each forward. Takes the room of the whole model, and
             of a whole reference copy.
-        check_forwards: compares the ranks before each forward, and names those that would wait for each other. Slow;
-            for finding out why a job hangs.
+        check_forwards: compares the ranks before each forward, and names those that would wait for each other. It is
+            slow, and meant for finding out why a job hangs.
         optimizer: from parameters to an optimizer. None is AdamW as published.
         lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step.
         seed: of rollouts, masks, prompt order and fresh weights. None is 0, or the command line's seed_everything.
 
     Raises:
-        ValueError: settings that do not fit together; at fit start, prompts and Trainer flags that do not fit.
+        ValueError: settings that do not fit together, and at fit start prompts and Trainer flags that do not fit.
 
     Example:
         ```python
@@ -133,8 +133,9 @@ class DMPO(EvaluationModule):
         self.buffers_collected = self.rollouts_seen = 0
 
     def configure_callbacks(self) -> list[Callback]:
-        """A `SkipNonFiniteSteps`, unless the Trainer has one."""
+        """Adds a `SkipNonFiniteSteps`, unless the Trainer has one."""
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        # Lightning would put the one returned here in the place of the user's own, with its other limit.
         return [] if any(isinstance(each, SkipNonFiniteSteps) for each in callbacks) else [SkipNonFiniteSteps()]
 
     def configure_model(self) -> None:
@@ -196,6 +197,7 @@ class DMPO(EvaluationModule):
         self._continuation.begin_micro_batch(self.trainer, self.buffer)
         if self.buffer.needs_rollouts:
             self._collect(batch)
+        # A pass is a multiple of the accumulation (`Schedule.problem`), so buffers and optimizer steps stay aligned.
         if self.buffer.position % accumulated == 0:
             self._before_step(accumulated)
         iteration, rows, targets = self.buffer.next_micro_batch()
@@ -210,6 +212,7 @@ class DMPO(EvaluationModule):
     def _collect(self, prompts: PromptBatch) -> None:
         """Fills the buffer with rollouts of these prompts and with the objective's targets."""
         interval = self.reference_refresh_interval
+        # Before the first buffer there is nothing to renew: the reference is where the run starts.
         if interval is not None and self.buffers_collected and self.buffers_collected % interval == 0:
             self.policy.refresh_reference()
         with self._gathered():
@@ -225,6 +228,7 @@ class DMPO(EvaluationModule):
                     iteration=self.buffers_collected,
                     rows_per_forward=self.rows_per_forward,
                 )
+            # In eval mode as the rollouts were sampled. With dropout, log p_old would be that of another policy.
             with self.phase("scoring"), evaluating(self.policy):
                 targets, diagnostics = self.objective.prepare(
                     self.policy, rollouts, rows_per_forward=self._scoring_rows
@@ -246,10 +250,12 @@ class DMPO(EvaluationModule):
     def _log_rollouts(self, scores: Scores, diagnostics: Mapping[str, Tensor]) -> None:
         means = rollout_means(scores, diagnostics)
         self.log_dict(means, batch_size=len(scores.total))
+        # The number of `reward/total` under a short name, for the progress bar alone.
         self.log("reward/mean", means["reward/total"], prog_bar=True, logger=False, batch_size=len(scores.total))
 
     def dump(self) -> Path:
         """Writes this rank's rollouts to the run directory, and returns the file."""
+        # On all ranks, because `log_dir` is a broadcast (docs/decisions/016-equal-forwards.md).
         directory = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         return self.buffer.save(directory / f"rollouts_rank{self.trainer.global_rank}.pt")
 

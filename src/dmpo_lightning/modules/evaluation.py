@@ -41,6 +41,7 @@ class EvaluationModule(PolicyModule):
         seed: int | None,
         check_forwards: bool,
     ) -> None:
+        # Checked before the model is loaded, which may take minutes.
         check_counts(completions_per_prompt=completions_per_prompt, rows_per_forward=rows_per_forward)
         self._check_lengths(samplers, completion_length, evaluation_lengths)
         super().__init__(
@@ -93,6 +94,7 @@ class EvaluationModule(PolicyModule):
         theirs = _as_reward(getattr(getattr(self.trainer, "datamodule", None), "reward", None))
         own = self._own_reward
         unchecked = own is not None and own.verify is None and own.accuracy == "reward"
+        # The copy is kept, because a reward counts its failures over the whole run, and a new one would forget them.
         if own is not None and unchecked and theirs is not None and theirs.verify is not None:
             self._own_reward = own = own.with_check_of(theirs)
         reward = own or theirs
@@ -109,7 +111,7 @@ class EvaluationModule(PolicyModule):
         return self._own_reward is not None
 
     def prompt_limit(self, completion_length: int) -> int | None:
-        """Prompt tokens that the model takes beside a completion; None where the model names no limit."""
+        """Prompt tokens that the model takes beside a completion, None where the model names no limit."""
         limit = self.policy.max_length
         return None if limit is None else limit - completion_length
 
@@ -121,7 +123,11 @@ class EvaluationModule(PolicyModule):
     def evaluate_batch(
         self, batch: PromptBatch, sampler: Sampler, completion_length: int | None = None
     ) -> EvaluatedBatch:
-        """``completions_per_prompt`` completions of each prompt; of the training length unless another is given."""
+        """Samples and scores ``completions_per_prompt`` completions of each prompt.
+
+        They have the training length unless another is given.
+        """
+        # Gathered first: a rank that holds all weights runs by itself, and `phase` then compares no ranks.
         with self._gathered(), self.phase("evaluation"):
             return evaluate(
                 self.policy,
@@ -161,12 +167,13 @@ class EvaluationModule(PolicyModule):
         self._start(self.trainer.predict_dataloaders)
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """The records of a batch, see `EvaluatedBatch.records`."""
+        """Returns the records of a batch, see `EvaluatedBatch.records`."""
         return self._evaluation_step(batch)["records"]
 
     def _start(self, loaders: Any) -> None:
         self._check_loaders(loaders)
         runs = [(name, length) for name in self.validation_samplers for length in self.evaluation_lengths]
+        # Made anew for each evaluation, since sums would go on over the next one.
         self._metrics = {run: EvaluationMetrics(self.device) for run in runs}
 
     def _check_loaders(self, loaders: Any) -> None:
@@ -174,18 +181,21 @@ class EvaluationModule(PolicyModule):
         for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
             if not isinstance(loader, PromptLoader):
                 raise ValueError(f"DMPO evaluates a PromptLoader, got {type(loader).__name__}; wrap your data in one.")
+            # Training has told that loader to hand out each batch several times
+            # (docs/decisions/005-binding-the-loader.md).
             if loader.is_training:
                 raise ValueError(
                     "The training loader was given for evaluation too, where each prompt must come once; build a "
                     "second PromptLoader(dataset, tokenizer, batch_size=..., shuffle=False)."
                 )
+            # All lengths are evaluated on the same prompts, which must fit beside the longest.
             limit = self.prompt_limit(max(self.evaluation_lengths))
             if limit is not None:
                 loader.limit_prompt_length(limit)
             self.dropped_prompts += loader.dropped
 
     def _evaluation_step(self, batch: PromptBatch) -> dict[str, Any]:
-        """Counts a batch; its records are the step's output, for callbacks."""
+        """Counts a batch. Its records are the step's output, which Lightning hands to callbacks."""
         records = []
         for (name, length), metrics in self._metrics.items():
             evaluated = self.evaluate_batch(batch, self.validation_samplers[name], length)
@@ -194,8 +204,10 @@ class EvaluationModule(PolicyModule):
         return {"records": records}
 
     def _log_results(self, stage: str) -> None:
+        # Each result is a collective operation. The order is that of options, which all ranks have in common.
         self.results = [metrics.result(name, length) for (name, length), metrics in self._metrics.items()]
         for result in self.results:
+            # A single length, whichever it is, keeps the names short, so that `monitor` reads the same for all of them.
             parts = [stage, result.sampler, *([str(result.length)] if len(self.evaluation_lengths) > 1 else [])]
             prefix = "/".join(parts)
             for name, (mean, error) in result.means.items():
@@ -205,7 +217,7 @@ class EvaluationModule(PolicyModule):
             self._log_result(f"{prefix}/tokens_per_second", result.tokens_per_second)
 
     def _log_result(self, name: str, value: float) -> None:
-        """On every rank, so that callbacks of every rank can monitor it; the ranks agree on the value already."""
+        """Logs on every rank, so that callbacks of every rank can monitor the value, on which ranks agree already."""
         self.log(name.replace(".", "_"), value, prog_bar=name.endswith("/accuracy"), sync_dist=True)
 
 

@@ -40,11 +40,13 @@ class SkipNonFiniteSteps(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if isinstance(trainer.strategy, DeepSpeedStrategy):
             return
+        # All ranks decide together: weights of a rank that steps alone would differ from then on.
         if trainer.strategy.reduce_boolean_decision(gradients_are_finite(pl_module.parameters())):
             self.in_a_row = 0
             return
         for parameter in pl_module.parameters():
-            parameter.grad = None  # an optimizer does nothing to parameters without one
+            # An optimizer does nothing to parameters without a gradient.
+            parameter.grad = None
         self._skip(pl_module, trainer.global_step)
 
     def on_train_batch_end(
@@ -53,6 +55,7 @@ class SkipNonFiniteSteps(Callback):
         """Counts what DeepSpeed has left out. Lightning calls callbacks that save after all others."""
         steps, skipped = _engine_counts(trainer)
         if skipped > self._engine_skipped:
+            # Lightning has counted this step by now. Before the step, where the others notice, its number was one less.
             self._skip(pl_module, trainer.global_step - 1)
         elif steps > self._engine_steps:
             self.in_a_row = 0
@@ -83,12 +86,13 @@ class SkipNonFiniteSteps(Callback):
 
 
 def gradients_are_finite(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether all gradients are finite; of sharded parameters, those of this rank's parts."""
+    """Whether all gradients are finite. Of sharded parameters these are the gradients of this rank's parts."""
     gradients = [getattr(p.grad, "_local_tensor", p.grad) for p in parameters if p.grad is not None]
+    # One total norm waits for the device once, a check of each gradient once per parameter.
     return bool(nn.utils.get_total_norm(gradients).isfinite())
 
 
 def _engine_counts(trainer: Trainer) -> tuple[int, int]:
-    """DeepSpeed's optimizer steps, and how many of them it left out; zero under any other strategy."""
+    """DeepSpeed's optimizer steps, and how many of them it left out. Both are zero under any other strategy."""
     engine = getattr(trainer.strategy, "deepspeed_engine", None)
     return (engine.global_steps, engine.skipped_steps) if engine else (0, 0)

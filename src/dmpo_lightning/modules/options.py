@@ -14,7 +14,7 @@ Options = dict[str, Any]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 MOVING = frozenset({"base_lrs", "last_epoch", "_last_lr", "_step_count", "_get_lr_called_within_step", "_is_initial"})
-"""What a scheduler counts, or takes from the optimizer; the rest of its state are options."""
+"""What a scheduler counts, or takes from the optimizer. The rest of its state are options."""
 
 
 def configured_options(optimizer: Optimizer, scheduler: LRScheduler | None) -> Options:
@@ -22,8 +22,10 @@ def configured_options(optimizer: Optimizer, scheduler: LRScheduler | None) -> O
 
     The learning rate is the one that the scheduler starts from.
     """
+    # A scheduler with a warm-up has lowered `lr` by now, and kept what was configured as `initial_lr`.
     groups = [group | {"lr": group.get("initial_lr", group["lr"])} for group in optimizer.param_groups]
     return {
+        # `initial_lr` is put there by a scheduler: with and without one the stored options would seem to differ.
         "optimizer": plain(groups, without={"params", "param_names", "initial_lr"}),
         "lr_scheduler": None if scheduler is None else plain(scheduler.state_dict(), without=MOVING),
     }
@@ -42,6 +44,7 @@ def plain(value: Any, *, without: frozenset[str] | set[str] = frozenset()) -> An
         return tuple(items) if isinstance(value, tuple) else items
     if isinstance(value, Tensor):
         return value.item()
+    # Booleans come before integers, of which they are a subclass: True would be stored as 1.
     if value is None or isinstance(value, bool | str):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
@@ -99,8 +102,11 @@ def take_over(
         "The checkpoint's optimizer and scheduler had other options; this run's are used (stored -> now):\n"
         + differences_text(differing)
     )
+    # Options that agree are not touched: a scheduler may have moved their present values. The learning rate comes last,
+    # with its schedule.
     for group, before, after in zip(optimizer.param_groups, stored["optimizer"], now["optimizer"], strict=False):
         _set(group, {name: value for name, value in after.items() if name != "lr" and before.get(name) != value})
+    # The scheduler that Lightning restored is at the right place of an unchanged schedule.
     if _schedule(stored) == _schedule(now):
         return
     try:
@@ -121,6 +127,7 @@ def _schedule(options: Options) -> tuple[list[float], Options | None]:
 
 def _set(group: dict[str, Any], options: Options) -> None:
     for name, value in options.items():
+        # An option in a tensor stays in that tensor, as torch's own schedulers keep it.
         if isinstance(group.get(name), Tensor):
             group[name].fill_(value)
         else:
@@ -135,6 +142,7 @@ def run_schedule(
     Scaling the present learning rate would not do: a schedule of another length, or with a floor, is at another point
     of its curve.
     """
+    # Schedulers that move momentum or betas, such as OneCycleLR, look for them in `defaults` as well as in the groups.
     optimizer = _StandIn([group | {"params": [torch.zeros(1)]} for group in groups], dict(groups[0]))
     scheduler = None if scheduler_factory is None else scheduler_factory(optimizer)
     if scheduler is not None:

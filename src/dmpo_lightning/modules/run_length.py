@@ -19,7 +19,7 @@ def accumulations(trainer: Trainer) -> list[int]:
 
 
 def check_training_loader(loader: Any) -> PromptLoader:
-    """The loader itself; raises ValueError for one of another kind."""
+    """Returns the loader itself. Raises ValueError for a loader of another kind."""
     if not isinstance(loader, PromptLoader):
         raise ValueError(
             f"DMPO trains on a PromptLoader, got {type(loader).__name__}: a batch of prompts must be repeated while "
@@ -33,8 +33,9 @@ def bind(loader: PromptLoader, trainer: Trainer, schedule: Schedule, *, limit: i
     """Tells the training loader how often a batch of prompts is used, and how long prompts may be.
 
     Raises:
-        ValueError: numbers that do not divide, under any of the run's accumulations; a prompt that is too long.
+        ValueError: numbers that do not divide under one of the run's accumulations, or a prompt that is too long.
     """
+    # Each value that the run will take is checked now. The later ones would be refused in the middle of the run.
     for accumulation in accumulations(trainer):
         if problem := replace(schedule, accumulation=accumulation).problem:
             raise ValueError(problem)
@@ -44,7 +45,7 @@ def bind(loader: PromptLoader, trainer: Trainer, schedule: Schedule, *, limit: i
 
 
 def run_length(trainer: Trainer, schedule: Schedule, *, prompts: int) -> RunLength:
-    """What a started run consists of; without its end where the accumulation changes on the way."""
+    """What a started run consists of. Where the accumulation changes on the way, its end is left open."""
     changes = len(set(accumulations(trainer))) > 1
     return RunLength(
         schedule,

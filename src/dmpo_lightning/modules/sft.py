@@ -18,23 +18,24 @@ from dmpo_lightning.modules.options import SchedulerFactory
 
 
 class MaskedSFT(PolicyModule):
-    """Minimises the denoising cross-entropy of given completions (LLaDA's supervised fine-tuning objective, exact
-    mask counts).
+    """Minimises the denoising cross-entropy of given completions.
 
-    A restart continues with weights, optimizer and scheduler; exactly so between epochs, because torch's DataLoader
-    does not remember its place in one.
+    This is LLaDA's objective for supervised fine-tuning, with an exact number of masked tokens in each masking.
+
+    A restart continues with weights, optimizer and scheduler. It is exact between epochs only, because torch's
+    DataLoader does not remember its place in one.
 
     Args:
         model: a hub id, a folder, the name of an embedded model, or a `Backbone`, which says how it is loaded and what
             of it is trained.
-        replicates: random maskings per completion and step; even when antithetic.
+        replicates: random maskings per completion and step. It must be even when ``antithetic`` is true.
         antithetic: draw the maskings in pairs.
         optimizer: from parameters to an optimizer.
         lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step.
-        seed: of masks and fresh weights; None is 0, or the command line's ``seed_everything``.
+        seed: of masks and fresh weights. None is 0, or the command line's ``seed_everything``.
 
     Raises:
-        ValueError: replicates below 1, or odd with antithetic; nothing to load from ``model``.
+        ValueError: replicates below 1, or odd with antithetic pairs. There is nothing to load from ``model``.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class MaskedSFT(PolicyModule):
         self.replicates, self.antithetic = replicates, antithetic
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
+        # This number counts over all epochs, so that each epoch meets fresh masks.
         loss = self._loss(batch, iteration=self.trainer.fit_loop.total_batch_idx)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: DemonstrationBatch, batch_idx: int) -> None:
+        # The same masks at every validation, so that the losses of two validations share their noise.
         self.log("val/loss", self._loss(batch, iteration=-1), prog_bar=True, batch_size=len(batch), sync_dist=True)
 
     def _loss(self, batch: DemonstrationBatch, *, iteration: int) -> Tensor:

@@ -63,7 +63,7 @@ class Objective(ABC):
     def footprint(
         self, *, completion_length: int, sampler: Sampler, reference_is_current: bool = False
     ) -> ObjectiveFootprint:
-        """What the objective asks of the model, for `dmpo-lightning plan`; training does not need it.
+        """What the objective asks of the model, for `dmpo-lightning plan`. Training does not need it.
 
         ``reference_is_current`` says that the reference equals the policy whenever a buffer is prepared, so that
         log_rnd is zero and costs no forward.

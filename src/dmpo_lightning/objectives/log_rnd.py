@@ -35,7 +35,7 @@ class LogProbEstimator(ABC):
         """Raises ValueError where the estimate would mean nothing for rollouts of this sampler."""
 
     def footprint(self, *, completion_length: int, sampler: Sampler) -> MaskedPass:
-        """What one estimate of all rollouts asks of the model, for `dmpo-lightning plan`; training does not need it.
+        """What one estimate of all rollouts asks of the model, for `dmpo-lightning plan`. Training does not need it.
 
         Raises:
             ValueError: the estimator does not say.
@@ -72,6 +72,7 @@ class LogProbEstimator(ABC):
 
         It is exactly zero, and costs no forward, while the reference is known to equal the policy.
         """
+        # The answer is that of all ranks together. A rank that left its forwards out alone would let the others wait.
         if policy.reference_equals_policy():
             return torch.zeros_like(rollouts.reward)
         behaviour = self.behaviour_log_prob(policy, rollouts, rows_per_forward=rows_per_forward)
@@ -97,6 +98,8 @@ class ElboEstimator(LogProbEstimator):
 
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
         masks = draw_masks(
+            # No pass and no step is part of the key. All estimates of a rollout are on the same masks, those of the two
+            # sides of log_rnd and the later ones of the `policy` baseline.
             fold_in(rows.keys, Purpose.ELBO),
             length=rows.completion_ids.shape[1],
             replicates=self.samples,
@@ -151,6 +154,7 @@ class TrajectoryEstimator(LogProbEstimator):
             )
 
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
+        # Counted from what was recorded, since the sampler is not known here.
         steps = int(rows.reveal_step.max()) + 1
         total = torch.zeros(len(rows), dtype=torch.float32, device=rows.keys.device)
         # Steps take the place of replicates: each sees what was masked before it, and counts what it revealed.
@@ -165,6 +169,7 @@ class TrajectoryEstimator(LogProbEstimator):
                 masks,
                 at=revealed,
                 reference=reference,
+                # That of the sampler, at which the behaviour policy's side was recorded.
                 temperature=rows.temperature,
             )
             total += trajectory_log_prob(log_prob, revealed)

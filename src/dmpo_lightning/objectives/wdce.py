@@ -32,7 +32,7 @@ from dmpo_lightning.samplers.base import Sampler
 
 BaselineName = Literal["none", "group", "negative", "policy"]
 BaselineFunction = Callable[[Tensor, Tensor, Rollouts], Tensor]
-"""Computes the baseline b from weights, log_rnd and the rollouts; all tensors are ``[batch group]``."""
+"""Computes the baseline b from weights, log_rnd and the rollouts. All tensors are ``[batch group]``."""
 
 
 class WDCE(WeightedObjective):
@@ -130,6 +130,7 @@ class WDCE(WeightedObjective):
         weights = self.weights(log_rnd, rollouts.reward, coefficient)
         targets = {"weight": weights, "signal": weights - self._baseline(weights, log_rnd, rollouts, coefficient)}
         if self.baseline == "policy":
+            # Only now is the policy still the one that sampled.
             targets["behaviour_log_prob"] = self.log_prob.behaviour_log_prob(
                 policy, rollouts, rows_per_forward=rows_per_forward
             )
@@ -173,6 +174,7 @@ class WDCE(WeightedObjective):
         # One always stays, even if its signal is zero: every rank has to run this forward, and a backward.
         kept = kept if len(kept) else torch.zeros_like(whole[:1], dtype=torch.int64)
         rows, signal = rows[kept], whole[kept]
+        # The pass is part of the key, so that each pass has fresh masks and does not overfit those of the one before.
         masks, predicted = self._masks(
             fold_in(fold_in(rows.keys, Purpose.LOSS), iteration), rows.completion_ids.shape[1]
         )

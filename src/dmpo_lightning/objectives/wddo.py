@@ -72,6 +72,7 @@ class WDDO(WeightedObjective):
         weights = self.weights(log_rnd, rollouts.reward, coefficient)
         rows = rollouts.rows()
         chunks = range(0, len(rows), rows_per_forward)
+        # Estimated on the masks of the loss. On others the noise of the masking is larger than the difference.
         behaviour = torch.cat([self._elbo(policy, rows[start : start + rows_per_forward]) for start in chunks])
         targets = {"weight": weights, "behaviour_elbo": behaviour.view(rollouts.group_shape)}
         return targets, weight_diagnostics(weights, log_rnd, coefficient)
@@ -79,6 +80,8 @@ class WDDO(WeightedObjective):
     def loss(
         self, policy: Policy, rows: RolloutRows, targets: Targets, *, iteration: int, planned_rollouts: int
     ) -> tuple[Tensor, Diagnostics]:
+        # The number of the pass keys nothing, or the masks would differ from those of the behaviour policy's side
+        # (docs/decisions/008-wddo-few-passes.md).
         log_ratio = self._elbo(policy, rows) - targets["behaviour_elbo"]
         loss = wddo_loss(
             log_ratio,

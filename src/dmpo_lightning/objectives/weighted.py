@@ -63,6 +63,7 @@ class WeightedObjective(Objective):
             raise ValueError(f"`reward_scale` (eta) must be positive, got {reward_scale}.")
         self.reward_temperature, self.reward_scale = reward_temperature, reward_scale
         self.proximal_coefficient, self.target_ess = proximal_coefficient, target_ess
+        # Rollouts of any sampler have an ELBO, while trajectories need an order that ignores the tokens.
         self.log_prob = log_prob or ElboEstimator()
 
     def validate(self, *, group_size: int, completion_length: int, sampler: object) -> None:
@@ -70,6 +71,7 @@ class WeightedObjective(Objective):
             raise ValueError(
                 f"`group_size` must be at least 2: weights compare the rollouts of one prompt, got {group_size}."
             )
+        # At alpha = 0 weights need no log-prob, and any sampler will do.
         if self.reward_scale is None:
             self.log_prob.validate(sampler)
 
@@ -111,6 +113,7 @@ def weight_diagnostics(weights: Tensor, log_rnd: Tensor, coefficient: float | Te
         "weight/ess": effective_sample_size(weights).mean(),
         "weight/max": weights.amax(-1).mean(),
         "policy/log_rnd": log_rnd.mean(),
+        # Not NaN, because `validate` asks for two rollouts at least.
         "policy/log_rnd_spread": log_rnd.std(-1).mean(),
         "weight/proximal_coefficient": torch.as_tensor(coefficient, dtype=torch.float32).mean(),
     }

@@ -85,10 +85,12 @@ class Activations:
 
         Adapters on layers that read the same tensor share it, unless dropout or another type makes each a copy.
         """
+        # Under autocast adapters multiply in half precision, though their weights are float32.
         kept = 2.0 if self.precision.autocast else self.precision.adapter
         adapted = adapted_linears(self.architecture, adapter)
         low_rank = kept * adapter.r * len(adapted)
         own_copies = adapter.dropout > 0 or kept != self.precision.compute or self.precision.autocast
+        # Dropout keeps its mask: a GPU's kernel as booleans, a processor's in the type of the input.
         mask = (self.precision.adapter if self.on_cpu else 1.0) if adapter.dropout else 0.0
         if own_copies:
             return (low_rank + (kept + mask) * sum(linear.in_features for linear in adapted)) / self.architecture.blocks
@@ -96,6 +98,7 @@ class Activations:
 
     def _shared_inputs(self, adapted: tuple[Linear, ...]) -> float:
         """Query, key and value read one tensor, gate and up another. Layers are told apart by their names."""
+        # The result of attention is kept by attention itself, see `_attention`.
         groups = {_reads(linear) for linear in adapted} - {"attention"}
         widths = {"attention norm": self.architecture.width, "mlp norm": self.architecture.width}
         return self.precision.compute * sum(widths.get(group, self.architecture.mlp_width) for group in groups)
@@ -127,6 +130,7 @@ class Activations:
         width, compute = self.architecture.width, self.precision.compute
         stream = 2 * self.precision.stream * width + compute * width
         stream += 2 * INT64 + 2 * FLOAT32 * self.architecture.head_size
+        # `apply_rotary` holds a product, a rolled copy and the sum in float32, and a cast of an input that is narrower.
         rotation = (3 if compute == FLOAT32 else 4) * FLOAT32 * self.query_width
         attention = compute * (self.query_width + 2 * self.key_width) + rotation
         return stream + max(attention, 3 * compute * self.architecture.mlp_width)
@@ -155,6 +159,7 @@ class Head:
     def _tile(self, positions: float) -> float:
         """The scores of one tile in float32, and beside them in the type of a matrix product that is narrower."""
         rows = min(positions, chunk_rows(self.vocab_size))
+        # A product in half precision is cast to float32, and both exist for a moment.
         narrow = self.precision.compute if self.precision.compute < FLOAT32 else 0.0
         return rows * min(self.vocab_size, CHUNK_TOKENS) * (max(FLOAT32, self.precision.compute) + narrow)
 
@@ -163,7 +168,7 @@ class Head:
         return self._tile(positions)
 
     def forward(self, positions: float) -> float:
-        """Log-probs with gradient; a frozen head also sums up mean weight vectors, which become the gradient."""
+        """Log-probs with gradient. A frozen head also sums up mean weight vectors, which become the gradient."""
         if self.is_learned:
             return self._tile(positions)
         rows = min(positions, chunk_rows(self.vocab_size))
@@ -189,7 +194,9 @@ class Head:
         own logits and those it moves away from, their sum, the result, and a boolean for each.
         """
         copies = 2.0 if asked.temperature in (0.0, 1.0) else 3.0
+        # 512 is the size of a bucket in `inverse_cdf`, within which alone probabilities are cumulated.
         copies += min(1.0, 512 / self.vocab_size) if asked.temperature else 0.0
         if asked.guided:
+            # Four copies of the logits in float32, and the booleans, which are a quarter of one.
             copies = max(copies, 4.25)
         return copies * self.logits(positions)

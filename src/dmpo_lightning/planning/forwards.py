@@ -37,6 +37,7 @@ def _scoring(work: Workload) -> int:
     schedule = work.schedule
     step = schedule.micro_batch_size * schedule.accumulation
     per_iteration = 0
+    # Steps may cut through groups, so each is counted by itself. A test compares the sum with the forwards of training.
     for first in range(0, schedule.buffer_rollouts, step):
         last = min(first + step, schedule.buffer_rollouts) - 1
         groups = last // schedule.group_size - first // schedule.group_size + 1

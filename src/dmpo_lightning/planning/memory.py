@@ -83,6 +83,7 @@ class _Estimate:
     # What stays -------------------------------------------------------------------------------------------------------
 
     def resident(self) -> dict[str, float]:
+        # DDP reduces gradients through buckets, which hold a second copy of all of them.
         buckets = 2 if self.sharding.bucketed else 1
         return {
             "weights": (self.base_bytes() + self.adapter_bytes()) / self.sharding.weights,
@@ -93,6 +94,7 @@ class _Estimate:
         } | ({"merged weights": self.merged_bytes()} if self.settings.sample_merged else {})
 
     def base_bytes(self) -> float:
+        # Quantisation reaches the blocks' linear layers alone, and neither embeddings, norms and biases nor the head.
         linear = self.architecture.block_linear_parameters
         return linear * self.precision.block_linear + (self.architecture.total - linear) * self.precision.weight
 
@@ -121,13 +123,15 @@ class _Estimate:
     def optimizer_bytes(self) -> float:
         count, name = self.parameters.trainable_count, self.settings.optimizer.rpartition(".")[2]
         if name.lower().endswith(_EIGHT_BIT):
+            # Two states of one byte each.
             return 2.0 * count
+        # DeepSpeed steps a float32 copy of half-precision weights, so its states are float32 too.
         if self.sharding.master_weights and self.trained_width() < 4:
             return (_states(name, self.settings.momentum) + 1) * 4.0 * count
         return _states(name, self.settings.momentum) * self.trained_width() * count
 
     def rollout_bytes(self) -> float:
-        """Of each completion token the id, reveal step and log-prob; of each prompt token the id and the mask."""
+        """Holds id, reveal step and log-prob of each completion token, and id and mask of each prompt token."""
         if self.work.sampling is None:
             return 0.0
         completion, prompt = self.work.completion_length * (2 * INT64 + 4), self.work.prompt_length * (INT64 + 1)
@@ -140,6 +144,8 @@ class _Estimate:
         tokens, positions = work.training_rows * work.length, work.training_positions
         kept, block = self.kept(tokens, positions)
         forward, backward = self.head.forward(positions), self.head.backward(positions)
+        # Without accumulation the optimizer has cleared the gradients, which `resident` counts, and the backward pass
+        # makes them again when the logits are gone.
         freed = self.gradient_bytes() / self.sharding.gradients if work.schedule.accumulation == 1 else 0.0
         held = self.weight_copies() | self.gathered(backward=True)
         parts = {"activations": kept, "head": backward, "block in backward": block} | held
@@ -172,6 +178,7 @@ class _Estimate:
         largest = max((linear.in_features * linear.out_features for linear in shape.block_linears), default=0)
         parts = {"layer out of 4 bits": 2.0 * largest} if self.settings.quantization else {}
         if self.sharding.gathers:
+            # Embeddings, final norm and head are one unit (`shard_fsdp2`), which is there as long as a forward lasts.
             outside = shape.total - shape.block_parameters * shape.blocks
             blocks = 3 if backward and self.settings.adapter is None else 2
             width = 2.0 if self.precision.autocast else self.precision.weight
@@ -237,4 +244,5 @@ class _Estimate:
 def _states(optimizer: str, momentum: float) -> float:
     if optimizer == "SGD":
         return 1.0 if momentum else 0.0
+    # An unknown optimizer counts as one of Adam's kind, the largest of those known.
     return _STATES.get(optimizer, 2.0)

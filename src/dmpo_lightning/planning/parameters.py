@@ -126,6 +126,7 @@ def adapted_linears(architecture: Architecture, adapter: LoRA) -> tuple[Linear, 
     Raises:
         ValueError: what `LoRA.target_names` raises.
     """
+    # LoRA itself is asked, so that plan and training cannot differ. A bare ff_out, for one, leaves LLaDA's head alone.
     names = set(adapter.target_names(architecture.model))
     return tuple(linear for linear in architecture.linears if linear.name in names)
 
@@ -144,6 +145,7 @@ def describe(config: "PreTrainedConfig", *, name: str, dtype: str) -> Architectu
     """Builds the model of a configuration on the meta device and measures it."""
     from transformers import AutoModelForMaskedLM
 
+    # An 8B model is built in moments and holds no memory, and is counted as it would be loaded.
     with torch.device("meta"):
         model = AutoModelForMaskedLM.from_config(config)
     shape: Any = config
@@ -158,6 +160,7 @@ def describe(config: "PreTrainedConfig", *, name: str, dtype: str) -> Architectu
         key_heads=getattr(shape, "num_key_value_heads", None) or heads,
         head_size=getattr(shape, "head_dim", None) or shape.hidden_size // heads,
         mlp_width=shape.intermediate_size,
+        # LLaDA's embedding may be wider than its vocabulary, and its logits are as wide as the embedding.
         vocab_size=getattr(shape, "embedding_size", None) or shape.vocab_size,
         max_length=shape.max_position_embeddings,
         parameters=_by_type(model),
@@ -195,9 +198,11 @@ def _linears(model: nn.Module) -> tuple[Linear, ...]:
 def _read_config(source: str) -> tuple["PreTrainedConfig", str]:
     from transformers import AutoConfig
 
-    families()  # registers the native architectures
+    # Registers the native architectures, which AutoConfig reads.
+    families()
     if Path(source).is_dir() or source in EMBEDDED_MODELS:
         return _stored_config(source)
+    # The published models are known without the hub, so that planning needs no network.
     for beginning, model_type in PUBLISHED:
         if source.startswith(beginning):
             return AutoConfig.for_model(model_type), "bfloat16"

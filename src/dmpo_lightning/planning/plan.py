@@ -30,6 +30,7 @@ class Plan:
     @property
     def required(self) -> float:
         """Bytes per GPU with the runtime's own share."""
+        # The runtime's share is CUDA's. On a processor the tensors are all.
         return self.memory.peak + (0 if self.settings.on_cpu else RUNTIME)
 
     @property
@@ -51,6 +52,7 @@ class Plan:
         """The setting that makes the largest term smaller."""
         phase = self.memory.phases[self.memory.worst_phase]
         largest = max(phase.parts, key=lambda name: phase.parts[name], default="")
+        # What stays is more than what the phase adds, so that smaller batches would help little.
         if self.memory.resident_total > phase.peak:
             return self._resident_remedy()
         if self.memory.worst_phase in ("sampling", "scoring"):
@@ -67,7 +69,7 @@ class Plan:
         return "shard over more GPUs, or take a larger one"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers; memory in bytes."""
+        """All of it in plain numbers, memory in bytes."""
         work = self.settings.workload
         return {
             "model": self.settings.model,
@@ -100,7 +102,7 @@ class Plan:
         }
 
     def _schedule(self) -> dict[str, float]:
-        """Counts of one rank; only the rollouts and prompts of an optimizer step are those of all ranks."""
+        """Counts of one rank. Only the rollouts and prompts of an optimizer step are those of all ranks."""
         schedule = self.settings.workload.schedule
         return {
             "rollouts_per_buffer": schedule.buffer_rollouts,
@@ -138,6 +140,7 @@ class Plan:
         return lines
 
     def _memory_lines(self) -> list[str]:
+        # Embedded models would take 0.00 GiB.
         unit = "GiB" if self.required >= GIB else "MiB"
         lines = ["", f"memory per GPU, {unit}"]
         lines += [f"  {name:<28} {_in(unit, size):>9}" for name, size in self.memory.resident.items() if size]

@@ -34,7 +34,7 @@ class Precision:
     def of(cls, *, dtype: str, trainer: str | int | None, quantization: str | None = None) -> "Precision":
         """What the three settings make of each kind of number.
 
-        A ``*-true`` half precision converts the whole module; otherwise PEFT keeps adapters in float32. Under a
+        A ``*-true`` half precision converts the whole module. Otherwise PEFT keeps adapters in float32. Under a
         quantisation PEFT raises all other weights to float32, and bitsandbytes returns the type it was given. Then
         activations are float32 too, even under autocast, and only ``bf16-true`` makes them small.
 
@@ -47,6 +47,7 @@ class Precision:
         autocast = name in ("16-mixed", "bf16-mixed", "16", "bf16")
         whole = {"16-true": 2.0, "bf16-true": 2.0, "64-true": 8.0, "64": 8.0}.get(name)
         quantized = quantization is not None
+        # PEFT prepares a quantised model by raising all that is not quantised to float32.
         weight = whole or (4.0 if quantized else _BYTES[dtype])
         return cls(
             weight=weight,

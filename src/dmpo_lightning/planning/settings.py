@@ -57,8 +57,8 @@ def read_settings(config: Options, *, prompt_length: int | None = None) -> Setti
     """Reads the merged configuration, a plain dictionary in which the parser has filled in all defaults.
 
     Raises:
-        ValueError: the model is not a name, so that nothing can be known about it; a configuration of neither `DMPO`
-            nor `MaskedSFT`; what the constructors of sampler, objective and adapter raise; an objective that does not
+        ValueError: the model is not a name, so that nothing can be known about it. A configuration of neither `DMPO`
+            nor `MaskedSFT`. What the constructors of sampler, objective and adapter raise. An objective that does not
             state its footprint.
     """
     trainer, options, data = config["trainer"], _init_args(config["model"]), _init_args(config.get("data"))
@@ -70,9 +70,11 @@ def read_settings(config: Options, *, prompt_length: int | None = None) -> Setti
     devices, nodes = _devices(trainer.get("devices"), [] if on_cpu else notes), int(trainer.get("num_nodes") or 1)
     accumulation = int(trainer.get("accumulate_grad_batches") or 1)
     adapter: LoRA | None = None if backbone.get("adapter") is None else instantiate(backbone["adapter"], LoRA)
+    # The modules' own default, see `default_optimizer`.
     optimizer = options.get("optimizer") or {"class_path": "torch.optim.AdamW"}
     prompt_length = int(prompt_length or data.get("max_prompt_length") or 0)
     problems: list[str] = []
+    # The class is not looked at, so that a subclass of one's own is planned too.
     if "sampler" in options:
         schedule = _schedule(options, data, notes, accumulation=accumulation, ranks=devices * nodes)
         workload = _rollouts(options, schedule, prompt_length, problems)
@@ -92,6 +94,7 @@ def read_settings(config: Options, *, prompt_length: int | None = None) -> Setti
         on_cpu=on_cpu,
         optimizer=optimizer["class_path"],
         momentum=float(_init_args(optimizer).get("momentum") or 0),
+        # Supervised fine-tuning has no reference, and with adapters the base is one without a copy.
         reference_copy=workload.sampling is not None and adapter is None,
         reference_refreshed=options.get("reference_refresh_interval") is not None,
         workload=workload,
@@ -115,7 +118,8 @@ def instantiate(spec: Any, wanted: type[Any]) -> Any:
         return spec
     parser: Any = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=wanted)
-    build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name since jsonargparse 4.49
+    # The method has this name since jsonargparse 4.49.
+    build = getattr(parser, "instantiate", None) or parser.instantiate_classes
     return build(parser.parse_object({"value": spec})).value
 
 
@@ -144,16 +148,19 @@ def _schedule(options: Options, data: Options, notes: list[str], *, accumulation
 
 
 def _rollouts(options: Options, schedule: Schedule, prompt_length: int, problems: list[str]) -> Workload:
-    """The workload of `DMPO`; what it would refuse is added to ``problems``."""
+    """The workload of `DMPO`. What it would refuse is added to ``problems``."""
     length, group_size = int(options["completion_length"]), schedule.group_size
     sampler: Sampler = instantiate(options["sampler"], Sampler)
     objective: Objective = instantiate(options["objective"], Objective)
+    # Gathered, not raised: a configuration that training refuses is planned all the same, with a warning.
     refused = (
         schedule.problem,
         _refusal(lambda: sampler.validate(length)),
         _refusal(lambda: objective.validate(group_size=group_size, completion_length=length, sampler=sampler)),
     )
     problems += [problem for problem in refused if problem]
+    # Renewed before each buffer, the reference equals the policy that samples, and log_rnd costs no forward. The first
+    # buffer of a run is the exception (docs/decisions/004-reference-policy.md).
     is_current = options.get("reference_refresh_interval") == 1
     return Workload(
         prompt_length=prompt_length,
@@ -185,6 +192,7 @@ def _demonstrations(options: Options, data: Options, prompt_length: int, *, accu
         prompt_length=prompt_length,
         completion_length=length,
         schedule=Schedule(
+            # A demonstration stands alone, there is nothing to compare it with.
             group_size=1,
             prompts_per_buffer=batch_size * accumulation,
             micro_batch_size=batch_size,

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sharding:
-    """Over how many ranks weights, gradients and optimizer states are divided; 1 keeps a copy on each.
+    """Over how many ranks weights, gradients and optimizer states are divided. 1 keeps a copy on each.
 
     Args:
         name: of the strategy, for people.
@@ -50,6 +50,7 @@ def sharding_of(strategy: str | dict[str, Any], *, devices: int, nodes: int = 1)
     if "fsdp" in key:
         return _fsdp(key, options, devices, ranks)
     if "ddp" in key:
+        # With views the gradients lie in the buckets themselves.
         views = bool(options.get("gradient_as_bucket_view"))
         return Sharding("ddp", bucketed=ranks > 1 and not views)
     if key in ("auto", "singledevicestrategy"):
@@ -66,15 +67,18 @@ def _named(strategy: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
 def _fsdp(key: str, options: dict[str, Any], devices: int, ranks: int) -> Sharding:
     plan = str(options.get("sharding_strategy", "FULL_SHARD")).rpartition(".")[2].upper()
     offload = "offload" in key or bool(options.get("cpu_offload"))
+    # Hybrid plans divide within a machine and repeat over machines.
     shards = devices if plan.startswith(("HYBRID", "_HYBRID")) else ranks
     if plan == "NO_SHARD" or ranks == 1:
         return Sharding("fsdp (no shard)")
+    # SHARD_GRAD_OP keeps whole weights between forward and backward.
     weights = 1 if plan == "SHARD_GRAD_OP" else shards
     return Sharding(f"fsdp ({plan.lower()})", weights, shards, shards, offloads_optimizer=offload)
 
 
 def _deepspeed(key: str, options: dict[str, Any], ranks: int) -> Sharding:
     stated = re.search(r"stage_(\d)", key)
+    # 2 is the default of Lightning's DeepSpeedStrategy.
     stage = int(stated[1]) if stated else int(options.get("stage", 2))
     return Sharding(
         f"deepspeed stage {stage}",

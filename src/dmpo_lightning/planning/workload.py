@@ -12,12 +12,12 @@ class Workload:
     """The rollouts of one rank and the passes over them.
 
     Args:
-        prompt_length: tokens of the longest prompt; 0 where nothing says.
+        prompt_length: tokens of the longest prompt, 0 where nothing says.
         completion_length: tokens of a completion.
         schedule: how the rollouts are cut. Without sampling (supervised fine-tuning) a buffer is one optimizer step.
         objective: what the objective asks of the model.
-        sampling: what the sampler asks of the model; None where nothing is sampled.
-        rows_per_forward: rollouts of a forward without gradient; None takes all for sampling and a micro-batch for
+        sampling: what the sampler asks of the model, None where nothing is sampled.
+        rows_per_forward: rollouts of a forward without gradient. None takes all for sampling and a micro-batch for
             scoring.
     """
 
@@ -61,5 +61,5 @@ class Workload:
 
     @property
     def scoring_rows(self) -> int:
-        """Rows of the largest scoring forward; 0 where no forward scores."""
+        """Rows of the largest scoring forward, 0 where no forward scores."""
         return self.scored_rollouts * max((each.maskings for each in self.scoring_passes), default=0)

@@ -48,18 +48,19 @@ class Policy(nn.Module):
         self.facts: TokenFacts = token_facts(model, tokenizer, mask_token_id)
         self.max_length: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         self.anywhere: Callable[[bool], bool] = bool
-        """Whether something holds on any rank; in a single process, on this one. Samplers whose number of forwards
+        """Whether something holds on any rank, or in a single process on this one. Samplers whose number of forwards
         depends on what they sample ask it before they stop: where forwards gather sharded weights, ranks must run
         equally many.
         """
         self.before_forward: Callable[[str], None] | None = None
-        """Called before each forward with ``policy`` or ``reference``; for checks."""
+        """Called before each forward with ``policy`` or ``reference``. It is for checks."""
         self.holds_all_weights = False
         """Whether this is inside `gathered`, so that forwards need no other rank."""
         self._merged: MergedCopy | None = None
         self._samples_merged = False
         ban = torch.zeros(self.facts.vocab_size, dtype=torch.float32)
         ban[list(self.facts.banned_token_ids)] = -torch.inf
+        # Not persistent: it follows from tokenizer and model, and checkpoints hold trainable weights alone.
         self.register_buffer("_ban", ban, persistent=False)
 
     @property
@@ -96,8 +97,11 @@ class Policy(nn.Module):
         """
         native: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
         if cache is not None and columns is not None:
+            # A shifted model reads a logit from the column before, which has to be computed as well. The mask is not
+            # cut to these columns, because the cache knows that of all columns.
             start, length = max(columns.start - self.lookback, 0), ids.shape[1]
             ids = ids[:, start : columns.stop]
+            # Flat indices counted rows of all columns, and count rows of the computed ones from here on.
             positions = positions // length * ids.shape[1] + positions % length - start
             native = {"cache": cache, "start": start}
         with self._predictor(reference) as predict:
@@ -131,6 +135,7 @@ class Policy(nn.Module):
         """
         at = masks if at is None else at
         replicates, prompt_length = masks.shape[1], prompt_ids.shape[1]
+        # Each replicate becomes a row of its own here, at the door of the model.
         noisy = torch.where(masks, self.facts.mask_token_id, completion_ids[:, None])
         prompt = prompt_ids[:, None].expand(-1, replicates, -1)
         ids = torch.cat((prompt, noisy), dim=-1).flatten(0, 1)
@@ -138,8 +143,12 @@ class Policy(nn.Module):
         is_padded = not bool(prompt_mask.all())
         prompts_mask = prompt_mask.repeat_interleave(replicates, 0)
         attention_mask = full_attention_mask(prompts_mask, masks.shape[-1]) if is_padded else None
+        # `nonzero`, indexing by `at` and `masked_scatter` below all go through `at` row by row, so that indices,
+        # targets and log-probs belong together.
         flat = torch.nn.functional.pad(at.flatten(0, 1), (prompt_length, 0)).flatten().nonzero().squeeze(-1)
         targets = completion_ids[:, None].expand_as(masks)[at]
+        # The bias is the sampler's own: the density that scores must be the one that drew
+        # (docs/decisions/003-banned-tokens.md).
         with self._predictor(reference) as predict:
             log_probs = predict(
                 ids,
@@ -169,6 +178,7 @@ class Policy(nn.Module):
         Special tokens are left out, or with ``special_tokens`` kept, the end token included, as the published answer
         checks read completions.
         """
+        # True counts as 1 and takes the end token along. Where there is none, a slice ends with its row.
         ends = (self.effective_length(completion_ids) + special_tokens).tolist()
         rows = [row[:end] for row, end in zip(completion_ids.tolist(), ends, strict=True)]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=not special_tokens)
@@ -177,6 +187,7 @@ class Policy(nn.Module):
         """How many tokens come before the first end token. Where there is none, all of them."""
         ends = torch.isin(completion_ids, torch.tensor(self.facts.end_token_ids, device=completion_ids.device))
         length = completion_ids.shape[-1]
+        # `argmax` takes no booleans. Of equal values it returns the first.
         return torch.where(ends.any(-1), ends.int().argmax(-1), length)
 
     def check_mergeable(self) -> None:
@@ -192,6 +203,7 @@ class Policy(nn.Module):
         The model itself is never written to, and the reference stays what it is.
         """
         if self._merged is None:
+            # Kept between buffers. Only its adapted layers are renewed, which are all that it holds for itself.
             self._merged = MergedCopy(self.model)
         self._merged.renew(self.model)
         self._samples_merged = True
@@ -214,6 +226,7 @@ class Policy(nn.Module):
             for model in filter(None, (self.model, self.reference.model)):
                 stack.enter_context(gathered(model))
             together = self.anywhere
+            # Samplers need not ask the other ranks any more before they stop, see docs/decisions/016-equal-forwards.md.
             if not is_zero3(self.model):
                 self.anywhere, self.holds_all_weights = bool, True
             try:
@@ -232,6 +245,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """Inside, there is eval mode and no gradient, as completions are sampled and scored. Each submodule's own mode is
     restored behind it.
     """
+    # `train()` afterwards would put every submodule into training mode, those that were in eval mode before as well.
     modes = {submodule: submodule.training for submodule in module.modules()}
     module.eval()
     try:

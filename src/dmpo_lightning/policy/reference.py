@@ -55,6 +55,7 @@ class ReferencePolicy(nn.Module):
             raise ValueError("This policy was built without a reference; construct it with with_reference=True.")
         elif self.is_refreshed:
             trained = network.active_adapter
+            # Without `inference_mode` PEFT would make the frozen adapter trainable.
             network.set_adapter(ADAPTER, inference_mode=True)
             try:
                 yield network
@@ -71,6 +72,7 @@ class ReferencePolicy(nn.Module):
             copy_weights(network, self.model)
         elif self.is_adapter:
             self.make_room(network)
+            # PEFT writes an adapter's name into the names of its weights, so that the pairs are found by their names.
             trained = f".{network.active_adapter}."
             copies = [name for name in _plain_names(network) if f".{ADAPTER}." in name]
             copy_within(network, {name.replace(f".{ADAPTER}.", trained): name for name in copies})
@@ -94,7 +96,7 @@ class ReferencePolicy(nn.Module):
                 parameter.requires_grad_(False)
 
     def has_room(self, network: Any) -> bool:
-        """Whether there is a copy, or an adapter, that `refresh` would write to; or no reference at all."""
+        """Whether there is a copy, or an adapter, that `refresh` would write to, or no reference at all."""
         return not self.is_adapter or ADAPTER in network.peft_config
 
     def equals(self, network: nn.Module) -> bool:

@@ -156,7 +156,8 @@ class Reward:
         outcomes = self._outcomes([(example, text) for _, example, text in rows], with_check=checked is None)
         self._count([(rows[i][0], each) for i, each in enumerate(outcomes) if isinstance(each, Exception)], len(rows))
         components = self._components(outcomes, (len(examples), len(completions[0]) if completions else 0))
-        total = self._total(components)  # of the scored text, before the answer check's components take over
+        # Of the scored text, before the answer check's components take their place.
+        total = self._total(components)
         verdicts = None
         if checked is not None:
             prompts = zip(examples, checked, ids, strict=True)
@@ -178,7 +179,8 @@ class Reward:
         assert self.verify is not None
         try:
             return self.verify(example, completion)
-        except Exception as error:  # foreign code on model output, as in scoring
+        # Foreign code on model output, as in scoring.
+        except Exception as error:
             self._count([(prompt_id, error)], 0)
             return Verdict(None, False)
 
@@ -223,6 +225,7 @@ class Reward:
                 "The reward failed on %d more completions, of prompts %.200s.", len(failures) - LOGGED_IN_FULL, others
             )
         self._scored, self._failed = self._scored + scored, self._failed + len(failures)
+        # Of a hundred at least, or the first failure of a run would end it.
         if failures and self._failed > self.max_failure_share * max(self._scored, 100):
             raise RuntimeError(
                 f"The reward failed on {self._failed} of {self._scored} completions, more than the share of "
@@ -235,6 +238,7 @@ class Reward:
         self._check_weights(names)
         return {
             name: torch.tensor([self._number(outcome, name) for outcome in outcomes], dtype=torch.float32).view(shape)
+            # Where every completion failed, none of them has named a component.
             for name in names or self.weights or ["reward"]
         }
 
@@ -264,20 +268,23 @@ class Reward:
         weights = self.weights if self.weights is not None else dict.fromkeys(components, 1.0)
         present = {name: weight for name, weight in weights.items() if name in components}
         zero = torch.zeros_like(next(iter(components.values())))
+        # NaN is a component that a completion does not have, and adds nothing.
         return sum((weight * components[name].nan_to_num(0.0) for name, weight in present.items()), zero)
 
 
 def _attempt(function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
     try:
         return function(*call)
-    except Exception as error:  # a foreign function on model output: one bad completion must not end a long run
+    # A foreign function on model output: one bad completion must not end a long run.
+    except Exception as error:
         return error
 
 
 def _check_picklable(call: Callable[..., Any]) -> None:
     try:
         pickle.dumps(call)
-    except Exception as error:  # pickling runs foreign code, which may raise anything
+    # Pickling runs foreign code, which may raise anything.
+    except Exception as error:
         raise ValueError(
             f"`score` must be picklable to be called in worker processes: {error}. Define it at the top level of a "
             "module, or as a class with __call__."

@@ -15,9 +15,9 @@ class Samples:
 
     completion_ids: Int[Tensor, "rows length"]
     reveal_step: Int[Tensor, "rows length"]
-    """The denoising step that revealed each position, counted from 0; -1 where an early exit filled in the token."""
+    """The denoising step that revealed each position, from 0. It is -1 where an early exit filled in the token."""
     log_prob: Float[Tensor, "rows length"]
-    """The log-prob of each token in the step that revealed it, at the sampling temperature; 0 where that was greedy."""
+    """The log-prob of each token in the step that revealed it, at the sampling temperature, 0 where that was greedy."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SamplingFootprint:
 
 
 class Sampler(ABC):
-    """Unmasks completions. A subclass says in which order; `RandomOrderSampler` is the shortest example.
+    """Unmasks completions. A subclass says in which order. `RandomOrderSampler` is the shortest example.
 
     Ranks that share sharded weights must run equally many forwards, because each forward gathers weights from all of
     them. A sampler whose number of forwards depends on what it samples therefore asks
@@ -72,6 +72,7 @@ class Sampler(ABC):
     def validate(self, completion_length: int) -> None:
         """Raises ValueError where the sampler cannot unmask completions of this many tokens."""
         steps = self.denoising_steps
+        # A step that reveals nothing would be a forward for nothing.
         if steps is not None and steps > completion_length:
             raise ValueError(
                 f"`denoising_steps` must be at most `completion_length`, got {steps} and {completion_length}; "
@@ -116,11 +117,14 @@ class Sampler(ABC):
         return {}
 
     def __repr__(self) -> str:
+        # Error messages name the sampler that does not fit, and only its options tell two of a class apart.
         options = ", ".join(f"{name}={value}" for name, value in vars(self).items())
         return f"{type(self).__name__}({options})"
 
 
 def reveal_counts(places: int, steps: int) -> list[int]:
     """How many of ``places`` each of ``steps`` steps reveals: as evenly as possible, and the larger numbers first."""
+    # The remainder goes to the first steps, as in LLaDA's published sampler, so that greedy decoding draws the same
+    # tokens (`benchmarks/plain.py` repeats that sampler).
     share, extra = divmod(places, steps)
     return [share + (step < extra) for step in range(steps)]

@@ -58,7 +58,7 @@ class Canvas:
     """Whether any prompt is. Without padding attention gets no mask, which its fastest kernels do not take."""
     prompt_length: int
     reveal_step: Int[Tensor, "rows length"]
-    """The denoising step that revealed each place; -1 where none has yet."""
+    """The denoising step that revealed each place, -1 where none has yet."""
     log_prob: Float[Tensor, "rows length"]
     prompt_runs: "PromptRuns | None" = None
     """Of a blank canvas whose neighbouring rows have prompts in common."""
@@ -91,6 +91,7 @@ class Canvas:
 
     def without_prompt(self) -> "Canvas":
         """The same completions behind prompts of mask tokens, which is what guidance moves away from."""
+        # Masked out, not cut off, so that every completion keeps its columns and positions.
         ids = self.ids.clone()
         ids[:, : self.prompt_length] = self.policy.facts.mask_token_id
         return replace(self, ids=ids)

@@ -137,7 +137,7 @@ class ConfidenceSampler(Sampler):
         self.validate_policy(policy)
         canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length)
         length = self.block_length or completion_length
-        going = None  # numbers of the rows that are not over; None while that is all of them
+        going = None  # the rows that are not over; None while that is all of them
         for start in range(0, completion_length, length):
             if going is None:
                 Block(self, canvas, keys, start, length).decode()
@@ -170,7 +170,7 @@ class Block:
     start: int
     length: int
     kept: KeyValueCache | None = None
-    """Keys and values of all columns, as this block's first step computed them; None without a cache."""
+    """Keys and values of all columns, as this block's first step computed them, None without a cache."""
 
     def decode(self) -> None:
         """Unmasks all of the block's places."""
@@ -200,7 +200,7 @@ class Block:
             masked = masked.gather(1, rest)
 
     def _decode_parallel(self) -> None:
-        """As many steps as the most doubtful row takes; each reveals what is sure enough, in every row at least one.
+        """As many steps as the most doubtful row takes. Each reveals what is sure enough, in every row at least one.
 
         Draws are keyed by the number of the step, which counts from the first place of the block. A completion
         therefore does not depend on how many steps other rows took in this block or in earlier ones.
@@ -215,7 +215,8 @@ class Block:
             rows, offsets = masked.nonzero(as_tuple=True)
             if not self.canvas.policy.anywhere(len(rows) > 0):
                 break
-            if not len(rows):  # other ranks go on, and their forwards gather weights from this rank too
+            # Other ranks go on, and their forwards gather weights from this rank too.
+            if not len(rows):
                 self._logits(*torch.zeros(2, 1, dtype=torch.long, device=masked.device))
                 continue
             # The logits get no name, which would keep them alive beside those of the next step.

@@ -15,7 +15,7 @@ class Draw:
 
     tokens: Int[Tensor, "*places"]
     log_prob: Float[Tensor, "*places"]
-    """The log-prob of the token at the sampling temperature; 0 for a greedy one."""
+    """The log-prob of the token at the sampling temperature, 0 for a greedy one."""
     confidence: Float[Tensor, "*places"]
     """The probability of the token at temperature 1, whatever the sampling temperature is."""
 
@@ -37,7 +37,7 @@ def step_uniforms(keys: Int[Tensor, " rows"], step: int, length: int) -> Float[T
 def draw_tokens(
     logits: Float[Tensor, "*places vocab"], uniform: Float[Tensor, "*places"], *, temperature: float
 ) -> Draw:
-    """Draws exactly from softmax(logits / temperature) with one uniform each; temperature 0 takes the most likely."""
+    """Draws exactly from softmax(logits / temperature) with one uniform each. Temperature 0 takes the most likely."""
     if temperature == 0:
         return most_likely(logits)
     # Passes over the vocabulary are most of a step's work beside the forward. So exponentials are taken in place, and

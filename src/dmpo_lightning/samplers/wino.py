@@ -17,7 +17,7 @@ ACCEPTED_SHARE, FEWEST_CAP, HIGHEST_CAP = 0.7, 5, 20
 
 
 class WinoSampler(Sampler):
-    """Unmasks block by block; each step reveals all tokens above a low threshold and takes back what fails a check.
+    """Unmasks block by block. Each step reveals all tokens above a low threshold and takes back what fails a check.
 
     The check costs no forward of its own. Each place of the block has a *shadow*: a mask token, appended to the
     sequence, that stands at the same position and sees everything but the token revealed there. Its logits therefore
@@ -26,8 +26,8 @@ class WinoSampler(Sampler):
 
     Args:
         block_length: the number of positions per block. None takes the whole completion as one block.
-        threshold: reveal tokens above this probability, and in any case the best one; in (0, 1].
-        verification_threshold: take back tokens to which their shadow gives less than this; in (0, 1].
+        threshold: reveal tokens above this probability, in (0, 1], and in any case the best one.
+        verification_threshold: take back tokens to which their shadow gives less than this probability, in (0, 1].
         temperature: the temperature of the exact categorical draw. 0 takes the most likely token.
 
     Raises:
@@ -108,6 +108,7 @@ class ShadowedBlock:
         """Unmasks all of the block's places, in at most as many steps as it has places."""
         block = slice(self.start, self.start + self.length)
         places = torch.arange(block.start, block.stop, device=self.keys.device).expand(len(self.keys), -1)
+        # The first step has none before it. Nothing is revealed yet that it could take back.
         revealed_before = torch.full_like(self.keys, self.length)
         for step in range(self.start, self.start + self.length):
             masked = self.canvas.reveal_step[:, block] < 0
@@ -119,7 +120,8 @@ class ShadowedBlock:
             chosen = accepted(draw.confidence, masked, self.sampler.threshold)
             # Nothing is written yet: what is verified are the tokens that earlier steps revealed.
             verified = self._probability_of_tokens(logits, block)
-            del logits  # else they would be alive beside those of the next step
+            # Else the logits would be alive beside those of the next step.
+            del logits
             doubtful = taken_back(
                 verified, masked, chosen, revealed_before, threshold=self.sampler.verification_threshold
             )
@@ -144,7 +146,7 @@ class ShadowedBlock:
         )
 
     def _probability_of_tokens(self, logits: Tensor, block: slice) -> Float[Tensor, "rows block"]:
-        """The probability that the logits give to the token that stands at each place; 0 where it is still masked."""
+        """The probability that the logits give to the token that stands at each place, 0 where it is still masked."""
         first = self.canvas.prompt_length
         tokens = self.canvas.ids[:, first + block.start : first + block.stop, None]
         return (logits.gather(-1, tokens).squeeze(-1) - logits.logsumexp(-1)).exp()

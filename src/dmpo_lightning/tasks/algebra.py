@@ -50,7 +50,7 @@ class AlgebraicEquality:
 
 
 def equal(gold: str, answer: str) -> bool:
-    """Whether math-verify calls the answers equal; what a worker runs.
+    """Whether math-verify calls the answers equal. This is what a worker runs.
 
     Only its LaTeX reader is used, because the other one evaluates text as Python.
     """
@@ -63,7 +63,10 @@ def equal(gold: str, answer: str) -> bool:
 
 
 def _import_math_verify() -> None:
-    """Makes a worker ready. math-verify's own time limits are off, since the pool has one; its warnings of that go."""
+    """Makes a worker ready.
+
+    math-verify's own time limits are off, since the pool has one, and so are its warnings of that.
+    """
     import math_verify  # noqa: F401
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)

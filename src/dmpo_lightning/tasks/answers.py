@@ -25,7 +25,8 @@ def first_block(text: str) -> str | None:
 
 def last_block(text: str) -> str | None:
     """As `first_block`, of the last pair of tags. Pairs are read from the left, each behind the one before."""
-    head, closing, _ = text.rpartition("</answer>")  # behind it a search would run to the end for every opening tag
+    # Behind the last closing tag the search would run to the end for every opening one.
+    head, closing, _ = text.rpartition("</answer>")
     blocks = _BLOCK.findall(head + closing)
     return blocks[-1] if blocks else None
 
@@ -76,7 +77,8 @@ def _boxes(text: str) -> list[str]:
     boxes: list[str] = []
     place = 0
     for match in _BOX.finditer(text):
-        if match.start() < place:  # inside the box before
+        # Inside the box before, whose argument holds it already.
+        if match.start() < place:
             continue
         start = text.index("{", match.start()) + 1
         end = match.end() - 1 if match[1] else closing_brace(text, match.start())

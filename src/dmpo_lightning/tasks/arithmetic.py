@@ -48,7 +48,8 @@ def python_value(text: str) -> Number:
     """
     try:
         return _value(_python_tokens(text), _python_number, _PYTHON)
-    except (ArithmeticError, TypeError) as error:  # complex numbers have no //, floats overflow
+    # Complex numbers have no //, and floats overflow.
+    except (ArithmeticError, TypeError) as error:
         raise ExpressionError(str(error)) from None
 
 
@@ -101,6 +102,7 @@ def _tokens(text: str) -> list[str]:
 def _python_number(token: str) -> Number:
     if "." in token:
         return float(token)
+    # Python refuses 007, but takes 000.
     if len(token) > MAX_DIGITS or (token[0] == "0" and token.strip("0")):
         raise ExpressionError(f"Python takes no integer {token[:20]}")
     return int(token)
@@ -114,6 +116,7 @@ def _exact_number(token: str) -> Fraction:
 
 def _power(base: Number, exponent: Number) -> Number:
     whole = isinstance(base, int) and isinstance(exponent, int) and exponent > 0 and abs(base) > 1
+    # The bound is asked before the power is computed, which for 99**98**97 would not end.
     if whole and abs(int(base.real)).bit_length() * int(exponent.real) > MAX_BITS:
         raise ExpressionError(f"a power of more than {MAX_BITS} bits")
     result: Number = base**exponent
@@ -161,7 +164,8 @@ def _value(tokens: list[str], number: Callable[[str], _Value], operators: _Opera
                 raise ExpressionError("a parenthesis was never opened")
             waiting.pop()
         elif token in operators:
-            reduce_above(_PRECEDENCE[token] + (token == "**"))  # ** alone groups from the right: 2**3**2 is 2**9
+            # ** alone groups from the right: 2**3**2 is 2**9.
+            reduce_above(_PRECEDENCE[token] + (token == "**"))
             waiting.append((token, False))
             wants_operand = True
         else:

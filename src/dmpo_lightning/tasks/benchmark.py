@@ -88,7 +88,10 @@ class Benchmark(Task):
         self.prompt_style, self.system_prompt, self.few_shot = prompt_style, system_prompt, few_shot
         self.instruction = self.instructions[prompt_style] if instruction is None else instruction
         self.prefill = PREFILLS[prompt_style] if prefill is None else prefill
+        # Named, because `score` returns what the answer check says as well, which is no part of the reward.
         self.reward_weights = dict.fromkeys(self.components[rewards], 1.0)
+        # A solved example of another task would fail only when the first prompt is made. Its task text is asked for and
+        # not the whole turn, for which a subclass may not be ready yet.
         self._check_shots()
 
     def _check_shots(self) -> None:
@@ -122,6 +125,7 @@ class Benchmark(Task):
         return [*turns, {"role": "user", "content": self._user_turn(example)}]
 
     def _user_turn(self, example: Example) -> str:
+        # An empty instruction leaves no blank lines behind.
         return "\n\n".join(filter(None, (self.instruction, self.task_text(example))))
 
     def score(self, example: Example, completion: str) -> dict[str, float]:

@@ -19,6 +19,7 @@ from dmpo_lightning.tasks.formats import has_layout
 TOLERANCE = 1e-5
 _PUBLISHED_OPERATORS = {"\\div": "/", "\\times": "*", "\\cdot": "*"}
 _OPERATORS = {**_PUBLISHED_OPERATORS, "\u00d7": "*", "\u00f7": "/", "\u22c5": "*", "\u2212": "-"}
+# A command ends where no letter follows it: `\leftarrow` is another one than `\left`.
 _NOISE = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[()\[\],;!: ]|\$")
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
@@ -101,6 +102,7 @@ class Countdown(Benchmark):
 
 
 def _example(numbers: Sequence[Any], target: Any) -> Example:
+    # A text is a sequence too, of which each digit would be a number.
     if isinstance(numbers, str) or not numbers:
         raise ValueError(f"numbers must be a list, got {numbers!r}")
     return {"numbers": [_whole(number) for number in numbers], "target": _whole(target)}
@@ -126,6 +128,8 @@ def published_expression(answer: str) -> str:
     """The left side of the first equation, else the whole answer, with LaTeX operators as symbols."""
     for latex, symbol in _PUBLISHED_OPERATORS.items():
         answer = answer.replace(latex, symbol)
+    # In the published pattern a run of symbols comes before the equals sign. Each of them could start it, which takes
+    # quadratic time, so the equals sign is searched first and the run is read backwards.
     equation = _EQUATION.search(answer)
     if equation is None:
         return answer
@@ -137,6 +141,7 @@ def _is_solution(example: Example, answer: str) -> bool:
     expression, equals, claimed = _plain(answer).partition("=")
     try:
         return (
+            # `integers` would read 1.5 as the numbers 1 and 5.
             "." not in expression
             and Counter(integers(expression)) == Counter(example["numbers"])
             and exact_value(expression) == example["target"]
@@ -149,9 +154,11 @@ def _is_solution(example: Example, answer: str) -> bool:
 def _plain(answer: str) -> str:
     for latex, symbol in _OPERATORS.items():
         answer = answer.replace(latex, symbol)
+    # In parentheses, because what stands beside a fraction binds to it as a whole.
     return _FRACTION.sub(r"((\1)/(\2))", _NOISE.sub("", answer)).strip()
 
 
+# Remembered, because the same few numbers are parts of many cuts.
 @cache
 def reachable(numbers: tuple[int, ...]) -> frozenset[Fraction]:
     """Every value of an expression with all of the sorted numbers once each. For six numbers this takes seconds."""
@@ -161,6 +168,7 @@ def reachable(numbers: tuple[int, ...]) -> frozenset[Fraction]:
     for left, right in _parts(numbers):
         for a in reachable(left):
             for b in reachable(right):
+                # Both differences and both quotients, because `_parts` names each cut once.
                 values.update((a + b, a - b, b - a, a * b))
                 values.update(chain((a / b,) if b else (), (b / a,) if a else ()))
     return frozenset(values)
@@ -169,6 +177,7 @@ def reachable(numbers: tuple[int, ...]) -> frozenset[Fraction]:
 def _parts(numbers: tuple[int, ...]) -> set[tuple[tuple[int, ...], tuple[int, ...]]]:
     """The ways to cut a sorted tuple in two. The first number stays left."""
     rest = numbers[1:]
+    # One less than all subsets: with the whole rest on the left there would be nothing on the right.
     cuts = [[rest[i] for i in range(len(rest)) if mask >> i & 1] for mask in range(2 ** len(rest) - 1)]
     return {((numbers[0], *left), tuple((Counter(rest) - Counter(left)).elements())) for left in cuts}
 
@@ -204,6 +213,7 @@ def generate(
     """
     generator = random.Random(seed)
     puzzles: dict[str, Example] = {}
+    # Bounded, because there may not be as many puzzles.
     for _ in range(200 * size):
         if len(puzzles) == size:
             break

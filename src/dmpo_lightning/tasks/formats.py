@@ -34,7 +34,8 @@ def published_soft_format(completion: str) -> bool:
     for match in re.finditer(r"</reasoning>\s*<answer>", completion):
         if match.start() >= first_line:
             break
-        if match.end() > line:  # else the rest of this line was searched already
+        # Else the rest of this line was searched already.
+        if match.end() > line:
             line = _line_end(completion, match.end())
             if completion.find("</answer>", match.end(), line) >= 0:
                 return True

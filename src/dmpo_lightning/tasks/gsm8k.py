@@ -18,6 +18,7 @@ from dmpo_lightning.tasks.numbers import one_number
 _PUBLISHED_NUMBER = re.compile(r"-?\d+\.?\d*")
 _TO_LAST_DIGIT = re.compile(r".*\d", re.DOTALL)
 _NUMBER_BACKWARDS = re.compile(r"[\d.]*-?")
+# `float` reads not-a-number and infinity too, and so does the published check.
 _LETTERS = r"[nN][aA][nN]|[iI][nN][fF](?:[iI][nN][iI][tT][yY])?"
 _FLOAT = re.compile(rf"[-+]?(?:[\d_.]+(?:[eE][-+]?[\d_]+)?|{_LETTERS})")
 _MAY_BE_NUMBER = re.compile(r"[\dnN]")
@@ -64,6 +65,7 @@ class GSM8K(Benchmark):
 
     def published_check(self, example: Example, completion: str) -> Verdict:
         """As d1 evaluates. A gold answer that is no float is never met."""
+        # A saved record may lack the gold answer.
         answer, gold = published_answer(completion), _as_float(example["answer"] or "")
         return Verdict(answer, answer is not None and answer == gold)
 
@@ -91,6 +93,7 @@ def published_answer(completion: str) -> float | None:
 
     A box ends at the first brace and on its line.
     """
+    # Each content once, however often a text repeats it.
     for box in filter(_MAY_BE_NUMBER.search, dict.fromkeys(_BOX.findall(completion))):
         number = _as_float(box)
         if number is None and (match := _PUBLISHED_NUMBER.search(box)):

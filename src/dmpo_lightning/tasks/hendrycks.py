@@ -15,7 +15,8 @@ def equivalent(first: str | None, second: str | None) -> bool:
     try:
         short, long = sorted((_without_layout(first), _without_layout(second)), key=len)
         wanted = _rewritten(short)
-        return len(long.replace(" ", "")) <= len(wanted) and _rewritten(long) == wanted  # rewriting shortens nothing
+        # Rewriting shortens nothing, so a text that is too long need not be rewritten to be unequal.
+        return len(long.replace(" ", "")) <= len(wanted) and _rewritten(long) == wanted
     except NormalisationError:
         return False
 
@@ -45,6 +46,7 @@ def _rewritten(text: str) -> str:
 
 def _without_unit(text: str) -> str:
     if text.count("\\text{ ") > 1:
+        # The published code fails here and in the other places that raise, and then compares the raw texts.
         raise NormalisationError("two units")
     return text.partition("\\text{ ")[0]
 
@@ -52,6 +54,7 @@ def _without_unit(text: str) -> str:
 def _right_side(text: str) -> str:
     """Without a short ``x=`` in front."""
     left, _, right = text.partition("=")
+    # Two characters at most, as published: of a longer left side the answer is taken whole.
     return right if text.count("=") == 1 and len(left) <= 2 else text
 
 
@@ -86,5 +89,6 @@ def _fraction_of_slash(text: str) -> str:
     try:
         numerator, denominator = map(int, parts)
         return f"\\frac{{{numerator}}}{{{denominator}}}" if text == f"{numerator}/{denominator}" else text
-    except ValueError:  # no integer, or one of more digits than Python converts
+    # No integer, or one of more digits than Python converts.
+    except ValueError:
         raise NormalisationError("a side of / is no integer") from None

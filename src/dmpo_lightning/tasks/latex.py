@@ -25,6 +25,7 @@ _WORDS = re.compile(r"\\(?:text|mbox|mathrm|textrm|textbf|mathbf)\{([^{}]*)\}")
 _THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+(?:\.[0-9]+)?")
 _FRACTION = re.compile(r"\\frac\{(-?[0-9.]+)\}\{(-?[0-9.]+)\}")
 _KEPT_BLANK = "\x00"
+# In this order: `\$` before `$`, or its backslash would stay behind.
 _SYNONYMS = {
     "\\dfrac": "\\frac",
     "\\tfrac": "\\frac",
@@ -77,10 +78,13 @@ def normalise(text: str) -> str:
     for spelling, other in _SYNONYMS.items():
         text = text.replace(spelling, other)
     text = _SPACING.sub("", text).strip().rstrip(".")
+    # Units first: behind a number words go, elsewhere they are the answer.
     text = _WORDS.sub(r"\1", _UNIT.sub("", text))
     # A blank between digits separates numbers ("3 4" is not 34), so a character stands in for it that no split drops.
     text = "".join(re.sub(r"(?<=[0-9])\s+(?=[0-9])", _KEPT_BLANK, text).split())
+    # `\in` must end there, because `\infty` and `\int` begin with it.
     text = re.sub(r"^[a-zA-Z](?:\([a-z]\))?(?:=|\\in(?![a-z]))", "", text)
+    # Only where this is the whole answer. In any other a comma separates elements.
     if _THOUSANDS.fullmatch(text):
         text = text.replace("{,}", "").replace(",", "")
     text = re.sub(r"\\frac([0-9a-z])([0-9a-z])", r"\\frac{\1}{\2}", text)

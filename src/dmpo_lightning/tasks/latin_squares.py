@@ -78,6 +78,7 @@ class LatinSquareDemonstrations(Task):
         return {"puzzle": puzzle, "completion": f"<answer>{answer}</answer>"}
 
     def prompt(self, example: Example) -> str:
+        # `format` would stumble over other braces of the template.
         return self.prompt_template.replace("{puzzle}", example["puzzle"])
 
     def score(self, example: Example, completion: str) -> dict[str, float]:

@@ -39,6 +39,7 @@ class JsonlPairs(Task):
 
     def examples(self, split: Split) -> Sequence[Example]:
         check_choice("split", split, get_args(Split))
+        # Without a share this is one more than there are pairs, so that none is held out.
         every = round(1 / self.validation_share) if self.validation_share else len(self.pairs) + 1
         held_out = [pair for index, pair in enumerate(self.pairs) if index % every == every - 1]
         if split != "train":

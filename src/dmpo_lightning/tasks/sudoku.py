@@ -70,6 +70,7 @@ def _remaining_grids(puzzle: str) -> int:
     remaining = (1 << len(sudoku_grids())) - 1
     for cell, digit in enumerate(puzzle):
         if digit != "0":
+            # A digit above 4 is in no grid, so such a puzzle has no solution.
             remaining &= _grids_with().get((cell, digit), 0)
     return remaining
 
@@ -79,6 +80,7 @@ def correct_cells(puzzle: str, solution: str, answer: str) -> tuple[int, int]:
 
     The answer is cut to 16 characters or padded with 0.
     """
+    # As published: cells that are missing are wrong, what is too much is ignored.
     padded = answer[:CELLS].ljust(CELLS, "0")
     blank = [cell for cell in range(CELLS) if puzzle[cell] == "0"]
     return sum(padded[cell] == solution[cell] for cell in blank), len(blank)
@@ -140,6 +142,7 @@ class Sudoku(Benchmark):
         verifier: Variant | None = "verified",
         **options: Any,
     ) -> None:
+        # The base class knows no task without a check, so that None is put back below.
         super().__init__(data, rewards=rewards, verifier="verified" if verifier is None else verifier, **options)
         if not 1 <= blanks[0] <= blanks[1] <= 12:
             raise ValueError(f"`blanks` must be two counts with 1 <= least <= most <= 12, got {blanks}.")
@@ -151,7 +154,8 @@ class Sudoku(Benchmark):
         self.sizes = {"train": 4096, "validation": 512, "test": 1024} | dict(sizes or {})
         self.is_generated = data is None
         self.verifier = verifier
-        self.reward_weights = {"cells": 1.0}  # published; `solved` is for the log, or for weights of one's own
+        # The published reward. `solved` is for the log, or for weights of one's own.
+        self.reward_weights = {"cells": 1.0}
         self.accuracy = {None: "solved", "published": "correct_cells", "verified": "correct"}[verifier]
         for split, size in self.sizes.items():
             if split not in ("train", "validation", "test") or size < 1:
@@ -162,6 +166,7 @@ class Sudoku(Benchmark):
     @cached_property
     def grids(self) -> dict[str, list[str]]:
         """The complete grids of each split."""
+        # From the seed alone and not from `sizes`: a split that is made larger begins with the same puzzles.
         shuffled = random.Random(f"{self.seed}-grids").sample(sudoku_grids(), len(sudoku_grids()))
         test, validation = HELD_OUT_GRIDS["test"], HELD_OUT_GRIDS["validation"]
         return {
@@ -181,6 +186,7 @@ class Sudoku(Benchmark):
             puzzles[puzzle] = solution
             if len(puzzles) == self.sizes[split]:
                 return [{"puzzle": puzzle, "solution": solution} for puzzle, solution in puzzles.items()]
+            # Candidates come again and again once all puzzles have been found.
             if attempt > 100 * self.sizes[split]:
                 raise ValueError(
                     f"Found only {len(puzzles)} different {split} puzzles with {self.blanks[0]}-{self.blanks[1]} "
@@ -202,6 +208,7 @@ class Sudoku(Benchmark):
     def _user_turn(self, example: Example) -> str:
         if self.prompt_template is None:
             return super()._user_turn(example)
+        # `format` would stumble over other braces of the template.
         return self.prompt_template.replace("{puzzle}", example["puzzle"])
 
     def published_components(self, example: Example, completion: str) -> dict[str, float]:
@@ -223,6 +230,7 @@ class Sudoku(Benchmark):
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Example:
         """From ``Puzzle`` and ``Solution`` of 16 digits. Raises ValueError if they contradict each other."""
+        # Digits that some program took for a number have lost the zeros in front.
         puzzle, solution = (str(row[column]).strip().zfill(CELLS) for column in ("Puzzle", "Solution"))
         if len(puzzle) != CELLS or solution not in sudoku_grids():
             raise ValueError("`Puzzle` must be 16 digits and `Solution` a complete 4x4 grid")

@@ -16,6 +16,7 @@ def published_answer(completion: str) -> str:
 
     White space is dropped and the rest cut or padded with 0. The answer is empty if every place is blank.
     """
+    # The order is that of the published patterns.
     places = (_fenced, _tagged, _behind_tag, _digits_before_tag, _digits_anywhere)
     answer = next((text for place in places if (text := _first_cells(place(completion)))), "")
     return answer.ljust(CELLS, "0") if answer else ""
