@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ def tests(bench: Bench, output: Path, limit: float) -> Iterator[Figure]:
 
 
 def forward(bench: Bench) -> Iterator[Figure]:
-    """One forward of all rows, with adapters and without, and one of a block beside a cache."""
+    """One forward of all rows, with adapters and without, and what a mask costs that hides nothing."""
     size, policy = bench.size, bench.policy
     rows = size.group_size
     ids, mask = bench.prompts(rows)
@@ -73,17 +75,21 @@ def forward(bench: Bench) -> Iterator[Figure]:
     positions = rows * size.block_length
     flops = size.flops(ids.numel(), rows=rows, attended=size.length, head_positions=positions)
 
-    def run() -> Tensor:
-        return policy.logits(ids, mask, places)
+    variants: tuple[tuple[str, Tensor | None, Any], ...] = (
+        ("with LoRA", None, nullcontext),
+        ("without adapters", None, policy.model.disable_adapter),
+        ("with LoRA and a mask", mask, nullcontext),
+    )
 
     with evaluating(policy):
-        for name, context in (("with LoRA", _nothing), ("without adapters", policy.model.disable_adapter)):
+        for name, attended, context in variants:
             with context():
-                seconds = bench.seconds(run)
+                seconds = bench.seconds(partial(policy.logits, ids, attended, places))
                 share = flops / seconds / bench.products if bench.products else 0.0
                 note = f"{flops / seconds / 1e12:.0f} TFLOP/s, {share:.0%} of the matrix product"
                 yield Figure(f"forward {rows} x {size.length}, {name}", 1e3 * seconds, "ms", _ms(bench, flops), note)
-        yield Figure("share of matrix products in a forward", bench.product_share(run), "")
+        share = bench.product_share(partial(policy.logits, ids, None, places))
+        yield Figure("share of matrix products in a forward", share, "")
 
 
 def sampling(bench: Bench) -> Iterator[Figure]:
@@ -181,8 +187,8 @@ def training(bench: Bench) -> Iterator[Figure]:
     bench.release()
     for name, options in (
         ("checkpointed", {"checkpointing": True}),
-        ("all activations kept", {}),
         ("checkpointed, compiled blocks", {"checkpointing": True, "compiled": True}),
+        ("all activations kept", {}),
     ):
         yield from training_step(bench, name, **options)
         bench.release()
@@ -241,12 +247,6 @@ def versions(device: torch.device) -> dict[str, str]:
 def _ms(bench: Bench, flops: float) -> float | None:
     floor = bench.floor(flops)
     return None if floor is None else 1e3 * floor
-
-
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 def _sampled(policy: Any, sampler: Any, ids: Tensor, mask: Tensor, length: int, keys: Tensor) -> Callable[[], Any]:

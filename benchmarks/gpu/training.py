@@ -22,6 +22,11 @@ ROOM_LEFT = 0.1
 """Share of a card that the largest model leaves free, for the allocator."""
 
 
+def room(bench: Bench) -> float:
+    """Bytes that can be used."""
+    return torch.cuda.mem_get_info()[0] * (1 - ROOM_LEFT) if bench.on_gpu else float("inf")
+
+
 def objective(bench: Bench) -> WDCE:
     """The recipe's."""
     return WDCE(
@@ -134,11 +139,14 @@ def measured_step(bench: Bench, policy: Policy, name: str, plan: float, *, passe
 
 def training_step(bench: Bench, name: str, *, checkpointing: bool = False, compiled: bool = False) -> Iterator[Figure]:
     """With LoRA. The frozen weights take no gradient, so a backward pass costs one forward."""
+    plan = planned(bench, gradient_checkpointing=checkpointing)
+    if plan > room(bench):
+        yield Figure(f"training step, LoRA, {name}: not run, planned", plan / GIB, "GiB", note="more than there is")
+        return
     network = bench.network()
     policy = bench.adapted(network, checkpointing=checkpointing)
     if compiled:
         compile_blocks(policy.model)
-    plan = planned(bench, gradient_checkpointing=checkpointing)
     yield from measured_step(bench, policy, f"LoRA, {name}", plan, passes=3 if checkpointing else 2)
 
 
@@ -165,10 +173,9 @@ def quantized(bench: Bench) -> Iterator[Figure]:
 
 def full_fine_tuning(bench: Bench) -> Iterator[Figure]:
     """Float32 weights computed in bfloat16, as in overlays/full_finetuning.yaml; without the reference's copy."""
-    room = torch.cuda.mem_get_info()[0] * (1 - ROOM_LEFT) if bench.on_gpu else float("inf")
     options: dict[str, Any] = {"adapter": None, "dtype": "float32", "precision": "bf16-mixed"}
     layers = bench.size.n_layers
-    while layers > 1 and planned(bench, n_layers=layers, **options) > room:
+    while layers > 1 and planned(bench, n_layers=layers, **options) > room(bench):
         layers -= 1
     network = bench.network(n_layers=layers, dtype=torch.float32)
     network.gradient_checkpointing_enable({"use_reentrant": False})

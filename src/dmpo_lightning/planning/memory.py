@@ -185,8 +185,8 @@ class _Estimate:
             if self.settings.gather_for_generation and not backward:
                 parts["gathered weights"] = width * shape.total * (2 if self.settings.reference_copy else 1)
             else:
-                found["gathered weights"] = width * (outside + blocks * shape.block_parameters)
-        return found
+                parts["gathered weights"] = width * (outside + blocks * shape.block_parameters)
+        return parts
 
     def sampling(self, asked: SamplingFootprint) -> Phase:
         """Guidance runs its second forward while the logits of the first are held."""
