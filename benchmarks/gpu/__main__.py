@@ -67,11 +67,11 @@ def _attended(worker: "subprocess.Popen[bytes]", results: Path, end: float, limi
             if section is None:
                 return None
             why = f"ended after {allowed:.0f} s" if late else "ended with the budget"
-            add(results, section=section, error=why)
+            add(results, section=section, error=why, event="end")
             return section
     lost = running_section(read(results))
     if lost is not None:
-        add(results, section=lost, error=f"the worker ended with status {worker.returncode}")
+        add(results, section=lost, error=f"the worker ended with status {worker.returncode}", event="end")
     elif worker.returncode:
         # It could not even begin: a new one would fail alike.
         add(results, section="worker", error=f"the worker ended with status {worker.returncode}")
@@ -90,8 +90,8 @@ def running_section(records: list[dict[str, Any]]) -> str | None:
     for record in records:
         if record.get("event") == "start":
             running = record["section"]
-        elif record.get("event") == "end" or ("error" in record and record.get("section") == running):
-            running = None if record.get("event") == "end" else running
+        elif record.get("event") == "end":
+            running = None
     return running
 
 
