@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from gpu.runs import assert_same
 
 from dmpo_lightning.functional import draw_block_masks, draw_masks, fold_in, row_keys, uniforms
 from dmpo_lightning.functional.masking import position_ranks, trajectory_masks
 from dmpo_lightning.functional.randomness import Purpose, inverse_cdf
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.samplers import RandomOrderSampler
+from gpu.runs import assert_same
 from helpers import prompt_batch, tiny_policy
 
 pytestmark = pytest.mark.gpu
@@ -111,7 +111,8 @@ def test_ties_are_ranked_the_same(device):
 @pytest.mark.parametrize("length", [8, 256, 1024])
 def test_random_orders_are_the_same(device, length):
     orders = [
-        position_ranks(uniforms(fold_in(each, Purpose.ORDER), length)).argsort(-1) for each in (keys().to(device), keys())
+        position_ranks(uniforms(fold_in(each, Purpose.ORDER), length)).argsort(-1)
+        for each in (keys().to(device), keys())
     ]
     assert_same(*orders, "orders")
 

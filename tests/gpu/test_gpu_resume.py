@@ -3,16 +3,16 @@
 import pytest
 import torch
 from dmpo_runs import weights
-from gpu.runs import Recorded, assert_same, assert_same_run, fit, small_lora, small_module, trained
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dmpo_lightning import ConfidenceSampler
+from gpu.runs import Recorded, assert_same, assert_same_run, fit, small_lora, small_module, trained
 
 pytestmark = pytest.mark.gpu
 STEPS, MID_BUFFER = 10, 3
 MODULES = {
     "LoRA with dropout": lambda: small_module(adapter=small_lora(dropout=0.3), reference_refresh_interval=1),
-    "full": lambda: small_module(),
+    "full": small_module,
     "drawn by confidence": lambda: small_module(
         adapter=small_lora(dropout=0.3), sampler=ConfidenceSampler(denoising_steps=4)
     ),

@@ -6,11 +6,11 @@ devices differ. That the completions stay the same shows that none of them hangs
 
 import pytest
 import torch
-from gpu.runs import assert_same
 
 from dmpo_lightning.functional import row_keys
 from dmpo_lightning.policy import Policy, evaluating
 from dmpo_lightning.samplers import ConfidenceSampler, RandomOrderSampler, Sampler, Samples, WinoSampler
+from gpu.runs import assert_same
 from helpers import prompt_batch, tiny_model, tiny_policy
 from small_models import tiny_dream
 

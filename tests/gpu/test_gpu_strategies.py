@@ -4,12 +4,12 @@ import inspect
 
 import pytest
 import torch
-from gpu.runs import assert_same, assert_same_run, fit, small_lora, small_module, trained
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from dmpo_lightning.distributed.sharding import whole_weights
 from dmpo_lightning.distributed.strategies import DDPStrategy, FSDP1Strategy, FSDP2Strategy
+from gpu.runs import assert_same, assert_same_run, fit, small_lora, small_module, trained
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_rank")]
 STRATEGIES = {"DDP": DDPStrategy, "FSDP2": FSDP2Strategy}
@@ -39,7 +39,9 @@ def test_half_precision_is_finite(device, tmp_path, name, precision):
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_fsdp2_gathers_all_weights_for_sampling(device, tmp_path, weights):
     runs = [
-        fit(small_module(gather_for_generation=gather, **WEIGHTS[weights]()), device, tmp_path, strategy=FSDP2Strategy())[1]
+        fit(
+            small_module(gather_for_generation=gather, **WEIGHTS[weights]()), device, tmp_path, strategy=FSDP2Strategy()
+        )[1]
         for gather in (False, True)
     ]
     assert_same_run(*runs[::-1], "weights gathered once and in each forward", within=1e-5)
@@ -50,7 +52,9 @@ def test_fsdp2_gathers_all_weights_for_sampling(device, tmp_path, weights):
 def test_fsdp2_resumes_where_it_stopped(device, tmp_path, weights, distributed):
     saves = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
     flags = {"steps": 6, "strategy": FSDP2Strategy(save_distributed_checkpoint=distributed)}
-    _, expected = fit(small_module(**WEIGHTS[weights]()), device, tmp_path, callbacks=[saves], enable_checkpointing=True, **flags)
+    _, expected = fit(
+        small_module(**WEIGHTS[weights]()), device, tmp_path, callbacks=[saves], enable_checkpointing=True, **flags
+    )
     flags["strategy"] = FSDP2Strategy(save_distributed_checkpoint=distributed)
     _, found = fit(small_module(**WEIGHTS[weights]()), device, tmp_path, ckpt_path=tmp_path / "step=3.ckpt", **flags)
     expected.losses, expected.completions = expected.losses[3:], expected.completions[3:]
@@ -58,9 +62,11 @@ def test_fsdp2_resumes_where_it_stopped(device, tmp_path, weights, distributed):
 
 
 def test_fsdp2_offloads_to_the_cpu(device, tmp_path):
-    takes = {each.__name__: inspect.signature(each.__init__).parameters for each in (FSDP2Strategy, ModelParallelStrategy)}
+    takes = {
+        each.__name__: inspect.signature(each.__init__).parameters for each in (FSDP2Strategy, ModelParallelStrategy)
+    }
     if "cpu_offload" not in takes["FSDP2Strategy"]:
-        pytest.skip(f"nothing to offload with: {({name: list(given)[1:] for name, given in takes.items()})}")
+        pytest.skip(f"nothing to offload with: { ({name: list(given)[1:] for name, given in takes.items()}) }")
     fit(small_module(), device, tmp_path, strategy=FSDP2Strategy(cpu_offload=True))
 
 

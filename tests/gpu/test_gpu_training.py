@@ -5,6 +5,8 @@ import shutil
 import jaxtyping
 import pytest
 import torch
+
+from dmpo_lightning import WDCE, RandomOrderSampler
 from gpu.runs import assert_finite, assert_same_run, fit, small_lora, small_module, trained
 
 pytestmark = pytest.mark.gpu
@@ -76,6 +78,11 @@ def test_compiled_blocks_give_the_losses_of_plain_ones(device, tmp_path, monkeyp
     if missing := compiler_is_missing(device):
         pytest.skip(missing)
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks cannot be compiled
-    runs = [fit(small_module(compile_blocks=on), device, tmp_path)[1] for on in (False, True)]
+    options = {  # few kinds of forwards: each is compiled anew
+        "objective": WDCE(reward_temperature=0.1, replicates=2, baseline="none"),
+        "sampler": RandomOrderSampler(denoising_steps=1),
+        "reference_refresh_interval": 1,
+    }
+    runs = [fit(small_module(compile_blocks=on, **options), device, tmp_path, steps=3)[1] for on in (False, True)]
     torch._dynamo.reset()
     assert_same_run(*runs[::-1], "compiled and plain blocks", within=1e-3)
