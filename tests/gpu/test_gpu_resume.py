@@ -32,8 +32,9 @@ def test_a_run_repeats_itself(device, tmp_path, name):
     assert_same_run(*runs, "the second and the first run")
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "32-true") for name in MODULES), ("LoRA with dropout", "bf16-mixed")]
+)
 def test_resumed_equals_uninterrupted(device, tmp_path, name, precision):
     whole, resumed = MODULES[name](), MODULES[name]()
     saves = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=MID_BUFFER, save_top_k=-1)
