@@ -1,5 +1,7 @@
 """Small training steps for the planner to predict, and samplers and objectives of somebody else for it to ask."""
 
+from collections.abc import Callable
+
 import torch
 from benchmarks.tensor_memory import TensorMemory
 from torch import nn
@@ -16,7 +18,7 @@ from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.schedule import Schedule
 
 ROWS, PROMPT, LENGTH, REPLICATES = 4, 16, 32, 4
-SIZES = {"small": (128, 4, 2048), "large": (256, 6, 8192)}
+SIZES = {"small": (128, 4, 2048), "large": (256, 6, 8192), "of a GPU": (512, 8, 32768)}
 """Width, blocks, vocabulary."""
 
 
@@ -38,12 +40,12 @@ def small_config(size: str, **changes) -> LLaDAConfig:
 
 def small_settings(**changes) -> Settings:
     """Full fine-tuning in float32 on one CPU, two micro-batches per step."""
-    accumulation = changes.pop("accumulation", 2)
+    accumulation, rows = changes.pop("accumulation", 2), changes.pop("rows", ROWS)
     work = Workload(
         prompt_length=PROMPT,
         completion_length=LENGTH,
         schedule=Schedule(
-            group_size=ROWS, prompts_per_buffer=1, micro_batch_size=ROWS, accumulation=accumulation, ranks=1
+            group_size=rows, prompts_per_buffer=1, micro_batch_size=rows, accumulation=accumulation, ranks=1
         ),
         objective=ObjectiveFootprint(training=MaskedPass.over(LENGTH, replicates=REPLICATES)),
     )
@@ -76,20 +78,30 @@ def predicted(config: PreTrainedConfig, settings: Settings, sharding: Sharding |
 class SmallRun:
     """One optimizer step of DMPO's loss as Lightning runs it: gradients are dropped after the first forward."""
 
-    def __init__(self, config: PreTrainedConfig, settings: Settings, *, model: nn.Module | None = None) -> None:
-        self.settings = settings
-        self.model: nn.Module = (_small_model(config, settings) if model is None else model).train()
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        settings: Settings,
+        *,
+        model: nn.Module | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.settings, self.rows = settings, settings.workload.schedule.group_size
+        with torch.device(device):
+            self.model: nn.Module = (_small_model(config, settings) if model is None else model).train()
         self.policy = Policy(self.model, load_tokenizer("sudoku_tiny"), with_reference=False)
         if settings.precision == "bf16-true":
             self.policy.to(torch.bfloat16)
+        self.policy.to(device)
         self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad])
-        self.prompt = torch.randint(6, 20, (ROWS, PROMPT))
-        self.completion = torch.randint(6, 20, (ROWS, LENGTH))
-        self.masks = draw_masks(torch.arange(ROWS), length=LENGTH, replicates=REPLICATES)
+        self.prompt = torch.randint(6, 20, (self.rows, PROMPT), device=device)
+        self.completion = torch.randint(6, 20, (self.rows, LENGTH), device=device)
+        self.keys = torch.arange(self.rows, device=device)
+        self.masks = draw_masks(self.keys, length=LENGTH, replicates=REPLICATES)
 
     def micro_batch(self, *, is_first: bool) -> None:
         mask = torch.ones_like(self.prompt, dtype=torch.bool)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.precision == "bf16-mixed"):
+        with torch.autocast(self.prompt.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16-mixed"):
             log_probs = self.policy.completion_log_probs(self.prompt, mask, self.completion, self.masks)
             loss = denoising_cross_entropy(log_probs, self.masks).mean()
         del log_probs
@@ -112,20 +124,27 @@ class SmallRun:
 
     def measured_sampling(self, sampler: Sampler) -> int:
         """Bytes that sampling takes beside the weights."""
-        mask = torch.ones_like(self.prompt, dtype=torch.bool)
-        memory = TensorMemory.of_training(self.model, self.optimizer)
-        before = memory.live
-        with evaluating(self.policy), memory:
-            sampler.sample(self.policy, self.prompt, mask, completion_length=LENGTH, keys=torch.arange(ROWS))
-        return memory.peak - before
+        return self._beside_weights(lambda: self.sample(sampler))
 
     def measured_scoring(self) -> int:
         """Bytes that an ELBO of all rows takes beside the weights."""
+        return self._beside_weights(self.score)
+
+    def sample(self, sampler: Sampler) -> None:
         mask = torch.ones_like(self.prompt, dtype=torch.bool)
+        with evaluating(self.policy):
+            sampler.sample(self.policy, self.prompt, mask, completion_length=LENGTH, keys=self.keys)
+
+    def score(self) -> None:
+        mask = torch.ones_like(self.prompt, dtype=torch.bool)
+        with evaluating(self.policy):
+            self.policy.completion_log_probs(self.prompt, mask, self.completion, self.masks)
+
+    def _beside_weights(self, action: Callable[[], None]) -> int:
         memory = TensorMemory.of_training(self.model, self.optimizer)
         before = memory.live
-        with evaluating(self.policy), memory:
-            self.policy.completion_log_probs(self.prompt, mask, self.completion, self.masks)
+        with memory:
+            action()
         return memory.peak - before
 
 

@@ -1,4 +1,7 @@
-"""How often a sampler waits for the device: never within a static block, once per step of a dynamic one."""
+"""How often a sampler waits for the device: never within a static block, once per step of a dynamic one.
+
+`tests/gpu/test_gpu_synchronisation.py` asks a GPU itself.
+"""
 
 import pytest
 import torch
@@ -56,21 +59,3 @@ def test_a_dynamic_schedule_waits_at_most_once_per_step(cache, rule):
     waits, forwards = sampled(sampler)
     assert 2 < forwards <= 16
     assert waits <= forwards + 3  # before it starts, and where each of two blocks ends
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_torch_sees_no_synchronisation_within_a_static_block_on_a_gpu():
-    from dmpo_lightning.samplers.canvas import Canvas
-    from dmpo_lightning.samplers.confidence import Block
-
-    policy, sampler = tiny_policy().cuda(), ConfidenceSampler(block_length=8, denoising_steps=16)
-    ids = torch.arange(6, 18, device="cuda").view(3, 4)
-    keys = row_keys(0, torch.arange(3, device="cuda"), group_size=1, iteration=0).squeeze(1)
-    canvas = Canvas.blank(policy, ids, torch.ones_like(ids, dtype=torch.bool), 16)
-    with evaluating(policy):
-        Block(sampler, canvas, keys, 0, 8).decode()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            Block(sampler, canvas, keys, 8, 8).decode()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
