@@ -14,7 +14,6 @@ from small_models import tiny_dream
 pytestmark = pytest.mark.gpu
 LENGTH = 16
 MODELS = {"LLaDA": tiny_model, "Dream": tiny_dream}
-DROPPED = pytest.mark.xfail(strict=False, reason="attention masks are being dropped")
 
 
 @pytest.fixture(params=MODELS)
@@ -64,13 +63,11 @@ def test_flash_attends_without_a_mask_here(device, flash):
     assert torch.nn.functional.scaled_dot_product_attention(q, k, k, enable_gqa=True).isfinite().all()
 
 
-@DROPPED
 def test_logits_of_an_unpadded_batch_take_no_mask(policy, device, flash):
     found = logits(policy, device, masked=False)
     assert found[..., 6:20].isfinite().all()
 
 
-@DROPPED
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_sampling_for_unpadded_prompts_takes_no_mask(policy, device, flash, cache):
     prompt = prompt_batch(policy, ["1234", "5678"]).to(device)
@@ -80,7 +77,6 @@ def test_sampling_for_unpadded_prompts_takes_no_mask(policy, device, flash, cach
         sampler.sample(policy, prompt.prompt_ids, prompt.prompt_mask, completion_length=LENGTH, keys=keys)
 
 
-@DROPPED
 def test_a_loss_on_unpadded_prompts_takes_no_mask(policy, device, flash):
     prompt = prompt_batch(policy, ["1234", "5678"]).to(device)
     completions = torch.full((2, LENGTH), 9, device=device)

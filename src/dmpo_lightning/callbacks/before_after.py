@@ -95,10 +95,10 @@ class BeforeAfterReport(Callback):
         if data is None:
             raise ValueError("BeforeAfterReport needs a datamodule, whose test split it evaluates; pass one to fit.")
         loader = data.test_dataloader()
-        metrics = {name: EvaluationMetrics(module.device) for name in names}
+        metrics = {name: EvaluationMetrics(trainer.strategy.root_device) for name in names}
         for host_batch in islice(loader, _batch_limit(trainer, len(loader))):
             # Lightning moves the batches of its own loops only.
-            batch = host_batch.to(module.device)
+            batch = host_batch.to(trainer.strategy.root_device)
             for name in names:
                 metrics[name].update(module.evaluate_batch(batch, self.samplers[name]))
         return {name: found.result(name, module.completion_length).means for name, found in metrics.items()}

@@ -107,6 +107,9 @@ class PolicyModule(LightningModule):
         elif isinstance(strategy, FSDPStrategy):
             # FSDP1 flattens a unit into one tensor, which has one dtype.
             strategy.precision_plugin.convert_module(self.policy)
+            # Under FSDP1 Lightning moves no module to its device: the units move themselves, and what is outside of
+            # them, such as the banned tokens, stays behind.
+            self.policy.to_device_of_units(strategy.root_device)
             self.policy.model = wrap_fsdp1(self.policy.model)
             if self.policy.reference.model is not None:
                 self.policy.reference.model = wrap_fsdp1(self.policy.reference.model)

@@ -180,7 +180,7 @@ class DMPO(EvaluationModule):
         """Says what the run consists of. A buffer restored from a checkpoint was read on the CPU."""
         super().on_train_start()
         self._continuation.start()
-        self.buffer.to(self.device)
+        self.buffer.to(self.trainer.strategy.root_device)
         loader: Any = self.trainer.train_dataloader
         prompts = len(loader.dataset) - loader.dropped
         rank_zero_info(run_length(self.trainer, self._schedule(loader), prompts=prompts).to_text())

@@ -174,7 +174,7 @@ class EvaluationModule(PolicyModule):
         self._check_loaders(loaders)
         runs = [(name, length) for name in self.validation_samplers for length in self.evaluation_lengths]
         # Made anew for each evaluation, since sums would go on over the next one.
-        self._metrics = {run: EvaluationMetrics(self.device) for run in runs}
+        self._metrics = {run: EvaluationMetrics(self.trainer.strategy.root_device) for run in runs}
 
     def _check_loaders(self, loaders: Any) -> None:
         self.dropped_prompts = 0

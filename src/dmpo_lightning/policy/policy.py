@@ -33,6 +33,8 @@ class Policy(nn.Module):
         ValueError: no mask token id can be had.
     """
 
+    _ban: Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -62,6 +64,10 @@ class Policy(nn.Module):
         ban[list(self.facts.banned_token_ids)] = -torch.inf
         # Not persistent: it follows from tokenizer and model, and checkpoints hold trainable weights alone.
         self.register_buffer("_ban", ban, persistent=False)
+
+    def to_device_of_units(self, device: torch.device) -> None:
+        """Moves what is outside of the networks, where a strategy moves those by itself."""
+        self._ban = self._ban.to(device)
 
     @property
     def has_adapters(self) -> bool:
