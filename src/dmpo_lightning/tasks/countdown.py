@@ -74,9 +74,10 @@ class Countdown(Benchmark):
         answer = unbox(last_boxed(completion))
         if answer is None:
             block = first_block(completion)
-            answer = completion if block is None else block
+            answer = completion if block is None else block.strip()
         answer = published_expression(answer)
-        return Verdict(answer, published_hit(example, answer))
+        # Numbers are read from the whole text, but the value is that of the stripped one.
+        return Verdict(answer, published_hit(example, answer.strip()))
 
     def verified_check(self, example: Example, completion: str) -> Verdict:
         """Exact: the given numbers once each, ``+ - * /`` and parentheses, equal to the target.

@@ -45,7 +45,7 @@ class GSM8K(Benchmark):
         "verified": ("format", "correctness"),
     }
     columns = ("question", "answer")
-    instructions = {"train": TRAIN_FORMAT, "eval": f"{MATH_EXPERT}\n{EVAL_FORMAT}"}
+    instructions = {"train": TRAIN_FORMAT, "eval": f"{MATH_EXPERT} \n{EVAL_FORMAT}"}
 
     def task_text(self, example: Example) -> str:
         return str(example["question"])

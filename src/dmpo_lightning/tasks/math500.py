@@ -15,8 +15,8 @@ class Math500(Benchmark):
     r"""Competition problems. An example holds ``problem`` and ``answer``, the gold LaTeX.
 
     Rewards ``published`` are ``format``, 0.5 for an answer tag and 0.5 for a box in it or 0.25 for no box, and
-    ``correctness``, 2.0 for the right answer. Rewards ``verified`` are ``format``, 0.5 for reasoning and answer in
-    tags, and ``correctness``, 2.0.
+    ``correctness``, 2.0 for the right answer. ``format`` is DMPO's and not d1's, see `published_format`. Rewards
+    ``verified`` are ``format``, 0.5 for reasoning and answer in tags, and ``correctness``, 2.0.
 
     The answer check ``published`` compares strings normalised as in `hendrycks`, and ``verified`` as in `latex`.
 
@@ -31,7 +31,8 @@ class Math500(Benchmark):
 
     components = {"published": ("format", "correctness"), "verified": ("format", "correctness")}
     columns = ("problem",)
-    instructions = {"train": f"{TRAIN_FORMAT}\n\n{MATH_EXPERT}", "eval": f"{MATH_EXPERT}\n{EVAL_FORMAT}"}
+    # The quotation mark behind the format, and the blanks as they are, stand in the published prompts.
+    instructions = {"train": f"{TRAIN_FORMAT}\n\n{MATH_EXPERT} ", "eval": f'{MATH_EXPERT}\n{EVAL_FORMAT}" \n'}
 
     def __init__(
         self,
@@ -59,9 +60,8 @@ class Math500(Benchmark):
     def published_check(self, example: Example, completion: str) -> Verdict:
         """As d1 evaluates: the last box, else the first answer tag."""
         answer = unbox(last_boxed(completion))
-        if not answer:
-            block = first_block(completion)
-            answer = None if block is None else block.strip()
+        if not answer and (block := first_block(completion)) is not None:
+            answer = block.strip()
         right = answer is not None and hendrycks.equivalent(answer, example["answer"])
         return Verdict(answer, right, canonical=latex.canonical(answer or ""))
 
@@ -92,7 +92,11 @@ class Math500(Benchmark):
 
 
 def published_format(completion: str) -> float:
-    """0.5 for a tag, and 0.5 for a box behind it or 0.25 without. If there is no tag the whole text is searched."""
+    r"""0.5 for a tag, and 0.5 for a box in it or 0.25 without. If there is no tag the whole text is searched.
+
+    The tag ends at the next ``<answer>`` too. This is DMPO's code; d1's looks for a backspace and ``oxed`` in place of
+    ``\boxed``, because its text lacks a backslash, and so gives 0.25 to every box.
+    """
     _, tag, rest = completion.partition("<answer>")
-    looked_at = rest.partition("</answer>")[0] if tag else completion
+    looked_at = rest.partition("<answer>")[0].partition("</answer>")[0] if tag else completion
     return 0.5 * ((1.0 if tag else 0.0) + (1.0 if "\\boxed" in looked_at else 0.5))
