@@ -1,11 +1,12 @@
 r"""MATH and its test selection MATH-500: competition problems with a LaTeX answer (Hendrycks et al. 2021)."""
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from dmpo_lightning.tasks import hendrycks, latex
 from dmpo_lightning.tasks.algebra import AlgebraicEquality
-from dmpo_lightning.tasks.answers import final_answer, first_block, last_boxed, unbox
+from dmpo_lightning.tasks.answers import final_answer, first_block, last_box, last_boxed, unbox
 from dmpo_lightning.tasks.base import Example, Verdict
 from dmpo_lightning.tasks.benchmark import EVAL_FORMAT, MATH_EXPERT, TRAIN_FORMAT, Benchmark
 from dmpo_lightning.tasks.formats import has_layout
@@ -79,12 +80,28 @@ class Math500(Benchmark):
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Example:
+        r"""The gold answer is ``answer``, a text or a number, or else the last box of ``solution``.
+
+        Raises:
+            ValueError: neither, or an answer that no completion can meet.
+        """
         answer = row.get("answer")
         if answer is None:
-            answer = unbox(last_boxed(str(row.get("solution") or "")))
-        if not answer or not str(answer).strip():
-            raise ValueError("a row needs `answer`, or `solution` with a \\boxed answer")
-        return {"problem": row["problem"], "answer": str(answer)}
+            answer = last_box(str(row.get("solution") or ""))
+        elif isinstance(answer, int | float) and not isinstance(answer, bool):
+            answer = f"{Decimal(repr(answer)):f}"
+        if not isinstance(answer, str):
+            raise ValueError(
+                f"a row needs `answer`, a text or number, or `solution` with a \\boxed answer, got {answer!r}"
+            )
+        box = last_box(answer)
+        gold = answer.strip() if box is None else box.strip()
+        # What does not even equal itself is empty, longer than any answer that is compared, or no number.
+        if not latex.equivalent(gold, gold) or gold in ("NaN", "Infinity", "-Infinity"):
+            raise ValueError(
+                f"the gold answer must be a short text that is not empty, got {len(answer)} characters: {answer[:40]!r}"
+            )
+        return {"problem": row["problem"], "answer": gold}
 
     @classmethod
     def from_saved(cls, record: Mapping[str, Any]) -> Example:
