@@ -20,7 +20,7 @@ VULGAR = {
 }
 """For `str.translate`: fractions of one character."""
 # Blanks that a text does not break at. Between groups of three digits they separate thousands, as a plain one may not.
-_HARD_BLANK = r"(?:\\[,:;> ]|~|\{,\}|[\u00a0\u2007\u2008\u2009\u200a\u202f])"
+_HARD_BLANK = r"(?:(?<!\\)\\[,:;> ]|~|\{,\}|[\u00a0\u2007\u2008\u2009\u200a\u202f])"
 _THOUSANDS = re.compile(rf"(?<![0-9.,])[0-9]{{1,3}}(?:{_HARD_BLANK}+[0-9]{{3}})+(?![0-9])")
 _BLANK = re.compile(_HARD_BLANK)
 
