@@ -59,6 +59,16 @@ HOSTILE = {
     "blanks inside": "x" + " " * 950 + "x",
     "minus signs and blanks": "- " * 450,
     "a number and blanks": "1 /" + " " * 900 + "/ 2",
+    "empty boxes": "\\boxed{...}" * (MEGABYTE // 11),
+    "open boxes line by line": "\\boxed{...\n" * (MEGABYTE // 11),
+    "boxes without braces": "\\boxed 5" * (MEGABYTE // 8),
+    "boxes without backslashes": "boxed{" * (MEGABYTE // 6),
+    "cut-off tags": "<answer>" + "</" * (MEGABYTE // 2),
+    "no-break blanks": "1~" * (MEGABYTE // 2),
+    "units": "5" + "\\text{a}   " * 40 + "x",
+    "units and signs": "5 m" + "^ " * 240,
+    "nested fractions": "\\frac{" * 140 + "1" + "}{1}" * 40,
+    "chains": "1=" * 490 + "1",
 }
 WRAPPERS = ("{}", "<answer>{}</answer>", "\\boxed{{{}}}", "<answer>\\boxed{{{}}}</answer>")
 

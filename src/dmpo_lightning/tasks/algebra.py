@@ -35,8 +35,10 @@ class AlgebraicEquality:
 
     def __call__(self, gold: str, answer: str) -> bool:
         """False too for an answer that is long, of other characters, or no mathematics that math-verify can read."""
+        if max(len(gold), len(answer)) > MAX_TEXT:
+            return False
         gold, answer = plain(gold), plain(answer)
-        if max(len(gold), len(answer)) > MAX_TEXT or not (_ALLOWED.fullmatch(gold) and _ALLOWED.fullmatch(answer)):
+        if not (_ALLOWED.fullmatch(gold) and _ALLOWED.fullmatch(answer)):
             return False
         if (gold, answer) not in self._known:
             if len(self._known) >= REMEMBERED:

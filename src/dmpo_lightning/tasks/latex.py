@@ -31,7 +31,7 @@ _MEANING = (
 )
 _WORD = r"\\(?:text|mbox|mathrm|textrm)"
 _UNIT = re.compile(
-    rf"{_BEHIND_NUMBER}(?:{_WORD}\{{{_MEANING}[^{{}}]*\}}(?:\s*\^\s*(?:\{{-?[0-9]\}}|-?[0-9]))?\s*[./]?\s*)+$",
+    rf"{_BEHIND_NUMBER}(?:{_WORD}\{{{_MEANING}[^{{}}]*\}}(?:\s*\^\s*(?:\{{-?[0-9]\}}|-?[0-9]))?\s*(?:[./]\s*)?)+$",
     re.IGNORECASE,
 )
 _BARE_UNIT = re.compile(
