@@ -20,6 +20,8 @@ _NOISE = re.compile(r":00(?![0-9])|\\(?:left|right|text|textbf|textit|mathrm|mat
 _MONEY = re.compile(r"\\(?:\$|(?:pounds|euro|yen|textdollar|texteuro|textsterling)(?![a-z]))")
 # What stands behind a letter or a closing brace is the exponent of a unit: 25 m^2, 25 cm3.
 _EXPONENT = re.compile(r"(?<=[A-Za-z}])\s*\^\s*(?:\{\s*-?[0-9]+\s*\}|-?[0-9])|(?<=[A-Za-z])[23](?![0-9.,]*[0-9])")
+# Steps of GSM8K's calculator, tags and arrows hold signs of comparison that compare nothing.
+_MARKUP = re.compile(r"<<[^<>]*>>|</?[a-zA-Z]+/?>|[-=]+>")
 # A text that compares or computes does not state a number, though it may hold only one.
 _UNFINISHED = re.compile(
     r"[<>\u2264\u2265\u2260]|\\(?:l|g|n)(?:t|e|eq|eqslant)(?![a-z])|[0-9)](?:\s*\^\s*(?:-?[0-9]|[a-z](?![a-z]))|[\u00b2\u00b3])"
@@ -37,7 +39,8 @@ def one_number(text: str) -> Fraction | None:
     """
     if len(text) > MAX_TEXT:
         return None
-    text = _MONEY.sub("$", plain(text).rpartition("=")[2].translate(VULGAR))
+    text = _MARKUP.sub(" ", plain(text)).rpartition("=")[2]
+    text = _MONEY.sub("$", text.translate(VULGAR))
     text = " ".join(_FRACTION.sub(_slash, " ".join(text.split())).split())
     # Only behind the first number there can be a unit. A text whose first number is an exponent states none.
     first = re.search("[0-9]", text)
