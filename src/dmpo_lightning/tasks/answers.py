@@ -72,17 +72,17 @@ def final_answer(completion: str) -> str:
     r"""What a reader takes for the answer, stripped. It is empty if the completion states none. The ``verified`` rule.
 
     The text ends at the first end token. The answer is the last box with more than dots in it, of what the last
-    ``<answer>`` holds or, if that holds none, of the whole text. Without such a box it is what the tag holds, and
+    ``<answer>`` holds or, if that holds none, of the text around it. Without such a box it is what the tag holds, and
     without a tag a text of one line. A box or tag that was cut off at the end counts as far as it goes.
     """
     text = _END.split(completion, maxsplit=1)[0]
-    behind_tag = text.rpartition("<answer>")[2] if "<answer>" in text else ""
-    tagged, closing, _ = behind_tag.partition("</answer>")
-    box = last_box(tagged)
-    box = last_box(text) if box is None else box
-    if box is not None:
-        return box.strip()
-    if "<answer>" in text:
+    before, opening, rest = text.rpartition("<answer>")
+    tagged, closing, behind = rest.partition("</answer>") if opening else ("", "", text)
+    for part in (tagged, behind, before):
+        box = last_box(part)
+        if box is not None:
+            return box.strip()
+    if opening:
         return (tagged if closing else _CUT_TAG.sub("", tagged)).strip()
     return "" if "\n" in text.strip() else _CUT_TAG.sub("", text).strip()
 
@@ -120,7 +120,7 @@ class _Box(NamedTuple):
 def _boxes(text: str) -> list[_Box]:
     """Every box of a text by its start, in one pass."""
     boxes: list[_Box] = []
-    opened: list[_Box | None] = []
+    opened: list[tuple[int, int] | None] = []
     for token in _TOKEN.finditer(text):
         symbol = token.group()
         if symbol == "{":
@@ -128,14 +128,13 @@ def _boxes(text: str) -> list[_Box]:
         elif symbol == "}":
             box = opened.pop() if opened else None
             if box is not None:
-                boxes.append(box._replace(end=token.start()))
+                boxes.append(_Box(*box, token.start()))
         elif len(symbol) > 2:
-            box = _Box(token.start(), token.end(), -1)
             if symbol[-1] == "{":
-                opened.append(box)
+                opened.append(token.span())
             else:
-                boxes.append(box)
-    return sorted([*boxes, *filter(None, opened)])
+                boxes.append(_Box(*token.span(), -1))
+    return sorted([*boxes, *(_Box(*box, -1) for box in opened if box is not None)])
 
 
 def _content(text: str, group: Sequence[_Box], limit: int) -> str:
@@ -144,6 +143,8 @@ def _content(text: str, group: Sequence[_Box], limit: int) -> str:
     if first.end < 0:
         end = _REST_ENDS.search(text, first.inner, limit)
         return _CUT_TAG.sub("", text[first.inner : end.start() if end else limit])
+    if not others:
+        return _CLOSING_TAG.sub("", text[first.inner : first.end])
     dropped = {place for box in others for place in range(box.start, box.inner)} | {box.end for box in others}
     content = "".join(text[place] for place in range(first.inner, first.end) if place not in dropped)
     return _CLOSING_TAG.sub("", content)

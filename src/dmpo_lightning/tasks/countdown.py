@@ -114,6 +114,8 @@ def _example(numbers: Sequence[Any], target: Any) -> Example:
 
 
 def _whole(number: Any) -> int:
+    if isinstance(number, bool) or not isinstance(number, int | float | str):
+        raise ValueError(f"numbers must be numbers or texts of digits, got {number!r}")
     if isinstance(number, float) and not number.is_integer():
         raise ValueError(f"numbers must be whole, got {number}")
     return int(number)
