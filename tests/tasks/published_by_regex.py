@@ -78,6 +78,20 @@ def equation(text):
     return found[1].strip() if found else text
 
 
+def math_format(text):
+    """Half of: 1 for a tag, 1 for a box in it or 0.5 for none; of the whole text if there is no tag."""
+    pieces = text.split("<answer>")
+    looked_at = pieces[1].split("</answer>")[0] if len(pieces) > 1 else text
+    return 0.5 * ((len(pieces) > 1) + (1.0 if "\\boxed" in looked_at else 0.5))
+
+
+def sudoku_cells(text, puzzle, solution):
+    """The training reward: the blanks that the digits of the last closed tag fill rightly."""
+    digits = "".join(character for character in last_answer(text) or "" if character.isdigit())
+    blanks = [cell for cell in range(16) if puzzle[cell] == "0"]
+    return sum(digits[cell : cell + 1] == solution[cell] for cell in blanks) / len(blanks)
+
+
 def sudoku_answer(text):
     """The first pattern whose group is not blank, without white space, cut or padded."""
     for pattern in SUDOKU:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmpo_lightning.tasks import GSM8K, Countdown, Math500, Sudoku, formats, gsm8k, hendrycks, sudoku_answers
+from dmpo_lightning.tasks import GSM8K, Countdown, Math500, Sudoku, formats, gsm8k, hendrycks, math500, sudoku_answers
 from dmpo_lightning.tasks.answers import first_block, last_block, last_boxed
 from dmpo_lightning.tasks.countdown import published_expression
 
@@ -59,6 +59,16 @@ HOSTILE = {
     "blanks inside": "x" + " " * 950 + "x",
     "minus signs and blanks": "- " * 450,
     "a number and blanks": "1 /" + " " * 900 + "/ 2",
+    "empty boxes": "\\boxed{...}" * (MEGABYTE // 11),
+    "open boxes line by line": "\\boxed{...\n" * (MEGABYTE // 11),
+    "boxes without braces": "\\boxed 5" * (MEGABYTE // 8),
+    "boxes without backslashes": "boxed{" * (MEGABYTE // 6),
+    "cut-off tags": "<answer>" + "</" * (MEGABYTE // 2),
+    "no-break blanks": "1~" * (MEGABYTE // 2),
+    "units": "5" + "\\text{a}   " * 40 + "x",
+    "units and signs": "5 m" + "^ " * 240,
+    "nested fractions": "\\frac{" * 140 + "1" + "}{1}" * 40,
+    "chains": "1=" * 490 + "1",
 }
 WRAPPERS = ("{}", "<answer>{}</answer>", "\\boxed{{{}}}", "<answer>\\boxed{{{}}}</answer>")
 
@@ -134,6 +144,8 @@ CHANGES = [
     ("\\boxed{", "\\fbox{\n"),
     ("<answer>", "</answer><answer>"),
     ("<answer>", "\n<answer>\n"),
+    ("<answer>", "<answer><answer>"),
+    ("</answer>", "\n</answer>\n</answer>\n"),
     ("</answer>", "\n</answer>\n"),
     ("</answer>", "<|eot_id|></answer>"),
     ("<answer>", "```\n<answer>```"),
@@ -175,7 +187,9 @@ def agrees_with_the_patterns(text: str) -> None:
     block = re.search("<answer>(.*?)</answer>", text, re.DOTALL)
     assert (first_block(text), last_block(text)) == (block and block[1], by_regex.last_answer(text))
     assert sudoku_answers.published_answer(text) == by_regex.sudoku_answer(text)
-    assert sudoku_answers.first_digits(text) == "".join(re.findall("[0-9]", text))[:16]
+    sudoku = Sudoku(rewards="published").training_components(EXAMPLES[Sudoku], text)
+    assert sudoku["cells"] == by_regex.sudoku_cells(text, *EXAMPLES[Sudoku].values())
+    assert math500.published_format(text) == by_regex.math_format(text)
     assert published_expression(text) == by_regex.equation(text)
     for other in (text[:-1], text[1:], text.replace(" ", ""), "\\frac{1}{2}", "3"):
         assert hendrycks.equivalent(text, other) == by_regex.equivalent(text, other)

@@ -32,6 +32,8 @@ def gsm8k(completion: str, answer: str = "42") -> tuple[float, ...]:
         ("<reasoning>x</reasoning><answer>\n42</answer>", (0, 0, 0, 0.5, 2)),
         ("<reasoning>x</reasoning><answer>42\n</answer>", (0.125 + 0.001, 0, 0, 0.5, 2)),
         (LAYOUT + LAYOUT, (0, 0, 0, 0.5, 2)),
+        # The closing tag stands twice and overlaps itself: split from the left, `</answer>` and a newline are the rest.
+        ("\n<answer>\n</answer>\n</answer>\n", (0.125 - 0.01, 0, 0, 0, 0)),
         ("42", (0, 0, 0, 0.5, 2)),
         (" 42 ", (0, 0, 0, 0.5, 2)),
         ("<answer>42", (0, 0, 0, 0.5, 2)),
@@ -75,6 +77,9 @@ def math(completion: str, answer: str = "\\frac{1}{2}") -> tuple[float, float]:
         ("\\fbox{1/2}", (0.25, 0)),
         ("\\boxed{1/2", (0.5, 0)),
         ("<answer>\\boxed{0.5}", (1.0, 2)),
+        ("<answer><answer>\\boxed{1/2}", (0.75, 2)),
+        ("<answer>\\boxed{1/2}<answer></answer>", (1.0, 2)),
+        ("<answer>\boxed{1/2}</answer>", (0.75, 0)),
         ("", (0.25, 0)),
     ],
 )
@@ -147,6 +152,15 @@ def test_math_missing_values():
 def test_countdown(completion, reward):
     example = {"numbers": [4, 2, 3], "target": 20}
     assert Countdown(rewards="published").training_components(example, completion) == {"equation": reward}
+
+
+@pytest.mark.parametrize(
+    ("box", "hit"),
+    [("\n 3+12\n", True), ("\u00a03+12\u00a0", True), (" 3+12 = 15\n", True), ("3\u00a0+12", False), ("3\n+12", False)],
+)
+def test_countdown_the_check_evaluates_the_stripped_text(box, hit):
+    verdict = Countdown(verifier="published").verify({"numbers": [3, 12], "target": 15}, f"\\boxed{{{box}}}")
+    assert verdict.correct == hit
 
 
 @pytest.mark.parametrize(

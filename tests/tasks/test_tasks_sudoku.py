@@ -167,8 +167,10 @@ def score(completion: str) -> tuple[float, float]:
         (f"<reasoning>hm</reasoning>\n<answer>\n{GRID}\n</answer>\n", BLANKS, 1),
         ("<answer>1234 3412 2143 4321</answer>", BLANKS, 1),
         (f"<answer>{GRID}99999</answer>", BLANKS, 1),
-        (f"{GRID}", BLANKS, 1),
-        (f"<answer>{GRID}", BLANKS, 1),
+        (f"{GRID}", 0, 0),
+        (f"<answer>{GRID}", 0, 0),
+        (f"<answer>1234</answer><answer>{GRID}", 3, 0),
+        (f"<answer>1<answer>{GRID}</answer>", 1, 0),
         (f"<answer>1</answer><answer>{GRID}</answer>", BLANKS, 1),
         (f"<answer>{GRID}</answer><answer></answer>", 0, 0),
         (f"<answer>{PUZZLE}</answer>", 0, 0),
@@ -186,6 +188,8 @@ def score(completion: str) -> tuple[float, float]:
         "too long is cut",
         "no tags",
         "no closing tag",
+        "the last closed answer counts",
+        "an answer begins at its first tag",
         "the last answer counts",
         "an empty last answer",
         "the puzzle itself",
@@ -201,10 +205,38 @@ def test_scores_worked_out_by_hand(completion, cells, solved):
     assert score(completion) == (cells, solved)
 
 
-def test_only_ascii_digits_count():
+def test_published_digits_are_those_of_isdigit():
     arabic = GRID.translate({ord(digit): chr(0x660 + int(digit)) for digit in "1234"})
     assert score(f"<answer>{arabic}</answer>") == (0, 0)
-    assert score(f"<answer>²³{GRID}</answer>") == (BLANKS, 1)
+    # Two more cells in front, so that those of the grid are two too late. Three blanks hold the same digit even so.
+    assert score(f"<answer>²³{GRID}</answer>") == (3, 0)
+    assert score(f"<answer>½{GRID}</answer>") == (BLANKS, 1)
+
+
+@pytest.mark.parametrize(
+    ("completion", "cells"),
+    [
+        ("1243341243212134", 0),
+        ("<answer>1243341243212134", 0),
+        ("<answer>1<answer></answer>", 1 / 8),
+        ("<answer>²1243341243212134</answer>", 0),
+        ("<answer>1243341243212134</answer>", 1),
+    ],
+)
+def test_published_rewards_are_those_of_the_published_code(completion, cells):
+    """Values that the code of d1 gave."""
+    example = {"puzzle": "0200341040200104", "solution": "1243341243212134"}
+    task = Sudoku(rewards="published")
+    assert task.training_components(example, completion)["cells"] == cells
+
+
+def test_a_puzzle_without_blanks_is_worth_nothing_as_published_and_is_solved_by_its_grid_as_verified():
+    example = {"puzzle": GRID, "solution": GRID}
+    published, verified = (Sudoku(rewards=kind, verifier=kind) for kind in ("published", "verified"))
+    grid = f"<answer>{GRID}</answer>"
+    assert published.score(example, grid) == {"cells": 0, "solved": 0, "correct_cells": 0, "correct": 0}
+    assert verified.score(example, grid) == {"cells": 1, "solved": 1, "correct_cells": 1, "correct": 1}
+    assert verified.score(example, "no") == {"cells": 0, "solved": 0, "correct_cells": 0, "correct": 0}
 
 
 def test_correct_cells_counts_right_blanks_and_all_blanks():

@@ -11,7 +11,6 @@ import pytest
 
 from dmpo_lightning.commands.score import TASKS, make_task
 from dmpo_lightning.tasks import GSM8K, Countdown, Math500, Sudoku, latex
-from dmpo_lightning.tasks.answers import final_answer
 from dmpo_lightning.tasks.numbers import one_number
 
 DIFFERENCES = Path(__file__).parent / "verified_differences.json"
@@ -43,24 +42,6 @@ DIFFERENCES = Path(__file__).parent / "verified_differences.json"
 )
 def test_one_number(text, value):
     assert one_number(text) == value
-
-
-@pytest.mark.parametrize(
-    ("completion", "answer"),
-    [
-        ("<reasoning>\\boxed{1}</reasoning><answer>\\boxed{\\frac{1}{2}}</answer>", "\\frac{1}{2}"),
-        ("<answer>\n5\n</answer>", "5"),
-        ("<answer>\\boxed{5\n</answer>", "5"),
-        ("<answer>\\boxed{5</answer", "5"),
-        ("so \\boxed{5}<|eot_id|>\\boxed{6}", "5"),
-        ("\\boxed{5} \\boxed{...}", "5"),
-        ("<answer></answer> \\boxed{5}", "5"),
-        (" 5 ", "5"),
-        ("first\n5", ""),
-    ],
-)
-def test_the_final_answer(completion, answer):
-    assert final_answer(completion) == answer
 
 
 @pytest.mark.parametrize(
@@ -144,6 +125,10 @@ def reason(task, record, published, verified) -> str:  # noqa: PLR0911  one line
     if task == "math500":
         if "\\boxed" in str(published.answer):
             return "the box was cut off before its brace"
+        if "boxed{" in str(published.answer):
+            return "the box has lost its backslash"
+        if re.fullmatch(r"[0-9]+ [a-z]+", answer):
+            return "a unit outside \\text"
         return "same value" if latex.rational(answer) is not None else "same after normalising"
     boxes = re.findall(r"\\boxed\{(.*?)\}", record["completion"])
     if len(set(boxes)) > 1:

@@ -1,9 +1,11 @@
-"""Equality of LaTeX answers by computer algebra (math-verify), in a worker process that is killed if need be."""
+"""Equality of LaTeX answers by computer algebra: `exact`, in a worker process that is killed if need be."""
 
 import logging
 import re
 from importlib.util import find_spec
 
+from dmpo_lightning.tasks.exact import equal
+from dmpo_lightning.tasks.plain import plain
 from dmpo_lightning.workers import CallError, TimeLimitError, WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,10 @@ class AlgebraicEquality:
 
     def __call__(self, gold: str, answer: str) -> bool:
         """False too for an answer that is long, of other characters, or no mathematics that math-verify can read."""
-        if max(len(gold), len(answer)) > MAX_TEXT or not (_ALLOWED.fullmatch(gold) and _ALLOWED.fullmatch(answer)):
+        if max(len(gold), len(answer)) > MAX_TEXT:
+            return False
+        gold, answer = plain(gold), plain(answer)
+        if not (_ALLOWED.fullmatch(gold) and _ALLOWED.fullmatch(answer)):
             return False
         if (gold, answer) not in self._known:
             if len(self._known) >= REMEMBERED:
@@ -47,19 +52,6 @@ class AlgebraicEquality:
             late = isinstance(result, TimeLimitError)
             logger.warning("%r was not compared with %r: %s", answer, gold, "time limit" if late else result)
         return result is True
-
-
-def equal(gold: str, answer: str) -> bool:
-    """Whether math-verify calls the answers equal. This is what a worker runs.
-
-    Only its LaTeX reader is used, because the other one evaluates text as Python.
-    """
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    reader = [LatexExtractionConfig()]
-    bare = (text.replace("\\$", "").replace("$", "") for text in (gold, answer))
-    first, second = (parse(f"${text}$", reader, fallback_mode="no_fallback", parsing_timeout=None) for text in bare)
-    return bool(first and second and verify(first, second, timeout_seconds=None))
 
 
 def _import_math_verify() -> None:

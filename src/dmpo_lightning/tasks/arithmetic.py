@@ -38,6 +38,22 @@ def integers(text: str) -> list[int]:
     return [int(run) for run in runs]
 
 
+def operands(text: str) -> list[tuple[int, bool]]:
+    """Every whole number of an expression, in order, and whether it has a minus sign of its own (``2 * -3``).
+
+    Raises:
+        ExpressionError: a text that is no sequence of numbers, operators and parentheses.
+    """
+    tokens = ["(", *_tokens(text)]
+    found = []
+    for place, token in enumerate(tokens):
+        if token.isdecimal():
+            # Behind a number or a closing parenthesis a minus is a difference.
+            is_sign = tokens[place - 1] == "-" and not (tokens[place - 2].isdecimal() or tokens[place - 2] == ")")
+            found.append((int(_exact_number(token)), is_sign))
+    return found
+
+
 def python_value(text: str) -> Number:
     """The value that Python gives an expression of numbers, ``+ - * / // **`` and parentheses.
 

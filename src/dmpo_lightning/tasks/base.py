@@ -9,8 +9,8 @@ Split = Literal["train", "validation", "test"]
 Example = Mapping[str, Any]
 Message = Mapping[str, str]
 Variant = Literal["published", "verified"]
-"""``published`` repeats d1 and DMPO to the bit, with their errors. ``verified`` is what we hold to be right. Numbers of
-the two never belong in one table."""
+"""``published`` repeats d1 and DMPO to the bit, with their errors. In the format reward of MATH, where they differ, it
+is DMPO's. ``verified`` is what we hold to be right. Numbers of the two variants never belong in one table."""
 PromptStyle = Literal["train", "eval"]
 
 FACTS = (

@@ -30,7 +30,7 @@ Your reasoning here
 </answer>"""
 MATH_EXPERT = (
     "You are a math expert. You will be given a question to solve. Solve it step by step. "
-    "Wrap the final answer in a \\boxed{}. "
+    "Wrap the final answer in a \\boxed{}."
 )
 MAX_COMPLETION = 1 << 16
 """Characters of a completion that are read, from its start. No published setting samples a tenth of them."""

@@ -11,17 +11,21 @@ from itertools import chain
 from typing import Any
 
 from dmpo_lightning.tasks.answers import final_answer, first_block, last_block, last_boxed, unbox
-from dmpo_lightning.tasks.arithmetic import ExpressionError, exact_value, integers, python_value
+from dmpo_lightning.tasks.arithmetic import ExpressionError, exact_value, integers, operands, python_value
 from dmpo_lightning.tasks.base import Example, Verdict
 from dmpo_lightning.tasks.benchmark import EVAL_FORMAT, TRAIN_FORMAT, Benchmark
 from dmpo_lightning.tasks.formats import has_layout
+from dmpo_lightning.tasks.plain import OPERATORS, plain
 
 TOLERANCE = 1e-5
 _PUBLISHED_OPERATORS = {"\\div": "/", "\\times": "*", "\\cdot": "*"}
-_OPERATORS = {**_PUBLISHED_OPERATORS, "\u00d7": "*", "\u00f7": "/", "\u22c5": "*", "\u2212": "-"}
 # A command ends where no letter follows it: `\leftarrow` is another one than `\left`.
-_NOISE = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[()\[\],;!: ]|\$")
-_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
+_NOISE = re.compile(r"\\(?:left|right|[Bb]igg?[lr]?|displaystyle|q?quad)(?![a-z])|\\[()\[\] ]|\$")
+_PART = r"\s*(?:\{([^{}]*)\}|([0-9]))"
+_FRACTION = re.compile(rf"\\[dtc]?frac(?![a-z]){_PART}{_PART}")
+_BRACKETS = str.maketrans("{}[]", "()()")
+_WRAPPING = " \t\r\n`'\"*_"
+"""Quotes, and the marks of code and bold type."""
 _OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 _SYMBOLS = "0123456789+-*/() "
 _EQUATION = re.compile(r"[0-9+\-*/() ]=[0-9. ]")
@@ -74,14 +78,15 @@ class Countdown(Benchmark):
         answer = unbox(last_boxed(completion))
         if answer is None:
             block = first_block(completion)
-            answer = completion if block is None else block
+            answer = completion if block is None else block.strip()
         answer = published_expression(answer)
-        return Verdict(answer, published_hit(example, answer))
+        # Numbers are read from the whole text, but the value is that of the stripped one.
+        return Verdict(answer, published_hit(example, answer.strip()))
 
     def verified_check(self, example: Example, completion: str) -> Verdict:
         """Exact: the given numbers once each, ``+ - * /`` and parentheses, equal to the target.
 
-        An equation counts by its left side, if what it claims is the target.
+        An equation counts by its left side, if all that follows its equals signs is the target.
         """
         answer = final_answer(completion)
         return Verdict(answer[:MAX_TEXT] or None, len(answer) <= MAX_TEXT and _is_solution(example, answer))
@@ -109,6 +114,8 @@ def _example(numbers: Sequence[Any], target: Any) -> Example:
 
 
 def _whole(number: Any) -> int:
+    if isinstance(number, bool) or not isinstance(number, int | float | str):
+        raise ValueError(f"numbers must be numbers or texts of digits, got {number!r}")
     if isinstance(number, float) and not number.is_integer():
         raise ValueError(f"numbers must be whole, got {number}")
     return int(number)
@@ -138,24 +145,35 @@ def published_expression(answer: str) -> str:
 
 
 def _is_solution(example: Example, answer: str) -> bool:
-    expression, equals, claimed = _plain(answer).partition("=")
+    expression, *claims = _plain(answer).split("=")
     try:
         return (
-            # `integers` would read 1.5 as the numbers 1 and 5.
+            # `operands` would read 1.5 as the numbers 1 and 5.
             "." not in expression
-            and Counter(integers(expression)) == Counter(example["numbers"])
-            and exact_value(expression) == example["target"]
-            and (not equals or exact_value(claimed) == example["target"])
+            and _uses(example["numbers"], operands(expression))
+            and all(exact_value(part) == example["target"] for part in (expression, *claims))
         )
     except ExpressionError:
         return False
 
 
+def _uses(numbers: Sequence[int], used: Sequence[tuple[int, bool]]) -> bool:
+    """Whether the operands are the numbers, each once. A sign makes a negative number, or belongs to a positive one."""
+    signed = Counter(number for number, has_sign in used if has_sign)
+    negative = Counter(-number for number in numbers if number < 0)
+    return Counter(number for number, _ in used) == Counter(map(abs, numbers)) and negative <= signed
+
+
 def _plain(answer: str) -> str:
-    for latex, symbol in _OPERATORS.items():
+    r"""The answer as an expression in ASCII: fractions with ``/``, all brackets round, no wrapping and no full stop."""
+    for latex, symbol in _PUBLISHED_OPERATORS.items():
         answer = answer.replace(latex, symbol)
-    # In parentheses, because what stands beside a fraction binds to it as a whole.
-    return _FRACTION.sub(r"((\1)/(\2))", _NOISE.sub("", answer)).strip()
+    answer = _NOISE.sub("", plain(answer.translate(OPERATORS))).strip(_WRAPPING).rstrip(".,;:").strip(_WRAPPING)
+    # From the inside out, and in parentheses, because what stands beside a fraction binds to it as a whole.
+    found = 1
+    while found:
+        answer, found = _FRACTION.subn(r"((\1\2)/(\3\4))", answer)
+    return answer.translate(_BRACKETS)
 
 
 # Remembered, because the same few numbers are parts of many cuts.

@@ -18,7 +18,9 @@ def published_tag_counts(completion: str) -> float:
         count += 0.125
     if completion.count("\n<answer>\n") == 1:
         count += 0.125
-        count -= len(completion.rpartition("\n</answer>\n")[2]) * 0.001
+        # Split from the left, as published: the last occurrence may overlap one that was taken before.
+        *_, behind = completion.split("\n</answer>\n")
+        count -= len(behind) * 0.001
     if completion.count("\n</answer>") == 1:
         count += 0.125
         count -= (len(completion.rpartition("\n</answer>")[2]) - 1) * 0.001

@@ -45,7 +45,7 @@ class GSM8K(Benchmark):
         "verified": ("format", "correctness"),
     }
     columns = ("question", "answer")
-    instructions = {"train": TRAIN_FORMAT, "eval": f"{MATH_EXPERT}\n{EVAL_FORMAT}"}
+    instructions = {"train": TRAIN_FORMAT, "eval": f"{MATH_EXPERT} \n{EVAL_FORMAT}"}
 
     def task_text(self, example: Example) -> str:
         return str(example["question"])
@@ -77,10 +77,18 @@ class GSM8K(Benchmark):
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Example:
-        _, mark, answer = str(row["answer"]).partition("####")
-        if not mark or not answer.strip():
-            raise ValueError("`answer` must end in `#### NUMBER`")
-        return {"question": row["question"], "answer": answer.strip()}
+        """The gold number stands behind the last ``####``. Raises ValueError for none, and for two different ones."""
+        if not isinstance(row["answer"], str):
+            raise ValueError(f"`answer` must be a text that ends in `#### NUMBER`, got {row['answer']!r}")
+        *earlier, answer = (part.strip() for part in row["answer"].split("####"))
+        gold = one_number(answer)
+        if not earlier or gold is None:
+            raise ValueError(f"`answer` must end in `#### NUMBER`, got {row['answer'][-40:]!r}")
+        # A mark may also be a headline. Where a number follows it, nobody can tell which of them is meant.
+        others = {one_number(part) for part in earlier[1:] if re.fullmatch(r"[^A-Za-z\n]+", part)}
+        if others - {None, gold}:
+            raise ValueError(f"`answer` states several numbers behind `####`: {row['answer'][-40:]!r}")
+        return {"question": row["question"], "answer": answer}
 
     @classmethod
     def from_saved(cls, record: Mapping[str, Any]) -> Example:

@@ -4,9 +4,10 @@ Two answers are equal if, element by element of their outermost lists, their nor
 the same rational value.
 
 Normalising drops white space (but not between digits), ``$ \( \)``, sizes (``\left``), spacing commands, degree signs,
-``\$``, ``\%``, a final full stop, words in ``\text{...}`` after a number, the command but not the words of other
-``\text{...}``, and commas between thousands. It takes what follows ``x =``. It writes ``\dfrac`` and ``\tfrac`` as
-``\frac``, ``\frac12`` and ``\sqrt2`` with braces, ``x^{2}`` as ``x^2``, and ``\leq`` as ``\le``.
+currency, ``\%``, a final full stop, braces around a whole element, units after a number (in ``\text{...}``, or a few
+known ones without), the command but not the words of other ``\text{...}``, and commas and no-break blanks between
+thousands. It takes what follows ``x =``. It writes ``\dfrac`` and ``\tfrac`` as ``\frac``, ``\frac12`` and ``\sqrt2``
+with braces, ``x^{2}`` as ``x^2``, and ``\leq`` as ``\le``. A number before a fraction less than one is a mixed number.
 
 Sums in another order, simplified roots and factors multiplied out are not equal, though mathematics says so. `algebra`
 compares those.
@@ -15,14 +16,35 @@ compares those.
 import re
 from fractions import Fraction
 
+from dmpo_lightning.tasks.answers import closing_brace
 from dmpo_lightning.tasks.arithmetic import ExpressionError, exact_value
+from dmpo_lightning.tasks.plain import VULGAR, plain
 
 MAX_TEXT = 500
 """Characters of an answer. A longer one equals nothing."""
-_SPACING = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|[Bb]igg?[lr]?)(?![a-zA-Z])|(?<!\\)\\[!,;: ]|~")
-_UNIT = re.compile(r"(?<=[0-9.}])(?:\\ )?\s*\\(?:text|mbox|mathrm|textrm)\{[^{}]*\}(?:\^\{?[0-9]\}?)?$")
+_SPACING = re.compile(r"\\(?:left|right|displaystyle|[Bb]igg?[lr]?)(?![a-zA-Z])")
+_BLANK = re.compile(r"\\q?quad(?![a-zA-Z])|(?<!\\)\\[,;:> ]|~")
+_BEHIND_NUMBER = r"(?:(?<=[0-9.})])|(?<=\\pi))\s*"
+# Words that say more than in what something is counted: 10 a.m. is not 10 p.m., and 5 million is not 5.
+_MEANING = (
+    r"(?!\s*(?:[ap]\.?\s?m\b|noon|midnight|hundred|thousand|[mbtr]+illion|dozen|north|south|east|west|left|right))"
+)
+_WORD = r"\\(?:text|mbox|mathrm|textrm)"
+_UNIT = re.compile(
+    rf"{_BEHIND_NUMBER}(?:{_WORD}\{{{_MEANING}[^{{}}]*\}}(?:\s*\^\s*(?:\{{-?[0-9]\}}|-?[0-9]))?\s*(?:[./]\s*)?)+$",
+    re.IGNORECASE,
+)
+_BARE_UNIT = re.compile(
+    rf"{_BEHIND_NUMBER}(?:(?:square|cubic|sq\.?|cu\.?)\s+)?(?:mm|cm|km|kg|ft|(?<=\s)in|inch(?:es)?|foot|feet|yards?|miles?|units?"
+    r"|(?:centi|milli|kilo)?met(?:er|re)s?|(?<=\s)m(?=\s*\^)|degrees?|hours?|minutes?|seconds?|days?|weeks?|months?|years?"
+    r"|dollars?|cents?|percent|(?:kilo)?grams?|pounds?|lit(?:er|re)s?)(?:\s*\^?\s*(?:\{[23]\}|[23]))?$"
+)
+_INNER_POWER = re.compile(rf"({_WORD}\{{[^{{}}]*?)\s*\^\s*(?:\{{[0-9]\}}|[0-9])\s*(?=\}})")
 _WORDS = re.compile(r"\\(?:text|mbox|mathrm|textrm|textbf|mathbf)\{([^{}]*)\}")
-_THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+(?:\.[0-9]+)?")
+_HOUR = re.compile(r"(?<=[0-9])\s*([ap])\.?\s?m\.?$", re.IGNORECASE)
+_THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
+_SPACED_LIST = re.compile(r"[0-9],\s+[0-9]")
+_MIXED = re.compile(r"(-?)([0-9]+)\x00?(?:\\frac\{([0-9]+)\}\{([0-9]+)\}|(?<=\x00)([0-9]+)/([0-9]+))")
 _FRACTION = re.compile(r"\\frac\{(-?[0-9.]+)\}\{(-?[0-9.]+)\}")
 _KEPT_BLANK = "\x00"
 # In this order: `\$` before `$`, or its backslash would stay behind.
@@ -33,7 +55,15 @@ _SYNONYMS = {
     "\\geq": "\\ge",
     "\\leq": "\\le",
     "\\neq": "\\ne",
-    "\u2212": "-",
+    "\u2264": "\\le ",
+    "\u2265": "\\ge ",
+    "\u2260": "\\ne ",
+    "\\leqslant": "\\le",
+    "\\geqslant": "\\ge",
+    "\\lt ": "<",
+    "\\gt ": ">",
+    "\u00d7": "\\times ",
+    "\u00b7": "\\cdot ",
     "\u03c0": "\\pi",
     "\u221e": "\\infty",
     "^{\\circ}": "",
@@ -41,6 +71,10 @@ _SYNONYMS = {
     "\\degree": "",
     "\u00b0": "",
     "\\$": "",
+    "\u00a3": "",
+    "\u20ac": "",
+    "\\pounds": "",
+    "\\euro": "",
     "\\%": "",
     "%": "",
     "$": "",
@@ -74,24 +108,33 @@ def canonical(text: str) -> tuple[str | Fraction, ...]:
 
 def normalise(text: str) -> str:
     """The normal form of an answer, as the module describes it."""
-    text = text.strip()
+    text = plain(text).translate(VULGAR).strip()
     for spelling, other in _SYNONYMS.items():
         text = text.replace(spelling, other)
-    text = _SPACING.sub("", text).strip().rstrip(".")
+    text = _BLANK.sub(" ", _SPACING.sub("", text)).strip().rstrip(".")
     # Units first: behind a number words go, elsewhere they are the answer.
-    text = _WORDS.sub(r"\1", _UNIT.sub("", text))
+    text = _BARE_UNIT.sub("", _UNIT.sub("", _INNER_POWER.sub(r"\1", text)))
+    text = _HOUR.sub(lambda match: match[1].lower() + "m", _WORDS.sub(r"\1", text))
+    is_spaced_list = _SPACED_LIST.search(text) is not None
     # A blank between digits separates numbers ("3 4" is not 34), so a character stands in for it that no split drops.
     text = "".join(re.sub(r"(?<=[0-9])\s+(?=[0-9])", _KEPT_BLANK, text).split())
     # `\in` must end there, because `\infty` and `\int` begin with it.
-    text = re.sub(r"^[a-zA-Z](?:\([a-z]\))?(?:=|\\in(?![a-z]))", "", text)
-    # Only where this is the whole answer. In any other a comma separates elements.
-    if _THOUSANDS.fullmatch(text):
-        text = text.replace("{,}", "").replace(",", "")
+    text = re.sub(r"^[a-zA-Z](?:\([a-z]\))?(?:=|\\in(?![a-z]))", "", _unbraced(text))
+    # Only where this is the whole answer. In any other a comma separates elements, and so does one before a blank.
+    if _THOUSANDS.fullmatch(text) and not is_spaced_list:
+        text = text.replace(",", "")
     text = re.sub(r"\\frac([0-9a-z])([0-9a-z])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac([0-9a-z])\{", r"\\frac{\1}{", text)
     text = re.sub(r"\\frac\{([^{}]*)\}([0-9a-z])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\sqrt([0-9a-z])", r"\\sqrt{\1}", text)
     return re.sub(r"([\^_])\{([0-9a-z])\}", r"\1\2", text)
+
+
+def _unbraced(text: str) -> str:
+    """Without braces around the whole."""
+    while text.startswith("{") and closing_brace(text, 0) == len(text) - 1:
+        text = text[1:-1]
+    return text
 
 
 def elements(text: str) -> list[str]:
@@ -100,8 +143,8 @@ def elements(text: str) -> list[str]:
     if opened and text[-1:] in (")", "]", "}") and "," in text:
         start = 2 if opened == "\\" else 1
         end = len(text) - (2 if text.endswith("\\}") else 1)
-        return [text[:start], *_cut(text[start:end]), text[end:]]
-    return _cut(text)
+        return [text[:start], *map(_unbraced, _cut(text[start:end])), text[end:]]
+    return [*map(_unbraced, _cut(text))]
 
 
 def _cut(text: str) -> list[str]:
@@ -116,7 +159,13 @@ def _cut(text: str) -> list[str]:
 
 
 def rational(text: str) -> Fraction | None:
-    """The exact value of a number, a fraction or an arithmetic expression. None for anything else."""
+    """The exact value of a number, a fraction, a mixed number or an arithmetic expression. None for anything else."""
+    mixed = _MIXED.fullmatch(text)
+    if mixed:
+        sign, whole, *parts = (part for part in mixed.groups() if part is not None)
+        numerator, denominator = map(int, parts)
+        value = int(whole) + Fraction(numerator, denominator) if numerator < denominator else None
+        return -value if value is not None and sign else value
     text = _FRACTION.sub(r"((\1)/(\2))", text).replace("\\cdot", "*").replace("\\times", "*").replace("\\div", "/")
     if re.search(r"[0-9)]\(", text) or len(text) > 100:
         return None

@@ -1,11 +1,12 @@
 r"""MATH and its test selection MATH-500: competition problems with a LaTeX answer (Hendrycks et al. 2021)."""
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from dmpo_lightning.tasks import hendrycks, latex
 from dmpo_lightning.tasks.algebra import AlgebraicEquality
-from dmpo_lightning.tasks.answers import final_answer, first_block, last_boxed, unbox
+from dmpo_lightning.tasks.answers import final_answer, first_block, last_box, last_boxed, unbox
 from dmpo_lightning.tasks.base import Example, Verdict
 from dmpo_lightning.tasks.benchmark import EVAL_FORMAT, MATH_EXPERT, TRAIN_FORMAT, Benchmark
 from dmpo_lightning.tasks.formats import has_layout
@@ -15,8 +16,8 @@ class Math500(Benchmark):
     r"""Competition problems. An example holds ``problem`` and ``answer``, the gold LaTeX.
 
     Rewards ``published`` are ``format``, 0.5 for an answer tag and 0.5 for a box in it or 0.25 for no box, and
-    ``correctness``, 2.0 for the right answer. Rewards ``verified`` are ``format``, 0.5 for reasoning and answer in
-    tags, and ``correctness``, 2.0.
+    ``correctness``, 2.0 for the right answer. ``format`` is DMPO's and not d1's, see `published_format`. Rewards
+    ``verified`` are ``format``, 0.5 for reasoning and answer in tags, and ``correctness``, 2.0.
 
     The answer check ``published`` compares strings normalised as in `hendrycks`, and ``verified`` as in `latex`.
 
@@ -31,7 +32,8 @@ class Math500(Benchmark):
 
     components = {"published": ("format", "correctness"), "verified": ("format", "correctness")}
     columns = ("problem",)
-    instructions = {"train": f"{TRAIN_FORMAT}\n\n{MATH_EXPERT}", "eval": f"{MATH_EXPERT}\n{EVAL_FORMAT}"}
+    # The quotation mark behind the format, and the blanks as they are, stand in the published prompts.
+    instructions = {"train": f"{TRAIN_FORMAT}\n\n{MATH_EXPERT} ", "eval": f'{MATH_EXPERT}\n{EVAL_FORMAT}" \n'}
 
     def __init__(
         self,
@@ -59,9 +61,8 @@ class Math500(Benchmark):
     def published_check(self, example: Example, completion: str) -> Verdict:
         """As d1 evaluates: the last box, else the first answer tag."""
         answer = unbox(last_boxed(completion))
-        if not answer:
-            block = first_block(completion)
-            answer = None if block is None else block.strip()
+        if not answer and (block := first_block(completion)) is not None:
+            answer = block.strip()
         right = answer is not None and hendrycks.equivalent(answer, example["answer"])
         return Verdict(answer, right, canonical=latex.canonical(answer or ""))
 
@@ -79,12 +80,31 @@ class Math500(Benchmark):
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Example:
+        r"""The gold answer is ``answer``, a text or a number, or else the last box of ``solution``.
+
+        Raises:
+            ValueError: neither, or an answer that no completion can meet.
+        """
         answer = row.get("answer")
         if answer is None:
-            answer = unbox(last_boxed(str(row.get("solution") or "")))
-        if not answer or not str(answer).strip():
-            raise ValueError("a row needs `answer`, or `solution` with a \\boxed answer")
-        return {"problem": row["problem"], "answer": str(answer)}
+            solution = str(row.get("solution") or "")
+            # Of a box that never closes nobody knows what is missing.
+            answer = None if last_boxed(solution) is None else last_box(solution)
+        elif isinstance(answer, int | float) and not isinstance(answer, bool):
+            answer = f"{Decimal(repr(answer)):f}"
+        if not isinstance(answer, str):
+            raise ValueError(
+                f"a row needs `answer`, a text or number, or `solution` with a \\boxed answer, got {answer!r}"
+            )
+        box = last_box(answer)
+        gold = answer.strip() if box is None else box.strip()
+        # What does not even equal itself in a box is empty, cut off, or longer than any answer that is compared.
+        if not latex.equivalent(final_answer(f"\\boxed{{{gold}}}"), gold) or gold in ("NaN", "Infinity", "-Infinity"):
+            raise ValueError(
+                f"the gold answer must be a whole LaTeX text of at most {latex.MAX_TEXT} characters and not empty, got "
+                f"{answer[:40]!r}"
+            )
+        return {"problem": row["problem"], "answer": gold}
 
     @classmethod
     def from_saved(cls, record: Mapping[str, Any]) -> Example:
@@ -92,7 +112,11 @@ class Math500(Benchmark):
 
 
 def published_format(completion: str) -> float:
-    """0.5 for a tag, and 0.5 for a box behind it or 0.25 without. If there is no tag the whole text is searched."""
+    r"""0.5 for a tag, and 0.5 for a box in it or 0.25 without. If there is no tag the whole text is searched.
+
+    The tag ends at the next ``<answer>`` too. This is DMPO's code; d1's looks for a backspace and ``oxed`` in place of
+    ``\boxed``, because its text lacks a backslash, and so gives 0.25 to every box.
+    """
     _, tag, rest = completion.partition("<answer>")
-    looked_at = rest.partition("</answer>")[0] if tag else completion
+    looked_at = rest.partition("<answer>")[0].partition("</answer>")[0] if tag else completion
     return 0.5 * ((1.0 if tag else 0.0) + (1.0 if "\\boxed" in looked_at else 0.5))

@@ -1,41 +1,79 @@
-r"""Numbers in prose and LaTeX, exactly: ``1,000``, ``$42``, ``42.0``, ``50\%``, ``1/2``, ``\frac{1}{2}``, ``-3``."""
+r"""Numbers in prose and LaTeX, exactly: ``1,000``, ``$42``, ``42.0``, ``50\%``, ``1/2``, ``2 1/2``, ``-3``."""
 
 import re
 from fractions import Fraction
 
+from dmpo_lightning.tasks.plain import VULGAR, plain
+
 MAX_TEXT = 1000
 """Characters of an answer. A longer one is no number."""
 _DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+_CURRENCY = "[$\u00a3\u20ac\u00a5\u20b9]"
 # A minus sign counts unless a word or a bracket stands right before it ("step-5") or a blank right behind it
 # ("Answer - 5"). With a blank it counts only where the text starts with it.
-_NUMBER = re.compile(rf"((?<![\w)])-(?! )|^ ?- )?(?:\$ ?)?({_DECIMAL})(?: ?/ ?({_DECIMAL}))?")
-_FRACTION = re.compile(r"\\[dtc]?frac ?\{ ?(-?[0-9]+) ?\} ?\{ ?(-?[0-9]+) ?\}")
-_SHORT_FRACTION = re.compile(r"\\[dtc]?frac ?([0-9]) ?([0-9])")
-_NOISE = re.compile(r":00(?![0-9])|\\(?:[!,;: ]|left|right|text|mathrm|mbox|quad)")
+_NUMBER = re.compile(
+    rf"((?<![\w)])-(?! )|^ ?- )?(?:{_CURRENCY} ?)?(?:([0-9]+)(?: | and )(?=[0-9]+ ?/))?"
+    rf"({_DECIMAL})(?: ?/ ?({_DECIMAL}))?"
+)
+_FRACTION = re.compile(r"\\[dtc]?frac ?(?:\{ ?(-?[0-9]+) ?\}|([0-9])) ?(?:\{ ?(-?[0-9]+) ?\}|([0-9]))")
+_NOISE = re.compile(r":00(?![0-9])|\\(?:left|right|text|textbf|textit|mathrm|mathbf|mbox|quad|qquad)(?![a-z])|[{}]")
+_MONEY = re.compile(r"\\(?:\$|(?:pounds|euro|yen|textdollar|texteuro|textsterling)(?![a-z]))")
+# What stands behind a letter or a closing brace is the exponent of a unit: 25 m^2, 25 cm3.
+_EXPONENT = re.compile(r"(?<=[A-Za-z}])\s*\^\s*(?:\{\s*-?[0-9]+\s*\}|-?[0-9])|(?<=[A-Za-z])[23](?![0-9.,]*[0-9])")
+# Steps of GSM8K's calculator, tags and arrows hold signs of comparison that compare nothing.
+_MARKUP = re.compile(r"<<[^<>]*>>|</?[a-zA-Z]+/?>|[-=]+>")
+# A text that compares or computes does not state a number, though it may hold only one.
+_UNFINISHED = re.compile(
+    r"[<>\u2264\u2265\u2260]|\\(?:l|g|n)(?:t|e|eq|eqslant)(?![a-z])|[0-9)](?:\s*\^\s*(?:-?[0-9]|[a-z](?![a-z]))|[\u00b2\u00b3])"
+    rf"|[0-9)%]\s*(?:[+*\u00d7\u00b7]|\\(?:times|cdot|div|pm)(?![a-z])|- )\s*-?\(?{_CURRENCY}?[0-9]"
+)
 
 
 def one_number(text: str) -> Fraction | None:
     r"""The one number that a short text states. None if there is none or if it states several different ones.
 
-    Of a text with ``=`` only what follows the last one counts. Commas between thousands (also ``{,}``, ``\,``),
-    currency, percent signs, the minutes of a full hour (``2:00``) and words around the number are ignored. Nothing is
-    scaled: 50\% is 50. Digits are ASCII.
+    Of a text with ``=`` only what follows the last one counts. Commas and no-break blanks between thousands (also
+    ``{,}``, ``\,``, ``~``), currency, percent signs, the minutes of a full hour (``2:00``), words around the number and
+    the exponents of units are ignored. ``2 1/2`` is a mixed number. An inequality, a power or a sum is no number.
+    Nothing is scaled: 50\% is 50. Digits are ASCII.
     """
     if len(text) > MAX_TEXT:
         return None
-    text = _NOISE.sub("", text.rpartition("=")[2].replace("{,}", ",")).replace("\u2212", "-").replace("\\$", "$")
-    text = _FRACTION.sub(r" \1/\2 ", re.sub(r"\s+", " ", _SHORT_FRACTION.sub(r" \1/\2 ", text)))
+    text = _MARKUP.sub(" ", plain(text)).rpartition("=")[2]
+    text = _MONEY.sub("$", text.translate(VULGAR))
+    text = " ".join(_FRACTION.sub(_slash, " ".join(text.split())).split())
+    # Only behind the first number there can be a unit. A text whose first number is an exponent states none.
+    first = re.search("[0-9]", text)
+    start = first.start() if first else len(text)
+    if text[:start].rstrip(" {-").endswith("^"):
+        return None
+    text = _NOISE.sub("", text[: start + 1] + _EXPONENT.sub("", text[start + 1 :]))
+    if _UNFINISHED.search(text):
+        return None
     values = {_value(*match.groups()) for match in _NUMBER.finditer(text)}
     return values.pop() if len(values) == 1 else None
 
 
-def _value(sign: str, numerator: str, denominator: str | None) -> Fraction | None:
+def _slash(match: re.Match[str]) -> str:
+    """A fraction as ``1/2``, apart from the number before it but not from its sign."""
+    numerator, denominator = match[1] or match[2], match[3] or match[4]
+    blank = "" if match.string[: match.start()].endswith("-") else " "
+    sign = "-" if (numerator + denominator).count("-") == 1 else ""
+    return f"{blank}{sign}{numerator.lstrip('-')}/{denominator.lstrip('-')} "
+
+
+def _value(sign: str, whole: str | None, numerator: str, denominator: str | None) -> Fraction | None:
     value = _decimal(numerator)
     if denominator is not None:
         divisor = _decimal(denominator)
         if divisor == 0:
             return None
         value /= divisor
+    # Of a mixed number the fraction is less than one. Else the two are different numbers.
+    if whole is not None:
+        if value >= 1:
+            return None
+        value += int(whole)
     return -value if sign else value
 
 

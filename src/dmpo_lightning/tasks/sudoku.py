@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any, get_args
 
-from dmpo_lightning.tasks.answers import tag_text
+from dmpo_lightning.tasks.answers import last_block
 from dmpo_lightning.tasks.base import Example, Share, ShareNames, Split, Variant, Verdict, check_choice
 from dmpo_lightning.tasks.benchmark import Benchmark
 from dmpo_lightning.tasks.latin_squares import CELLS, blank_out, latin_squares
@@ -86,13 +86,14 @@ def correct_cells(puzzle: str, solution: str, answer: str) -> tuple[int, int]:
     return sum(padded[cell] == solution[cell] for cell in blank), len(blank)
 
 
-def _cell_components(correct: int, blanks: int) -> dict[str, float]:
-    return {"cells": correct / blanks if blanks else 1.0, "solved": float(correct == blanks)}
+def _published(example: Example, answer: str) -> Verdict:
+    """The verdict on what was read. A puzzle without blanks is never solved: the published code gives it 0."""
+    correct, blanks = correct_cells(example["puzzle"], example["solution"], answer)
+    return Verdict(answer, correct == blanks > 0, Share(correct, blanks))
 
 
-def _verdict(example: Example, answer: str | None) -> Verdict:
-    correct, blanks = correct_cells(example["puzzle"], example["solution"], answer or "")
-    return Verdict(answer, answer is not None and correct == blanks, Share(correct, blanks))
+def _cell_components(verdict: Verdict) -> dict[str, float]:
+    return {"cells": verdict.components("cells")["cells"], "solved": float(verdict.correct)}
 
 
 class Sudoku(Benchmark):
@@ -103,9 +104,9 @@ class Sudoku(Benchmark):
 
     The score component ``cells`` is the share of the blank cells that equal the solution. It is the whole reward unless
     weights say otherwise. ``solved`` is 1 for a completely right grid. With rewards ``published`` the digits of the
-    last <answer> are read. With ``verified`` an answer counts only if it is 16 digits that keep the clues. A
-    ``verifier`` adds its own ``correct_cells`` (share of the blanks) and ``correct`` (all of them), neither of them
-    part of the reward.
+    last closed <answer> are read, without which all is 0, and a puzzle without blanks is 0 as well. With ``verified``
+    an answer counts only if it is 16 digits that keep the clues. A ``verifier`` adds its own ``correct_cells`` (share
+    of the blanks) and ``correct`` (all of them), neither of them part of the reward.
 
     Args:
         data: examples by split, instead of generated ones.
@@ -212,20 +213,20 @@ class Sudoku(Benchmark):
         return self.prompt_template.replace("{puzzle}", example["puzzle"])
 
     def published_components(self, example: Example, completion: str) -> dict[str, float]:
-        answer = first_digits(tag_text(completion))
-        return _cell_components(*correct_cells(example["puzzle"], example["solution"], answer))
+        return _cell_components(_published(example, first_digits(last_block(completion) or "")))
 
     def verified_components(self, completion: str, verdict: Verdict) -> dict[str, float]:
-        assert verdict.share is not None
-        return _cell_components(verdict.share.right, verdict.share.of)
+        return _cell_components(verdict)
 
     def published_check(self, example: Example, completion: str) -> Verdict:
         """As d1 evaluates: what it finds is padded or cut to 16 cells."""
-        return _verdict(example, published_answer(completion))
+        return _published(example, published_answer(completion))
 
     def verified_check(self, example: Example, completion: str) -> Verdict:
         """An answer counts only if it is 16 digits that keep the clues."""
-        return _verdict(example, verified_answer(example["puzzle"], completion))
+        answer = verified_answer(example["puzzle"], completion)
+        correct, blanks = correct_cells(example["puzzle"], example["solution"], answer or "")
+        return Verdict(answer, answer is not None and correct == blanks, Share(correct, blanks))
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Example:

@@ -1,6 +1,7 @@
 """The answer checks of 4x4 Sudoku: what a completion fills in."""
 
 import re
+from itertools import islice
 
 from dmpo_lightning.tasks.answers import final_answer
 from dmpo_lightning.tasks.latin_squares import CELLS
@@ -8,7 +9,6 @@ from dmpo_lightning.tasks.latin_squares import CELLS
 _ENDS = ("<|eot_id|>", "<|endoftext|>")
 _FIRST_CELLS = re.compile(rf"(?:\s*\S){{0,{CELLS}}}")
 _WORD_OF_DIGITS = re.compile(rf"(?<!\w)\d{{{CELLS}}}(?!\w)")
-_FIRST_DIGITS = re.compile(rf"(?:[^0-9]*[0-9]){{0,{CELLS}}}")
 
 
 def published_answer(completion: str) -> str:
@@ -29,9 +29,8 @@ def _first_cells(text: str) -> str:
 
 
 def first_digits(text: str) -> str:
-    """The first 16 digits."""
-    match = _FIRST_DIGITS.match(text)
-    return "".join(re.findall("[0-9]", match.group())) if match else ""
+    """The first 16 characters that ``isdigit`` calls digits. They need not be ASCII, and ``²`` is one too."""
+    return "".join(islice(filter(str.isdigit, text), CELLS))
 
 
 def _fenced(text: str) -> str:
