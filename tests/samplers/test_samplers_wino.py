@@ -41,7 +41,8 @@ def plain_wino(policy: Policy, prompt: list[int], block: int, low: float, high: 
             seen = [[column < size for column in range(size + block)] for _ in range(size + block)]
             for shadow in range(block):
                 seen[size + shadow][first + start + shadow] = False
-                seen[size + shadow][size + shadow] = True
+                # All shadows, as in the published code: there their part of the mask is `ones(block, block)`.
+                seen[size + shadow][size:] = [True] * block
             table = probabilities(policy, ids, seen, [*range(size), *range(first + start, first + start + block)])
             candidates = sorted(masked, key=lambda place: -float(table[first + place].max()))
             cap = min(max(int(len(masked) * 0.7), 5), 20)
@@ -123,15 +124,15 @@ def test_fewer_tokens_are_taken_back_than_the_step_before_revealed_the_worst_fir
     assert back.tolist() == [[False, True, False, True, False, False]]
 
 
-def test_no_column_sees_a_shadow_and_no_shadow_sees_its_own_token():
+def test_shadows_see_each_other_no_column_sees_a_shadow_and_no_shadow_sees_its_own_token():
     seen = shadow_attention(torch.tensor([[False, True, True, True]]), 2, 2)[0]
     assert seen.int().tolist() == [
         [0, 1, 1, 1, 0, 0],
         [0, 1, 1, 1, 0, 0],
         [0, 1, 1, 1, 0, 0],
         [0, 1, 1, 1, 0, 0],
-        [0, 1, 0, 1, 1, 0],
-        [0, 1, 1, 0, 0, 1],
+        [0, 1, 0, 1, 1, 1],
+        [0, 1, 1, 0, 1, 1],
     ]
 
 

@@ -20,9 +20,9 @@ class WinoSampler(Sampler):
     """Unmasks block by block. Each step reveals all tokens above a low threshold and takes back what fails a check.
 
     The check costs no forward of its own. Each place of the block has a *shadow*: a mask token, appended to the
-    sequence, that stands at the same position and sees everything but the token revealed there. Its logits therefore
-    say how likely that token is in the light of all others. Fewer tokens are taken back than the step before revealed,
-    so a block takes at most ``block_length`` steps.
+    sequence, that stands at the same position and sees all other shadows and everything but the token revealed there.
+    Its logits therefore say how likely that token is in the light of all others. Fewer tokens are taken back than the
+    step before revealed, so a block takes at most ``block_length`` steps.
 
     Args:
         block_length: the number of positions per block. None takes the whole completion as one block.
@@ -157,14 +157,16 @@ def shadow_attention(
 ) -> Bool[Tensor, "rows extended extended"]:
     """Who sees whom once shadows of the ``length`` columns from ``first`` on are appended, True where seen.
 
-    A shadow sees itself, and every column except the one that it stands for. Nothing else sees a shadow, so that the
-    model's other logits are what they would be without any.
+    A shadow sees all shadows, and every column except the one that it stands for. Nothing else sees a shadow, so that
+    the model's other logits are what they would be without any.
     """
     rows, total = attention_mask.shape
     own = torch.eye(length, dtype=torch.bool, device=attention_mask.device)
     seen = attention_mask[:, None, :].repeat(1, total + length, 1)
     seen[:, total:, first : first + length] &= ~own
-    shadows = torch.cat((own.new_zeros(total, length), own)).expand(rows, -1, -1)
+    # The shadows see each other, as they do in the published code, although all that they show each other is a mask
+    # token at a position.
+    shadows = torch.cat((own.new_zeros(total, length), own.new_ones(length, length))).expand(rows, -1, -1)
     return torch.cat((seen, shadows), dim=2)
 
 
