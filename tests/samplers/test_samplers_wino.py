@@ -104,17 +104,23 @@ def test_a_completion_depends_neither_on_other_rows_nor_on_padding(temperature):
 def test_a_step_accepts_what_is_above_the_threshold_but_at_least_one_and_at_most_its_cap():
     confidence = torch.tensor([[0.9, 0.7, 0.5, 0.8], [0.1, 0.3, 0.2, 0.3], [0.9, 0.9, 0.9, 0.9]])
     masked = torch.tensor([[True, True, True, False], [True] * 4, [False] * 4])
-    chosen = accepted(confidence, masked, 0.6)
+    chosen = accepted(confidence.double().logit(), masked, 0.6)
     assert chosen.tolist() == [[True, True, False, False], [False, True, False, False], [False] * 4]
-    many = accepted(torch.linspace(0.7, 0.9, 32)[None], torch.ones(1, 32, dtype=torch.bool), 0.6)
+    many = accepted(torch.linspace(0.7, 0.9, 32)[None].logit(), torch.ones(1, 32, dtype=torch.bool), 0.6)
     assert many.sum() == 20
     assert many[0, -20:].all()
-    few = accepted(torch.full((1, 6), 0.9), torch.ones(1, 6, dtype=torch.bool), 0.6)
+    few = accepted(torch.full((1, 6), 0.9).logit(), torch.ones(1, 6, dtype=torch.bool), 0.6)
     assert few.tolist() == [[True] * 5 + [False]]
 
 
+def test_of_more_candidates_than_the_cap_those_of_the_highest_odds_are_accepted_although_their_probabilities_round_to_1():
+    odds = torch.arange(40.0, 52.0).double()[None]
+    assert (odds.sigmoid() == 1).all()
+    assert accepted(odds, torch.ones(1, 12, dtype=torch.bool), 0.6).tolist() == [[False] * 4 + [True] * 8]
+
+
 def test_fewer_tokens_are_taken_back_than_the_step_before_revealed_the_worst_first():
-    verified = torch.tensor([[0.5, 0.2, 0.95, 0.3, 0.1]])
+    verified = torch.tensor([[0.5, 0.2, 0.95, 0.3, 0.1]]).logit()
     masked = torch.tensor([[False, False, False, False, True]])
     two, one = torch.tensor([[False, False, False, False, True]]), torch.tensor([3])
     assert not taken_back(verified, masked, two, one, threshold=0.9).any()

@@ -296,5 +296,5 @@ class Block:
 
     def _scores(self, draw: Draw, masked: Tensor, step: int) -> Float[Tensor, "rows places"]:
         if self.sampler.remasking == "low_confidence":
-            return draw.confidence
+            return draw.log_odds
         return uniforms(fold_in(fold_in(self.keys, Purpose.REMASKING), step), self.canvas.length).gather(1, masked)

@@ -40,7 +40,8 @@ def within_factor(
     ordered, order = candidates.sort(dim=1, descending=True, stable=True)
     place = torch.arange(confidence.shape[1], device=confidence.device)
     # The number that pass in a row from the best on; `place` counts from 0, i of the docstring from 1.
-    passes = (ordered >= 1 - factor / (place + 2)) | (place == 0)
+    # In float64, as the confidences are and as Python's own numbers are in the published code.
+    passes = (ordered >= 1 - factor / (place + 2).double()) | (place == 0)
     count, total = passes.long().cumprod(1).sum(1), masked.sum(1)
     count = torch.where(count >= total - 1, total, count)
     return torch.zeros_like(masked).scatter_(1, order, place < count[:, None]) & masked

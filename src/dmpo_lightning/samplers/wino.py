@@ -10,7 +10,7 @@ from dmpo_lightning.models.layers import padded_position_ids
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint
 from dmpo_lightning.samplers.canvas import Canvas
-from dmpo_lightning.samplers.draws import draw_tokens, step_uniforms
+from dmpo_lightning.samplers.draws import draw_tokens, log_odds, step_uniforms
 
 ACCEPTED_SHARE, FEWEST_CAP, HIGHEST_CAP = 0.7, 5, 20
 """A step accepts at most this share of a block's masked places. It may always accept 5, and never more than 20."""
@@ -117,9 +117,9 @@ class ShadowedBlock:
             logits = self._logits(places, masked)
             uniform = step_uniforms(self.keys, step, self.canvas.length)[:, block]
             draw = draw_tokens(logits, uniform, temperature=self.sampler.temperature)
-            chosen = accepted(draw.confidence, masked, self.sampler.threshold)
+            chosen = accepted(draw.log_odds, masked, self.sampler.threshold)
             # Nothing is written yet: what is verified are the tokens that earlier steps revealed.
-            verified = self._probability_of_tokens(logits, block)
+            verified = self._log_odds_of_tokens(logits, block)
             # Else the logits would be alive beside those of the next step.
             del logits
             doubtful = taken_back(
@@ -145,11 +145,10 @@ class ShadowedBlock:
             position_ids=torch.cat((position_ids, position_ids[:, first : first + self.length]), dim=1),
         )
 
-    def _probability_of_tokens(self, logits: Tensor, block: slice) -> Float[Tensor, "rows block"]:
-        """The probability that the logits give to the token that stands at each place, 0 where it is still masked."""
+    def _log_odds_of_tokens(self, logits: Tensor, block: slice) -> Float[Tensor, "rows block"]:
+        """The log-odds that the logits give to the token that stands at each place, -inf where it is still masked."""
         first = self.canvas.prompt_length
-        tokens = self.canvas.ids[:, first + block.start : first + block.stop, None]
-        return (logits.gather(-1, tokens).squeeze(-1) - logits.logsumexp(-1)).exp()
+        return log_odds(logits, self.canvas.ids[:, first + block.start : first + block.stop])
 
 
 def shadow_attention(
@@ -171,13 +170,15 @@ def shadow_attention(
 
 
 def accepted(
-    confidence: Float[Tensor, "rows block"], masked: Bool[Tensor, "rows block"], threshold: float
+    odds: Float[Tensor, "rows block"], masked: Bool[Tensor, "rows block"], threshold: float
 ) -> Bool[Tensor, "rows block"]:
-    """Chooses the best candidates above the threshold: no more than the step's cap, and in any case the best one."""
-    candidates = confidence.masked_fill(~masked, -torch.inf)
+    """Chooses the best candidates of a probability above the threshold: no more than the step's cap, and in any case
+    the best one. ``odds`` are the log-odds of the candidates.
+    """
+    candidates = odds.masked_fill(~masked, -torch.inf)
     # In float64, so that the product is cut down to the same whole number as a product of Python numbers.
     cap = (masked.sum(1).double() * ACCEPTED_SHARE).long().clamp(FEWEST_CAP, HIGHEST_CAP)
-    count = (candidates > threshold).sum(1).clamp(min=1).minimum(cap)
+    count = (candidates.sigmoid() > threshold).sum(1).clamp(min=1).minimum(cap)
     return (_ranks(-candidates) < count[:, None]) & masked
 
 
@@ -191,12 +192,12 @@ def taken_back(
 ) -> Bool[Tensor, "rows block"]:
     """Chooses the revealed tokens whose verified probability is below the threshold, the worst first.
 
-    They are fewer than the step before revealed, which bounds the number of steps. Rows that reveal a single token in
-    this step take none back.
+    ``verified`` are the log-odds that the shadows give to the tokens. Fewer are chosen than the step before revealed,
+    which bounds the number of steps. Rows that reveal a single token in this step take none back.
     """
-    doubt = verified.masked_fill(masked, torch.inf)
-    worst = _ranks(doubt) < (revealed_before - 1)[:, None]
-    return (doubt < threshold) & worst & (chosen.sum(1, keepdim=True) > 1)
+    verified = verified.masked_fill(masked, torch.inf)
+    worst = _ranks(verified) < (revealed_before - 1)[:, None]
+    return (verified.sigmoid() < threshold) & ~masked & worst & (chosen.sum(1, keepdim=True) > 1)
 
 
 def _ranks(values: Float[Tensor, "rows block"]) -> Int[Tensor, "rows block"]:
