@@ -1,12 +1,14 @@
 """What holds for every sampler."""
 
+import math
+
 import pytest
 import torch
 from scipy.stats import chisquare
 
 from dmpo_lightning.functional import row_keys
 from dmpo_lightning.policy import evaluating, full_attention_mask
-from dmpo_lightning.samplers import ConfidenceSampler, RandomOrderSampler, Sampler, Samples
+from dmpo_lightning.samplers import ConfidenceSampler, RandomOrderSampler, Sampler, Samples, WinoSampler
 from dmpo_lightning.samplers.base import reveal_counts
 from helpers import MASK, NEVER_SAMPLED, FixedLogits, pad_more, prompt_batch, tiny_policy
 
@@ -17,6 +19,7 @@ SAMPLERS = {
     "random remasking": ConfidenceSampler(remasking="random", denoising_steps=3, temperature=1.5),
     "random order": RandomOrderSampler(denoising_steps=5, temperature=0.7),
     "random order, one by one": RandomOrderSampler(),
+    "random order in blocks": RandomOrderSampler(block_length=4, denoising_steps=6, temperature=0.7),
 }
 PROMPTS = ["12", "1234", "3", "44 12"]
 
@@ -208,6 +211,25 @@ def test_temperature_zero_takes_the_most_likely_allowed_token(policy, sampler_cl
 def test_a_negative_temperature_is_an_error(sampler_class):
     with pytest.raises(ValueError, match=r"`temperature` must be at least 0.*got -0.1"):
         sampler_class(temperature=-0.1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("sampler_class", "name"),
+    [
+        (ConfidenceSampler, "temperature"),
+        (ConfidenceSampler, "threshold"),
+        (ConfidenceSampler, "factor"),
+        (ConfidenceSampler, "guidance"),
+        (RandomOrderSampler, "temperature"),
+        (WinoSampler, "temperature"),
+        (WinoSampler, "threshold"),
+        (WinoSampler, "verification_threshold"),
+    ],
+)
+def test_options_that_are_no_finite_number_are_errors(sampler_class, name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be .*, got {value}"):
+        sampler_class(**{name: value})
 
 
 @pytest.mark.parametrize("sampler_class", [ConfidenceSampler, RandomOrderSampler])

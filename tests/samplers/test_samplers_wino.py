@@ -113,7 +113,7 @@ def test_a_step_accepts_what_is_above_the_threshold_but_at_least_one_and_at_most
     assert few.tolist() == [[True] * 5 + [False]]
 
 
-def test_of_more_candidates_than_the_cap_those_of_the_highest_odds_are_accepted_although_their_probabilities_round_to_1():
+def test_of_candidates_whose_probabilities_round_to_1_those_of_the_highest_odds_are_accepted():
     odds = torch.arange(40.0, 52.0).double()[None]
     assert (odds.sigmoid() == 1).all()
     assert accepted(odds, torch.ones(1, 12, dtype=torch.bool), 0.6).tolist() == [[False] * 4 + [True] * 8]

@@ -55,9 +55,9 @@ def draw_tokens(
     tokens = inverse_cdf(tempered, uniform)
     log_prob = (_at(tempered, tokens) / tempered.sum(-1)).log()
     if temperature == 1:
-        return Draw(tokens, log_prob, _log_odds_within(shifted.copy_(logits), tokens))
+        return Draw(tokens, log_prob, _log_odds_in_place(shifted.copy_(logits), tokens))
     del tempered
-    return Draw(tokens, log_prob, _log_odds_within(shifted, tokens))
+    return Draw(tokens, log_prob, _log_odds_in_place(shifted, tokens))
 
 
 def most_likely(logits: Float[Tensor, "*places vocab"]) -> Draw:
@@ -74,13 +74,11 @@ def log_odds(logits: Float[Tensor, "*places vocab"], tokens: Int[Tensor, "*place
     almost certain as for any, without a float64 number for each token of the vocabulary. It is infinite where no other
     token is possible.
     """
-    return _log_odds_within(logits.clone(), tokens)
+    return _log_odds_in_place(logits.clone(), tokens)
 
 
-def _log_odds_within(
-    logits: Float[Tensor, "*places vocab"], tokens: Int[Tensor, "*places"]
-) -> Float[Tensor, "*places"]:
-    """As `log_odds`, which says what it returns, but in the memory of the logits, which are lost."""
+def _log_odds_in_place(logits: Float[Tensor, "*at vocab"], tokens: Int[Tensor, "*at"]) -> Float[Tensor, "*at"]:
+    """What `log_odds` says. The logits are lost, since their memory is worked in."""
     own = _at(logits, tokens)
     others = logits.scatter_(-1, tokens[..., None], -torch.inf)
     # Where no other token is possible the largest logit is minus infinity, from which nothing can be subtracted.

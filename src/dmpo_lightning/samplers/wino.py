@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dmpo_lightning.models.layers import padded_position_ids
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint
+from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint, check_block_length, check_blocks
 from dmpo_lightning.samplers.canvas import Canvas
 from dmpo_lightning.samplers.draws import draw_tokens, log_odds, step_uniforms
 
@@ -44,8 +44,7 @@ class WinoSampler(Sampler):
         temperature: float = 0.0,
     ) -> None:
         super().__init__(temperature=temperature)
-        if block_length is not None and block_length < 1:
-            raise ValueError(f"`block_length` must be at least 1, or null for one block, got {block_length}.")
+        check_block_length(block_length)
         for name, value in (("threshold", threshold), ("verification_threshold", verification_threshold)):
             if not 0 < value <= 1:
                 raise ValueError(f"`{name}` must be a probability in (0, 1], got {value}.")
@@ -54,11 +53,7 @@ class WinoSampler(Sampler):
 
     def validate(self, completion_length: int) -> None:
         super().validate(completion_length)
-        if self.block_length and completion_length % self.block_length:
-            raise ValueError(
-                f"`completion_length` must be a multiple of `block_length`, got {completion_length} and "
-                f"{self.block_length}."
-            )
+        check_blocks(completion_length, self.block_length, self.num_steps(completion_length))
 
     def footprint(self, completion_length: int) -> SamplingFootprint:
         """A step asks for the logits of one block, whose shadows stand in as many columns more."""
