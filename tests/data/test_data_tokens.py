@@ -167,9 +167,8 @@ def test_a_completion_that_spells_the_mask_token_holds_none(tmp_path):
     pair = {"prompt": "12", "completion": "34<|mdm_mask|><|eot_id|>"}
     file.write_text(f"{json.dumps(pair)}\n" * 2, encoding="utf-8")
     tokenizer = load_tokenizer("sudoku_tiny")
-    data = DemonstrationsDataModule(
-        JsonlPairs(str(file), validation_share=0.5), tokenizer=tokenizer, completion_length=40, batch_size=1
-    )
+    task = JsonlPairs(str(file), validation_share=0.5)
+    data = DemonstrationsDataModule(task, tokenizer=tokenizer, completion_length=40, batch_size=1)
     data.setup("fit")
     (batch,) = data.val_dataloader()
     completion = batch.completion_ids[0].tolist()
@@ -232,6 +231,6 @@ def test_a_template_that_refuses_system_turns_is_named_with_a_remedy():
         "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     )
     conversation = [{"role": "system", "content": "3"}, {"role": "user", "content": "1"}]
-    with pytest.raises(ValueError, match="refuses .*'system', 'user'.*System role not supported; put the system text"):
+    with pytest.raises(ValueError, match=r"refuses .*'system', 'user'.*System role not supported; put the system text"):
         PromptLoader([{"prompt": conversation}], tokenizer, batch_size=1)
     assert tokenize_prompt(tokenizer, "1") == [15]

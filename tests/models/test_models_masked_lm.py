@@ -188,7 +188,7 @@ def test_code_of_a_tokenizer_is_not_run_but_an_error(tmp_path):
         load_tokenizer(str(tmp_path))
 
 
-# Models that are none --------------------------------------------------------------------------------------------------
+# Models that are none -------------------------------------------------------------------------------------------------
 
 
 def tiny_gpt2() -> torch.nn.Module:

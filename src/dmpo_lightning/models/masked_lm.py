@@ -50,21 +50,18 @@ def check_masked_lm(model: Any, *, mask_token_id: int, vocab_size: int, highest_
     predicted, which also shows whether it is causal: then no logit depends on what comes behind it, and training would
     go on silently. The caller provides eval mode and no gradient.
     """
+    if getattr(model, "predicts_at_positions", False):
+        return
     name, parameter = type(model).__name__, next(iter(model.parameters()), None)
     # Weights on the meta device, or weights that are elsewhere, predict nothing.
-    if (
-        getattr(model, "predicts_at_positions", False)
-        or parameter is None
-        or parameter.is_meta
-        or not parameter.numel()
-    ):
+    if parameter is None or parameter.is_meta or not parameter.numel():
         return
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     known = getattr(embeddings, "num_embeddings", vocab_size)
     if max(highest_token_id, mask_token_id) >= known:
         raise ValueError(
-            f"{name} has embeddings for {known} tokens, but the mask token has the id {mask_token_id} and the tokenizer "
-            f"ids up to {highest_token_id}; take the tokenizer of this model, or call model.resize_token_embeddings."
+            f"{name} has embeddings for {known} tokens, but the mask token has the id {mask_token_id} and the "
+            f"tokenizer ids up to {highest_token_id}; take the tokenizer of this model, or call model.resize_token_embeddings."
         )
     ids = torch.full((3, 1, PROBE_LENGTH), mask_token_id, device=parameter.device)
     # Any token other than the mask will do, but padding, by which some models count positions.
@@ -83,9 +80,9 @@ def _probed(model: Any, ids: Tensor, vocab_size: int) -> Tensor:
     """The logits ``[length vocab]`` of one row."""
     name = type(model).__name__
     contract = (
-        "a masked language model of transformers, called with `input_ids` and `attention_mask`, returns an object whose "
-        "`logits` are [rows, length, vocabulary]; a network of another kind sets `predicts_at_positions` and is called "
-        "like LLaDAForMaskedDiffusion"
+        "a masked language model of transformers, called with `input_ids` and `attention_mask`, returns an object "
+        "whose `logits` are [rows, length, vocabulary]; a network of another kind sets `predicts_at_positions` and is "
+        "called like LLaDAForMaskedDiffusion"
     )
     try:
         output = model(input_ids=ids, attention_mask=None)
