@@ -93,7 +93,7 @@ class DemonstrationsDataModule(LightningDataModule):
 
     def _row(self, index: int, example: Mapping[str, Any]) -> _Row:
         eos = self.tokenizer.eos_token_id
-        ids: list[int] = [*self._completion_ids(index, example["completion"]), self._end_of_turn]
+        ids: list[Any] = [*self._completion_ids(index, example["completion"]), self._end_of_turn]
         if len(ids) > self.completion_length:
             raise ValueError(
                 f"The completion of row {index} has {len(ids)} tokens with its end token, more than "

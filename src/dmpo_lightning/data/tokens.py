@@ -160,8 +160,8 @@ def _control_tokens(tokenizer: "PreTrainedTokenizerBase", size: int) -> ControlT
         # Tokens that are looked for in normalised text may be written in capitals, too.
         text = f"(?i:{re.escape(name)})" if token is not None and token.normalized else re.escape(name)
         spelled.append(text)
-        left, right = (r"\s*" if token is not None and side(token) else "" for side in (_eats_left, _eats_right))
-        read.append(left + text + right)
+        left, right = (token.lstrip, token.rstrip) if token is not None else (False, False)
+        read.append((r"\s*" if left else "") + text + (r"\s*" if right else ""))
     never = r"(?!)"
     return ControlTokens(
         ids=frozenset(vocabulary[name] for name in names),
@@ -170,14 +170,6 @@ def _control_tokens(tokenizer: "PreTrainedTokenizerBase", size: int) -> ControlT
         within_text=re.compile("|".join(spelled) or never),
         in_template=re.compile("|".join(read) or never),
     )
-
-
-def _eats_left(token: Any) -> bool:
-    return bool(token.lstrip)
-
-
-def _eats_right(token: Any) -> bool:
-    return bool(token.rstrip)
 
 
 def _chat_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], prefill: str) -> list[int]:

@@ -61,7 +61,8 @@ def check_masked_lm(model: Any, *, mask_token_id: int, vocab_size: int, highest_
     if max(highest_token_id, mask_token_id) >= known:
         raise ValueError(
             f"{name} has embeddings for {known} tokens, but the mask token has the id {mask_token_id} and the "
-            f"tokenizer ids up to {highest_token_id}; take the tokenizer of this model, or call model.resize_token_embeddings."
+            f"tokenizer ids up to {highest_token_id}; take the tokenizer of this model, or call "
+            "model.resize_token_embeddings."
         )
     ids = torch.full((3, 1, PROBE_LENGTH), mask_token_id, device=parameter.device)
     # Any token other than the mask will do, but padding, by which some models count positions.
