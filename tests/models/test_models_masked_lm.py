@@ -7,7 +7,15 @@ import huggingface_hub
 import pytest
 import torch
 from dmpo_runs import PROMPTS, digit_share, dmpo_of, trainer, weights
-from transformers import BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
+    BertForMaskedLM,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from dmpo_lightning import DMPO, WDCE, ConfidenceSampler, LoRA, PromptLoader
 from dmpo_lightning.models.loading import load_model
@@ -28,6 +36,14 @@ def offline(monkeypatch):
 def test_token_facts_of_a_bert():
     facts = Policy(tiny_bert(), bert_tokenizer()).facts
     assert (facts.mask_token_id, facts.pad_token_id, facts.end_token_ids) == (4, 0, (3,))
+    assert sorted(facts.banned_token_ids) == BANNED
+
+
+@pytest.mark.parametrize(("model", "config"), [(AlbertForMaskedLM, AlbertConfig), (ElectraForMaskedLM, ElectraConfig)])
+def test_the_width_of_embeddings_is_not_taken_for_their_number(model, config):
+    options = {"vocab_size": BERT_VOCABULARY, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    facts = Policy(model(config(**options, intermediate_size=48, embedding_size=16)), bert_tokenizer()).facts
+    assert facts.vocab_size == BERT_VOCABULARY
     assert sorted(facts.banned_token_ids) == BANNED
 
 
