@@ -8,17 +8,43 @@ from scipy.stats import chisquare
 
 from dmpo_lightning.functional import row_keys
 from dmpo_lightning.policy import evaluating, full_attention_mask
-from dmpo_lightning.samplers import ConfidenceSampler, RandomOrderSampler, Sampler, Samples, WinoSampler
+from dmpo_lightning.samplers import (
+    Canvas,
+    ConfidenceSampler,
+    RandomOrderSampler,
+    Sampler,
+    Samples,
+    WinoSampler,
+    draw_tokens,
+    step_uniforms,
+)
 from dmpo_lightning.samplers.base import reveal_counts
 from helpers import MASK, NEVER_SAMPLED, FixedLogits, pad_more, prompt_batch, tiny_policy
 
 LENGTH = 8
+
+
+class LeftToRight(Sampler):
+    """A sampler of somebody's own, made of public names alone."""
+
+    order_is_independent = True
+
+    def sample(self, policy, prompt_ids, prompt_mask, *, completion_length, keys):
+        canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length)
+        for step in range(completion_length):
+            places = torch.full((len(keys), 1), step)
+            uniform = step_uniforms(keys, step, completion_length).gather(1, places)
+            canvas.reveal(places, draw_tokens(canvas.logits(places), uniform, temperature=self.temperature), step)
+        return canvas.samples()
+
+
 SAMPLERS = {
     "confidence": ConfidenceSampler(block_length=4, denoising_steps=6, temperature=1.0),
     "confidence greedy": ConfidenceSampler(block_length=4, denoising_steps=4, temperature=0.0),
     "random remasking": ConfidenceSampler(remasking="random", denoising_steps=3, temperature=1.5),
     "random order": RandomOrderSampler(denoising_steps=5, temperature=0.7),
     "random order, one by one": RandomOrderSampler(),
+    "of one's own": LeftToRight(),
     "random order in blocks": RandomOrderSampler(block_length=4, denoising_steps=6, temperature=0.7),
 }
 PROMPTS = ["12", "1234", "3", "44 12"]
