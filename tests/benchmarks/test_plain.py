@@ -30,6 +30,13 @@ def test_so_it_does_with_more_tokens_and_layers_one_token_at_a_time(cache, rows)
     assert_equal_to_the_sampler(policy, prompts_of(rows, 2048, padded=True), cache=cache)
 
 
+@pytest.mark.parametrize("rule", list(RULES))
+def test_so_it_does_where_many_confidences_would_be_1_in_float32(rule):
+    """Sharper still, they would be 1 in float64 as well, and what the plain decoding takes first has no reason."""
+    policy = policy_of(23, sharpness=8.0)
+    assert_equal_to_the_sampler(policy, prompts_of(48, 23, padded=True), **RULES[rule])
+
+
 def assert_equal_to_the_sampler(policy: Policy, prompts: tuple[Tensor, Tensor], **options) -> None:
     sampler = ConfidenceSampler(block_length=BLOCK, temperature=0.0, **options)
     keys = row_keys(0, torch.arange(len(prompts[0])), group_size=1, iteration=0).squeeze(1)

@@ -231,6 +231,17 @@ def test_a_task_may_call_a_component_accuracy():
     assert values.scores["accuracy"].tolist() == [[1, 0], [0, 1]]
 
 
+@pytest.mark.parametrize("task", [["a"], None, 3, "b", {"a": 1}])
+def test_an_example_that_names_no_task_of_the_mixture_is_an_error(task):
+    reward = MixtureReward({"a": Reward(lambda example, completion: 1.0)})
+    with pytest.raises(ValueError, match=r"must hold `task`, one of \['a'\], got "):
+        reward([{"task": task}], [["1"]])
+    with pytest.raises(ValueError, match="must hold `task`"):
+        reward([{}], [["1"]])
+    with pytest.raises(ValueError, match="must hold `task`"):
+        reward.score({"task": task}, "1")
+
+
 def test_values_of_a_batch_are_those_of_each_task_and_of_all():
     rewards = {"gsm8k": Reward.of_task(GSM8K()), "sudoku": Reward.of_task(Sudoku(verifier="published"))}
     reward = MixtureReward(rewards)

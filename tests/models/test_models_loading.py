@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import huggingface_hub
 import pytest
 import torch
@@ -143,3 +146,39 @@ def test_without_a_mask_id_the_error_says_how_to_give_one(tokenizer):
 def test_a_mask_id_outside_the_vocabulary_is_an_error(tokenizer, mask_token_id):
     with pytest.raises(ValueError, match=f"below the vocabulary size 32, got {mask_token_id}"):
         token_facts(tiny_model(), tokenizer, mask_token_id=mask_token_id)
+
+
+# Adapters -------------------------------------------------------------------------------------------------------------
+
+
+def adapter_folder(folder: Path, base: object) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    return str(folder)
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_an_adapter_that_is_its_own_base_is_an_error(tmp_path, load):
+    own = adapter_folder(tmp_path / "own", str(tmp_path / "own" / ".." / "own"))
+    with pytest.raises(ValueError, match=r"is its own base.*Set its `base_model_name_or_path`"):
+        load(own)
+    first, second = adapter_folder(tmp_path / "a", str(tmp_path / "b")), adapter_folder(tmp_path / "b", "")
+    adapter_folder(tmp_path / "b", first)
+    for folder in (first, second):
+        with pytest.raises(ValueError, match="is its own base"):
+            load(folder)
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+@pytest.mark.parametrize("base", [None, "", 3])
+def test_an_adapter_without_a_base_is_an_error(tmp_path, load, base):
+    with pytest.raises(ValueError, match=f"must name its base in `base_model_name_or_path`, got {base!r}"):
+        load(adapter_folder(tmp_path / "adapter", base))
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_adapter_file_is_an_error(tmp_path, load, text):
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"adapter_config\.json' is damaged"):
+        load(str(tmp_path))

@@ -1,11 +1,21 @@
 """Masked language models of transformers without a family of their own, through the policy."""
 
 import json
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import torch
 from dmpo_runs import PROMPTS, digit_share, dmpo_of, trainer, weights
+from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
+    BertForMaskedLM,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from dmpo_lightning import DMPO, WDCE, ConfidenceSampler, LoRA, PromptLoader
 from dmpo_lightning.models.loading import load_model
@@ -26,6 +36,14 @@ def offline(monkeypatch):
 def test_token_facts_of_a_bert():
     facts = Policy(tiny_bert(), bert_tokenizer()).facts
     assert (facts.mask_token_id, facts.pad_token_id, facts.end_token_ids) == (4, 0, (3,))
+    assert sorted(facts.banned_token_ids) == BANNED
+
+
+@pytest.mark.parametrize(("model", "config"), [(AlbertForMaskedLM, AlbertConfig), (ElectraForMaskedLM, ElectraConfig)])
+def test_the_width_of_embeddings_is_not_taken_for_their_number(model, config):
+    options = {"vocab_size": BERT_VOCABULARY, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    facts = Policy(model(config(**options, intermediate_size=48, embedding_size=16)), bert_tokenizer()).facts
+    assert facts.vocab_size == BERT_VOCABULARY
     assert sorted(facts.banned_token_ids) == BANNED
 
 
@@ -184,3 +202,87 @@ def test_code_of_a_tokenizer_is_not_run_but_an_error(tmp_path):
     (tmp_path / "fancy.py").write_text("raise SystemExit('remote code was executed')\n")
     with pytest.raises(ValueError, match="custom code"):
         load_tokenizer(str(tmp_path))
+
+
+# Models that are none -------------------------------------------------------------------------------------------------
+
+
+def tiny_gpt2() -> torch.nn.Module:
+    config = GPT2Config(vocab_size=BERT_VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=32)
+    return GPT2LMHeadModel(config)
+
+
+def causal_bert() -> torch.nn.Module:
+    return BertForMaskedLM(tiny_bert().config.__class__(**(tiny_bert().config.to_dict() | {"is_decoder": True})))
+
+
+@pytest.mark.parametrize("build", [tiny_gpt2, causal_bert], ids=["GPT-2", "BERT as a decoder"])
+def test_a_causal_model_is_refused_by_name(build):
+    model = build()
+    with pytest.raises(ValueError, match=f"{type(model).__name__} is causal"):
+        Policy(model, bert_tokenizer(), mask_token_id=4)
+
+
+class Returning(torch.nn.Module):
+    """Returns what it is told to."""
+
+    def __init__(self, output, **facts) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.config = SimpleNamespace(**({"vocab_size": BERT_VOCABULARY, "mask_token_id": 4} | facts))
+        self.output = output
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.output(input_ids)
+
+
+def one_hot(ids: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.one_hot(ids, BERT_VOCABULARY).float()
+
+
+@pytest.mark.parametrize(
+    ("output", "facts", "message"),
+    [
+        (one_hot, {}, "Returning returns Tensor without `logits`; a masked language model"),
+        (lambda ids: SimpleNamespace(logits=None), {}, "returns SimpleNamespace without `logits`"),
+        (lambda ids: SimpleNamespace(logits=one_hot(ids)[0]), {}, r"logits of shape \[4, 24\] for 4 tokens"),
+        (lambda ids: SimpleNamespace(logits=one_hot(ids)), {"vocab_size": 30}, r"\[1, 4, 24\].*has 30 \(`config.vocab"),
+        (lambda ids: ids[99], {}, "cannot be called .IndexError"),
+        (one_hot, {"vocab_size": "24"}, "must hold `vocab_size`, a number of tokens, got '24'"),
+        (one_hot, {"mask_token_id": "[MASK]"}, r"`mask_token_id` must be an id below .*, got \[MASK\]"),
+        (one_hot, {"mask_token_id": [4]}, r"`mask_token_id` must be an id below .*, got \[4\]"),
+        (one_hot, {"vocab_size": 12}, "has embeddings for 12 tokens.*the tokenizer ids up to 15"),
+    ],
+)
+def test_what_a_model_must_hold_and_return_is_said_at_construction(output, facts, message):
+    with pytest.raises(ValueError, match=message):
+        Policy(Returning(output, **facts), bert_tokenizer())
+
+
+def test_a_mask_token_without_an_embedding_is_named():
+    with pytest.raises(ValueError, match="has embeddings for 20 tokens, but the mask token has the id 22"):
+        Policy(embedding_twenty(), bert_tokenizer(), mask_token_id=22)
+
+
+def embedding_twenty() -> torch.nn.Module:
+    model = tiny_bert()
+    model.bert.embeddings.word_embeddings = torch.nn.Embedding(20, 32)
+    return model
+
+
+def test_a_model_whose_predictions_ignore_their_context_is_no_causal_one():
+    policy = Policy(Returning(lambda ids: SimpleNamespace(logits=one_hot(ids))), bert_tokenizer())
+    assert policy.facts.mask_token_id == 4
+
+
+def test_asking_a_model_leaves_modes_and_generators_as_they_were():
+    model = tiny_bert().train()
+    model.bert.eval()
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    Policy(model, bert_tokenizer())
+    assert torch.equal(torch.rand(1), expected)
+    assert model.training
+    assert not model.bert.training
+    assert all(parameter.grad is None for parameter in model.parameters())

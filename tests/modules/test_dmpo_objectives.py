@@ -1,5 +1,7 @@
 """Training does what the mathematics promises, through the real module."""
 
+import math
+
 import pytest
 import torch
 from dmpo_runs import loader, module, trainer, weights
@@ -130,3 +132,9 @@ def test_a_trajectory_is_the_same_however_many_steps_a_forward_replays():
 def test_a_forward_needs_a_step():
     with pytest.raises(ValueError, match="`steps_per_forward` must be at least 1, got 0"):
         TrajectoryEstimator(0)
+
+
+@pytest.mark.parametrize("beta", [0.0, -1.0, math.nan, math.inf])
+def test_a_beta_that_is_no_positive_number_is_an_error(beta):
+    with pytest.raises(ValueError, match=f"`beta` must be positive and finite, got {beta}"):
+        WDDO(reward_temperature=0.1, beta=beta)

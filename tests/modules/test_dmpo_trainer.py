@@ -1,6 +1,7 @@
 """Trainer flags keep their meaning."""
 
 import functools
+import math
 import operator
 
 import jaxtyping
@@ -176,6 +177,13 @@ def test_bad_settings_are_errors_at_construction(options, message):
         ({"reward_temperature": 0.0, "reward_scale": 2.0, "proximal_coefficient": 0.5}, "need reward_temperature > 0"),
         ({"reward_temperature": 0.1, "proximal_coefficient": 0.0}, r"in \(0, 1\], got 0.0"),
         ({"reward_temperature": 0.1, "proximal_coefficient": 1.5}, r"in \(0, 1\], got 1.5"),
+        ({"reward_temperature": math.nan}, "must be at least 0, got nan"),
+        ({"reward_temperature": math.inf}, "must be at least 0, got inf"),
+        ({"reward_temperature": 0.0, "reward_scale": math.nan}, "positive and finite, got nan"),
+        ({"reward_temperature": 0.0, "reward_scale": math.inf}, "positive and finite, got inf"),
+        ({"reward_temperature": 0.1, "proximal_coefficient": math.nan}, r"in \(0, 1\], got nan"),
+        ({"reward_temperature": 0.1, "target_ess": math.nan}, r"in \(0, 1\], got nan"),
+        ({"reward_temperature": 0.1, "weight_tolerance": math.nan}, r"in \[0, 1\), got nan"),
         ({"reward_temperature": 0.1, "target_ess": 0.5, "proximal_coefficient": 0.5}, "not both"),
         ({"reward_temperature": 0.1, "replicates": 3}, "even when `antithetic` is true, got 3"),
         ({"reward_temperature": 0.1, "baseline": "mean"}, "`baseline` must be"),

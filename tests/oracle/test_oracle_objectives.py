@@ -100,11 +100,12 @@ def test_weights_of_the_whole_population_are_the_target_over_the_behaviour_polic
     torch.testing.assert_close(weights.view(6, 8).sum(0) / 48, TARGET)
 
 
-def test_recorded_log_probs_of_the_sampler_equal_replaying_its_orders():
+@pytest.mark.parametrize("block_length", [None, 1])
+def test_recorded_log_probs_of_the_sampler_equal_replaying_its_orders(block_length):
     policy = tabular_policy(random_tables(4).float(), REFERENCE)
     rollouts, _, _ = collect(
         policy,
-        RandomOrderSampler(temperature=0.7),
+        RandomOrderSampler(temperature=0.7, block_length=block_length),
         tabular_reward(REWARD),
         prompts(2),
         group_size=16,

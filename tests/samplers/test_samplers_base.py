@@ -1,22 +1,51 @@
 """What holds for every sampler."""
 
+import math
+
 import pytest
 import torch
 from scipy.stats import chisquare
 
 from dmpo_lightning.functional import row_keys
 from dmpo_lightning.policy import evaluating, full_attention_mask
-from dmpo_lightning.samplers import ConfidenceSampler, RandomOrderSampler, Sampler, Samples
+from dmpo_lightning.samplers import (
+    Canvas,
+    ConfidenceSampler,
+    RandomOrderSampler,
+    Sampler,
+    Samples,
+    WinoSampler,
+    draw_tokens,
+    step_uniforms,
+)
 from dmpo_lightning.samplers.base import reveal_counts
 from helpers import MASK, NEVER_SAMPLED, FixedLogits, pad_more, prompt_batch, tiny_policy
 
 LENGTH = 8
+
+
+class LeftToRight(Sampler):
+    """A sampler of somebody's own, made of public names alone."""
+
+    order_is_independent = True
+
+    def sample(self, policy, prompt_ids, prompt_mask, *, completion_length, keys):
+        canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length)
+        for step in range(completion_length):
+            places = torch.full((len(keys), 1), step)
+            uniform = step_uniforms(keys, step, completion_length).gather(1, places)
+            canvas.reveal(places, draw_tokens(canvas.logits(places), uniform, temperature=self.temperature), step)
+        return canvas.samples()
+
+
 SAMPLERS = {
     "confidence": ConfidenceSampler(block_length=4, denoising_steps=6, temperature=1.0),
     "confidence greedy": ConfidenceSampler(block_length=4, denoising_steps=4, temperature=0.0),
     "random remasking": ConfidenceSampler(remasking="random", denoising_steps=3, temperature=1.5),
     "random order": RandomOrderSampler(denoising_steps=5, temperature=0.7),
     "random order, one by one": RandomOrderSampler(),
+    "of one's own": LeftToRight(),
+    "random order in blocks": RandomOrderSampler(block_length=4, denoising_steps=6, temperature=0.7),
 }
 PROMPTS = ["12", "1234", "3", "44 12"]
 
@@ -208,6 +237,25 @@ def test_temperature_zero_takes_the_most_likely_allowed_token(policy, sampler_cl
 def test_a_negative_temperature_is_an_error(sampler_class):
     with pytest.raises(ValueError, match=r"`temperature` must be at least 0.*got -0.1"):
         sampler_class(temperature=-0.1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("sampler_class", "name"),
+    [
+        (ConfidenceSampler, "temperature"),
+        (ConfidenceSampler, "threshold"),
+        (ConfidenceSampler, "factor"),
+        (ConfidenceSampler, "guidance"),
+        (RandomOrderSampler, "temperature"),
+        (WinoSampler, "temperature"),
+        (WinoSampler, "threshold"),
+        (WinoSampler, "verification_threshold"),
+    ],
+)
+def test_options_that_are_no_finite_number_are_errors(sampler_class, name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be .*, got {value}"):
+        sampler_class(**{name: value})
 
 
 @pytest.mark.parametrize("sampler_class", [ConfidenceSampler, RandomOrderSampler])

@@ -56,14 +56,52 @@ def test_each_step_reveals_the_planned_number_of_positions(steps, counts):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("steps", [None, 3, 4])
-def test_the_recorded_log_prob_equals_a_replay_of_the_order(temperature, steps):
+@pytest.mark.parametrize(("steps", "block"), [(None, None), (3, None), (4, None), (None, 2), (3, 2), (4, 3), (2, 3)])
+def test_the_recorded_log_prob_equals_a_replay_of_the_order(temperature, steps, block):
     policy = tiny_policy()
-    rollouts = rollouts_of(policy, RandomOrderSampler(temperature=temperature, denoising_steps=steps))
+    sampler = RandomOrderSampler(temperature=temperature, denoising_steps=steps, block_length=block)
+    rollouts = rollouts_of(policy, sampler)
     with evaluating(policy):
         replayed = TrajectoryEstimator().log_prob(policy, rollouts, rows_per_forward=5)
     torch.testing.assert_close(rollouts.sampled_log_prob.sum(-1), replayed, atol=1e-5, rtol=1e-5)
     assert (replayed < -1).all()
+
+
+def test_within_blocks_the_order_is_uniform_and_the_blocks_come_from_left_to_right():
+    policy = tiny_policy(model=FixedLogits(torch.zeros(32)), with_reference=False)
+    revealed = sample(policy, RandomOrderSampler(block_length=3), 6000).reveal_step
+    assert (revealed[:, :3] < 3).all()
+    assert (revealed[:, 3:] >= 3).all()
+    # 6 orders of the first block times 6 of the second, all equally often.
+    counts = (revealed % 3 * torch.tensor([243, 81, 27, 9, 3, 1])).sum(-1).unique(return_counts=True)[1]
+    assert len(counts) == 36
+    assert chisquare(counts.numpy()).pvalue > 1e-3
+
+
+def test_one_block_of_the_whole_completion_is_no_blocks_at_all():
+    policy = tiny_policy(with_reference=False)
+    whole, none = (sample(policy, RandomOrderSampler(block_length=block), 8) for block in (LENGTH, None))
+    assert torch.equal(whole.completion_ids, none.completion_ids)
+    assert torch.equal(whole.reveal_step, none.reveal_step)
+
+
+@pytest.mark.parametrize(("block", "steps", "counts"), [(3, None, [1] * 6), (3, 4, [2, 1, 2, 1]), (2, 3, [2, 2, 2])])
+def test_each_block_takes_equally_many_steps(block, steps, counts):
+    sampler = RandomOrderSampler(denoising_steps=steps, block_length=block)
+    sampler.validate(LENGTH)
+    for row in sample(tiny_policy(with_reference=False), sampler, 5).reveal_step:
+        assert row.bincount(minlength=len(counts)).tolist() == counts
+    assert sampler.footprint(LENGTH).places == max(counts)
+    assert sampler.footprint(LENGTH).forwards == len(counts)
+
+
+def test_blocks_that_do_not_divide_completion_or_steps_are_errors():
+    with pytest.raises(ValueError, match="`block_length` must be at least 1"):
+        RandomOrderSampler(block_length=0)
+    with pytest.raises(ValueError, match="must be a multiple of `block_length`, got 6 and 4"):
+        RandomOrderSampler(block_length=4).validate(6)
+    with pytest.raises(ValueError, match="`denoising_steps` must be a multiple of the number of blocks, 3"):
+        RandomOrderSampler(block_length=2, denoising_steps=4).validate(6)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -41,7 +41,8 @@ def plain_wino(policy: Policy, prompt: list[int], block: int, low: float, high: 
             seen = [[column < size for column in range(size + block)] for _ in range(size + block)]
             for shadow in range(block):
                 seen[size + shadow][first + start + shadow] = False
-                seen[size + shadow][size + shadow] = True
+                # All shadows, as in the published code: there their part of the mask is `ones(block, block)`.
+                seen[size + shadow][size:] = [True] * block
             table = probabilities(policy, ids, seen, [*range(size), *range(first + start, first + start + block)])
             candidates = sorted(masked, key=lambda place: -float(table[first + place].max()))
             cap = min(max(int(len(masked) * 0.7), 5), 20)
@@ -103,17 +104,23 @@ def test_a_completion_depends_neither_on_other_rows_nor_on_padding(temperature):
 def test_a_step_accepts_what_is_above_the_threshold_but_at_least_one_and_at_most_its_cap():
     confidence = torch.tensor([[0.9, 0.7, 0.5, 0.8], [0.1, 0.3, 0.2, 0.3], [0.9, 0.9, 0.9, 0.9]])
     masked = torch.tensor([[True, True, True, False], [True] * 4, [False] * 4])
-    chosen = accepted(confidence, masked, 0.6)
+    chosen = accepted(confidence.double().logit(), masked, 0.6)
     assert chosen.tolist() == [[True, True, False, False], [False, True, False, False], [False] * 4]
-    many = accepted(torch.linspace(0.7, 0.9, 32)[None], torch.ones(1, 32, dtype=torch.bool), 0.6)
+    many = accepted(torch.linspace(0.7, 0.9, 32)[None].logit(), torch.ones(1, 32, dtype=torch.bool), 0.6)
     assert many.sum() == 20
     assert many[0, -20:].all()
-    few = accepted(torch.full((1, 6), 0.9), torch.ones(1, 6, dtype=torch.bool), 0.6)
+    few = accepted(torch.full((1, 6), 0.9).logit(), torch.ones(1, 6, dtype=torch.bool), 0.6)
     assert few.tolist() == [[True] * 5 + [False]]
 
 
+def test_of_candidates_whose_probabilities_round_to_1_those_of_the_highest_odds_are_accepted():
+    odds = torch.arange(40.0, 52.0).double()[None]
+    assert (odds.sigmoid() == 1).all()
+    assert accepted(odds, torch.ones(1, 12, dtype=torch.bool), 0.6).tolist() == [[False] * 4 + [True] * 8]
+
+
 def test_fewer_tokens_are_taken_back_than_the_step_before_revealed_the_worst_first():
-    verified = torch.tensor([[0.5, 0.2, 0.95, 0.3, 0.1]])
+    verified = torch.tensor([[0.5, 0.2, 0.95, 0.3, 0.1]]).logit()
     masked = torch.tensor([[False, False, False, False, True]])
     two, one = torch.tensor([[False, False, False, False, True]]), torch.tensor([3])
     assert not taken_back(verified, masked, two, one, threshold=0.9).any()
@@ -123,15 +130,15 @@ def test_fewer_tokens_are_taken_back_than_the_step_before_revealed_the_worst_fir
     assert back.tolist() == [[False, True, False, True, False, False]]
 
 
-def test_no_column_sees_a_shadow_and_no_shadow_sees_its_own_token():
+def test_shadows_see_each_other_no_column_sees_a_shadow_and_no_shadow_sees_its_own_token():
     seen = shadow_attention(torch.tensor([[False, True, True, True]]), 2, 2)[0]
     assert seen.int().tolist() == [
         [0, 1, 1, 1, 0, 0],
         [0, 1, 1, 1, 0, 0],
         [0, 1, 1, 1, 0, 0],
         [0, 1, 1, 1, 0, 0],
-        [0, 1, 0, 1, 1, 0],
-        [0, 1, 1, 0, 0, 1],
+        [0, 1, 0, 1, 1, 1],
+        [0, 1, 1, 0, 1, 1],
     ]
 
 

@@ -10,7 +10,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dmpo_lightning.data.prompts import pad_left, tokenize_prompt
+from dmpo_lightning.data.prompts import pad_left
+from dmpo_lightning.data.tokens import check_text, text_ids, tokenize_prompt
 from dmpo_lightning.models.families import family_of_tokenizer
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.tasks.base import Split, Task
@@ -92,7 +93,7 @@ class DemonstrationsDataModule(LightningDataModule):
 
     def _row(self, index: int, example: Mapping[str, Any]) -> _Row:
         eos = self.tokenizer.eos_token_id
-        ids = [*self.tokenizer(example["completion"], add_special_tokens=False)["input_ids"], self._end_of_turn]
+        ids: list[Any] = [*self._completion_ids(index, example["completion"]), self._end_of_turn]
         if len(ids) > self.completion_length:
             raise ValueError(
                 f"The completion of row {index} has {len(ids)} tokens with its end token, more than "
@@ -100,8 +101,19 @@ class DemonstrationsDataModule(LightningDataModule):
             )
         # A sampler fills a fixed number of places, so the model must learn with what, behind the end of its turn.
         ids += [eos] * (self.completion_length - len(ids))
-        prompt = tokenize_prompt(self.tokenizer, self.task.prompt(example), self.task.prefill)
+        try:
+            prompt = tokenize_prompt(self.tokenizer, self.task.prompt(example), self.task.prefill)
+        except ValueError as error:
+            raise ValueError(f"The prompt of row {index}: {error}") from error
         return {"prompt": prompt, "completion": ids, "index": index}
+
+    def _completion_ids(self, index: int, completion: Any) -> list[int]:
+        """As text: a completion that spells the mask token holds none, of which no log-prob would be finite."""
+        try:
+            check_text(completion)
+            return text_ids(self.tokenizer, completion)
+        except ValueError as error:
+            raise ValueError(f"The completion of row {index}: {error}") from error
 
     def _collate(self, rows: Sequence[_Row]) -> DemonstrationBatch:
         # Padding is masked, so that any id will do where the tokenizer names none.

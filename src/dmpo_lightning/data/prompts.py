@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from dmpo_lightning.data.tokens import chat_text, tokenize_prompt
 from dmpo_lightning.distributed.ranks import own_rank
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.rollout import PromptBatch
@@ -20,34 +21,9 @@ if TYPE_CHECKING:
 PromptFunction = Callable[[Any], "str | Sequence[Message]"]
 LongPrompts = Literal["error", "drop"]
 
+__all__ = ["PromptFunction", "PromptLoader", "chat_text", "pad_left", "tokenize_prompt"]
+
 logger = logging.getLogger(__name__)
-
-
-def tokenize_prompt(
-    tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequence[Message]", prefill: str = ""
-) -> list[int]:
-    """Ids of a conversation in the chat template, with the assistant's turn opened and begun by ``prefill``.
-
-    A plain string is the user's turn. Template and prefill are tokenised together, as one text, because tokens may
-    reach across their border. A tokenizer without a chat template takes plain strings as they are.
-    """
-    if tokenizer.chat_template is None:
-        if not isinstance(prompt, str):
-            raise ValueError(
-                "The tokenizer has no chat template, so prompts must be plain strings, got a conversation; set "
-                "tokenizer.chat_template."
-            )
-        return tokenizer(prompt + prefill)["input_ids"]
-    # The template has written the special tokens already.
-    return tokenizer(chat_text(tokenizer, prompt) + prefill, add_special_tokens=False)["input_ids"]
-
-
-def chat_text(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequence[Message]") -> str:
-    """The conversation in the tokenizer's chat template, up to the header of the assistant's turn."""
-    messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    assert isinstance(text, str)
-    return text
 
 
 def pad_left(
@@ -83,7 +59,8 @@ class PromptLoader:
             them in `dropped`.
 
     Raises:
-        ValueError: an empty dataset, a batch size below 1, another ``on_long_prompt``, a prompt longer than allowed.
+        ValueError: an empty dataset, a batch size below 1, another ``on_long_prompt``, a prompt longer than allowed or
+            that is none, named by its row.
 
     Example:
         ```python
@@ -112,7 +89,7 @@ class PromptLoader:
         check_choice("on_long_prompt", on_long_prompt, get_args(LongPrompts))
         self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
         self.tokenizer = load_tokenizer(tokenizer)
-        self.prompt, self.prefill = prompt or (lambda example: example["prompt"]), prefill
+        self.prompt, self.prefill = prompt or _own_prompt, prefill
         # All at once, so that a prompt that is too long is an error now and not in the middle of the run.
         self.token_ids: list[list[int]] = self._tokenized()
         self.kept = list(range(len(dataset)))
@@ -126,7 +103,13 @@ class PromptLoader:
         self._epoch, self._handed_out, self._resume_at = -1, 0, 0
 
     def _tokenized(self) -> list[list[int]]:
-        return [tokenize_prompt(self.tokenizer, self.prompt(example), self.prefill) for example in self.dataset]
+        return [self._row_ids(row, example) for row, example in enumerate(self.dataset)]
+
+    def _row_ids(self, row: int, example: Any) -> list[int]:
+        try:
+            return tokenize_prompt(self.tokenizer, self.prompt(example), self.prefill)
+        except ValueError as error:
+            raise ValueError(f"Prompt {row} of the dataset: {error}") from error
 
     def limit_prompt_length(self, limit: int) -> None:
         """Drops prompts above ``limit`` tokens, or raises a ValueError that names the first. Prompts are never cut."""
@@ -230,3 +213,13 @@ class PromptLoader:
             examples=[self.dataset[row] for row in rows],
             is_filler=torch.tensor(filler),
         )
+
+
+def _own_prompt(example: Any) -> Any:
+    """The prompt that an example holds."""
+    try:
+        return example["prompt"]
+    except (KeyError, IndexError, TypeError):
+        raise ValueError(
+            f"the example must hold a `prompt`, got {str(example)[:80]!r}; or pass `prompt`, a function of the example."
+        ) from None

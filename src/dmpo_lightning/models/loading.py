@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from dmpo_lightning.models.families import family_of_model, family_of_tokenizer
+from dmpo_lightning.models.adapter_folders import base_of
+from dmpo_lightning.models.families import families, family_of_model, family_of_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -71,8 +72,6 @@ def load_model(
             raise ValueError(f"`random_weights` needs a whole model, but {source!r} is an adapter on a trained one.")
         return _load_adapted(folder, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
     from transformers import AutoConfig, AutoModelForMaskedLM
-
-    from dmpo_lightning.models.families import families
 
     families()  # registers the native architectures
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -182,8 +181,7 @@ def _load_adapted(folder: str, **options: Any) -> nn.Module:
     """Loads the base that a folder's adapter names, and the adapter on it."""
     from dmpo_lightning.models.lora import load_adapter
 
-    base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
-    return load_adapter(load_model(base, **options), folder)
+    return load_adapter(load_model(base_of(folder), **options), folder)
 
 
 def _dtype(name: str | torch.dtype, automatic: Any) -> Any:
@@ -233,13 +231,10 @@ def load_tokenizer(
         return source
     from transformers import AutoTokenizer
 
-    from dmpo_lightning.models.families import families
-
     families()  # registers the native configurations, which AutoTokenizer reads
     folder = fetch(source, revision)
     if not (Path(folder) / "tokenizer_config.json").is_file() and (Path(folder) / "adapter_config.json").is_file():
-        base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
-        return load_tokenizer(base)
+        return load_tokenizer(base_of(folder))
     try:
         # None would ask on the terminal.
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -260,8 +255,13 @@ def token_facts(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", mask_tok
     config: Any = getattr(model, "config", None)
     mask = mask_token_id if mask_token_id is not None else getattr(config, "mask_token_id", None)
     mask = mask if mask is not None else tokenizer.mask_token_id
-    vocab_size = getattr(config, "embedding_size", None) or getattr(config, "vocab_size", None) or len(tokenizer)
-    if mask is None or not 0 <= mask < vocab_size:
+    # Elsewhere, as in ALBERT and ELECTRA, a configuration calls the width of the embeddings so.
+    has_rows = family_of_model(getattr(config, "model_type", "")) is not None
+    rows = getattr(config, "embedding_size", None) if has_rows else None
+    vocab_size = rows or getattr(config, "vocab_size", None) or len(tokenizer)
+    if not isinstance(vocab_size, int) or vocab_size < 1:
+        raise ValueError(f"The model's configuration must hold `vocab_size`, a number of tokens, got {vocab_size!r}.")
+    if not isinstance(mask, int) or not 0 <= mask < vocab_size:
         raise ValueError(
             f"`mask_token_id` must be an id below the vocabulary size {vocab_size}, got {mask}: neither the model's "
             "configuration nor the tokenizer names one; pass mask_token_id=... or use a tokenizer with a mask token."

@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dmpo_lightning.models.head import log_probs_of
+
+PROBE_LENGTH = 4
 
 
 @dataclass(frozen=True)
@@ -38,3 +41,61 @@ class FullLogits:
 def as_predictor(model: Any) -> Any:
     """What to call for predictions at positions: a model that makes them itself, any other by its full logits."""
     return model if getattr(model, "predicts_at_positions", False) else FullLogits(model)
+
+
+def check_masked_lm(model: Any, *, mask_token_id: int, vocab_size: int, highest_token_id: int) -> None:
+    """Raises ValueError, which says what is amiss, for a model that cannot be called as a masked language model.
+
+    Models that make predictions at positions themselves are taken at their word. Of any other a few tokens are
+    predicted, which also shows whether it is causal: then no logit depends on what comes behind it, and training would
+    go on silently. The caller provides eval mode and no gradient.
+    """
+    if getattr(model, "predicts_at_positions", False):
+        return
+    name, parameter = type(model).__name__, next(iter(model.parameters()), None)
+    # Weights on the meta device, or weights that are elsewhere, predict nothing.
+    if parameter is None or parameter.is_meta or not parameter.numel():
+        return
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    known = getattr(embeddings, "num_embeddings", vocab_size)
+    if max(highest_token_id, mask_token_id) >= known:
+        raise ValueError(
+            f"{name} has embeddings for {known} tokens, but the mask token has the id {mask_token_id} and the "
+            f"tokenizer ids up to {highest_token_id}; take the tokenizer of this model, or call "
+            "model.resize_token_embeddings."
+        )
+    ids = torch.full((3, 1, PROBE_LENGTH), mask_token_id, device=parameter.device)
+    # Any token other than the mask will do, but padding, by which some models count positions.
+    padding = getattr(getattr(model, "config", None), "pad_token_id", None)
+    other = next((token for token in range(known - 1, -1, -1) if token not in (mask_token_id, padding)), mask_token_id)
+    ids[1, 0, -1], ids[2, 0, 0] = other, other
+    unchanged, last_changed, first_changed = (_probed(model, row, vocab_size) for row in ids)
+    if torch.equal(unchanged[:-1], last_changed[:-1]) and not torch.equal(unchanged[1:], first_changed[1:]):
+        raise ValueError(
+            f"{name} is causal: what it predicts depends on no token behind, so that it cannot fill in masked places. "
+            "Use a masked language model (LLaDA, Dream, or one that AutoModelForMaskedLM loads)."
+        )
+
+
+def _probed(model: Any, ids: Tensor, vocab_size: int) -> Tensor:
+    """The logits ``[length vocab]`` of one row."""
+    name = type(model).__name__
+    contract = (
+        "a masked language model of transformers, called with `input_ids` and `attention_mask`, returns an object "
+        "whose `logits` are [rows, length, vocabulary]; a network of another kind sets `predicts_at_positions` and is "
+        "called like LLaDAForMaskedDiffusion"
+    )
+    try:
+        output = model(input_ids=ids, attention_mask=None)
+    # Whatever goes wrong in somebody's forward: it would do so in the middle of the first step.
+    except Exception as error:
+        raise ValueError(f"{name} cannot be called ({type(error).__name__}: {error}); {contract}.") from error
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"{name} returns {type(output).__name__} without `logits`; {contract}.")
+    if logits.shape != (1, ids.shape[1], vocab_size):
+        raise ValueError(
+            f"{name} returns logits of shape {list(logits.shape)} for {ids.shape[1]} tokens, but its vocabulary has "
+            f"{vocab_size} (`config.vocab_size`, or the tokenizer's length without it); {contract}."
+        )
+    return logits[0]

@@ -1,5 +1,7 @@
 """Weighted direct discriminative optimisation: the target of DMPO through a logistic loss, which is bounded below."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -51,8 +53,8 @@ class WDDO(WeightedObjective):
             target_ess=target_ess,
             log_prob=log_prob,
         )
-        if beta <= 0:
-            raise ValueError(f"`beta` must be positive, got {beta}.")
+        if not 0 < beta < math.inf:
+            raise ValueError(f"`beta` must be positive and finite, got {beta}.")
         check_replicates(replicates, antithetic=antithetic)
         self.beta, self.replicates, self.antithetic = beta, replicates, antithetic
 

@@ -1,5 +1,7 @@
 """Importance weights of a rollout buffer, which WDCE and WDDO share."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -43,8 +45,11 @@ class WeightedObjective(Objective):
         target_ess: float | None = None,
         log_prob: LogProbEstimator | None = None,
     ) -> None:
-        if reward_temperature < 0:
-            raise ValueError(f"`reward_temperature` (alpha) must be at least 0, got {reward_temperature}.")
+        # Written so that NaN, which compares as false with everything, fails.
+        if not 0 <= reward_temperature < math.inf:
+            raise ValueError(
+                f"`reward_temperature` (alpha) must be finite and must be at least 0, got {reward_temperature}."
+            )
         if (reward_temperature == 0) != (reward_scale is not None):
             raise ValueError(
                 f"`reward_scale` (eta) goes with reward_temperature 0 and with nothing else, got {reward_scale} "
@@ -59,8 +64,8 @@ class WeightedObjective(Objective):
         for name, value in (("proximal_coefficient", proximal_coefficient), ("target_ess", target_ess)):
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"`{name}` must be in (0, 1], got {value}.")
-        if reward_scale is not None and reward_scale <= 0:
-            raise ValueError(f"`reward_scale` (eta) must be positive, got {reward_scale}.")
+        if reward_scale is not None and not 0 < reward_scale < math.inf:
+            raise ValueError(f"`reward_scale` (eta) must be positive and finite, got {reward_scale}.")
         self.reward_temperature, self.reward_scale = reward_temperature, reward_scale
         self.proximal_coefficient, self.target_ess = proximal_coefficient, target_ess
         # Rollouts of any sampler have an ELBO, while trajectories need an order that ignores the tokens.

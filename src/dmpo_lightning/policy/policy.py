@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dmpo_lightning.distributed.sharding import check_gatherable, gathered, is_zero3
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.models.loading import TokenFacts, token_facts
-from dmpo_lightning.models.masked_lm import as_predictor
+from dmpo_lightning.models.masked_lm import as_predictor, check_masked_lm
 from dmpo_lightning.models.merging import MergedCopy
 from dmpo_lightning.policy.reference import ReferencePolicy
 
@@ -30,7 +30,7 @@ class Policy(nn.Module):
         with_reference: False makes no frozen copy, where no reference is needed (supervised fine-tuning, prediction).
 
     Raises:
-        ValueError: no mask token id can be had.
+        ValueError: no mask token id can be had, or the model is causal or cannot be called.
     """
 
     _ban: Tensor
@@ -48,6 +48,13 @@ class Policy(nn.Module):
         self.reference = ReferencePolicy(model, exists=with_reference)
         self.tokenizer = tokenizer
         self.facts: TokenFacts = token_facts(model, tokenizer, mask_token_id)
+        with evaluating(model):
+            check_masked_lm(
+                model,
+                mask_token_id=self.facts.mask_token_id,
+                vocab_size=self.facts.vocab_size,
+                highest_token_id=max(tokenizer.get_vocab().values()),
+            )
         self.max_length: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         self.anywhere: Callable[[bool], bool] = bool
         """Whether something holds on any rank, or in a single process on this one. Samplers whose number of forwards

@@ -48,7 +48,7 @@ class MixtureReward(Reward):
         checked = None if self.verify is None else raw
         rows: dict[str, list[int]] = {}
         for row, example in enumerate(examples):
-            rows.setdefault(example["task"], []).append(row)
+            rows.setdefault(self._task_of(example), []).append(row)
         parts = {
             task: TaskScores(
                 places,
@@ -64,12 +64,22 @@ class MixtureReward(Reward):
         return _joined(parts, len(examples), len(completions[0]))
 
     def _score_one(self, example: Example, completion: str) -> Any:
-        return self.rewards[example["task"]].score(example, completion)  # type: ignore[arg-type]
+        return self.rewards[self._task_of(example)].score(example, completion)  # type: ignore[arg-type]
 
     def _verify_one(self, example: Example, completion: str) -> Verdict:
-        verify = self.rewards[example["task"]].verify
+        verify = self.rewards[self._task_of(example)].verify
         assert verify is not None
         return verify(example, completion)
+
+    def _task_of(self, example: Example) -> str:
+        task = example.get("task") if isinstance(example, Mapping) else None
+        # A list, say, could not even be looked up.
+        if not isinstance(task, str) or task not in self.rewards:
+            raise ValueError(
+                f"An example in a mixture must hold `task`, one of {sorted(self.rewards)}, got {task!r}; give it the "
+                "name of its task, or take the prompts from MixtureDataModule."
+            )
+        return task
 
     def close(self) -> None:
         for reward in self.rewards.values():

@@ -1,5 +1,6 @@
 """What every sampler has to provide, and what it returns."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -53,15 +54,16 @@ class Sampler(ABC):
         denoising_steps: the number of forwards per completion. None reveals one token per step.
 
     Raises:
-        ValueError: the temperature is negative, or there is less than one step.
+        ValueError: the temperature is negative or not finite, or there is less than one step.
     """
 
     order_is_independent = False
     """Whether the order of unmasking is independent of the tokens, so that log p(completion | order) is exact."""
 
     def __init__(self, *, temperature: float = 1.0, denoising_steps: int | None = None) -> None:
-        if temperature < 0:
-            raise ValueError(f"`temperature` must be at least 0 (0 = greedy), got {temperature}.")
+        # Written so that NaN, which compares as false with everything, fails.
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"`temperature` must be at least 0 and finite (0 = greedy), got {temperature}.")
         if denoising_steps is not None and denoising_steps < 1:
             raise ValueError(
                 f"`denoising_steps` must be at least 1, or null for one token per step, got {denoising_steps}."
@@ -128,3 +130,25 @@ def reveal_counts(places: int, steps: int) -> list[int]:
     # tokens (`benchmarks/plain.py` repeats that sampler).
     share, extra = divmod(places, steps)
     return [share + (step < extra) for step in range(steps)]
+
+
+def check_block_length(block_length: int | None) -> None:
+    """Raises ValueError for a block of no positions."""
+    if block_length is not None and block_length < 1:
+        raise ValueError(f"`block_length` must be at least 1, or null for one block, got {block_length}.")
+
+
+def check_blocks(completion_length: int, block_length: int | None, steps: int) -> None:
+    """Raises ValueError unless a completion consists of whole blocks, each of which takes equally many steps."""
+    block = block_length or completion_length
+    if completion_length % block:
+        raise ValueError(
+            f"`completion_length` must be a multiple of `block_length`, got {completion_length} and {block}."
+        )
+    blocks = completion_length // block
+    if steps % blocks:
+        raise ValueError(
+            f"`denoising_steps` must be a multiple of the number of blocks, {blocks} "
+            f"(completion_length {completion_length} / block_length {block}), got {steps}; "
+            "each block takes the same number of steps."
+        )

@@ -3,6 +3,7 @@
 The schedule is static, or parallel as far as confidence allows. Both work with or without caches of keys and values.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,14 @@ from torch import Tensor
 from dmpo_lightning.functional.randomness import Purpose, fold_in, uniforms
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint, reveal_counts
+from dmpo_lightning.samplers.base import (
+    Sampler,
+    Samples,
+    SamplingFootprint,
+    check_block_length,
+    check_blocks,
+    reveal_counts,
+)
 from dmpo_lightning.samplers.canvas import Canvas, Window
 from dmpo_lightning.samplers.draws import Draw, draw_tokens, most_likely, step_uniforms
 from dmpo_lightning.samplers.transfer import above_threshold, best, check_parallel, within_factor
@@ -70,8 +78,7 @@ class ConfidenceSampler(Sampler):
         guidance: float = 0.0,
     ) -> None:
         super().__init__(temperature=temperature, denoising_steps=denoising_steps)
-        if block_length is not None and block_length < 1:
-            raise ValueError(f"`block_length` must be at least 1, or null for one block, got {block_length}.")
+        check_block_length(block_length)
         if remasking not in ("low_confidence", "random"):
             raise ValueError(f"`remasking` must be low_confidence or random, got {remasking!r}.")
         if cache not in ("none", "prefix", "dual"):
@@ -81,8 +88,10 @@ class ConfidenceSampler(Sampler):
             raise ValueError(f"`refresh_window` must be at least 0 and goes with cache: dual, got {refresh_window}.")
         if suffix_window is not None and suffix_window < 0:
             raise ValueError(f"`suffix_window` must be at least 0, or null for all, got {suffix_window}.")
-        if guidance < 0 or (guidance and cache != "none"):
-            raise ValueError(f"`guidance` must be at least 0 and needs cache: none, got {guidance} with {cache}.")
+        if not 0 <= guidance < math.inf or (guidance and cache != "none"):
+            raise ValueError(
+                f"`guidance` must be at least 0 and finite, and needs cache: none, got {guidance} with {cache}."
+            )
         self.block_length, self.remasking, self.cache = block_length, remasking, cache
         self.threshold, self.factor, self.guidance = threshold, factor, guidance
         self.refresh_window, self.suffix_window, self.early_exit = refresh_window, suffix_window, early_exit
@@ -94,18 +103,7 @@ class ConfidenceSampler(Sampler):
 
     def validate(self, completion_length: int) -> None:
         super().validate(completion_length)
-        block = self.block_length or completion_length
-        if completion_length % block:
-            raise ValueError(
-                f"`completion_length` must be a multiple of `block_length`, got {completion_length} and {block}."
-            )
-        blocks = completion_length // block
-        if self.num_steps(completion_length) % blocks:
-            raise ValueError(
-                f"`denoising_steps` must be a multiple of the number of blocks, {blocks} "
-                f"(completion_length {completion_length} / block_length {block}), got {self.denoising_steps}; "
-                "each block takes the same number of steps."
-            )
+        check_blocks(completion_length, self.block_length, self.num_steps(completion_length))
 
     def footprint(self, completion_length: int) -> SamplingFootprint:
         """A step asks for the logits of one block, and with guidance runs a second forward without the prompt."""
@@ -296,5 +294,5 @@ class Block:
 
     def _scores(self, draw: Draw, masked: Tensor, step: int) -> Float[Tensor, "rows places"]:
         if self.sampler.remasking == "low_confidence":
-            return draw.confidence
+            return draw.log_odds
         return uniforms(fold_in(fold_in(self.keys, Purpose.REMASKING), step), self.canvas.length).gather(1, masked)

@@ -16,16 +16,23 @@ class Draw:
     tokens: Int[Tensor, "*places"]
     log_prob: Float[Tensor, "*places"]
     """The log-prob of the token at the sampling temperature, 0 for a greedy one."""
-    confidence: Float[Tensor, "*places"]
-    """The probability of the token at temperature 1, whatever the sampling temperature is."""
+    log_odds: Float[Tensor, "*places"]
+    """log p - log(1 - p) in float64, where p is the token's `confidence`. Places are ranked by it, because it tells
+    probabilities apart that are all rounded to 1.
+    """
+
+    @property
+    def confidence(self) -> Float[Tensor, "*places"]:
+        """The probability of the token at temperature 1, whatever the sampling temperature is, in float64."""
+        return self.log_odds.sigmoid()
 
     def at(self, index: Int[Tensor, "rows chosen"]) -> "Draw":
         """The draws at some places of each row, where this is a grid ``[rows places]``."""
-        return Draw(self.tokens.gather(1, index), self.log_prob.gather(1, index), self.confidence.gather(1, index))
+        return Draw(self.tokens.gather(1, index), self.log_prob.gather(1, index), self.log_odds.gather(1, index))
 
     def spread(self, masked: Bool[Tensor, "rows block"]) -> "Draw":
         """Lays draws, made for the True places of a grid in order, out as that grid. The other places hold zeros."""
-        parts = (self.tokens, self.log_prob, self.confidence)
+        parts = (self.tokens, self.log_prob, self.log_odds)
         return Draw(*(part.new_zeros(masked.shape).masked_scatter_(masked, part) for part in parts))
 
 
@@ -41,23 +48,43 @@ def draw_tokens(
     if temperature == 0:
         return most_likely(logits)
     # Passes over the vocabulary are most of a step's work beside the forward. So exponentials are taken in place, and
-    # only those of the drawn tokens are divided by their sum. At temperature 1 one pass serves both the draw and the
-    # confidence; at any other `shifted` is kept for the second.
+    # only those of the drawn tokens are divided by their sum. At temperature 1 one pass serves both the draw and its
+    # log-prob, and no more than one tensor of that size is made; at any other `shifted` is kept for the log-odds.
     shifted = logits - logits.amax(-1, keepdim=True)
     tempered = shifted.exp_() if temperature == 1 else (shifted / temperature).exp_()
     tokens = inverse_cdf(tempered, uniform)
     log_prob = (_at(tempered, tokens) / tempered.sum(-1)).log()
     if temperature == 1:
-        return Draw(tokens, log_prob, log_prob.exp())
-    own = _at(shifted, tokens).exp()
-    return Draw(tokens, log_prob, own / shifted.exp_().sum(-1))
+        return Draw(tokens, log_prob, _log_odds_in_place(shifted.copy_(logits), tokens))
+    del tempered
+    return Draw(tokens, log_prob, _log_odds_in_place(shifted, tokens))
 
 
 def most_likely(logits: Float[Tensor, "*places vocab"]) -> Draw:
     """The most likely token of each place."""
     tokens = logits.argmax(-1)
-    confidence = _at(logits.softmax(-1), tokens)
-    return Draw(tokens, torch.zeros_like(confidence), confidence)
+    odds = log_odds(logits, tokens)
+    return Draw(tokens, torch.zeros_like(odds, dtype=torch.float32), odds)
+
+
+def log_odds(logits: Float[Tensor, "*places vocab"], tokens: Int[Tensor, "*places"]) -> Float[Tensor, "*places"]:
+    """log p - log(1 - p) of a token at each place, in float64.
+
+    It is the token's logit less the logarithm of what all other tokens amount to. So it is as exact for tokens that are
+    almost certain as for any, without a float64 number for each token of the vocabulary. It is infinite where no other
+    token is possible.
+    """
+    return _log_odds_in_place(logits.clone(), tokens)
+
+
+def _log_odds_in_place(logits: Float[Tensor, "*at vocab"], tokens: Int[Tensor, "*at"]) -> Float[Tensor, "*at"]:
+    """What `log_odds` says. The logits are lost, since their memory is worked in."""
+    own = _at(logits, tokens)
+    others = logits.scatter_(-1, tokens[..., None], -torch.inf)
+    # Where no other token is possible the largest logit is minus infinity, from which nothing can be subtracted.
+    top = others.amax(-1, keepdim=True).clamp(min=torch.finfo(others.dtype).min)
+    rest = others.sub_(top).exp_().sum(-1)
+    return own.double() - top.squeeze(-1).double() - rest.double().log()
 
 
 def _at(values: Float[Tensor, "*places vocab"], tokens: Int[Tensor, "*places"]) -> Float[Tensor, "*places"]:

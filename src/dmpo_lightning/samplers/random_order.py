@@ -2,29 +2,57 @@
 
 from dataclasses import replace
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dmpo_lightning.functional.masking import position_ranks
 from dmpo_lightning.functional.randomness import Purpose, fold_in, uniforms
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint, reveal_counts
+from dmpo_lightning.samplers.base import (
+    Sampler,
+    Samples,
+    SamplingFootprint,
+    check_block_length,
+    check_blocks,
+    reveal_counts,
+)
 from dmpo_lightning.samplers.canvas import Canvas
 from dmpo_lightning.samplers.draws import draw_tokens, step_uniforms
 
 
 class RandomOrderSampler(Sampler):
-    """Reveals the positions of the whole completion in a uniformly random order, which no token influences.
+    """Reveals the positions in a uniformly random order, which no token influences.
 
     At temperature 1 and with one token per step this samples the any-order model exactly. At every temperature above 0,
-    `TrajectoryEstimator` gives exact log-probs for it.
+    `TrajectoryEstimator` gives exact log-probs for it, with blocks or without.
+
+    Args:
+        temperature: the temperature of the exact categorical draw. 0 takes the most likely token.
+        denoising_steps: the number of steps over all blocks, split evenly among them. None reveals one token per step.
+        block_length: the number of positions per block. Blocks go from left to right, and the order is random within
+            each, as in the published recipe with 32. None takes the whole completion as one block.
+
+    Raises:
+        ValueError: a value is impossible. `validate` checks against a completion length.
     """
 
     order_is_independent = True
 
+    def __init__(
+        self, *, temperature: float = 1.0, denoising_steps: int | None = None, block_length: int | None = None
+    ) -> None:
+        super().__init__(temperature=temperature, denoising_steps=denoising_steps)
+        check_block_length(block_length)
+        self.block_length = block_length
+
+    def validate(self, completion_length: int) -> None:
+        super().validate(completion_length)
+        check_blocks(completion_length, self.block_length, self.num_steps(completion_length))
+
     def footprint(self, completion_length: int) -> SamplingFootprint:
         """A step asks for logits only at the places that it reveals."""
-        most = max(reveal_counts(completion_length, self.num_steps(completion_length)))
+        most = max(self._counts(completion_length))
         return replace(super().footprint(completion_length), places=most)
 
     def sample(
@@ -37,12 +65,26 @@ class RandomOrderSampler(Sampler):
         keys: Int[Tensor, " rows"],
     ) -> Samples:
         canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length)
-        order = position_ranks(uniforms(fold_in(keys, Purpose.ORDER), completion_length)).argsort(-1)
+        order = self._order(keys, completion_length)
         start = 0
-        for step, count in enumerate(reveal_counts(completion_length, self.num_steps(completion_length))):
+        for step, count in enumerate(self._counts(completion_length)):
             places = order[:, start : start + count]
             uniform = step_uniforms(keys, step, completion_length).gather(1, places)
             draw = draw_tokens(canvas.logits(places), uniform, temperature=self.temperature)
             canvas.reveal(places, draw, step)
             start += count
         return canvas.samples()
+
+    def _order(self, keys: Int[Tensor, " rows"], completion_length: int) -> Int[Tensor, "rows length"]:
+        """The places in the order in which each row reveals them."""
+        length = self.block_length or completion_length
+        ranks = position_ranks(uniforms(fold_in(keys, Purpose.ORDER), completion_length))
+        # Places are compared with those of their own block alone, so that whole blocks stay in order.
+        within = ranks.unflatten(1, (-1, length)).argsort(-1)
+        return (within + torch.arange(0, completion_length, length, device=keys.device)[:, None]).flatten(1)
+
+    def _counts(self, completion_length: int) -> list[int]:
+        """How many places each step reveals, block after block."""
+        length = self.block_length or completion_length
+        blocks = completion_length // length
+        return reveal_counts(length, self.num_steps(completion_length) // blocks) * blocks

@@ -4,6 +4,8 @@ The rules are computed for all rows at once, as boolean grids ``[rows block]``, 
 the rows one by one.
 """
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -40,7 +42,8 @@ def within_factor(
     ordered, order = candidates.sort(dim=1, descending=True, stable=True)
     place = torch.arange(confidence.shape[1], device=confidence.device)
     # The number that pass in a row from the best on; `place` counts from 0, i of the docstring from 1.
-    passes = (ordered >= 1 - factor / (place + 2)) | (place == 0)
+    # In float64, as the confidences are and as Python's own numbers are in the published code.
+    passes = (ordered >= 1 - factor / (place + 2).double()) | (place == 0)
     count, total = passes.long().cumprod(1).sum(1), masked.sum(1)
     count = torch.where(count >= total - 1, total, count)
     return torch.zeros_like(masked).scatter_(1, order, place < count[:, None]) & masked
@@ -52,8 +55,8 @@ def check_parallel(threshold: float | None, factor: float | None, steps: int | N
         raise ValueError("Set `threshold` or `factor`, not both.")
     if threshold is not None and not 0 < threshold <= 1:
         raise ValueError(f"`threshold` must be a probability in (0, 1], got {threshold}.")
-    if factor is not None and factor <= 0:
-        raise ValueError(f"`factor` must be positive, got {factor}.")
+    if factor is not None and not 0 < factor < math.inf:
+        raise ValueError(f"`factor` must be positive and finite, got {factor}.")
     if (threshold is not None or factor is not None) and (steps is not None or remasking != "low_confidence"):
         raise ValueError(
             f"`threshold` and `factor` choose the number of steps and compare confidence; leave out denoising_steps "

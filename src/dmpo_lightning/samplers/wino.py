@@ -8,9 +8,9 @@ from torch import Tensor
 
 from dmpo_lightning.models.layers import padded_position_ids
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint
+from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint, check_block_length, check_blocks
 from dmpo_lightning.samplers.canvas import Canvas
-from dmpo_lightning.samplers.draws import draw_tokens, step_uniforms
+from dmpo_lightning.samplers.draws import draw_tokens, log_odds, step_uniforms
 
 ACCEPTED_SHARE, FEWEST_CAP, HIGHEST_CAP = 0.7, 5, 20
 """A step accepts at most this share of a block's masked places. It may always accept 5, and never more than 20."""
@@ -20,9 +20,9 @@ class WinoSampler(Sampler):
     """Unmasks block by block. Each step reveals all tokens above a low threshold and takes back what fails a check.
 
     The check costs no forward of its own. Each place of the block has a *shadow*: a mask token, appended to the
-    sequence, that stands at the same position and sees everything but the token revealed there. Its logits therefore
-    say how likely that token is in the light of all others. Fewer tokens are taken back than the step before revealed,
-    so a block takes at most ``block_length`` steps.
+    sequence, that stands at the same position and sees all other shadows and everything but the token revealed there.
+    Its logits therefore say how likely that token is in the light of all others. Fewer tokens are taken back than the
+    step before revealed, so a block takes at most ``block_length`` steps.
 
     Args:
         block_length: the number of positions per block. None takes the whole completion as one block.
@@ -44,8 +44,7 @@ class WinoSampler(Sampler):
         temperature: float = 0.0,
     ) -> None:
         super().__init__(temperature=temperature)
-        if block_length is not None and block_length < 1:
-            raise ValueError(f"`block_length` must be at least 1, or null for one block, got {block_length}.")
+        check_block_length(block_length)
         for name, value in (("threshold", threshold), ("verification_threshold", verification_threshold)):
             if not 0 < value <= 1:
                 raise ValueError(f"`{name}` must be a probability in (0, 1], got {value}.")
@@ -54,11 +53,7 @@ class WinoSampler(Sampler):
 
     def validate(self, completion_length: int) -> None:
         super().validate(completion_length)
-        if self.block_length and completion_length % self.block_length:
-            raise ValueError(
-                f"`completion_length` must be a multiple of `block_length`, got {completion_length} and "
-                f"{self.block_length}."
-            )
+        check_blocks(completion_length, self.block_length, self.num_steps(completion_length))
 
     def footprint(self, completion_length: int) -> SamplingFootprint:
         """A step asks for the logits of one block, whose shadows stand in as many columns more."""
@@ -117,9 +112,9 @@ class ShadowedBlock:
             logits = self._logits(places, masked)
             uniform = step_uniforms(self.keys, step, self.canvas.length)[:, block]
             draw = draw_tokens(logits, uniform, temperature=self.sampler.temperature)
-            chosen = accepted(draw.confidence, masked, self.sampler.threshold)
+            chosen = accepted(draw.log_odds, masked, self.sampler.threshold)
             # Nothing is written yet: what is verified are the tokens that earlier steps revealed.
-            verified = self._probability_of_tokens(logits, block)
+            verified = self._log_odds_of_tokens(logits, block)
             # Else the logits would be alive beside those of the next step.
             del logits
             doubtful = taken_back(
@@ -145,11 +140,10 @@ class ShadowedBlock:
             position_ids=torch.cat((position_ids, position_ids[:, first : first + self.length]), dim=1),
         )
 
-    def _probability_of_tokens(self, logits: Tensor, block: slice) -> Float[Tensor, "rows block"]:
-        """The probability that the logits give to the token that stands at each place, 0 where it is still masked."""
+    def _log_odds_of_tokens(self, logits: Tensor, block: slice) -> Float[Tensor, "rows block"]:
+        """The log-odds that the logits give to the token that stands at each place, -inf where it is still masked."""
         first = self.canvas.prompt_length
-        tokens = self.canvas.ids[:, first + block.start : first + block.stop, None]
-        return (logits.gather(-1, tokens).squeeze(-1) - logits.logsumexp(-1)).exp()
+        return log_odds(logits, self.canvas.ids[:, first + block.start : first + block.stop])
 
 
 def shadow_attention(
@@ -157,25 +151,29 @@ def shadow_attention(
 ) -> Bool[Tensor, "rows extended extended"]:
     """Who sees whom once shadows of the ``length`` columns from ``first`` on are appended, True where seen.
 
-    A shadow sees itself, and every column except the one that it stands for. Nothing else sees a shadow, so that the
-    model's other logits are what they would be without any.
+    A shadow sees all shadows, and every column except the one that it stands for. Nothing else sees a shadow, so that
+    the model's other logits are what they would be without any.
     """
     rows, total = attention_mask.shape
     own = torch.eye(length, dtype=torch.bool, device=attention_mask.device)
     seen = attention_mask[:, None, :].repeat(1, total + length, 1)
     seen[:, total:, first : first + length] &= ~own
-    shadows = torch.cat((own.new_zeros(total, length), own)).expand(rows, -1, -1)
+    # The shadows see each other, as they do in the published code, although all that they show each other is a mask
+    # token at a position.
+    shadows = torch.cat((own.new_zeros(total, length), own.new_ones(length, length))).expand(rows, -1, -1)
     return torch.cat((seen, shadows), dim=2)
 
 
 def accepted(
-    confidence: Float[Tensor, "rows block"], masked: Bool[Tensor, "rows block"], threshold: float
+    odds: Float[Tensor, "rows block"], masked: Bool[Tensor, "rows block"], threshold: float
 ) -> Bool[Tensor, "rows block"]:
-    """Chooses the best candidates above the threshold: no more than the step's cap, and in any case the best one."""
-    candidates = confidence.masked_fill(~masked, -torch.inf)
+    """Chooses the best candidates of a probability above the threshold: no more than the step's cap, and in any case
+    the best one. ``odds`` are the log-odds of the candidates.
+    """
+    candidates = odds.masked_fill(~masked, -torch.inf)
     # In float64, so that the product is cut down to the same whole number as a product of Python numbers.
     cap = (masked.sum(1).double() * ACCEPTED_SHARE).long().clamp(FEWEST_CAP, HIGHEST_CAP)
-    count = (candidates > threshold).sum(1).clamp(min=1).minimum(cap)
+    count = (candidates.sigmoid() > threshold).sum(1).clamp(min=1).minimum(cap)
     return (_ranks(-candidates) < count[:, None]) & masked
 
 
@@ -189,12 +187,12 @@ def taken_back(
 ) -> Bool[Tensor, "rows block"]:
     """Chooses the revealed tokens whose verified probability is below the threshold, the worst first.
 
-    They are fewer than the step before revealed, which bounds the number of steps. Rows that reveal a single token in
-    this step take none back.
+    ``verified`` are the log-odds that the shadows give to the tokens. Fewer are chosen than the step before revealed,
+    which bounds the number of steps. Rows that reveal a single token in this step take none back.
     """
-    doubt = verified.masked_fill(masked, torch.inf)
-    worst = _ranks(doubt) < (revealed_before - 1)[:, None]
-    return (doubt < threshold) & worst & (chosen.sum(1, keepdim=True) > 1)
+    verified = verified.masked_fill(masked, torch.inf)
+    worst = _ranks(verified) < (revealed_before - 1)[:, None]
+    return (verified.sigmoid() < threshold) & ~masked & worst & (chosen.sum(1, keepdim=True) > 1)
 
 
 def _ranks(values: Float[Tensor, "rows block"]) -> Int[Tensor, "rows block"]:

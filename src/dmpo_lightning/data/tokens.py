@@ -1,0 +1,232 @@
+"""From texts and conversations to ids. Control tokens come from the chat template, never from what people wrote."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from dmpo_lightning.models.families import family_of_tokenizer
+from dmpo_lightning.tasks.base import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+STAND_INS = range(0xF0000, 0xFFFFE)
+"""Characters of the private use area, which no text holds and no template treats in a way of its own."""
+
+
+def tokenize_prompt(
+    tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequence[Message]", prefill: str = ""
+) -> list[int]:
+    """Ids of a conversation in the chat template, with the assistant's turn opened and begun by ``prefill``.
+
+    A plain string is the user's turn. Template and prefill are tokenised together, as one text, because tokens may
+    reach across their border. A message that spells a control token, such as an end of turn or the mask, is read as the
+    characters that it consists of. Template and prefill may hold control tokens.
+
+    A tokenizer without a chat template takes plain strings as they are, control tokens included, because those have no
+    other place to come from. It adds the special tokens that it puts before a text, and not those behind.
+
+    Raises:
+        ValueError: this is no prompt, or the chat template refuses it.
+    """
+    check_prompt(prompt)
+    if tokenizer.chat_template is None:
+        if not isinstance(prompt, str):
+            raise ValueError(
+                "The tokenizer has no chat template, so prompts must be plain strings, got a conversation; set "
+                "tokenizer.chat_template."
+            )
+        ids = _raw_ids(tokenizer, prompt + prefill)
+    else:
+        ids = _chat_ids(tokenizer, _messages(prompt), prefill)
+    if not ids:
+        raise ValueError("the prompt is empty, and a completion needs at least one token before it; write a prompt.")
+    return ids
+
+
+def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Ids of a text that holds no control token, whatever it spells. Nothing is added on either side.
+
+    Raises:
+        ValueError: the tokenizer has no other way to read a part of it than as a control token.
+    """
+    if not text:
+        return []
+    controls = control_tokens(tokenizer)
+    # Most texts spell no control token. They must be read as ever.
+    for options in ({}, {"split_special_tokens": True}):
+        ids: list[int] = tokenizer(text, add_special_tokens=False, **options)["input_ids"]
+        if controls.ids.isdisjoint(ids):
+            return ids
+    # The token is a word of the vocabulary as well, as `</s>` is in many. Cut up, it is none any more.
+    spelled = controls.within_text.search(text)
+    if spelled is None or len(spelled.group()) < 2:
+        name = tokenizer.convert_ids_to_tokens(next(token for token in ids if token in controls.ids))
+        raise ValueError(f"the text holds {name!r}, which this tokenizer knows as a control token alone; remove it.")
+    cut = spelled.start() + 1
+    return text_ids(tokenizer, text[:cut]) + text_ids(tokenizer, text[cut:])
+
+
+def chat_text(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequence[Message]") -> str:
+    """The conversation in the tokenizer's chat template, up to the header of the assistant's turn.
+
+    Raises:
+        ValueError: the template refuses the conversation.
+    """
+    from jinja2 import TemplateError
+
+    messages = _messages(prompt)
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        roles = [message["role"] for message in messages]
+        remedy = "put the system text into the user's turn, or set" if "system" in roles else "change the roles, or set"
+        raise ValueError(
+            f"the tokenizer's chat template refuses a conversation of the roles {roles}: {error}; {remedy} another "
+            "tokenizer.chat_template."
+        ) from error
+    assert isinstance(text, str)
+    return text
+
+
+def check_prompt(prompt: Any) -> None:
+    """Raises ValueError for what is neither a text nor a conversation."""
+    if not isinstance(prompt, str):
+        if not isinstance(prompt, Sequence) or isinstance(prompt, bytes) or not prompt:
+            raise ValueError(
+                "a prompt must be a text, or a conversation: a list of messages with `role` and `content`, got "
+                f"{_shortened(prompt)}."
+            )
+        for message in prompt:
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+                raise ValueError(
+                    f"a message of a conversation must hold `role`, a text, and `content`, got {_shortened(message)}."
+                )
+            if not isinstance(message["content"], str | list):
+                raise ValueError(
+                    f"the `content` of a message must be a text, got {_shortened(message['content'])} in the turn of "
+                    f"{message['role']!r}."
+                )
+    for text in _texts(prompt):
+        check_text(text)
+
+
+def check_text(text: Any) -> None:
+    """Raises ValueError for what is no text, and for a text with half of a surrogate pair."""
+    if not isinstance(text, str):
+        raise ValueError(f"a text was expected, got {_shortened(text)}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start} is {text[error.start]!r}, half of a surrogate pair, which no text holds; it "
+            "comes from a text cut in the middle of a character or a faulty JSON escape, so correct it at its source."
+        ) from None
+
+
+@dataclass(frozen=True)
+class ControlTokens:
+    """The tokens of a tokenizer that are no text: special tokens and the ends of turns, but for the unknown token."""
+
+    ids: frozenset[int]
+    id_of: Mapping[str, int]
+    """By their text, without blanks around it."""
+    within_text: "re.Pattern[str]"
+    """Where a text spells one."""
+    in_template: "re.Pattern[str]"
+    """Where the tokenizer reads one, with the blanks around it that belong to it."""
+
+
+def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> ControlTokens:
+    """The control tokens of a tokenizer as it is now."""
+    return _control_tokens(tokenizer, len(tokenizer))
+
+
+# Gathered once for a tokenizer of a certain size and not for every prompt, of which there may be many thousands.
+@lru_cache(maxsize=8)
+def _control_tokens(tokenizer: "PreTrainedTokenizerBase", size: int) -> ControlTokens:
+    vocabulary, family = tokenizer.get_vocab(), family_of_tokenizer(tokenizer)
+    added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+    names = {name for name, token in added.items() if token.special} | set(tokenizer.all_special_tokens)
+    names |= set(family.end_tokens) if family else set()
+    names = {name for name in names if name.strip() and name in vocabulary and name != tokenizer.unk_token}
+    # The longest first, as the beginning of a token may be one too. A pattern of nothing would match everywhere.
+    ordered = sorted(names, key=len, reverse=True)
+    spelled, read = [], []
+    for name in ordered:
+        token = added.get(name)
+        # Tokens that are looked for in normalised text may be written in capitals, too.
+        text = f"(?i:{re.escape(name)})" if token is not None and token.normalized else re.escape(name)
+        spelled.append(text)
+        left, right = (token.lstrip, token.rstrip) if token is not None else (False, False)
+        read.append((r"\s*" if left else "") + text + (r"\s*" if right else ""))
+    never = r"(?!)"
+    return ControlTokens(
+        ids=frozenset(vocabulary[name] for name in names),
+        id_of={name.strip().casefold(): vocabulary[name] for name in reversed(ordered)}
+        | {name.strip(): vocabulary[name] for name in names},
+        within_text=re.compile("|".join(spelled) or never),
+        in_template=re.compile("|".join(read) or never),
+    )
+
+
+def _chat_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], prefill: str) -> list[int]:
+    controls = control_tokens(tokenizer)
+    spelled = sorted({match.group() for text in _texts(messages) for match in controls.within_text.finditer(text)})
+    if not spelled:
+        # The template has written the special tokens already.
+        ids: list[int] = tokenizer(chat_text(tokenizer, messages) + prefill, add_special_tokens=False)["input_ids"]
+        return ids
+    # What messages spell is hidden behind single characters while the template is filled in, which may trim messages or
+    # look into them. The control tokens that are seen afterwards are the template's own.
+    taken = set(prefill).union(*_texts(messages))
+    free = (chr(code) for code in STAND_INS if chr(code) not in taken)
+    stand_ins = dict(zip(spelled, free, strict=False))
+    originals = {ord(character): text for text, character in stand_ins.items()}
+    hidden = _mapped(messages, lambda text: controls.within_text.sub(lambda match: stand_ins[match.group()], text))
+    rendered = chat_text(tokenizer, hidden) + prefill
+    ids, start = [], 0
+    for match in controls.in_template.finditer(rendered):
+        ids += text_ids(tokenizer, rendered[start : match.start()].translate(originals))
+        name = match.group().strip()
+        ids.append(controls.id_of[name] if name in controls.id_of else controls.id_of[name.casefold()])
+        start = match.end()
+    return ids + text_ids(tokenizer, rendered[start:].translate(originals))
+
+
+def _raw_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Ids of a text that a completion follows, so that nothing that ends a text, such as BERT's `[SEP]`, is behind."""
+    encoded = tokenizer(text, return_special_tokens_mask=True)
+    ids, is_added = list(encoded["input_ids"]), encoded["special_tokens_mask"]
+    while ids and is_added[len(ids) - 1]:
+        ids.pop()
+    return ids
+
+
+def _messages(prompt: "str | Sequence[Message]") -> Any:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value of texts, lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | Sequence):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(part)
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """A copy of a value of texts, lists and mappings in which each text is changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(part, change) for key, part in value.items()}
+    return [_mapped(part, change) for part in value] if isinstance(value, Sequence) else value
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"
