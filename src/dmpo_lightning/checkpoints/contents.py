@@ -30,9 +30,10 @@ def why_unfit(path: Path, *, keys: Collection[str], continues: bool) -> str | No
         return str(error)
     if not _holds_weights(saved.get("state_dict")):
         return "it holds no weights of a policy"
-    if continues and "loops" not in saved:
+    if continues and not saved.get("optimizer_states"):
         return "it holds weights alone, of which no run can be continued"
     missing = [key for key in needed if key not in saved]
+    # Such as one of supervised fine-tuning, where `DMPO` is to continue.
     if missing:
         return f"it has no {missing[0]!r}, so it is of another kind of run"
     return _optimizer_problem(saved) if continues else None
@@ -57,8 +58,6 @@ def _holds_weights(state: Any) -> bool:
 
 def _optimizer_problem(saved: dict[str, Any]) -> str | None:
     """What is wrong with the optimizer's state, None if nothing is. One without momentum has none."""
-    if not saved["optimizer_states"]:
-        return "it has no optimizer state"
     for state in saved["optimizer_states"]:
         # Folders hold no list of options that could be looked into.
         groups = state.get("param_groups") if isinstance(state, dict) and "state" in state else None

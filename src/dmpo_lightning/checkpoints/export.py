@@ -32,7 +32,9 @@ def export_checkpoint(
     tensors.
 
     An adapter is written as PEFT has it (``adapter_model.safetensors``), or merged into its base with ``merge``. A
-    fully fine-tuned model is written whole. Either folder can be given as ``model`` to any command.
+    fully fine-tuned model is written whole. Either folder can be given as ``model`` to any command. Of transformers it
+    is ``AutoModelForMaskedLM.from_pretrained`` that loads a whole one, if it is LLaDA or Dream after
+    ``import dmpo_lightning.models``.
 
     Args:
         checkpoint: a file or folder written by the Trainer, see `read_weights`.
@@ -64,13 +66,13 @@ def export_checkpoint(
 
 def _backbone(plain: dict[str, Any], model: str | None, *, trust_remote_code: bool) -> Backbone:
     """What a checkpoint says of its model, which is believed as far as nothing of it runs."""
+    named = [plain.get(name) for name in ("model", "tokenizer", "revision")]
+    if not all(isinstance(name, str | None) for name in named):
+        raise ValueError(f"The checkpoint must name its model, tokenizer and revision by texts, got {named}.")
     try:
         backbone = Backbone.from_plain(plain | {"trust_remote_code": trust_remote_code}, model=model)
     except (TypeError, KeyError) as error:
         raise ValueError(f"The checkpoint describes its model in a way that is not understood: {error}.") from error
-    named = (backbone.model, backbone.tokenizer, backbone.revision)
-    if not all(isinstance(name, str | None) for name in named):
-        raise ValueError(f"The checkpoint must name its model and tokenizer by texts, got {named}.")
     if plain.get("trust_remote_code") and not trust_remote_code:
         logger.warning(
             "The run trusted code that comes with %r. It is not executed now; add --trust_remote_code if you trust it.",

@@ -74,12 +74,12 @@ def why_untrusted(path: str, *, weights_only: bool = False) -> str | None:
         path: of a file or folder, a URL, or a name of Lightning's.
         weights_only: whether Lightning was told to read data alone, as it does by itself only on this machine.
     """
-    trust = "if you trust whoever wrote it, add --trust_checkpoint"
+    trust = "if you trust who wrote it, add --trust_checkpoint"
     if path in OF_LIGHTNING:
         return None
     if "://" in path or path.startswith("registry"):
         return (
-            None if weights_only else f"it is not on this machine, where it could be checked; download it, or, {trust}."
+            None if weights_only else f"it is not on this machine, where it could be checked; download it, or {trust}."
         )
     if not os.path.lexists(path):
         return "there is no such file or folder."

@@ -71,7 +71,8 @@ class JsonlPairs(Task):
 
 def _problem(pair: Any) -> str | None:
     """What keeps a value from being a pair. None if nothing does."""
-    prompt, completion = (pair.get("prompt"), pair.get("completion")) if isinstance(pair, dict) else (None, None)
+    prompt: Any = pair.get("prompt") if isinstance(pair, dict) else None
+    completion = pair.get("completion") if isinstance(pair, dict) else None
     if not isinstance(completion, str) or not (isinstance(prompt, str) or _is_conversation(prompt)):
         return (
             f"needs `prompt` and a string `completion`, got {json.dumps(pair)[:120]} (a prompt is a string, or a list "
