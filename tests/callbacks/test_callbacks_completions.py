@@ -5,12 +5,12 @@ import json
 import pytest
 from dmpo_runs import loader, module, trainer
 
-from dmpo_lightning import CompletionWriter
+from dmpo_lightning import CompletionWriter, PromptLoader, load_tokenizer
 from dmpo_lightning.callbacks.completions import merge
 
 
 def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def test_an_interrupted_run_leaves_readable_lines(tmp_path):
@@ -65,3 +65,13 @@ def test_parts_merge_in_prompt_order_and_are_removed(tmp_path):
         (4, "x"),
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_characters_that_end_lines_elsewhere_and_half_surrogates_stay_within_their_record(tmp_path):
+    texts = ["a\u2028b", "\u2029", "\x85", "\x0b\x0c\x1c\x1d\x1e", "\r", "\ud800"]
+    rows = [{"prompt": text, "digit": "1"} for text in texts]
+    # The model gets digits only. The texts are in the examples that are written.
+    data = PromptLoader(rows, load_tokenizer("sudoku_tiny"), batch_size=2, prompt=lambda _: "1 2", shuffle=False)
+    trainer(tmp_path, callbacks=[CompletionWriter()]).test(module(), data)
+    written = lines(tmp_path / "completions.jsonl")
+    assert [record["example"]["prompt"] for record in written] == [text for text in texts for _ in range(2)]

@@ -1,5 +1,9 @@
 """What a checkpoint becomes outside: the same logits through plain PEFT, transformers and our loader."""
 
+import json
+import subprocess
+import sys
+
 import huggingface_hub
 import pytest
 import torch
@@ -212,6 +216,59 @@ def test_a_bert_with_its_tied_embeddings(tmp_path, options, merge):
     dmpo, checkpoint = run_of(str(tmp_path / "base"), tmp_path, data=data, **options)
     export_checkpoint(checkpoint, tmp_path / "out", merge=merge)
     assert_same(load_model(str(tmp_path / "out")), dmpo)
+
+
+# What transformers is told, and what a checkpoint may ask for ---------------------------------------------------------
+
+LOAD = """
+import sys
+import {package}
+from transformers import AutoModelForMaskedLM
+print(type(AutoModelForMaskedLM.from_pretrained(sys.argv[1])).__name__)
+"""
+
+
+@pytest.mark.parametrize(("package", "expected"), [("dmpo_lightning.models", "LLaDA"), ("dmpo_lightning", "")])
+def test_transformers_loads_an_exported_folder_once_models_was_imported(tmp_path, package, expected):
+    tiny_model().save_pretrained(tmp_path / "out")
+    code = [sys.executable, "-c", LOAD.format(package=package), str(tmp_path / "out")]
+    done = subprocess.run(code, capture_output=True, text=True, check=False)
+    assert done.stdout.strip().startswith(expected)
+    assert (done.returncode == 0) == bool(expected), done.stderr
+
+
+def with_code(folder) -> None:
+    """A base whose configuration names code of its own, which makes a folder where it is run."""
+    tiny_bert().save_pretrained(folder)
+    bert_tokenizer().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "ours", "auto_map": {"AutoConfig": "code.Ours", "AutoModelForMaskedLM": "code.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"import os\nos.mkdir({str(folder / 'exploded')!r})\n")
+
+
+def test_code_of_the_base_is_not_run_because_the_checkpoint_says_so(tmp_path, caplog):
+    _, checkpoint = run_of("sudoku_tiny", tmp_path)
+    with_code(tmp_path / "base")
+    saved = torch.load(checkpoint)
+    saved["backbone"] |= {"model": str(tmp_path / "base"), "trust_remote_code": True}
+    torch.save(saved, checkpoint)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        export_checkpoint(checkpoint, tmp_path / "out")
+    assert "add --trust_remote_code if you trust it" in caplog.text
+    assert not (tmp_path / "base" / "exploded").exists()
+    with pytest.raises(AttributeError, match="Ours"):
+        export_checkpoint(checkpoint, tmp_path / "out", trust_remote_code=True)
+    assert (tmp_path / "base" / "exploded").exists()
+
+
+@pytest.mark.parametrize("change", [{"model": ["a"]}, {"tokenizer": 3}, {"unknown": 1}, {"adapter": {"s": 1}}])
+def test_a_description_of_the_model_that_is_not_understood_is_an_error(tmp_path, change):
+    _, checkpoint = run_of("sudoku_tiny", tmp_path)
+    saved = torch.load(checkpoint)
+    torch.save(saved | {"backbone": saved["backbone"] | change}, checkpoint)
+    with pytest.raises(ValueError, match=r"The checkpoint (describes|must name)"):
+        export_checkpoint(checkpoint, tmp_path / "out")
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import torch
 
 from dmpo_lightning.data.demonstrations import DemonstrationsDataModule
 from dmpo_lightning.tasks import Task
+from small_models import bert_tokenizer
 
 HEAD, TAIL = [1, 3, 7, 4, 11], [2, 3, 8, 4, 11]
 
@@ -77,3 +78,29 @@ def test_training_shuffles_and_drops_the_incomplete_batch_and_validation_keeps_a
     assert [len(rows) for rows in training] == [2, 2]
     assert len(set(training[0] + training[1])) == 4
     assert [batch.index.tolist() for batch in made.val_dataloader()] == [[0, 1], [2, 3], [4]]
+
+
+def test_fewer_pairs_than_a_batch_are_an_error_and_not_a_training_without_a_step():
+    made = module(["1"], batch_size=2)
+    with pytest.raises(ValueError, match="`batch_size` 2 is more than the 1 pairs"):
+        made.train_dataloader()
+    assert len(module(["1"], batch_size=1).train_dataloader()) == 1
+
+
+def test_a_tokenizer_without_an_eos_token_ends_completions_with_its_separator():
+    words = bert_tokenizer()
+    assert words.eos_token_id is None
+    made = DemonstrationsDataModule(Copying(["1"]), tokenizer=words, completion_length=9, batch_size=1)
+    made.setup("fit")
+    (batch,) = made.val_dataloader()
+    assert batch.completion_ids[0, -1] == words.sep_token_id
+    first = batch.completion_ids[0].tolist().index(words.sep_token_id)
+    assert batch.completion_ids[0, first:].tolist() == [words.sep_token_id] * (9 - first)
+    assert 0 < first < 9
+
+
+def test_a_tokenizer_that_can_end_nothing_is_an_error():
+    words = bert_tokenizer()
+    words.sep_token = None
+    with pytest.raises(ValueError, match="neither an eos token nor a separator"):
+        DemonstrationsDataModule(Copying(["1"]), tokenizer=words, completion_length=7, batch_size=1)

@@ -36,6 +36,28 @@ def test_a_bad_file_is_an_error_that_names_file_line_and_remedy(tmp_path, name, 
         load_file(tmp_path / name, parse, columns=("n",))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"n": 1}\n{"n": 2, "who": "Ren\xe9"}\n', "row 2: not UTF-8"),
+        ("a.csv", b"n,who\n1,a\n2,Ren\xe9\n", "row 3: not UTF-8"),
+        ("a.csv", b"n\n1\n2,more,Ren\xe9\n", "row 3: not UTF-8"),
+    ],
+)
+def test_bytes_that_are_not_utf8_are_a_bad_row(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_file(tmp_path / name, parse)
+    assert load_file(tmp_path / name, parse, on_bad_row="skip").examples == [{"n": 1}]
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path):
+    text = "\u2028\u2029\x85"
+    lines = [f'{{"n": 1, "text": "{text}"}}\r\n', '{"n": 2,\r"text": "b"}\n']
+    (tmp_path / "a.jsonl").write_bytes(("\ufeff" + "".join(lines)).encode())
+    assert load_file(tmp_path / "a.jsonl", dict).examples == [{"n": 1, "text": text}, {"n": 2, "text": "b"}]
+
+
 def test_bad_rows_are_skipped_and_counted_if_asked(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"n": 1}\nnothing\n{"n": "x"}\n')
     loaded = load_file(tmp_path / "a.jsonl", parse, columns=("n",), on_bad_row="skip")

@@ -80,7 +80,8 @@ class CompletionWriter(Callback):
     def _append(self, trainer: Trainer, outputs: dict[str, Any]) -> None:
         if self._file is not None:
             # Closed after each batch, so that what an interrupted run leaves can be read.
-            with self._parts[trainer.global_rank].open("a", encoding="utf-8") as file:
+            # Half a surrogate, which UTF-8 cannot hold, becomes the escape that JSON has for it.
+            with self._parts[trainer.global_rank].open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in outputs["records"])
 
     def _finish(self, trainer: Trainer) -> None:
@@ -98,9 +99,11 @@ def merge(parts: Sequence[Path], into: Path) -> None:
     Until the last moment the parts stay as they are. A part that is missing was written on another machine.
     """
     present = [part for part in parts if part.is_file()]
-    lines = [line for part in present for line in part.read_text(encoding="utf-8").splitlines(keepends=True)]
+    # `splitlines` would also cut at characters such as U+2028, which JSON leaves as they are within a text.
+    lines = [line for part in present for line in part.read_text(encoding="utf-8").split("\n") if line]
     whole = into.with_name(f"{into.name}.partial")
-    whole.write_text("".join(sorted(lines, key=lambda line: json.loads(line)["index"])), encoding="utf-8")
+    ordered = sorted(lines, key=lambda line: json.loads(line)["index"])
+    whole.write_text("".join(f"{line}\n" for line in ordered), encoding="utf-8")
     whole.replace(into)
     for part in present:
         # A single rank writes to the file itself.

@@ -1,6 +1,7 @@
 """From a checkpoint to a folder that others can load: a PEFT adapter, or a whole Hugging Face model."""
 
 import copy
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,35 +11,50 @@ from torch import nn
 
 from dmpo_lightning.checkpoints.weights import read_weights
 from dmpo_lightning.models.backbone import Backbone
+from dmpo_lightning.models.loading import EMBEDDED_MODELS
 
 PREFIX = "policy.model."
 
 
+logger = logging.getLogger(__name__)
+
+
 def export_checkpoint(
-    checkpoint: str | Path, output: str | Path, *, merge: bool = False, model: str | None = None
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    merge: bool = False,
+    model: str | None = None,
+    trust_remote_code: bool = False,
+    trust_checkpoint: bool = False,
 ) -> int:
     """Writes the trained policy of a checkpoint to ``output``, with its tokenizer, and returns the number of trained
     tensors.
 
     An adapter is written as PEFT has it (``adapter_model.safetensors``), or merged into its base with ``merge``. A
-    fully fine-tuned model is written whole. Either folder can be given as ``model`` to any command.
+    fully fine-tuned model is written whole. Either folder can be given as ``model`` to any command. Of transformers it
+    is ``AutoModelForMaskedLM.from_pretrained`` that loads a whole one, if it is LLaDA or Dream after
+    ``import dmpo_lightning.models``.
 
     Args:
         checkpoint: a file or folder written by the Trainer, see `read_weights`.
         output: a folder, created if need be.
         merge: add the adapter to the base's weights and write the whole model.
-        model: where the base is to be found now, if not where the run had it.
+        model: where the base is to be found now, if not where the run had it. The checkpoint may name any hub id or
+            folder, which is then loaded as data.
+        trust_remote_code: run code that comes with the base. What the checkpoint says of this is not believed.
+        trust_checkpoint: read a folder of DeepSpeed, which can run any code.
 
     Raises:
         ValueError: no such file, not a checkpoint of this package, tensors that do not match the model, an adapter on
             random weights without ``merge``, or an output folder that holds other weights.
     """
-    saved = read_weights(checkpoint)
-    backbone = Backbone.from_plain(saved["backbone"], model=model)
+    saved = read_weights(checkpoint, trust_checkpoint=trust_checkpoint)
+    backbone = _backbone(saved["backbone"], model, trust_remote_code=trust_remote_code)
     if backbone.adapter is not None and backbone.random_weights and not merge:
         raise ValueError("An adapter on random weights has no base to be found again; write the model with --merge.")
     # Trained in 4 bits or checkpointed, an exported model is neither.
-    network = replace(backbone, quantization=None, gradient_checkpointing=False).build(seed=saved["seed"])
+    network = replace(backbone, quantization=None, gradient_checkpointing=False).build(seed=int(saved.get("seed", 0)))
     # Refused before anything is written.
     _refuse_other_weights(Path(output), adapter=hasattr(network, "peft_config") and not merge)
     count = _load_trained(network, saved["state_dict"])
@@ -46,6 +62,25 @@ def export_checkpoint(
     backbone.load_tokenizer().save_pretrained(str(output))
     _verify(network, Path(output), merge=merge)
     return count
+
+
+def _backbone(plain: dict[str, Any], model: str | None, *, trust_remote_code: bool) -> Backbone:
+    """What a checkpoint says of its model, which is believed as far as nothing of it runs."""
+    named = [plain.get(name) for name in ("model", "tokenizer", "revision")]
+    if not all(isinstance(name, str | None) for name in named):
+        raise ValueError(f"The checkpoint must name its model, tokenizer and revision by texts, got {named}.")
+    try:
+        backbone = Backbone.from_plain(plain | {"trust_remote_code": trust_remote_code}, model=model)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"The checkpoint describes its model in a way that is not understood: {error}.") from error
+    if plain.get("trust_remote_code") and not trust_remote_code:
+        logger.warning(
+            "The run trusted code that comes with %r. It is not executed now; add --trust_remote_code if you trust it.",
+            backbone.model,
+        )
+    if model is None and backbone.model not in EMBEDDED_MODELS and not Path(str(backbone.model)).is_dir():
+        logger.warning("The base is %r of the hub, as the checkpoint says.", backbone.model)
+    return backbone
 
 
 def save_policy(network: Any, tokenizer: Any, weights: dict[str, torch.Tensor], output: str | Path) -> None:

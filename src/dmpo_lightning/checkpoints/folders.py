@@ -1,24 +1,65 @@
-"""Checkpoints on the disk: how they appear when they are complete, and which is the newest that can be read.
-
-Imports no torch.
-"""
+"""Checkpoints on the disk: how they appear when they are complete, and which is the newest that can be read."""
 
 import json
 import logging
 import os
 import shutil
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
 SIZES = "sizes.json"
 """Lists the files of a complete folder with their sizes."""
+SUFFIXES = (".ckpt", ".ckpt.old")
+"""Of checkpoints. The second is left where a job was killed while a folder was being replaced."""
+PARTIAL = ".partial"
 
 
 def partial_name(target: Path) -> Path:
     """Where a checkpoint is written until it is complete."""
-    return target.with_name(f"{target.name}.partial")
+    return target.with_name(f"{target.name}{PARTIAL}")
+
+
+def write_file(checkpoint: dict[str, Any], target: Path) -> None:
+    """Writes a checkpoint of one file, beside the one before and then in its place.
+
+    Raises:
+        OSError: the file cannot be written. The one before is as it was.
+    """
+    import torch
+
+    partial = partial_name(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+        complete_folder(partial, target)
+    # torch turns some errors of the disk into its own.
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else (error.__cause__ or error.__context__ or error)
+        raise OSError(
+            f"Checkpoint {str(target)!r} could not be written ({cause}); the one before, if there was any, is as it "
+            "was. Make room on the disk or say where there is some (`dirpath` of ModelCheckpoint), and continue."
+        ) from error
+    finally:
+        # Once it has taken its place it is no longer there.
+        partial.unlink(missing_ok=True)
+
+
+def remove_partial(*folders: Path) -> None:
+    """Removes what jobs that were killed have left half-written directly in some folders.
+
+    Called before a run writes there. A job that is writing there at this moment would lose its checkpoint.
+    """
+    for path in (path for folder in folders for path in _entries(folder) if f".ckpt{PARTIAL}" in path.name):
+        logger.warning("Removed %s, a checkpoint that was never completed.", path)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def complete_folder(partial: Path, target: Path) -> None:
@@ -28,7 +69,7 @@ def complete_folder(partial: Path, target: Path) -> None:
         (partial / SIZES).write_text(json.dumps(sizes))
     _flush(partial)
     # Renaming replaces neither a link (`save_last: link`) nor a file by a folder.
-    if target.is_symlink() or (target.is_file() and partial.is_dir()):
+    if partial.is_dir() and (target.is_symlink() or target.is_file()):
         target.unlink()
     old = target.with_name(f"{target.name}.old")
     # A folder cannot be replaced at once. For a moment only `old` is there, where `newest_readable` looks too.
@@ -36,6 +77,7 @@ def complete_folder(partial: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     partial.replace(target)
+    _flush_names(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -46,28 +88,66 @@ def _flush(folder: Path) -> None:
             os.fsync(file.fileno())
 
 
+def _flush_names(folder: Path) -> None:
+    """Has the machine write to the disk which names a folder holds, where it can be told to."""
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def newest_readable(*folders: Path) -> Path | None:
-    """The newest ``*.ckpt`` below some folders that can be read, or None. Those that cannot be read are logged.
+def newest_readable(*folders: Path, why_unusable: Callable[[Path], str | None] = lambda path: None) -> Path | None:
+    """The newest ``*.ckpt`` below some folders that can be read and used, or None. Those passed over are logged.
 
-    Looks at ``*.ckpt.old`` too, which is left where a job was killed while a folder was being replaced.
+    Args:
+        folders: that are searched, with all folders in them.
+        why_unusable: what else is wrong with a checkpoint that can be read, None if nothing is.
     """
-    candidates = {path for folder in folders for name in ("*.ckpt", "*.ckpt.old") for path in folder.rglob(name)}
-    # A link may lead to what is no longer there, and has no time to sort by.
-    for path in sorted(filter(Path.exists, candidates), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        problem = why_unreadable(path)
+    candidates = {path: age for folder in folders for path in _checkpoints_below(folder) if (age := _written(path))}
+    for path in sorted(candidates, key=lambda path: (candidates[path], str(path)), reverse=True):
+        problem, verb = why_unreadable(path), "read"
+        if problem is None:
+            problem, verb = why_unusable(path), "used"
         if problem is None:
             return path
-        logger.warning("Checkpoint %s cannot be read (%s); trying the one before.", path, problem)
+        logger.warning("Checkpoint %s cannot be %s (%s); trying the one before.", path, verb, problem)
     return None
+
+
+def _checkpoints_below(folder: Path) -> Iterator[Path]:
+    # Passes over folders that vanish meanwhile, as `rglob` does not.
+    for parent, folders, files in os.walk(folder):
+        yield from (Path(parent, name) for name in (*folders, *files) if name.endswith(SUFFIXES))
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _written(path: Path) -> int:
+    """When a checkpoint was written. 0 where there is none (any more), to which a link may lead too."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def why_unreadable(path: Path) -> str | None:
     """What is wrong with a checkpoint, a file of torch or the folder of a sharded one. None if nothing is."""
-    return _folder_problem(path) if path.is_dir() else _file_problem(path)
+    try:
+        return _folder_problem(path) if path.is_dir() else _file_problem(path)
+    # A running job may replace or remove it at any moment.
+    except OSError as error:
+        return str(error)
 
 
 def _folder_problem(folder: Path) -> str | None:
@@ -91,6 +171,9 @@ def _folder_problem(folder: Path) -> str | None:
 
 
 def _file_problem(path: Path) -> str | None:
+    # Opening a pipe would wait for somebody who writes into it.
+    if path.exists() and not path.is_file():
+        return "it is neither a file nor a folder"
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()

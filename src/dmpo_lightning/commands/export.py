@@ -18,6 +18,21 @@ def run(arguments: Sequence[str]) -> None:
         "--merge", action="store_true", help="merge the adapter into its base and write the whole model"
     )
     parser.add_argument("--model", type=str, default=None, help="where the base is now, if not where the run had it")
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="run code that comes with the base, which the checkpoint cannot ask for",
+    )
+    parser.add_argument(
+        "--trust_checkpoint", action="store_true", help="unpickle a folder of DeepSpeed, which can run any code"
+    )
     options = parser.parse_args(list(arguments))
-    count = export_checkpoint(options.ckpt_path, options.output, merge=options.merge, model=options.model)
+    count = export_checkpoint(
+        options.ckpt_path,
+        options.output,
+        merge=options.merge,
+        model=options.model,
+        trust_remote_code=options.trust_remote_code,
+        trust_checkpoint=options.trust_checkpoint,
+    )
     print(f"{options.output}: {count} trained tensors" + (", merged into the base" if options.merge else ""))

@@ -7,20 +7,16 @@ import difflib
 import re
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info
 
 from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation_report import EvaluationReport
-from dmpo_lightning.checkpoints.folders import newest_readable
+from dmpo_lightning.commands.last_checkpoint import newest_checkpoint, why_untrusted
 from dmpo_lightning.modules.base import PolicyModule
 
 
@@ -65,6 +61,16 @@ class DMPOCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("model.init_args.model", "data.init_args.tokenizer", compute_fn=tokenizer_source)
+        parser.add_argument(
+            "--trust_checkpoint",
+            action="store_true",
+            help="take a checkpoint from a URL, of DeepSpeed, or one that holds more than data; each can run any code",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Does nothing. In Lightning the ``hyper_parameters`` of a checkpoint choose the model's class and arguments,
+        so that a foreign file would say what is executed. `PolicyModule` stores none.
+        """
 
     def before_instantiate_classes(self) -> None:
         """One seed for everything: the model takes `seed_everything` unless it was given its own."""
@@ -90,51 +96,28 @@ class DMPOCLI(LightningCLI):
                 callbacks.append(callback_class())
         return trainer
 
-    def _find_last(self) -> None:
+    def _choose_checkpoint(self) -> None:
         """Replaces ``last`` by the newest checkpoint of all runs of that name, so that a requeued job needs no other
-        command. An evaluation needs that there is one.
+        command. An evaluation needs that there is one. Any other checkpoint must be data alone, or trusted.
         """
         options = self.config_init[self.subcommand]
-        if options.get("ckpt_path") != "last":
-            return
-        options["ckpt_path"] = newest_checkpoint(self.trainer, self.model)
-        if options["ckpt_path"] is None and self.subcommand != "fit":
-            self.parser.error("`--ckpt_path last` found no checkpoint; pass its path, or leave it out.")
+        path, trusted = options.get("ckpt_path"), options.get("trust_checkpoint")
+        if path == "last":
+            options["ckpt_path"] = newest_checkpoint(self.trainer, self.model, continues=self.subcommand == "fit")
+            if options["ckpt_path"] is None and self.subcommand != "fit":
+                self.parser.error("`--ckpt_path last` found no checkpoint; pass its path, or leave it out.")
+        elif path is not None and not trusted:
+            problem = why_untrusted(str(path), weights_only=options.get("weights_only") is True)
+            if problem is not None:
+                self.parser.error(f"`--ckpt_path {path}`: {problem}")
 
     # Called once the Trainer exists, whose ranks can choose together (docs/decisions/027-last-checkpoint.md).
-    before_fit = before_validate = before_test = before_predict = _find_last
+    before_fit = before_validate = before_test = before_predict = _choose_checkpoint
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning does it, without its warning that arguments are passed in, as the entry point always does."""
         assert args is None or isinstance(args, list)
         self.config = parser.parse_args(args)
-
-
-def newest_checkpoint(trainer: Trainer, module: LightningModule) -> str | None:
-    """The newest readable checkpoint of all runs of that name, and in the folders of each `ModelCheckpoint`.
-
-    Says which it is, or that there is none yet, and then returns None. Rank 0 decides for all, because other nodes may
-    not see yet what it sees.
-    """
-    strategy: Any = trainer.strategy
-    # Lightning's own launcher starts the other ranks on this machine once rank 0 has chosen.
-    if trainer.world_size == 1 or isinstance(strategy.cluster_environment, LightningEnvironment):
-        return _newest_checkpoint(trainer)
-    # The ranks join now. The Trainer does both again, which changes nothing for those who have joined.
-    strategy.connect(module)
-    strategy.setup_environment()
-    return strategy.broadcast(_newest_checkpoint(trainer) if trainer.is_global_zero else None)
-
-
-def _newest_checkpoint(trainer: Trainer) -> str | None:
-    logger = trainer.logger
-    runs = Path((logger and logger.save_dir) or trainer.default_root_dir) / str((logger and logger.name) or "")
-    own = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    # A `ModelCheckpoint` may write anywhere. Without a folder of its own it writes below the run.
-    folders = [runs, *(Path(folder) for folder in own if folder)]
-    newest, where = newest_readable(*folders), " and ".join(map(str, folders))
-    rank_zero_info(f"No checkpoint in {where}: starts afresh." if newest is None else f"Continues from {newest}.")
-    return None if newest is None else str(newest.absolute())
 
 
 def _constructor_message(error: ValueError) -> str:

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 
 from dmpo_lightning.data.prompts import pad_left
 from dmpo_lightning.data.tokens import check_text, text_ids, tokenize_prompt
+from dmpo_lightning.distributed.ranks import own_rank
 from dmpo_lightning.models.families import family_of_tokenizer
-from dmpo_lightning.models.loading import load_tokenizer
+from dmpo_lightning.models.loading import end_token_ids, load_tokenizer
 from dmpo_lightning.tasks.base import Split, Task
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class DemonstrationsDataModule(LightningDataModule):
         batch_size: pairs per batch and rank.
 
     Raises:
-        ValueError: a completion that does not fit, named by its row (at setup).
+        ValueError: a tokenizer without an end token, a completion that does not fit, named by its row (at setup), or
+            fewer pairs to train on than a batch (when training starts).
     """
 
     def __init__(
@@ -64,11 +66,7 @@ class DemonstrationsDataModule(LightningDataModule):
         super().__init__()
         self.task, self.completion_length, self.batch_size = task, completion_length, batch_size
         self.tokenizer = load_tokenizer(tokenizer)
-        family = family_of_tokenizer(self.tokenizer)
-        self._end_of_turn = (
-            # A family's last end token ends a turn, the one before it a text.
-            self.tokenizer.convert_tokens_to_ids(family.end_tokens[-1]) if family else self.tokenizer.eos_token_id
-        )
+        self._end_of_turn, self._end_of_text = _end_tokens(self.tokenizer)
         self._rows: dict[str, list[_Row]] = {}
 
     def setup(self, stage: str) -> None:
@@ -80,6 +78,13 @@ class DemonstrationsDataModule(LightningDataModule):
                 ]
 
     def train_dataloader(self) -> "DataLoader[_Row]":
+        each = -(-len(self._rows["train"]) // own_rank()[1])
+        # Incomplete batches are dropped, so that training would end without a step and without a word.
+        if each < self.batch_size:
+            raise ValueError(
+                f"`batch_size` {self.batch_size} is more than the {each} pairs that each rank has to train on, so that "
+                "there is no batch; lower it, or give more pairs."
+            )
         return self._loader("train", shuffle=True)
 
     def val_dataloader(self) -> "DataLoader[_Row]":
@@ -92,7 +97,6 @@ class DemonstrationsDataModule(LightningDataModule):
         )
 
     def _row(self, index: int, example: Mapping[str, Any]) -> _Row:
-        eos = self.tokenizer.eos_token_id
         ids: list[Any] = [*self._completion_ids(index, example["completion"]), self._end_of_turn]
         if len(ids) > self.completion_length:
             raise ValueError(
@@ -100,7 +104,7 @@ class DemonstrationsDataModule(LightningDataModule):
                 f"`completion_length` {self.completion_length}; raise it or remove the row."
             )
         # A sampler fills a fixed number of places, so the model must learn with what, behind the end of its turn.
-        ids += [eos] * (self.completion_length - len(ids))
+        ids += [self._end_of_text] * (self.completion_length - len(ids))
         try:
             prompt = tokenize_prompt(self.tokenizer, self.task.prompt(example), self.task.prefill)
         except ValueError as error:
@@ -120,3 +124,22 @@ class DemonstrationsDataModule(LightningDataModule):
         prompt_ids, prompt_mask = pad_left([row["prompt"] for row in rows], self.tokenizer.pad_token_id or 0)
         completions = torch.tensor([row["completion"] for row in rows])
         return DemonstrationBatch(prompt_ids, prompt_mask, completions, torch.tensor([row["index"] for row in rows]))
+
+
+def _end_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int]:
+    """The ids that end a turn, and a text: an eos token is both, and a separator where there is none, as BERT has it.
+
+    Raises:
+        ValueError: the tokenizer has nothing that ends a completion.
+    """
+    ends = end_token_ids(tokenizer)
+    if not ends:
+        raise ValueError(
+            "The tokenizer has neither an eos token nor a separator, of which one must end a completion; set its "
+            "`eos_token`."
+        )
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    end_of_text: Any = ends[0] if eos is None else eos
+    family = family_of_tokenizer(tokenizer)
+    # A family's last end token ends a turn, the one before it a text.
+    return (tokenizer.get_vocab()[family.end_tokens[-1]] if family else end_of_text), end_of_text

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,16 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dmpo_lightning.tasks.base import check_choice
+from dmpo_lightning.tasks.json_lines import NOT_UTF8, numbered_lines
 
 OnBadRow = Literal["error", "skip"]
 Row = Mapping[str, Any]
 HELD_OUT = 256
 """Examples held out of training for a split that the source lacks, where `sizes` says nothing."""
 SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+_UNDECODED = re.compile("[\udc80-\udcff]")
+"""Bytes that are not UTF-8, as ``surrogateescape`` reads them."""
 
 logger = logging.getLogger(__name__)
 
@@ -127,13 +132,14 @@ def _numbered_rows(path: Path) -> Iterator[tuple[int, "Row | str"]]:
     elif path.suffix == ".csv":
         # A byte order mark, as spreadsheets write it, would become part of the first column's name. Line ends are the
         # reader's business, because quoted fields may hold some.
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             yield from _csv_rows(csv.DictReader(file))
     else:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, _json_row(line)
+        for number, value, problem in numbered_lines(path):
+            if isinstance(value, dict):
+                yield number, value
+            else:
+                yield number, problem or f"not a JSON object but {type(value).__name__}"
 
 
 def _csv_rows(reader: "csv.DictReader[str]") -> Iterator[tuple[int, "Row | str"]]:
@@ -145,16 +151,7 @@ def _csv_rows(reader: "csv.DictReader[str]") -> Iterator[tuple[int, "Row | str"]
         # A field above the reader's limit, for one. The reader goes on behind it.
         except csv.Error as error:
             row = f"not CSV ({error})"
-        yield reader.line_num, row
-
-
-def _json_row(line: str) -> "Row | str":
-    try:
-        row = json.loads(line)
-    # Deeply nested brackets end in a RecursionError, which is a bad row and no reason to stop.
-    except (ValueError, RecursionError) as error:
-        return f"not JSON ({error})"
-    return row if isinstance(row, dict) else f"not a JSON object but {type(row).__name__}"
+        yield reader.line_num, NOT_UTF8 if _UNDECODED.search(json.dumps(row, ensure_ascii=False)) else row
 
 
 class HeldOutSplits(Mapping[str, list[dict[str, Any]]]):

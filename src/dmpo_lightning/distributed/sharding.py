@@ -136,8 +136,6 @@ def check_gatherable(model: nn.Module) -> None:
             "`gather_for_generation` does not work under FSDP1, which gathers weights in its own forward only; use "
             "FSDP2, or FSDP1 with sharding_strategy SHARD_GRAD_OP, which keeps them between forwards."
         )
-    if isinstance(model, FSDPModule) and not hasattr(model, "set_reshard_after_forward"):
-        raise ValueError("`gather_for_generation` under FSDP2 needs torch 2.8 or newer.")
 
 
 def own_part(parameter: Any) -> Any:

@@ -24,8 +24,9 @@ class WholeFolders:
         """As Lightning's strategy does it. All ranks call it."""
         target = Path(self.broadcast(str(filepath)))
         if self.is_global_zero:
-            # What a job that was killed has left, which must be gone before any rank writes.
+            # What a job that was killed has left, a folder or a file, which must be gone before any rank writes.
             shutil.rmtree(partial_name(target), ignore_errors=True)
+            partial_name(target).unlink(missing_ok=True)
         self.barrier()
         super().save_checkpoint(checkpoint, partial_name(target), storage_options)  # type: ignore[misc]
         self.barrier()

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 def families() -> tuple[Family, ...]:
     """The families with a native model.
 
-    Their modules are imported here and not at the top, because they import transformers, and importing them registers
-    their architectures with it. Whoever is about to call an Auto class of transformers therefore calls this first.
+    Importing their modules registers their architectures with transformers. Whoever is about to call an Auto class of
+    transformers therefore calls this first, as importing `dmpo_lightning.models` does.
     """
     from dmpo_lightning.models import dream, llada
 

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dmpo_lightning.distributed.checkpoint_io import write_whole_files
 from dmpo_lightning.distributed.lock_step import LockStep
 from dmpo_lightning.distributed.ranks import check_same_start
 from dmpo_lightning.distributed.sharding import is_zero3, plain_name, shard_fsdp2, wrap_fsdp1
@@ -42,6 +44,9 @@ class PolicyModule(LightningModule):
         seed: of all draws. None is 0.
         check_forwards: compares the ranks before each forward.
     """
+
+    checkpoint_keys: tuple[str, ...] = ()
+    """What a module writes itself and cannot continue without."""
 
     # Checkpoints hold trainable weights alone (`state_dict`), so Lightning must not ask for all of them.
     strict_loading = False
@@ -116,8 +121,9 @@ class PolicyModule(LightningModule):
         self._is_sharded = True
 
     def setup(self, stage: str) -> None:
-        """Where weights are divided, ranks run their forwards together."""
+        """Where weights are divided, ranks run their forwards together. Checkpoint files are complete or absent."""
         strategy = self.trainer.strategy
+        write_whole_files(strategy)
         # Those may be of a checkpoint that was evaluated before.
         self._stored_options = None
         if self.trainer.world_size > 1 and (divides_weights(strategy) or self._lock_step is not None):
@@ -219,8 +225,14 @@ class PolicyModule(LightningModule):
         read already, there must have been room from the start.
 
         Raises:
-            ValueError: there was none, because this run does not renew its reference.
+            ValueError: there was none, because this run does not renew its reference. Training cannot continue from it.
         """
+        lacking = [key for key in self.checkpoint_keys if key not in checkpoint]
+        if lacking and self.trainer.state.fn == TrainerFn.FITTING:
+            raise ValueError(
+                f"The checkpoint has no {lacking[0]!r}: it holds weights alone or is not of {type(self).__name__}, so "
+                "that no run can continue from it. Give another one; `export` makes a model of one to start from."
+            )
         self._stored_options = checkpoint.get("options")
         reference, network = self.policy.reference, self.policy.model
         reference.announce_update()

@@ -81,6 +81,8 @@ class DMPO(EvaluationModule):
         ```
     """
 
+    checkpoint_keys = ("dmpo",)
+
     def __init__(
         self,
         model: str | Backbone | nn.Module,
@@ -273,7 +275,9 @@ class DMPO(EvaluationModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continues within the buffer. Where a buffer has another layout now, weights and counters alone continue."""
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint["dmpo"]
+        # A checkpoint of weights alone can be evaluated.
+        if (state := checkpoint.get("dmpo")) is None:
+            return
         self.buffers_collected, self.rollouts_seen = state["buffers_collected"], state["rollouts_seen"]
         if state["layout"] == self._layout:
             self._continuation.load(state["ranks"][self.trainer.global_rank], self.buffer)

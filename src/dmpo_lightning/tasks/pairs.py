@@ -2,22 +2,25 @@
 
 import json
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from dmpo_lightning.tasks.base import Example, Message, Split, Task, check_choice
+from dmpo_lightning.tasks.json_lines import numbered_lines
 
 
 class JsonlPairs(Task):
-    """Pairs from a JSON-lines file: ``prompt`` (a string, or a list of messages) and ``completion`` per line.
+    """Pairs from a JSON-lines file in UTF-8: ``prompt`` (a string, or a list of messages) and ``completion`` per line.
 
     Args:
         path: of the file.
-        validation_share: the share of the pairs that is kept for validation, in [0, 1). These are spread evenly.
+        validation_share: the share of the pairs that is kept for validation, in [0, 1). These are spread evenly. Above
+            0 at least one of two pairs or more is kept.
 
     Raises:
-        ValueError: no such file, or (when read) a line that is no such pair, named by file and line.
+        ValueError: no such file, or (when read) no pair in it, or a line that is no such pair, named by file and line.
     """
 
     accuracy = "exact"
@@ -34,17 +37,30 @@ class JsonlPairs(Task):
     @cached_property
     def pairs(self) -> list[Example]:
         """All pairs, in the order of the file."""
-        lines = Path(self.path).read_text(encoding="utf-8").splitlines()
-        return [self._pair(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+        pairs: list[Example] = []
+        for number, pair, unreadable in numbered_lines(self.path):
+            problem = unreadable or _problem(pair)
+            if problem is not None:
+                raise ValueError(f"{self.path}, line {number}: {problem}; mend or remove the line.")
+            pairs.append(pair)
+        if not pairs:
+            raise ValueError(f"{self.path} holds no pair; give a file with a prompt and a completion per line.")
+        return pairs
 
     def examples(self, split: Split) -> Sequence[Example]:
         check_choice("split", split, get_args(Split))
-        # Without a share this is one more than there are pairs, so that none is held out.
-        every = round(1 / self.validation_share) if self.validation_share else len(self.pairs) + 1
-        held_out = [pair for index, pair in enumerate(self.pairs) if index % every == every - 1]
-        if split != "train":
-            return held_out
-        return [pair for index, pair in enumerate(self.pairs) if index % every != every - 1]
+        held_out = self._held_out()
+        return [pair for index, pair in enumerate(self.pairs) if (index in held_out) == (split != "train")]
+
+    def _held_out(self) -> set[int]:
+        """The places of the pairs that are kept for validation."""
+        count = len(self.pairs)
+        # Of the number as it was written: 0.07 as a float is a little more, and its multiples would be now and then.
+        share = Fraction(str(self.validation_share))
+        # Each pair with which the share of those so far reaches the next whole number.
+        places = {index for index in range(count) if int((index + 1) * share) > int(index * share)}
+        # A share of few pairs is less than one, but a checkpoint that is chosen by `val/loss` needs one.
+        return places or ({count - 1} if share and count > 1 else set())
 
     def prompt(self, example: Example) -> str | Sequence[Message]:
         return example["prompt"]
@@ -52,13 +68,29 @@ class JsonlPairs(Task):
     def score(self, example: Example, completion: str) -> dict[str, float]:
         return {"exact": float(completion.strip() == example["completion"].strip())}
 
-    def _pair(self, number: int, line: str) -> Example:
-        try:
-            pair = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{self.path}, line {number}: not JSON ({error}); mend or remove the line.") from error
-        if not isinstance(pair, dict) or "prompt" not in pair or not isinstance(pair.get("completion"), str):
-            raise ValueError(
-                f"{self.path}, line {number}: needs `prompt` and a string `completion`, got {line[:80]!r}."
-            )
-        return pair
+
+def _problem(pair: Any) -> str | None:
+    """What keeps a value from being a pair. None if nothing does."""
+    prompt: Any = pair.get("prompt") if isinstance(pair, dict) else None
+    completion = pair.get("completion") if isinstance(pair, dict) else None
+    if not isinstance(completion, str) or not (isinstance(prompt, str) or _is_conversation(prompt)):
+        return (
+            f"needs `prompt` and a string `completion`, got {json.dumps(pair)[:120]} (a prompt is a string, or a list "
+            "of messages with the strings `role` and `content`)"
+        )
+    texts = [completion, *([prompt] if isinstance(prompt, str) else (message["content"] for message in prompt))]
+    # JSON can write them, but no tokenizer can read them.
+    if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+        return "holds half a surrogate pair, which is no character"
+    return None
+
+
+def _is_conversation(prompt: Any) -> bool:
+    return (
+        isinstance(prompt, list)
+        and len(prompt) > 0
+        and all(
+            isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+            for message in prompt
+        )
+    )

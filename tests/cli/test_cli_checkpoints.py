@@ -1,0 +1,190 @@
+"""Which checkpoint ``--ckpt_path`` takes, and which it refuses to open."""
+
+import logging
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from dmpo_lightning.__main__ import main
+from dmpo_lightning.checkpoints.folders import write_file
+from dmpo_lightning.checkpoints.safe_reading import load_data
+
+SAVE = {
+    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+    "init_args": {"every_n_train_steps": 2, "save_top_k": -1},
+}
+WEIGHTS_ALONE = SAVE | {
+    "init_args": {"every_n_train_steps": 1, "save_top_k": -1, "save_weights_only": True, "filename": "weights-{step}"}
+}
+SMALL = {
+    "trainer": {"enable_progress_bar": False, "val_check_interval": 100, "callbacks": [SAVE], "max_steps": 2},
+    "model": {"init_args": {"micro_batch_size": 16}},
+    "data": {"init_args": {"sizes": {"train": 64, "validation": 8, "test": 8}, "prompts_per_buffer": 4}},
+}
+
+
+def command(name, *options):
+    return main([name, "--config=sudoku_tiny.yaml", "--config=small.yaml", *options])
+
+
+def checkpoints(folder="."):
+    return sorted(str(path) for path in Path(folder).rglob("*.ckpt"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The checkpoint of a run of two steps."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("small.yaml").write_text(yaml.safe_dump(SMALL))
+        assert command("fit") == 0
+        (path,) = checkpoints()
+        return folder / path
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(yaml.safe_dump(SMALL))
+    return tmp_path
+
+
+def refusal(capsys, *arguments):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        command(*arguments)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    """Makes a folder where it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def test_what_a_checkpoint_says_of_classes_and_remote_code_is_not_obeyed(workplace, finished):
+    """Lightning's command line makes a model of the class that a checkpoint names."""
+    (workplace / "bomb.py").write_text("import os\nos.mkdir('exploded')\nclass Model: pass\n")
+    named = {"_class_path": "bomb.Model", "_instantiator": "x", "model": {"model": "x", "trust_remote_code": True}}
+    torch.save(load_data(finished) | {"hyper_parameters": named}, "foreign.ckpt")
+    assert command("validate", "--ckpt_path=foreign.ckpt") == 0
+    assert not Path("exploded").exists()
+
+
+def pickled_file(path):
+    torch.save({"state_dict": {}, "bomb": Bomb()}, path)
+
+
+def fsdp_folder(path):
+    path.mkdir()
+    torch.save({}, path / "meta.pt")
+    (path / ".metadata").write_bytes(pickle.dumps(Bomb()))
+
+
+def deepspeed_folder(path):
+    path.mkdir()
+    (path / "latest").write_text("checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (pickled_file, "more than data"),
+        (fsdp_folder, "posix.mkdir"),
+        (deepspeed_folder, "DeepSpeed"),
+        (os.mkfifo, "no file"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_a_checkpoint_that_could_run_code_is_refused(workplace, capsys, write, reason, verb):
+    write(workplace / "a.ckpt")
+    said = refusal(capsys, verb, "--ckpt_path=a.ckpt")
+    assert reason in said
+    assert "--trust_checkpoint" in said
+    assert not Path("exploded").exists()
+
+
+def test_a_trusted_checkpoint_is_opened_whatever_it_holds(workplace):
+    pickled_file(workplace / "a.ckpt")
+    # Lightning passes the choice on to torch.
+    with pytest.raises(KeyError, match=r"pytorch-lightning_version|state_dict|epoch|global_step"):
+        command("fit", "--ckpt_path=a.ckpt", "--trust_checkpoint", "--weights_only=false")
+    assert Path("exploded").exists()
+
+
+@pytest.mark.parametrize("url", ["http://localhost:9/a.ckpt", "s3://bucket/a.ckpt", "registry:model"])
+def test_a_checkpoint_that_is_elsewhere_is_refused_unless_it_is_read_as_data(workplace, capsys, url):
+    said = refusal(capsys, "validate", f"--ckpt_path={url}")
+    assert "not on this machine" in said
+    assert "--trust_checkpoint" in said
+
+
+def test_a_path_that_does_not_exist_is_said_in_one_line(workplace, capsys):
+    assert "no such file or folder" in refusal(capsys, "fit", "--ckpt_path=nowhere.ckpt")
+
+
+def test_the_help_says_what_trusting_means(workplace, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    assert "--trust_checkpoint" in capsys.readouterr().out
+
+
+# The last of a run ----------------------------------------------------------------------------------------------------
+
+
+def other_runs(finished):
+    """Where runs of other names and their tools leave checkpoints, all newer than anything of one's own."""
+    for folder in ("runs/other/version_0/checkpoints", "runs/sudoku_tiny/other/version_0/checkpoints", "data", "."):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_file(load_data(finished) | {"global_step": 100}, Path(folder) / "newest.ckpt")
+
+
+@pytest.mark.parametrize(
+    "logger",
+    ["--trainer.logger=false", "--trainer.logger.init_args.name=", "--trainer.logger.init_args.name=sudoku_tiny"],
+    ids=["no logger", "empty name", "name"],
+)
+def test_no_other_run_is_continued(workplace, finished, caplog, logger):
+    assert command("fit", logger) == 0
+    assert len(checkpoints()) == 1
+    other_runs(finished)
+    assert command("fit", logger, "--ckpt_path=last", "--trainer.max_steps=4") == 0
+    (new,) = [path for path in checkpoints() if "step=4" in path]
+    assert load_data(new)["global_step"] == 4
+
+
+def test_weights_alone_are_passed_over_by_training_and_taken_by_an_evaluation(workplace, caplog, capfd):
+    callbacks = yaml.safe_dump({"trainer": {"callbacks": [SAVE, WEIGHTS_ALONE]}})
+    Path("two.yaml").write_text(callbacks)
+    assert command("fit", "--config=two.yaml") == 0
+    for path in checkpoints():
+        if "weights" not in path:
+            os.utime(path, (1000, 1000))
+    with caplog.at_level(logging.WARNING):
+        assert command("fit", "--config=two.yaml", "--ckpt_path=last", "--trainer.max_steps=4") == 0
+    assert "weights-step=2.ckpt cannot be used (it holds weights alone" in caplog.text
+    (new,) = [path for path in checkpoints() if "step=4" in path and "weights" not in path]
+    assert load_data(new)["global_step"] == 4
+    (weights,) = [path for path in checkpoints() if "weights-step=4" in path]
+    assert command("validate", f"--ckpt_path={weights}") == 0
+
+
+def test_half_written_checkpoints_are_removed_by_training_alone(workplace):
+    assert command("fit") == 0
+    (own,) = checkpoints()
+    partial = Path(own).with_name("a.ckpt.partial")
+    partial.write_bytes(b"1")
+    assert command("validate", "--ckpt_path=last") == 0
+    assert partial.exists()
+    assert command("fit", "--ckpt_path=last") == 0
+    assert not partial.exists()
