@@ -193,7 +193,9 @@ def test_a_call_that_forks_is_answered_once(pool):
     assert pool.map([("return", number) for number in range(10)]) == list(range(10))
 
 
-@pytest.mark.parametrize("content", [b"\0", b"\xff\xff\xff\xff", b"stray", b'{"number": 1}\n', b"7\n[]\n", b'\n{"number"'])
+@pytest.mark.parametrize(
+    "content", [b"\0", b"\xff\xff\xff\xff", b"stray", b'{"number": 1}\n', b"7\n[]\n", b'\n{"number"']
+)
 def test_bytes_that_are_no_answer_are_left_out(pool, content):
     calls = [("write to all files", content), ("return", 1), ("write to all files", content), ("return", 2)]
     assert pool.map(calls) == ["written", 1, "written", 2]
@@ -217,7 +219,7 @@ def test_a_worker_that_closes_its_pipe_fails_its_own_call_only(pool):
 
 def test_an_exit_by_an_exception_is_told_and_costs_no_worker():
     pool = WorkerPool(behave, workers=1)
-    before, error, after = pool.map([("pid",), ("exit by an exception", 7), ("pid",)])
+    before, error, after = pool.map([("pid",), ("sys.exit", 7), ("pid",)])
     assert isinstance(error, CallError)
     assert str(error) == "SystemExit: 7"
     assert before == after

@@ -15,6 +15,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from dmpo_lightning.callbacks.completions import CompletionWriter
@@ -22,16 +23,35 @@ from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation_report import EvaluationReport
 from dmpo_lightning.checkpoints.folders import newest_readable
 from dmpo_lightning.modules.base import PolicyModule
+from dmpo_lightning.terminal import escaped
 
 
 class DMPOArgumentParser(LightningArgumentParser):
-    """Says what exists where a key is misspelt, instead of printing every option of the Trainer."""
+    """Says what is missing or what exists in one line, instead of printing every option of the Trainer."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # Else `--trainer.max_step` would mean `max_steps`, or another option in the next version of Lightning.
+        super().__init__(*args, **{"allow_abbrev": False} | options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         parser = getattr(ex, "subcommand_parser", None) or self
+        line = _remedy(message, parser) or message
+        if self.exit_on_error and "\n" not in line:
+            self.exit(2, f"dmpo-lightning: {escaped(line)}\n")
         parser.usage = f"{parser.prog} [--config NAME_OR_FILE ...] [--key value ...]"
-        hint = _existing_keys(message, parser)
-        super().error(message if hint in message else f"{message}\n{hint}", ex)
+        super().error(message, ex)
+
+
+def _remedy(message: str, parser: LightningArgumentParser) -> str:
+    """One line on what is missing or misspelt, empty where something else is wrong."""
+    if missing := re.search(r"the following arguments are required: (.+)", message):
+        return (
+            f"A configuration is missing, which states {missing[1]}: pass --config NAME_OR_FILE, such as --config "
+            "sudoku_tiny.yaml (`dmpo-lightning configs` lists those shipped)."
+        )
+    unknown = re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)", message)
+    keys = _existing_keys(message, parser)
+    return f"There is no option {unknown[1] or unknown[2]}. {keys}" if unknown and keys else ""
 
 
 def _existing_keys(message: str, parser: LightningArgumentParser) -> str:
@@ -40,12 +60,12 @@ def _existing_keys(message: str, parser: LightningArgumentParser) -> str:
         owners = re.findall(r"given class_path '([\w.]+)'", message[: refused.start()])
         # Class paths nest, and the last one named before the key is the one that refused it.
         names = _constructor_arguments(owners[-1]) if owners else []
-        return f"{owners[-1]} has: {', '.join(names)}.{_closest(refused[1], names)}" if names else ""
+        return f"{_closest(refused[1], names)}{owners[-1]} has: {', '.join(names)}." if names else ""
     if unknown := re.search(r"unrecognized arguments: --([\w.]+)", message):
         options = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
         group = unknown[1].rpartition(".")[0]
         names = sorted(name for name in options if name.rpartition(".")[0] == group)
-        return f"Options there: {', '.join(names)}.{_closest(unknown[1], names)}" if names else ""
+        return f"{_closest(unknown[1], names)}Options there: {', '.join(names)}." if names else ""
     return ""
 
 
@@ -57,7 +77,7 @@ def _constructor_arguments(class_path: str) -> list[str]:
 
 def _closest(name: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean {close[0]}?" if close else ""
+    return f"Did you mean {close[0]}? " if close else ""
 
 
 class DMPOCLI(LightningCLI):
@@ -74,6 +94,17 @@ class DMPOCLI(LightningCLI):
         if options is not None and options.get("seed", 0) is None:
             options["seed"] = config.seed_everything
 
+    def _check_checkpoint(self, path: str | None) -> None:
+        """Ends a run from a checkpoint that does not exist before its model is loaded."""
+        # Names that Lightning or this command line looks up, and addresses.
+        if path is None or path in ("last", "best", "hpc") or path.startswith("registry") or "://" in path:
+            return
+        if not Path(path).exists():
+            self.parser.error(
+                f"`--ckpt_path` must be a checkpoint of a run, a file or a folder, or `last`; got {path}, which does "
+                "not exist."
+            )
+
     def instantiate_classes(self) -> None:
         """As Lightning does it. What a constructor refuses is one line and status 2, not a traceback."""
         try:
@@ -88,6 +119,7 @@ class DMPOCLI(LightningCLI):
         for callback_class in (CompletionWriter, EvaluationReport):
             if not any(isinstance(callback, callback_class) for callback in callbacks):
                 callbacks.append(callback_class())
+        reserve_folders(trainer)
         return trainer
 
     def _find_last(self) -> None:
@@ -108,6 +140,25 @@ class DMPOCLI(LightningCLI):
         """As Lightning does it, without its warning that arguments are passed in, as the entry point always does."""
         assert args is None or isinstance(args, list)
         self.config = parser.parse_args(args)
+        self._check_checkpoint(self.config.get(f"{self.config.get('subcommand')}.ckpt_path"))
+
+
+def reserve_folders(trainer: Trainer) -> None:
+    """Makes the run's ``version_N``, whose number is the next that is free, at the moment it is chosen.
+
+    Lightning looks for the number first and makes the folder later. Two runs that start at once then share one, and
+    write into each other's files.
+    """
+    # Other ranks are told by rank 0.
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        while isinstance(logger, CSVLogger | TensorBoardLogger) and logger._version is None:
+            try:
+                # Asking for the folder chooses the number.
+                Path(logger.log_dir).mkdir(parents=True)
+            except FileExistsError:
+                logger._version = None
 
 
 def newest_checkpoint(trainer: Trainer, module: LightningModule) -> str | None:

@@ -135,7 +135,9 @@ class WorkerPool:
     def _reporting(self) -> list["_Worker"]:
         """The workers that the next answer, death or time limit concerns, after waiting for it."""
         expected = [worker for worker in self._workers if worker.call is not None or not worker.is_ready]
-        seconds = min((worker.seconds_left for worker in expected if worker.seconds_left is not None), default=LIFE_SIGN)
+        seconds = min(
+            (worker.seconds_left for worker in expected if worker.seconds_left is not None), default=LIFE_SIGN
+        )
         ready = wait([worker.answers for worker in expected], min(seconds, LIFE_SIGN))
         return [worker for worker in expected if worker.answers in ready or worker.is_late or not worker.is_alive]
 
