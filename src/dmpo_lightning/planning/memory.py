@@ -53,6 +53,27 @@ class Memory:
         return self.resident_total + self.phases[self.worst_phase].peak
 
 
+@dataclass(frozen=True)
+class Contents:
+    """Bytes that a checkpoint holds, over all ranks but for the rollouts, which are those of one."""
+
+    weights: float
+    optimizer: float
+    reference: float
+    rollouts: float
+
+
+def checkpoint_contents(settings: Settings, architecture: Architecture, sharding: Sharding) -> Contents:
+    """What `PolicyModule` saves: what is trained, the optimizer's states, a renewed reference and the buffer."""
+    estimate = _Estimate(settings, architecture, sharding)
+    return Contents(
+        weights=estimate.gradient_bytes(),
+        optimizer=estimate.optimizer_bytes(),
+        reference=estimate.reference_bytes() if settings.reference_refreshed else 0.0,
+        rollouts=estimate.rollout_bytes(),
+    )
+
+
 def estimate_memory(settings: Settings, architecture: Architecture, sharding: Sharding) -> Memory:
     """The memory of one rank, from `Activations`, `Head` and the sharding rules."""
     return _Estimate(settings, architecture, sharding).memory()
