@@ -291,7 +291,6 @@ def test_a_completion_without_room_for_a_prompt_is_warned_about(capsys):
     facts = plan(capsys, "--config", "sudoku_tiny", "--model.completion_length=200")
     assert facts["tokens"]["prompt"] == 1
     assert any("`completion_length` 200 leaves no room for a prompt in the 128 tokens" in w for w in facts["warnings"])
-    assert "-" not in text(capsys, "--config", "sudoku_tiny", "--model.completion_length=200").split("note: ")[1][:40]
 
 
 @pytest.mark.parametrize(("nodes", "shards"), [(1, 1), (2, 2), (4, 4)])

@@ -204,7 +204,8 @@ class _Estimate:
             blocks = 3 if backward and self.settings.adapter is None else 2
             width = 2.0 if self.precision.autocast else self.precision.weight
             if self.settings.gather_for_generation and not backward:
-                parts["gathered weights"] = width * shape.total * (2 if self.settings.reference_copy else 1)
+                whole = width * shape.total * (2 if self.settings.reference_copy else 1)
+                parts["gathered weights"] = whole + self.adapter_bytes()
             else:
                 parts["gathered weights"] = width * (outside + blocks * shape.block_parameters)
         return parts
