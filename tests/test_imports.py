@@ -15,6 +15,7 @@ from conftest import CHECKED
 ROOT = Path(dmpo_lightning.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = (
+    "terminal",
     "functional",
     "workers",
     "tasks",

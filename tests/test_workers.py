@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dmpo_lightning.workers import CallError, TimeLimitError, WorkerDiedError, WorkerPool
-from worker_functions import behave, refuse
+from worker_functions import behave, import_again_and_again, refuse
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -185,6 +185,68 @@ def test_a_script_without_a_guard_is_an_error_that_says_so(tmp_path):
 def test_an_initializer_that_raises_is_an_error():
     with pytest.raises(RuntimeError, match="could not start: OSError: no model here"):
         WorkerPool(behave, workers=1, initializer=refuse).map([("return", 1)])
+
+
+def test_a_call_that_forks_is_answered_once(pool):
+    calls = [("fork", number) if number % 3 == 0 else ("return", number) for number in range(30)]
+    assert pool.map(calls) == list(range(30))
+    assert pool.map([("return", number) for number in range(10)]) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    "content", [b"\0", b"\xff\xff\xff\xff", b"stray", b'{"number": 1}\n', b"7\n[]\n", b'\n{"number"']
+)
+def test_bytes_that_are_no_answer_are_left_out(pool, content):
+    calls = [("write to all files", content), ("return", 1), ("write to all files", content), ("return", 2)]
+    assert pool.map(calls) == ["written", 1, "written", 2]
+
+
+@pytest.mark.parametrize("time_limit", [None, 60])
+def test_a_worker_that_ends_and_leaves_a_child_fails_its_own_call_only(time_limit):
+    pool = WorkerPool(behave, workers=1, time_limit=time_limit)
+    left, after = pool.map([("leave a child",), ("return", 2)])
+    assert isinstance(left, WorkerDiedError)
+    assert str(left) == "the worker process ended with exit code 3"
+    assert after == 2
+    pool.close()
+
+
+def test_a_worker_that_closes_its_pipe_fails_its_own_call_only(pool):
+    closed, after = pool.map([("close all files",), ("return", 2)])
+    assert isinstance(closed, WorkerDiedError)
+    assert after == 2
+
+
+def test_an_exit_by_an_exception_is_told_and_costs_no_worker():
+    pool = WorkerPool(behave, workers=1)
+    before, error, after = pool.map([("pid",), ("sys.exit", 7), ("pid",)])
+    assert isinstance(error, CallError)
+    assert str(error) == "SystemExit: 7"
+    assert before == after
+    pool.close()
+
+
+@pytest.fixture
+def slow_module(tmp_path, monkeypatch):
+    """The name of a module that takes two seconds to import."""
+    (tmp_path / "slow_module.py").write_text("import time\ntime.sleep(2)\nVALUE = 5\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "slow_module"
+
+
+def test_imports_of_a_call_do_not_count(slow_module):
+    pool = WorkerPool(behave, workers=1, time_limit=1)
+    assert pool.map([("import", slow_module)]) == [5]
+    (late,) = pool.map([("sleep", 60)])
+    assert isinstance(late, TimeLimitError)
+    pool.close()
+
+
+def test_an_import_does_not_start_the_time_limit_anew():
+    pool = WorkerPool(import_again_and_again, workers=1, time_limit=1)
+    (late,) = pool.map([()])
+    assert isinstance(late, TimeLimitError)
+    pool.close()
 
 
 @pytest.mark.parametrize(("workers", "time_limit"), [(0, None), (1, 0), (1, -1), (1, float("nan"))])

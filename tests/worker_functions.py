@@ -1,15 +1,17 @@
 """Functions for worker processes; importing them must not import torch."""
 
+import importlib
 import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from dmpo_lightning.workers import WorkerPool
 
 
-def behave(what, value=None):  # noqa: PLR0911  one line per behaviour
+def behave(what, value=None):  # noqa: PLR0911, PLR0912  one line per behaviour
     """Does what the first argument says."""
     if what == "return":
         return value
@@ -32,7 +34,38 @@ def behave(what, value=None):  # noqa: PLR0911  one line per behaviour
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         Path(value).write_text(f"{os.getpid()} {child.pid}")
         time.sleep(600)
+    if what == "sys.exit":
+        sys.exit(value)
+    if what == "fork":
+        os.fork()
+        return value
+    if what == "leave a child":
+        if os.fork():
+            os._exit(3)
+        time.sleep(600)
+    if what == "write to all files":
+        write_to_all_files(value)
+        return "written"
+    if what == "close all files":
+        os.closerange(3, 256)
+    if what == "import":
+        return importlib.import_module(value).VALUE
     return object()
+
+
+def write_to_all_files(content):
+    """As a library does that writes to a file which is closed by then, and whose number another file has."""
+    for number in range(3, 64):
+        with suppress(OSError):
+            os.write(number, content)
+
+
+def import_again_and_again():
+    """Tries a module that does not exist, a hundred times in ten seconds."""
+    for _ in range(100):
+        with suppress(ImportError):
+            importlib.import_module("no_such_module")
+        time.sleep(0.1)
 
 
 def refuse():

@@ -1,6 +1,7 @@
 """A name and a Backbone are merged across configurations and options, in whatever order they come."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -9,6 +10,7 @@ from dmpo_lightning.__main__ import main
 from dmpo_lightning.commands.arguments import resolve_arguments
 
 RECIPE = ["--config", "gsm8k.yaml"]
+TINY = ["--config", "sudoku_tiny.yaml"]
 
 
 def printed(capsys, *arguments: str) -> dict:
@@ -112,3 +114,42 @@ def test_the_text_of_a_configuration_is_taken_as_one(capsys):
     text = json.dumps({"model": {"init_args": {"model": {"dtype": "float32"}}}})
     model = printed(capsys, *RECIPE, f"--config={text}")["model"]
     assert (model["model"], model["dtype"]) == ("GSAI-ML/LLaDA-8B-Instruct", "float32")
+
+
+@pytest.mark.parametrize("written", ["plain", "annotated", "with_axes", "Scaled"])
+def test_a_baseline_of_ones_own_is_named_by_its_path(capsys, tmp_path, monkeypatch, written):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    path = f"user_functions.{written}"
+    on_the_line = printed(capsys, *TINY, f"--model.objective.baseline={path}")
+    (tmp_path / "a.yaml").write_text(f"model: {{init_args: {{objective: {{init_args: {{baseline: {path}}}}}}}}}\n")
+    in_a_file = printed(capsys, *TINY, "--config", str(tmp_path / "a.yaml"))
+    for options in (on_the_line, in_a_file):
+        baseline = options["objective"]["init_args"]["baseline"]
+        assert (baseline["class_path"] if written == "Scaled" else baseline) == path
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--model.sampler.denoising_steps",
+        "--model.sampler.init_args.block_length",
+        "--model.objective.target_ess",
+        "--model.objective.log_prob",
+        "--model.objective.init_args.weight_tolerance",
+        "--data.max_prompt_length",
+        "--data.init_args.path",
+        "--trainer.logger.version",
+    ],
+)
+@pytest.mark.parametrize("null", ["null", "~", "NULL"])
+@pytest.mark.parametrize("equals", [True, False])
+def test_null_is_a_value_of_every_option(capsys, option, null, equals):
+    written = [f"{option}={null}"] if equals else [option, null]
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", *RECIPE, *written, "--print_config"])
+    assert ended.value.code == 0
+    value = yaml.safe_load(capsys.readouterr().out)
+    for name in option.removeprefix("--").split("."):
+        inner = value if name in value else value["init_args"]
+        value = inner[name]
+    assert value is None

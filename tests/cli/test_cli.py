@@ -61,7 +61,7 @@ def test_a_checkpoint_can_be_tested_and_exported(fitted):
     checkpoint = "runs/sudoku_tiny/version_0/checkpoints/last.ckpt"
     done = command("test", "--config", "sudoku_tiny.yaml", "--ckpt_path", checkpoint, *SMALL, cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "test/greedy/accuracy" in done.stdout
+    assert "Sudoku/greedy" in done.stdout
     done = command("export", "--ckpt_path", checkpoint, "--output", "model", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "39 trained tensors" in done.stdout
@@ -100,6 +100,7 @@ def test_predict_writes_one_json_line_per_completion(tmp_path):
     assert sorted({record["index"] for record in records}) == list(range(16))
     assert [record["index"] for record in records] == sorted(record["index"] for record in records)
     assert list(records[0]) == RECORD
+    assert "Written to runs/sudoku_tiny/version_0: completions.jsonl\n" in done.stdout
 
 
 RECORD = [
@@ -146,6 +147,9 @@ def test_an_evaluation_prints_a_table_with_all_that_its_numbers_depend_on(evalua
     for name, value in stated.items():
         assert [name, *value.split()] in lines, name
     assert "accuracy  pass@1  pass@2" in printed
+    # Lightning's own table would be a second one.
+    assert "test/greedy" not in printed
+    assert "Written to runs/sudoku_tiny/version_0: evaluation.json, completions.jsonl\n" in printed
     written = json.loads((run / "evaluation.json").read_text())
     assert (written["n"], written["length"], written["split"]) == (8, [20, 24], "test")
     accuracy = written["results"][2]["means"]["accuracy"]

@@ -24,7 +24,7 @@ def test_published_totals_of_real_completions(test_data, capsys, task):
     )
     summary = json.loads(capsys.readouterr().out)
     assert (summary["correct"], summary["n"]) == PUBLISHED[task]
-    assert (summary["task"], summary["rewards"]) == (task, "published")
+    assert (summary["task"], summary["verifier"]) == (task, "published")
     if task == "sudoku":
         assert (summary["correct_cells"], summary["blank_cells"], summary["solved"]) == (137, 2048, 0)
         assert summary["accuracy"] == 137 / 2048
@@ -166,3 +166,17 @@ def test_a_bad_record_is_named_with_its_line(tmp_path, task, record):
 def test_a_task_that_needs_arguments_is_refused():
     with pytest.raises(ValueError, match="cannot be made without arguments"):
         make_task("dmpo_lightning.tasks.Task", "verified")
+
+
+def test_bad_rows_are_left_out_only_where_that_is_asked_for(tmp_path, capsys):
+    file = tmp_path / "a.jsonl"
+    good = json.dumps({"question": "", "ground_truth": 4.0, "completion": "<answer>4</answer>"})
+    file.write_text(f"{good}\nnot JSON\n{good}\n")
+    arguments = ["score", "--task", "gsm8k", "--file", str(file), "--json"]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "row 2: not JSON" in error
+    assert "or pass --on_bad_row skip" in error
+    assert main([*arguments, "--on_bad_row", "skip"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["n"], summary["correct"], summary["skipped"], summary["verifier"]) == (2, 2, 1, "verified")

@@ -11,7 +11,7 @@ import yaml
 from dmpo_lightning.__main__ import main
 
 SCRIPTS = sorted((Path(__file__).parent.parent.parent / "examples" / "slurm").iterdir())
-VARIABLES = {"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "8", "MODEL": "sudoku_tiny", "RUNS": "runs"}
+VARIABLES = {"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "8", "MODEL": "sudoku_tiny", "RUNS": "runs", "DATA": "data"}
 
 
 def command_in(script: Path) -> list[str]:
@@ -41,3 +41,22 @@ def test_jobs_are_told_before_their_end_and_continue(script):
     assert re.search(r"#SBATCH --signal=SIGUSR1@\d+", text)
     assert "#SBATCH --requeue" in text
     assert "--ckpt_path last" in text
+
+
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if path.suffix == ".sbatch"], ids=lambda path: path.name)
+def test_ranks_have_the_cores_that_were_asked_for(script):
+    """srun takes --cpus-per-task from sbatch no longer."""
+    text = script.read_text()
+    (command,) = re.findall(r"^srun .*", text, flags=re.MULTILINE)
+    assert '--cpus-per-task="$SLURM_CPUS_PER_TASK"' in command
+    assert re.search(r"#SBATCH --cpus-per-task=\d+", text)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_jobs_find_their_environment_and_ask_no_hub(script):
+    lines = script.read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(("srun", "torchrun")))
+    before = "\n".join(lines[:start])
+    assert re.search(r'^source "\$\{ENVIRONMENT:', before, flags=re.MULTILINE)
+    assert re.search(r"^export HF_HUB_OFFLINE=1", before, flags=re.MULTILINE)
+    assert command_in(script)[command_in(script).index("--data.path") + 1] == "data"

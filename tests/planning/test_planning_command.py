@@ -1,12 +1,16 @@
 """``dmpo-lightning plan``, as a user calls it."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from dmpo_lightning.__main__ import main
 from dmpo_lightning.commands.configs import resolve_config, shipped_configs
 from dmpo_lightning.commands.plan import make_plan, merged_configuration
+from dmpo_lightning.planning.strategy import sharding_of
 
 RECIPE = """
 trainer: {accelerator: gpu, devices: 8, strategy: ddp, precision: bf16-true, accumulate_grad_batches: 2}
@@ -59,8 +63,16 @@ def test_every_shipped_configuration_plans(name, capsys, monkeypatch):
 def test_sudoku_tiny_is_the_embedded_model_and_fits(capsys):
     facts = plan(capsys, "--config", "sudoku_tiny")
     assert facts["parameters"]["total"] == facts["parameters"]["trainable"] == 217_664
-    assert facts["memory_per_gpu"]["fits"]
     assert facts["warnings"] == []
+
+
+def test_a_run_on_a_processor_is_held_against_no_gpu(capsys):
+    memory = plan(capsys, "--config", "sudoku_tiny")["memory_per_gpu"]
+    assert (memory["fits"], memory["gpu_memory_gb"]) == (None, None)
+    output = text(capsys, "--config", "sudoku_tiny")
+    assert "80 GiB" not in output
+    assert "GPU" not in output
+    assert plan(capsys, "--config", "sudoku_tiny", "--gpu_memory_gb", "0.001")["memory_per_gpu"]["fits"] is False
 
 
 def test_the_schedule_of_the_published_recipe(recipe, capsys):
@@ -261,6 +273,77 @@ def test_an_adapter_that_names_layers_of_another_family_counts_those_that_exist(
     (tmp_path / "adapter_config.json").write_text(json.dumps(stored))
     facts = plan(capsys, "--config", recipe, f"--model.model={tmp_path}")
     assert facts["parameters"]["trainable"] == 32 * 16 * (4096 + 4096)
+
+
+QUANTIZED = ["--config", "gsm8k.yaml", "--config", "overlays/qlora_24gb.yaml", "--trainer.devices=8"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "refused"),
+    [("ddp", False), ("deepspeed_zero2", False), ("fsdp", True), ("fsdp2", True), ("deepspeed_zero3", True)],
+)
+def test_quantised_weights_are_refused_where_training_refuses_them(strategy, refused, capsys):
+    warnings = plan(capsys, *QUANTIZED, "--config", f"strategies/{strategy}.yaml")["warnings"]
+    assert any("`quantization` needs whole layers on each rank" in warning for warning in warnings) is refused
+
+
+def test_a_completion_without_room_for_a_prompt_is_warned_about(capsys):
+    facts = plan(capsys, "--config", "sudoku_tiny", "--model.completion_length=200")
+    assert facts["tokens"]["prompt"] == 1
+    assert any("`completion_length` 200 leaves no room for a prompt in the 128 tokens" in w for w in facts["warnings"])
+
+
+@pytest.mark.parametrize(("nodes", "shards"), [(1, 1), (2, 2), (4, 4)])
+def test_lightnings_own_strategy_divides_over_the_machines_alone(nodes, shards):
+    """Lightning's documentation: auto sets the data-parallel size to the number of nodes."""
+    own = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", "init_args": {}}
+    sharding = sharding_of(own, devices=8, nodes=nodes)
+    assert (sharding.weights, sharding.gradients, sharding.optimizer) == (shards, shards, shards)
+    assert "strategies/fsdp2.yaml" in sharding.note
+    ours = {"class_path": "dmpo_lightning.distributed.strategies.FSDP2Strategy", "init_args": {}}
+    assert sharding_of(ours, devices=8, nodes=nodes).weights == 8 * nodes
+
+
+def test_deepspeed_says_nothing_on_standard_output(tmp_path):
+    """In a process of its own, where DeepSpeed is imported for the first time."""
+    arguments = ["plan", "--config", "gsm8k.yaml", "--config", "strategies/deepspeed_zero3.yaml", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "dmpo_lightning", *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["strategy"] == "deepspeed stage 3"
+
+
+def test_the_arithmetic_of_the_published_recipe(recipe, capsys):
+    """docs/performance.md: 933 888 tokens of sampling, 58 368 of scoring and 233 472 of training pass 6.98e9 weights.
+    Training passes them three times in full fine-tuning. Attention adds 4 x 456 x 4096 per token and block; the head's
+    0.518e9 weights pass at 128 x 16 x 32 places, 2 x 16 x 4 x 128.5 and 3 x 8 x 16 x 4 x 128.5.
+    """
+    run = plan(capsys, "--config", recipe, "--trainer.max_steps=4000", "--tflops=400")["whole_run"]
+    tokens = 933_888 + 58_368 + 3 * 233_472
+    places = 128 * 16 * 32 + 2 * 16 * 4 * 128.5 + 3 * 8 * 16 * 4 * 128.5
+    blocks = 32 * (4 * 4096**2 + 3 * 4096 * 12288 + 2 * 4096)
+    expected = tokens * (2 * blocks + 4 * 456 * 4096 * 32) + places * 2 * 126464 * 4096
+    assert run["flops_per_buffer_and_rank"] == pytest.approx(expected, rel=1e-6)
+    assert (run["optimizer_steps"], run["buffers"], run["assumed_tflops"]) == (4000, 500, 400)
+    assert run["hours"] == pytest.approx(500 * expected / 400e12 / 3600)
+    assert "500 buffers" in text(capsys, "--config", recipe, "--trainer.max_steps=4000")
+    assert "at 300 TFLOP/s per GPU" in text(capsys, "--config", recipe, "--trainer.max_steps=4000")
+
+
+def test_a_checkpoint_holds_what_is_trained_and_the_states_of_the_optimizer(recipe, capsys):
+    """bf16-true: 335 544 320 weights of an adapter of 2 bytes, two states of 2 bytes each, and 8 ranks' rollouts."""
+    adapter = ["--model.model.adapter=dmpo_lightning.LoRA"]
+    run = plan(capsys, "--config", recipe, *adapter)["whole_run"]
+    rollouts = 8 * (16 * 256 * (8 + 8 + 4) + 200 * 9)
+    assert run["checkpoint_bytes"] == 335_544_320 * (2 + 2 * 2) + rollouts
+    assert run["hours"] is None
+    renewed = plan(capsys, "--config", recipe, *adapter, "--model.reference_refresh_interval=1")["whole_run"]
+    assert renewed["checkpoint_bytes"] - run["checkpoint_bytes"] == 335_544_320 * 2
 
 
 def test_an_unknown_configuration_is_one_line_and_status_2(capsys):

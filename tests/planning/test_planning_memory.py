@@ -38,7 +38,8 @@ def shares(strategy, *, devices=4, nodes=1) -> tuple[int, int, int]:
         ({"class_path": "FSDPStrategy", "init_args": {"sharding_strategy": "SHARD_GRAD_OP"}}, (1, 8, 8)),
         ({"class_path": "FSDPStrategy", "init_args": {"sharding_strategy": "NO_SHARD"}}, (1, 1, 1)),
         ({"class_path": "FSDPStrategy", "init_args": {"sharding_strategy": "HYBRID_SHARD"}}, (4, 4, 4)),
-        ({"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}, (4, 4, 4)),
+        # Lightning's auto is the number of machines.
+        ({"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}, (2, 2, 2)),
         ({"class_path": "ModelParallelStrategy", "init_args": {"data_parallel_size": 8}}, (8, 8, 8)),
         ("deepspeed", (1, 8, 8)),
         ("deepspeed_stage_1", (1, 1, 8)),

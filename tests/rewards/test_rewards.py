@@ -1,7 +1,11 @@
 import copy
+import functools
 import logging
 import math
+import os
 import pickle
+import subprocess
+import sys
 import threading
 
 import jaxtyping
@@ -393,3 +397,82 @@ def test_half_precision_as_the_default_changes_no_score():
         torch.set_default_dtype(torch.float32)
     assert total.dtype == torch.float32
     assert total[0, 0] == pytest.approx(2.953, abs=1e-6)
+
+
+def too_large(value):
+    return lambda example, completion: value if completion == "aa" else 1.0
+
+
+@pytest.mark.parametrize("value", [1e39, -1e39, 3.5e38, 2e30, float("inf"), float("nan"), 10**400])
+def test_a_score_that_single_precision_cannot_compute_with_is_a_failure(value):
+    scores = Reward(too_large(value), max_failure_share=0.5)(EXAMPLES, TEXTS)
+    assert scores.failures == 1
+    assert scores.total.isfinite().all()
+    assert scores.total.flatten().tolist().count(0) == 1
+
+
+def test_a_weighted_score_that_is_too_large_is_a_failure():
+    reward = Reward(too_large(1e25), weights={"reward": 1e20}, max_failure_share=0.5)
+    scores = reward(EXAMPLES, TEXTS)
+    assert scores.failures == 1
+    assert sorted(scores.total.flatten().tolist()) == pytest.approx([0] + [1e20] * 5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"failure_score": 1e39}, {"failure_score": float("nan")}, {"weights": {"reward": 1e39}}]
+)
+def test_a_failure_score_or_weight_that_is_too_large_is_refused(options):
+    with pytest.raises(ValueError, match=r"must be finite, and at most 1e\+30, got"):
+        Reward(components, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_score_that_exits_the_interpreter_fails_alone(workers):
+    reward = Reward(worker_functions.score, workers=workers)
+    scores = reward(EXAMPLES, [["a", "fail: sys.exit"], ["b", "b"]])
+    assert scores.failures == 1
+    reward.close()
+
+
+def test_an_answer_check_that_exits_or_returns_no_verdict_is_a_failure():
+    for verify in (lambda example, completion: sys.exit(3), lambda example, completion: True):
+        reward = Reward(components, verify=verify)
+        assert reward.check(EXAMPLES[0], "a", 7) == Verdict(None, False)
+        assert reward._failed == 1
+
+
+@pytest.mark.parametrize(
+    "function",
+    [os.system, os.popen, subprocess.call, subprocess.getoutput, eval, functools.partial(subprocess.run, shell=True)],
+)
+def test_a_function_of_python_itself_is_no_score(function):
+    for make in (Reward, lambda score: Reward(components, verify=score), lambda score: CombinedScore({"a": score})):
+        with pytest.raises(ValueError, match=r"must be a function of an example and a completion of your own, got "):
+            make(function)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda: 1.0, lambda completion: 1.0, lambda a, b, c: 1.0, lambda example, *, completion: 1.0]
+)
+def test_a_function_that_does_not_take_an_example_and_a_completion_is_no_score(function):
+    with pytest.raises(ValueError, match=r"`score` must be a function of an example and a completion, got "):
+        Reward(function)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda a, b: 1.0, lambda *a: 1.0, lambda a, b, c=2: 1.0, functools.partial(lambda a, b, c: 1.0, c=1), torch.dist],
+)
+def test_any_other_function_may_be_a_score(function):
+    assert Reward(function).score is function
+
+
+def test_a_traceback_shows_what_a_terminal_would_obey(caplog):
+    def score(example, completion):
+        raise ValueError("\x1b[2J\x1b]0;title\x07 and \u202e")
+
+    with caplog.at_level(logging.WARNING):
+        Reward(score, max_failure_share=1.0)(EXAMPLES, TEXTS)
+    assert "ValueError: \\x1b[2J\\x1b]0;title\\x07 and \\u202e" in caplog.text
+    assert caplog.text.isascii()
+    assert all(each.isprintable() or each == "\n" for each in caplog.text)

@@ -9,12 +9,16 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.data.mixture import MixtureDataModule
 from dmpo_lightning.evaluation.metrics import EvaluationResult
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.tasks.base import FACTS, Task
+from dmpo_lightning.terminal import escaped
 
+LONGEST_TEXT = 80
+"""Characters of a text of several lines, such as an instruction, below the printed table."""
 NOTHING = (math.nan, math.nan)
 """Mean and error of a task of which no example was evaluated."""
 
@@ -22,9 +26,24 @@ NOTHING = (math.nan, math.nan)
 class EvaluationReport(Callback):
     """Prints a table at the end of ``validate`` and ``test`` and writes ``evaluation.json`` into the run directory.
 
-    Both state what was evaluated and how, without which accuracies cannot be compared. The command line adds this
-    callback by itself. Validation while fitting prints nothing.
+    Both state what was evaluated and how, without which accuracies cannot be compared. The table takes the place of
+    Lightning's own. After ``predict`` the callback says where the completions are. The command line adds it by itself.
+    Validation while fitting prints nothing.
     """
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(pl_module, EvaluationModule):
+            trainer.validate_loop.verbose = False
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(pl_module, EvaluationModule):
+            trainer.test_loop.verbose = False
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # On all ranks, because `log_dir` is a broadcast.
+        directory = Path(trainer.log_dir or trainer.default_root_dir)
+        if trainer.is_global_zero:
+            _print_written(trainer, directory)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._report(trainer, pl_module)
@@ -45,7 +64,15 @@ class EvaluationReport(Callback):
             directory.mkdir(parents=True, exist_ok=True)
             content = json.dumps(facts | {"results": [_plain(result) for result in module.results]}, indent=2)
             (directory / "evaluation.json").write_text(content + "\n", encoding="utf-8")
-            print(f"Written to {directory}: evaluation.json")
+            _print_written(trainer, directory, "evaluation.json")
+
+
+def _print_written(trainer: Trainer, directory: Path, *names: str) -> None:
+    """Says where the files of an evaluation are, those of `CompletionWriter` included."""
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        completions = [callback.path for callback in callbacks if isinstance(callback, CompletionWriter)]
+        print(escaped(f"Written to {directory}: {', '.join([*names, *completions])}"))
 
 
 def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, Any]:
@@ -106,13 +133,14 @@ def _described(sampler: Sampler) -> str:
 def table(task: str | dict[str, str] | None, results: list[EvaluationResult]) -> list[str]:
     """One line per sampler and length, below a line of headings. A mixture has one per task too."""
     votes = [name for name in results[0].means if name.startswith("pass@") or name == "majority"] if results else []
-    lines = {"all": "", **{name: f"{name}/" for name in task}} if isinstance(task, dict) else {str(task): ""}
+    lines = {"all": "", **{name: f"{name}/" for name in task}} if isinstance(task, dict) else {task: ""}
     measures = {"effective_length": "effective length", "truncated": "truncated"}
     headings = ["", "length", "accuracy", *votes, *measures.values(), "tokens/s"]
     rows = [headings]
     for result, (name, prefix) in product(results, lines.items()):
         accuracy, error = result.means.get(f"{prefix}accuracy", NOTHING)
-        row = [f"{name}/{result.sampler}", str(result.length), f"{accuracy:.4f} +- {error:.4f}"]
+        label = result.sampler if name is None else f"{name}/{result.sampler}"
+        row = [escaped(label), str(result.length), f"{accuracy:.4f} +- {error:.4f}"]
         row += [f"{result.means.get(prefix + vote, NOTHING)[0]:.4f}" for vote in votes]
         length, truncated = (result.means.get(prefix + measure, NOTHING)[0] for measure in measures)
         # Throughput is known of all tasks together.
@@ -122,9 +150,15 @@ def table(task: str | dict[str, str] | None, results: list[EvaluationResult]) ->
 
 
 def fact_lines(facts: dict[str, Any]) -> list[str]:
-    """One line per fact."""
+    """One line per fact, of a text of several lines its beginning. ``evaluation.json`` has it all."""
     width = max(map(len, facts))
-    return [f"{name.ljust(width)}  {_text(value)}" for name, value in facts.items()]
+    return [f"{name.ljust(width)}  {_one_line(_text(value))}" for name, value in facts.items()]
+
+
+def _one_line(text: str) -> str:
+    if "\n" not in text or len(text) <= LONGEST_TEXT:
+        return escaped(text)
+    return f"{escaped(text[:LONGEST_TEXT])}... ({len(text)} characters)"
 
 
 def _text(value: Any) -> str:

@@ -1,7 +1,10 @@
 """Command lines as people write them, turned into what the parser merges as they mean it. Imports nothing heavy."""
 
 import json
+import math
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,10 @@ from dmpo_lightning.commands.configs import resolve_config
 BACKBONE = "dmpo_lightning.Backbone"
 MODEL_OPTIONS = ("--model.model", "--model.init_args.model")
 """The option that is a name or a `Backbone`."""
+NULLS = ("null", "Null", "NULL", "~")
+"""As YAML writes it."""
+MOST_VALUES = 100_000
+"""Of a configuration. Those shipped have less than two hundred."""
 
 
 def resolve_arguments(arguments: Sequence[str]) -> list[str]:
@@ -24,7 +31,8 @@ def resolve_arguments(arguments: Sequence[str]) -> list[str]:
     """
     merger = _ModelMerger()
     resolved: list[str] = []
-    for option, value, written in _pairs(arguments):
+    for option, given, as_given in _pairs(arguments):
+        value, written = _at_home(option, given, as_given)
         if option in ("--config", "-c") and value is not None:
             resolved += merger.config(resolve_config(value))
         elif option.startswith(("--model.", "--data.")) and value is not None:
@@ -47,6 +55,40 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, list[str
             yield argument, rest[0], [argument, rest.pop(0)]
         else:
             yield argument, None, [argument]
+
+
+def _at_home(option: str, value: str | None, written: list[str]) -> tuple[str | None, list[str]]:
+    """With the home folder in place of ``~/``, which shells leave alone behind an equals sign."""
+    if value is None or not value.startswith("~/"):
+        return value, written
+    path = str(Path(value).expanduser())
+    return path, [f"{option}={path}"] if len(written) == 1 else [option, path]
+
+
+def named_modules(arguments: Sequence[str]) -> set[str]:
+    """The outermost modules of all dotted paths on a resolved command line and in its configurations."""
+    paths: set[str] = set()
+    for option, value, _ in _pairs(arguments):
+        if option in ("--config", "-c") and value is not None:
+            _collect(_load(value), paths, Path(value).parent if _is_file(value) else Path())
+        elif value is not None:
+            # What cannot be read as YAML is text.
+            with suppress(ValueError):
+                _collect(_load(value), paths, Path())
+    return {path.partition(".")[0] for path in paths}
+
+
+def _collect(content: Any, paths: set[str], folder: Path) -> None:
+    """Adds all texts that may be dotted paths, those in further files of the configuration included."""
+    if isinstance(content, dict):
+        content = list(content.values())
+    if isinstance(content, list):
+        for each in content:
+            _collect(each, paths, folder)
+    elif isinstance(content, str) and content.endswith((".yaml", ".yml", ".json")) and _is_file(str(folder / content)):
+        _collect(_load(str(folder / content)), paths, (folder / content).parent)
+    elif isinstance(content, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", content):
+        paths.add(content)
 
 
 class _ModelMerger:
@@ -80,7 +122,7 @@ class _ModelMerger:
         inside = next((option[len(name) + 1 :] for name in MODEL_OPTIONS if option.startswith(f"{name}.")), None)
         arguments = self._promoted() if inside else []
         # From a configuration the parser takes null for an option of an object, from the command line it does not.
-        if value == "null" and option.count(".") > 1:
+        if value in NULLS and option.count(".") > 1:
             return [*arguments, _as_config(option, None)]
         return [*arguments, f"{option}={value}"]
 
@@ -93,13 +135,47 @@ class _ModelMerger:
 
 
 def _load(source: str) -> Any:
+    """The content of a file, or of a text.
+
+    Raises:
+        ValueError: no YAML, or one that repeats its parts until it is too large.
+    """
     import yaml  # type: ignore[import-untyped]
 
     try:
-        text = Path(source).read_text(encoding="utf-8") if Path(source).is_file() else source
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"The configuration {source[:200]!r} cannot be read: {error}") from error
+        content = yaml.safe_load(Path(source).read_text(encoding="utf-8") if _is_file(source) else source)
+        size = _size(content, {})
+    # The reader goes down with the depth of a file.
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"The configuration {source[:200]!r} cannot be read: {str(error) or 'too deep'}") from error
+    if size > MOST_VALUES:
+        raise ValueError(
+            f"The configuration {source[:200]!r} has more than {MOST_VALUES} values, or repeats them by aliases until "
+            "it has; write out what is meant."
+        )
+    return content
+
+
+def _size(content: Any, known: dict[int, float]) -> float:
+    """How many values there are where each alias is written out, which is what the parser does. Infinite for a circle.
+
+    A file of ten lines can have a billion, so that parts that are met again are not counted again.
+    """
+    if not isinstance(content, dict | list):
+        return 1
+    if id(content) not in known:
+        known[id(content)] = math.inf
+        parts = content.values() if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(content)]
+
+
+def _is_file(source: str) -> bool:
+    """Whether a text names a file. The text of a configuration may be too long to be asked for."""
+    try:
+        return Path(source).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _dig(content: Any) -> Any:

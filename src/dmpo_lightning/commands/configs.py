@@ -30,6 +30,8 @@ def resolve_config(name: str) -> str:
     """
     if "\n" in name or "{" in name or Path(name).is_file():
         return name
+    if (at_home := Path(name).expanduser()).is_file():
+        return str(at_home)
     for candidate in (name, f"{name}.yaml"):
         if (path := config_directory() / candidate).is_file():
             return str(path)

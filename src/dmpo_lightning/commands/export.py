@@ -10,7 +10,9 @@ def run(arguments: Sequence[str]) -> None:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(
-        prog="dmpo-lightning export", description="Write a trained policy as a Hugging Face folder."
+        prog="dmpo-lightning export",
+        description="Write a trained policy as a Hugging Face folder.",
+        allow_abbrev=False,
     )
     parser.add_argument("--ckpt_path", type=str, required=True, help="checkpoint file or folder of a run")
     parser.add_argument("--output", type=str, required=True, help="folder to write")

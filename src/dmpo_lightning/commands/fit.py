@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
@@ -17,17 +18,37 @@ from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation_report import EvaluationReport
 from dmpo_lightning.commands.last_checkpoint import newest_checkpoint, why_untrusted
+from dmpo_lightning.distributed.internals import reserve_folders
 from dmpo_lightning.modules.base import PolicyModule
+from dmpo_lightning.terminal import escaped
 
 
 class DMPOArgumentParser(LightningArgumentParser):
-    """Says what exists where a key is misspelt, instead of printing every option of the Trainer."""
+    """Says what is missing or what exists in one line, instead of printing every option of the Trainer."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # Else `--trainer.max_step` would mean `max_steps`, or another option in the next version of Lightning.
+        super().__init__(*args, **{"allow_abbrev": False} | options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         parser = getattr(ex, "subcommand_parser", None) or self
+        line = _remedy(message, parser) or message
+        if self.exit_on_error and "\n" not in line:
+            self.exit(2, f"dmpo-lightning: {escaped(line)}\n")
         parser.usage = f"{parser.prog} [--config NAME_OR_FILE ...] [--key value ...]"
-        hint = _existing_keys(message, parser)
-        super().error(message if hint in message else f"{message}\n{hint}", ex)
+        super().error(message, ex)
+
+
+def _remedy(message: str, parser: LightningArgumentParser) -> str:
+    """One line on what is missing or misspelt, empty where something else is wrong."""
+    if missing := re.search(r"the following arguments are required: (.+)", message):
+        return (
+            f"A configuration is missing, which states {missing[1]}: pass --config NAME_OR_FILE, such as --config "
+            "sudoku_tiny.yaml (`dmpo-lightning configs` lists those shipped)."
+        )
+    unknown = re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)", message)
+    keys = _existing_keys(message, parser)
+    return f"There is no option {unknown[1] or unknown[2]}. {keys}" if unknown and keys else ""
 
 
 def _existing_keys(message: str, parser: LightningArgumentParser) -> str:
@@ -36,12 +57,12 @@ def _existing_keys(message: str, parser: LightningArgumentParser) -> str:
         owners = re.findall(r"given class_path '([\w.]+)'", message[: refused.start()])
         # Class paths nest, and the last one named before the key is the one that refused it.
         names = _constructor_arguments(owners[-1]) if owners else []
-        return f"{owners[-1]} has: {', '.join(names)}.{_closest(refused[1], names)}" if names else ""
+        return f"{_closest(refused[1], names)}{owners[-1]} has: {', '.join(names)}." if names else ""
     if unknown := re.search(r"unrecognized arguments: --([\w.]+)", message):
         options = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
         group = unknown[1].rpartition(".")[0]
         names = sorted(name for name in options if name.rpartition(".")[0] == group)
-        return f"Options there: {', '.join(names)}.{_closest(unknown[1], names)}" if names else ""
+        return f"{_closest(unknown[1], names)}Options there: {', '.join(names)}." if names else ""
     return ""
 
 
@@ -53,7 +74,7 @@ def _constructor_arguments(class_path: str) -> list[str]:
 
 def _closest(name: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean {close[0]}?" if close else ""
+    return f"Did you mean {close[0]}? " if close else ""
 
 
 class DMPOCLI(LightningCLI):
@@ -80,6 +101,17 @@ class DMPOCLI(LightningCLI):
         if options is not None and options.get("seed", 0) is None:
             options["seed"] = config.seed_everything
 
+    def _check_checkpoint(self, path: str | None) -> None:
+        """Ends a run from a checkpoint that does not exist before its model is loaded."""
+        # Names that Lightning or this command line looks up, and addresses.
+        if path is None or path in ("last", "best", "hpc") or path.startswith("registry") or "://" in path:
+            return
+        if not Path(path).exists():
+            self.parser.error(
+                f"`--ckpt_path` must be a checkpoint of a run, a file or a folder, or `last`; got {path}, which does "
+                "not exist."
+            )
+
     def instantiate_classes(self) -> None:
         """As Lightning does it. What a constructor refuses is one line and status 2, not a traceback."""
         try:
@@ -94,6 +126,7 @@ class DMPOCLI(LightningCLI):
         for callback_class in (CompletionWriter, EvaluationReport):
             if not any(isinstance(callback, callback_class) for callback in callbacks):
                 callbacks.append(callback_class())
+        reserve_folders(trainer)
         return trainer
 
     def _choose_checkpoint(self) -> None:
@@ -118,6 +151,7 @@ class DMPOCLI(LightningCLI):
         """As Lightning does it, without its warning that arguments are passed in, as the entry point always does."""
         assert args is None or isinstance(args, list)
         self.config = parser.parse_args(args)
+        self._check_checkpoint(self.config.get(f"{self.config.get('subcommand')}.ckpt_path"))
 
 
 def _constructor_message(error: ValueError) -> str:

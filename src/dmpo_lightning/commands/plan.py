@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -10,11 +12,12 @@ from typing import Any
 
 from dmpo_lightning.models.lora import LoRA, linear_names, matching_names
 from dmpo_lightning.planning.forwards import Forwards
-from dmpo_lightning.planning.memory import estimate_memory
+from dmpo_lightning.planning.memory import checkpoint_contents, estimate_memory
 from dmpo_lightning.planning.parameters import Architecture, count_parameters, read_architecture
 from dmpo_lightning.planning.plan import Plan
+from dmpo_lightning.planning.run import REACHED, WholeRun
 from dmpo_lightning.planning.settings import Settings, read_settings
-from dmpo_lightning.planning.strategy import sharding_of
+from dmpo_lightning.planning.strategy import Sharding, sharding_of
 
 PUBLISHED_PROMPT_CAP = 200
 """Prompt tokens assumed where nothing says. It is the cap of the published recipe."""
@@ -33,14 +36,24 @@ def run(arguments: Sequence[str]) -> None:
         ValueError: what `make_plan` raises.
     """
     options, rest = _parser().parse_known_args(list(arguments))
-    plan = make_plan(
-        merged_configuration(rest), gpu_memory_gb=options.gpu_memory_gb, prompt_length=options.prompt_length
-    )
+    asks = any(argument.partition("=")[0] in ("-h", "--help", "--print_config") for argument in rest)
+    # Libraries that a strategy imports speak on standard output, DeepSpeed for one, which is the plan's.
+    with redirect_stdout(sys.stdout if asks else sys.stderr):
+        config = merged_configuration(rest)
+        plan = make_plan(
+            config, gpu_memory_gb=options.gpu_memory_gb, prompt_length=options.prompt_length, tflops=options.tflops
+        )
     print(json.dumps(plan.to_dict()) if options.json else plan.to_text())
 
 
-def make_plan(config: dict[str, Any], *, gpu_memory_gb: float = 80.0, prompt_length: int | None = None) -> Plan:
-    """The plan of a merged configuration.
+def make_plan(
+    config: dict[str, Any],
+    *,
+    gpu_memory_gb: float | None = None,
+    prompt_length: int | None = None,
+    tflops: float | None = None,
+) -> Plan:
+    """The plan of a merged configuration. Without ``gpu_memory_gb`` a GPU has 80 GiB, and a processor any number.
 
     Raises:
         ValueError: nothing can be known about the model, the objective or the strategy. A value that a constructor
@@ -49,6 +62,8 @@ def make_plan(config: dict[str, Any], *, gpu_memory_gb: float = 80.0, prompt_len
     settings, architecture = _described(read_settings(config, prompt_length=prompt_length))
     settings = _completed(settings, architecture)
     sharding = sharding_of(settings.strategy, devices=settings.devices, nodes=settings.nodes)
+    settings = _with_strategy(settings, sharding)
+    contents = checkpoint_contents(settings, architecture, sharding)
     return Plan(
         settings=settings,
         architecture=architecture,
@@ -56,7 +71,8 @@ def make_plan(config: dict[str, Any], *, gpu_memory_gb: float = 80.0, prompt_len
         parameters=count_parameters(architecture, settings.adapter),
         memory=estimate_memory(settings, architecture, sharding),
         forwards=Forwards.of(settings.workload),
-        gpu_memory_gb=gpu_memory_gb,
+        gpu_memory_gb=80.0 if gpu_memory_gb is None and not settings.on_cpu else gpu_memory_gb,
+        run=WholeRun.of(settings, architecture, contents, tflops=tflops),
     )
 
 
@@ -121,12 +137,35 @@ def _completed(settings: Settings, architecture: Architecture) -> Settings:
     # Fresh weights are drawn in float32, whatever the checkpoint's type is (`load_model`).
     automatic = "float32" if settings.random_weights else architecture.dtype
     dtype = automatic if settings.dtype == "auto" else settings.dtype.removeprefix("torch.")
-    work, notes = settings.workload, settings.notes
+    work, notes, problems = settings.workload, settings.notes, settings.problems
+    room = architecture.max_length - work.completion_length
+    if room < 1:
+        problems = (
+            *problems,
+            f"`completion_length` {work.completion_length} leaves no room for a prompt in the "
+            f"{architecture.max_length} tokens of the model; at most {architecture.max_length - 1} would.",
+        )
     if not work.prompt_length:
         # A small model may have less room beside the completion.
-        work = replace(work, prompt_length=min(PUBLISHED_PROMPT_CAP, architecture.max_length - work.completion_length))
-        notes = (*notes, f"prompts of {work.prompt_length} tokens are assumed; say --prompt_length N if yours differ")
-    return replace(settings, dtype=dtype, workload=work, notes=notes)
+        work = replace(work, prompt_length=max(1, min(PUBLISHED_PROMPT_CAP, room)))
+        assumed = f"prompts of {work.prompt_length} token{'s' * (work.prompt_length > 1)} are assumed"
+        notes = (*notes, f"{assumed}; say --prompt_length N if yours differ")
+    return replace(settings, dtype=dtype, workload=work, notes=notes, problems=problems)
+
+
+def _with_strategy(settings: Settings, sharding: Sharding) -> Settings:
+    """The settings with what training would refuse of them under this strategy."""
+    problems, notes = settings.problems, settings.notes
+    if settings.quantization is not None and sharding.divides:
+        problems += (
+            f"`quantization` needs whole layers on each rank, but {sharding.name} divides them; use DDP "
+            "(`--config strategies/ddp.yaml`), or leave it out.",
+        )
+    if settings.gather_for_generation and sharding.gathers and sharding.name.startswith("fsdp ("):
+        problems += (
+            "`gather_for_generation` does not work under FSDP1; use FSDP2 (`--config strategies/fsdp2.yaml`).",
+        )
+    return replace(settings, problems=problems, notes=notes if sharding.note is None else (*notes, sharding.note))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -136,7 +175,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--gpu_memory_gb", type=float, default=80.0, help="of one GPU, in GiB (default 80)")
+    parser.add_argument(
+        "--gpu_memory_gb", type=float, help="of one GPU, or of the machine without one, in GiB (default: 80 for a GPU)"
+    )
+    parser.add_argument(
+        "--tflops", type=float, help=f"that a GPU reaches in 1e12/s, for the hours (default {REACHED:g}, an assumption)"
+    )
     parser.add_argument(
         "--prompt_length", type=int, help="tokens of the longest prompt; default: the data's limit, or 200"
     )

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from dmpo_lightning.data.sources import load_file
+from dmpo_lightning.data.sources import OnBadRow, load_file
 from dmpo_lightning.tasks import GSM8K, Countdown, Math500, Sudoku, Task, Verdict
 from dmpo_lightning.tasks.benchmark import Benchmark
 
@@ -19,8 +19,8 @@ def run(arguments: Sequence[str]) -> None:
     """Runs the command. Raises ValueError for what a user can mend."""
     options = _parser().parse_args(arguments)
     task = make_task(options.task, options.verifier, algebra=options.algebra)
-    summary = {"task": options.task, "rewards": options.verifier} | score_file(
-        task, Path(options.file), only=options.only or options.task
+    summary = {"task": options.task, "verifier": options.verifier} | score_file(
+        task, Path(options.file), only=options.only or options.task, on_bad_row=options.on_bad_row
     )
     if options.json:
         print(json.dumps(summary))
@@ -64,18 +64,24 @@ def _imported(path: str) -> type[Task]:
     return task
 
 
-def score_file(task: Task, path: Path, *, only: str | None = None) -> dict[str, Any]:
+def score_file(task: Task, path: Path, *, only: str | None = None, on_bad_row: OnBadRow = "error") -> dict[str, Any]:
     """Counts what the answer check says of the completions in a JSONL file.
 
     Its records hold ``question``, ``ground_truth`` and ``completion``, or are those of `CompletionWriter`. The
     completions of several samplers or lengths are counted by themselves too, in ``samplers``. Of a mixture only the
-    completions of the task ``only`` are counted.
+    completions of the task ``only`` are counted. Bad rows that were left out are counted as ``skipped``.
 
     Raises:
         ValueError: a file or a line that cannot be read, named.
     """
     # Checked while the file is read, so that an error names the line.
-    loaded = load_file(path, lambda record: _record(task, record, only), columns=("completion",))
+    try:
+        loaded = load_file(
+            path, lambda record: _record(task, record, only), columns=("completion",), on_bad_row=on_bad_row
+        )
+    except ValueError as error:
+        # The loader speaks to configurations.
+        raise ValueError(str(error).replace("set on_bad_row: skip", "pass --on_bad_row skip")) from error
     others = {record["task"] for record in loaded.examples} - {None, only}
     runs: dict[str, list[Verdict]] = {}
     for record in loaded.examples:
@@ -84,6 +90,8 @@ def score_file(task: Task, path: Path, *, only: str | None = None) -> dict[str, 
     if not runs:
         raise ValueError(f"{path} holds completions of the tasks {sorted(others)}; name one of them by `--only`.")
     summary = _summary(task, [verdict for verdicts in runs.values() for verdict in verdicts])
+    if loaded.skipped:
+        summary["skipped"] = loaded.skipped
     if len(runs) > 1:
         summary["samplers"] = {run: _summary(task, verdicts) for run, verdicts in runs.items()}
     return summary
@@ -128,5 +136,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--algebra", action="store_true", help="math500: also compare by math-verify")
     parser.add_argument("--file", required=True, help="completions, one JSON object per line")
     parser.add_argument("--only", metavar="NAME", help="of a mixture: its name of the task")
+    parser.add_argument("--on_bad_row", choices=get_args(OnBadRow), default="error", help="what to do with a bad row")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser

@@ -5,9 +5,11 @@ of `DMPO` with a Trainer and of `Preemption` name the behaviour that is relied u
 """
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from torch.distributed import distributed_c10d
 
@@ -76,3 +78,21 @@ def set_timeout_of_all_groups(strategy: Any) -> None:
     if timeout is not None:
         for group in list(distributed_c10d._world.pg_map):
             distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def reserve_folders(trainer: Trainer) -> None:
+    """Makes the run's ``version_N``, whose number is the next that is free, at the moment it is chosen.
+
+    Lightning looks for the number first and makes the folder later. Two runs that start at once then share one, and
+    write into each other's files.
+    """
+    # Other ranks are told by rank 0.
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        while isinstance(logger, CSVLogger | TensorBoardLogger) and logger._version is None:
+            try:
+                # Asking for the folder chooses the number.
+                Path(logger.log_dir).mkdir(parents=True)
+            except FileExistsError:
+                logger._version = None

@@ -27,12 +27,16 @@ from dmpo_lightning.objectives.base import Diagnostics, MaskedPass, ObjectiveFoo
 from dmpo_lightning.objectives.log_rnd import LogProbEstimator
 from dmpo_lightning.objectives.weighted import WeightedObjective, weight_diagnostics
 from dmpo_lightning.policy import Policy
+from dmpo_lightning.rewards.functions import check_function
 from dmpo_lightning.rollout import RolloutRows, Rollouts
 from dmpo_lightning.samplers.base import Sampler
 
 BaselineName = Literal["none", "group", "negative", "policy"]
-BaselineFunction = Callable[[Tensor, Tensor, Rollouts], Tensor]
-"""Computes the baseline b from weights, log_rnd and the rollouts. All tensors are ``[batch group]``."""
+BaselineFunction = Callable[[Tensor, Tensor, Rollouts], Any]
+"""Computes the baseline b from weights, log_rnd and the rollouts. All tensors are ``[batch group]``.
+
+It returns a Tensor. Named here, that type would refuse functions without annotations on the command line.
+"""
 
 
 class WDCE(WeightedObjective):
@@ -44,7 +48,7 @@ class WDCE(WeightedObjective):
         reward_temperature: alpha, see `WeightedObjective`.
         baseline: ``none`` (b = 0), ``group`` (b = 1), ``negative`` (the weights of -r), or ``policy`` (the weights
             under which the current policy itself would be the target, renewed before each optimizer step). Or a
-            function of weights, log_rnd and rollouts.
+            function of weights, log_rnd and rollouts, which a configuration names by its dotted path.
         replicates: the number of random maskings per rollout and step. It must be even when ``antithetic`` is true.
         antithetic: draw the maskings in pairs.
         scale: ``count`` takes the mean over masked tokens (1/m), ``length`` the paper's scale (L/m).
@@ -86,6 +90,8 @@ class WDCE(WeightedObjective):
         )
         if not callable(baseline) and baseline not in ("none", "group", "negative", "policy"):
             raise ValueError(f"`baseline` must be none, group, negative, policy or a function, got {baseline!r}.")
+        if callable(baseline):
+            check_function("baseline", baseline, ("weights", "log_rnd", "rollouts"))
         if baseline == "policy" and reward_scale is not None:
             raise ValueError(
                 "`baseline` policy needs log-probs of the behaviour policy, "
@@ -139,7 +145,15 @@ class WDCE(WeightedObjective):
 
     def _baseline(self, weights: Tensor, log_rnd: Tensor, rollouts: Rollouts, coefficient: float | Tensor) -> Tensor:
         if callable(self.baseline):
-            return self.baseline(weights, log_rnd, rollouts)
+            baseline = self.baseline(weights, log_rnd, rollouts)
+            shape = getattr(baseline, "shape", None)
+            # Of another shape torch might take it as well, and subtract the numbers of other rollouts.
+            if not isinstance(baseline, Tensor) or shape not in (weights.shape, weights[:, :1].shape):
+                raise ValueError(
+                    f"`baseline` must return a tensor of shape {list(weights.shape)} (prompts, group), or with 1 in "
+                    f"place of the group; got {type(baseline).__name__}{'' if shape is None else f' {list(shape)}'}."
+                )
+            return baseline.detach()
         if self.baseline == "none":
             return no_baseline(rollouts.reward)
         if self.baseline == "negative" and self.reward_scale is not None:

@@ -53,6 +53,27 @@ class Memory:
         return self.resident_total + self.phases[self.worst_phase].peak
 
 
+@dataclass(frozen=True)
+class Contents:
+    """Bytes that a checkpoint holds, over all ranks but for the rollouts, which are those of one."""
+
+    weights: float
+    optimizer: float
+    reference: float
+    rollouts: float
+
+
+def checkpoint_contents(settings: Settings, architecture: Architecture, sharding: Sharding) -> Contents:
+    """What `PolicyModule` saves: what is trained, the optimizer's states, a renewed reference and the buffer."""
+    estimate = _Estimate(settings, architecture, sharding)
+    return Contents(
+        weights=estimate.gradient_bytes(),
+        optimizer=estimate.optimizer_bytes(),
+        reference=estimate.reference_bytes() if settings.reference_refreshed else 0.0,
+        rollouts=estimate.rollout_bytes(),
+    )
+
+
 def estimate_memory(settings: Settings, architecture: Architecture, sharding: Sharding) -> Memory:
     """The memory of one rank, from `Activations`, `Head` and the sharding rules."""
     return _Estimate(settings, architecture, sharding).memory()
@@ -183,7 +204,8 @@ class _Estimate:
             blocks = 3 if backward and self.settings.adapter is None else 2
             width = 2.0 if self.precision.autocast else self.precision.weight
             if self.settings.gather_for_generation and not backward:
-                parts["gathered weights"] = width * shape.total * (2 if self.settings.reference_copy else 1)
+                whole = width * shape.total * (2 if self.settings.reference_copy else 1)
+                parts["gathered weights"] = whole + self.adapter_bytes()
             else:
                 parts["gathered weights"] = width * (outside + blocks * shape.block_parameters)
         return parts

@@ -5,6 +5,7 @@ from typing import Any
 from dmpo_lightning.planning.forwards import Forwards
 from dmpo_lightning.planning.memory import GIB, RUNTIME, Memory
 from dmpo_lightning.planning.parameters import Architecture, Parameters
+from dmpo_lightning.planning.run import WholeRun
 from dmpo_lightning.planning.settings import Settings
 from dmpo_lightning.planning.strategy import Sharding
 
@@ -21,11 +22,12 @@ class Plan:
         parameters: Parameters,
         memory: Memory,
         forwards: Forwards,
-        gpu_memory_gb: float,
+        gpu_memory_gb: float | None,
+        run: WholeRun,
     ) -> None:
         self.settings, self.architecture, self.sharding = settings, architecture, sharding
         self.parameters, self.memory, self.forwards = parameters, memory, forwards
-        self.gpu_memory_gb = gpu_memory_gb
+        self.gpu_memory_gb, self.run = gpu_memory_gb, run
 
     @property
     def required(self) -> float:
@@ -34,14 +36,14 @@ class Plan:
         return self.memory.peak + (0 if self.settings.on_cpu else RUNTIME)
 
     @property
-    def fits(self) -> bool:
-        """Whether a GPU of that size holds it."""
-        return self.required <= self.gpu_memory_gb * GIB
+    def fits(self) -> bool | None:
+        """Whether that much memory holds it, None where nothing says how much there is."""
+        return None if self.gpu_memory_gb is None else self.required <= self.gpu_memory_gb * GIB
 
     def warnings(self) -> list[str]:
         """What will not work, with what to do about it."""
         problems = [f"{problem} Training will refuse this configuration." for problem in self.settings.problems]
-        if not self.fits:
+        if self.fits is False:
             problems.append(
                 f"does not fit: {_in('GiB', self.required)} GiB needed at the peak ({self.memory.worst_phase}), "
                 f"{self.gpu_memory_gb:g} GiB there; {self._remedy()}"
@@ -97,6 +99,14 @@ class Plan:
                 "fits": self.fits,
             },
             "schedule": self._schedule(),
+            "whole_run": {
+                "optimizer_steps": self.run.optimizer_steps,
+                "buffers": self.run.buffers,
+                "flops_per_buffer_and_rank": self.run.buffer_flops,
+                "assumed_tflops": self.run.tflops,
+                "hours": self.run.hours,
+                "checkpoint_bytes": round(self.run.checkpoint_bytes),
+            },
             "warnings": self.warnings(),
             "notes": list(self.settings.notes),
         }
@@ -118,6 +128,7 @@ class Plan:
     def to_text(self) -> str:
         """A page for people."""
         lines = [*self._head(), *self._parameter_lines(), *self._memory_lines(), *self._schedule_lines()]
+        lines += self._run_lines()
         lines += [f"note: {note}" for note in self.settings.notes]
         return "\n".join(lines + [f"WARNING: {warning}" for warning in self.warnings()])
 
@@ -142,15 +153,26 @@ class Plan:
     def _memory_lines(self) -> list[str]:
         # Embedded models would take 0.00 GiB.
         unit = "GiB" if self.required >= GIB else "MiB"
-        lines = ["", f"memory per GPU, {unit}"]
+        lines = ["", f"memory per {'rank' if self.settings.on_cpu else 'GPU'}, {unit}"]
         lines += [f"  {name:<28} {_in(unit, size):>9}" for name, size in self.memory.resident.items() if size]
         for name, phase in self.memory.phases.items():
             parts = ", ".join(f"{part} {_in(unit, size)}" for part, size in phase.parts.items())
             lines.append(f"  {name + ' adds':<28} {_in(unit, phase.peak):>9}   {parts}")
         runtime = "" if self.settings.on_cpu else ", the CUDA runtime's 1 GiB included"
-        verdict = "fits" if self.fits else "does NOT fit"
         peak = f"  {'peak, in ' + self.memory.worst_phase:<28} {_in(unit, self.required):>9}"
-        return [*lines, f"{peak}   {verdict} {self.gpu_memory_gb:g} GiB{runtime}"]
+        if self.gpu_memory_gb is None:
+            return [*lines, f"{peak}   of the machine's memory, for each rank on it"]
+        return [*lines, f"{peak}   {'fits' if self.fits else 'does NOT fit'} {self.gpu_memory_gb:g} GiB{runtime}"]
+
+    def _run_lines(self) -> list[str]:
+        run = self.run
+        unit = "GiB" if run.checkpoint_bytes >= GIB else "MiB"
+        checkpoint = f"a checkpoint takes {_in(unit, run.checkpoint_bytes)} {unit}"
+        if run.buffers is None:
+            return [f"whole run: no --trainer.max_steps says how long; {checkpoint}"]
+        length = f"whole run: {_times(run.optimizer_steps or 0, 'optimizer step')}, {_times(run.buffers, 'buffer')}"
+        hours = "" if run.hours is None else f", {run.hours:.3g} hours of arithmetic at {run.tflops:g} TFLOP/s per GPU"
+        return [f"{length}{hours}; {checkpoint}"]
 
     def _schedule_lines(self) -> list[str]:
         work, forwards = self.settings.workload, self.forwards

@@ -44,6 +44,7 @@ class Settings:
     workload: Workload
     sample_merged: bool = False
     gather_for_generation: bool = False
+    max_steps: int | None = None
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -100,6 +101,8 @@ def read_settings(config: Options, *, prompt_length: int | None = None) -> Setti
         workload=workload,
         sample_merged=bool(options.get("sample_merged")),
         gather_for_generation=bool(options.get("gather_for_generation")),
+        # Lightning's -1 is no limit.
+        max_steps=max_steps if (max_steps := int(trainer.get("max_steps") or -1)) >= 0 else None,
         problems=tuple(problems),
         notes=tuple(notes),
     )

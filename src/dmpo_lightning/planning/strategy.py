@@ -17,6 +17,8 @@ class Sharding:
         bucketed: whether gradients are reduced through buckets, which are a second copy of them.
         master_weights: whether half-precision weights have a float32 copy beside the optimizer states (DeepSpeed).
         offloads_optimizer: whether the optimizer states lie in the memory of the machine.
+        divides: whether the strategy is one that divides weights, on however many ranks. Quantised ones it must not.
+        note: what is surprising about it, for people.
     """
 
     name: str
@@ -26,6 +28,8 @@ class Sharding:
     bucketed: bool = False
     master_weights: bool = False
     offloads_optimizer: bool = False
+    divides: bool = False
+    note: str | None = None
 
     @property
     def gathers(self) -> bool:
@@ -44,9 +48,7 @@ def sharding_of(strategy: str | dict[str, Any], *, devices: int, nodes: int = 1)
     if "deepspeed" in key or "zero" in key:
         return _deepspeed(key, options, ranks)
     if "modelparallel" in key or "fsdp2" in key:
-        shards = options.get("data_parallel_size", ranks if "fsdp2" in key else "auto")
-        shards = devices if shards == "auto" else int(shards)
-        return Sharding("fsdp2", shards, shards, shards) if ranks > 1 else Sharding("single device")
+        return _fsdp2(ranks if "fsdp2" in key else options.get("data_parallel_size", "auto"), nodes)
     if "fsdp" in key:
         return _fsdp(key, options, devices, ranks)
     if "ddp" in key:
@@ -64,16 +66,29 @@ def _named(strategy: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return strategy["class_path"], strategy.get("init_args") or {}
 
 
+def _fsdp2(shards: int | str, nodes: int) -> Sharding:
+    note = None
+    if shards == "auto":
+        # Lightning divides over the machines, and leaves the ranks of each to tensor parallelism, which no model has.
+        shards = nodes
+        note = (
+            f"ModelParallelStrategy divides weights over {nodes} machine{'s' * (nodes > 1)}, and not over the GPUs of "
+            "one; `--config strategies/fsdp2.yaml` divides over all"
+        )
+    shards = int(shards)
+    return Sharding("fsdp2", shards, shards, shards, divides=True, note=note)
+
+
 def _fsdp(key: str, options: dict[str, Any], devices: int, ranks: int) -> Sharding:
     plan = str(options.get("sharding_strategy", "FULL_SHARD")).rpartition(".")[2].upper()
     offload = "offload" in key or bool(options.get("cpu_offload"))
     # Hybrid plans divide within a machine and repeat over machines.
     shards = devices if plan.startswith(("HYBRID", "_HYBRID")) else ranks
     if plan == "NO_SHARD" or ranks == 1:
-        return Sharding("fsdp (no shard)")
+        return Sharding("fsdp (no shard)", divides=True)
     # SHARD_GRAD_OP keeps whole weights between forward and backward.
     weights = 1 if plan == "SHARD_GRAD_OP" else shards
-    return Sharding(f"fsdp ({plan.lower()})", weights, shards, shards, offloads_optimizer=offload)
+    return Sharding(f"fsdp ({plan.lower()})", weights, shards, shards, offloads_optimizer=offload, divides=True)
 
 
 def _deepspeed(key: str, options: dict[str, Any], ranks: int) -> Sharding:
@@ -86,5 +101,6 @@ def _deepspeed(key: str, options: dict[str, Any], ranks: int) -> Sharding:
         gradients=ranks if stage >= 2 else 1,
         optimizer=ranks if stage >= 1 else 1,
         master_weights=True,
+        divides=stage >= 3,
         offloads_optimizer="offload" in key or bool(options.get("offload_optimizer")),
     )

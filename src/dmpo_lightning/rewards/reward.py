@@ -3,24 +3,35 @@
 import copy
 import logging
 import math
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dmpo_lightning.rewards.score_functions import BatchScore, BatchScoreFunction, OneScore, ScoreFunction
+from dmpo_lightning.rewards.functions import attempt, check_function, check_picklable
+from dmpo_lightning.rewards.score_functions import (
+    LARGEST,
+    TAKES,
+    BatchScore,
+    BatchScoreFunction,
+    OneScore,
+    ScoreFunction,
+)
 from dmpo_lightning.rewards.scores import Scores
 from dmpo_lightning.tasks.base import Example, Task, Verdict
+from dmpo_lightning.terminal import show_traceback
 from dmpo_lightning.workers import WorkerPool
 
 logger = logging.getLogger(__name__)
+# What was raised often holds a part of the completion.
+logger.addFilter(show_traceback)
 
 LOGGED_IN_FULL = 3
 """Failures of one call whose cause is logged. Of the others only the number is."""
 
-AnswerCheck = Callable[[Example, str], Verdict]
+AnswerCheck = Callable[[Example, str], Any]
+"""Returns a `Verdict`. A return type here would refuse functions without annotations on the command line."""
 Outcome = dict[str, float] | Exception
 
 
@@ -28,7 +39,8 @@ class Reward:
     """A score function with weights for its components.
 
     A completion fails if scoring it raises, takes longer than the time limit, ends its worker, or gives anything but
-    finite numbers. It is logged with its prompt id, counted, and gets ``failure_score``.
+    numbers of at most 1e30, of which single precision can take the sum. It is logged with its prompt id, counted, and
+    gets ``failure_score``.
 
     Args:
         score: from an example and a completion to a number, or to named components (a task's ``score``, for one).
@@ -70,13 +82,17 @@ class Reward:
         unchecked_score: ScoreFunction | None = None,
         share_name: str | None = None,
     ) -> None:
-        if not math.isfinite(failure_score):
-            raise ValueError(f"`failure_score` must be finite, got {failure_score}.")
+        for option, function in {"score": score, "verify": verify, "unchecked_score": unchecked_score}.items():
+            if function is not None:
+                check_function(option, function, TAKES)
+        # A NaN is not smaller either.
+        if not abs(failure_score) <= LARGEST:
+            raise ValueError(f"`failure_score` must be finite, and at most {LARGEST:g}, got {failure_score}.")
         if not 0 <= max_failure_share <= 1:
             raise ValueError(f"`max_failure_share` must be in [0, 1], got {max_failure_share}.")
         for name, weight in (weights or {}).items():
-            if not math.isfinite(weight):
-                raise ValueError(f"`weights` must be finite, got {weight} for {name!r}.")
+            if not abs(weight) * max(abs(failure_score), 1) <= LARGEST:
+                raise ValueError(f"`weights` must be finite, and at most {LARGEST:g}, got {weight} for {name!r}.")
         if time_limit is not None and not workers:
             raise ValueError(
                 f"`time_limit` {time_limit} needs worker processes, which can be killed; pass `workers=1` or more."
@@ -94,7 +110,7 @@ class Reward:
         self._call: Callable[..., Any] = BatchScore(score) if batched else one  # type: ignore[arg-type]
         self._pool = None if workers == 0 else WorkerPool(self._call, workers=workers, time_limit=time_limit)
         if workers:
-            _check_picklable(self._call)
+            check_picklable(self._call)
         self._scored = self._failed = 0
         self._weights_are_checked = False
 
@@ -154,6 +170,7 @@ class Reward:
             for text in texts
         ]
         outcomes = self._outcomes([(example, text) for _, example, text in rows], with_check=checked is None)
+        outcomes = [self._bounded(outcome) for outcome in outcomes]
         self._count([(rows[i][0], each) for i, each in enumerate(outcomes) if isinstance(each, Exception)], len(rows))
         components = self._components(outcomes, (len(examples), len(completions[0]) if completions else 0))
         # Of the scored text, before the answer check's components take their place.
@@ -177,12 +194,12 @@ class Reward:
         A check that raises is logged and counted as scoring that fails is. Nothing was answered then.
         """
         assert self.verify is not None
-        try:
-            return self.verify(example, completion)
-        # Foreign code on model output, as in scoring.
-        except Exception as error:
-            self._count([(prompt_id, error)], 0)
-            return Verdict(None, False)
+        verdict = attempt(self.verify, (example, completion))
+        if isinstance(verdict, Verdict):
+            return verdict
+        problem = verdict if isinstance(verdict, Exception) else TypeError(f"no Verdict but {verdict!r}")
+        self._count([(prompt_id, problem)], 0)
+        return Verdict(None, False)
 
     def with_check_of(self, other: "Reward") -> "Reward":
         """This reward with the answer check and the accuracy of another.
@@ -203,12 +220,20 @@ class Reward:
         """The components of each completion or what was raised, here or in the workers."""
         every = [example for example, _ in rows], [text for _, text in rows]
         calls: list[tuple[Any, ...]] = [every] if self.batched else [(*row, with_check) for row in rows]
-        results = self._pool.map(calls) if self._pool is not None else [_attempt(self._call, call) for call in calls]
+        results = self._pool.map(calls) if self._pool is not None else [attempt(self._call, call) for call in calls]
         if not self.batched:
             return results
         if isinstance(results[0], Exception):
             return [results[0]] * len(rows)
         return [ValueError(result) if isinstance(result, str) else result for result in results[0]]
+
+    def _bounded(self, outcome: Outcome) -> Outcome:
+        """A failure in place of numbers whose weighted sum is too large."""
+        weights = self.weights
+        if isinstance(outcome, Exception) or weights is None:
+            return outcome
+        sizes = [abs(weight * outcome.get(name, 0.0)) for name, weight in weights.items()]
+        return outcome if sum(sizes) <= LARGEST else ValueError(f"the weighted scores must be at most {LARGEST:g}")
 
     def _count(self, failures: Sequence[tuple[int, Exception]], scored: int) -> None:
         for prompt_id, error in failures[:LOGGED_IN_FULL]:
@@ -270,22 +295,3 @@ class Reward:
         zero = torch.zeros_like(next(iter(components.values())))
         # NaN is a component that a completion does not have, and adds nothing.
         return sum((weight * components[name].nan_to_num(0.0) for name, weight in present.items()), zero)
-
-
-def _attempt(function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
-    try:
-        return function(*call)
-    # A foreign function on model output: one bad completion must not end a long run.
-    except Exception as error:
-        return error
-
-
-def _check_picklable(call: Callable[..., Any]) -> None:
-    try:
-        pickle.dumps(call)
-    # Pickling runs foreign code, which may raise anything.
-    except Exception as error:
-        raise ValueError(
-            f"`score` must be picklable to be called in worker processes: {error}. Define it at the top level of a "
-            "module, or as a class with __call__."
-        ) from error

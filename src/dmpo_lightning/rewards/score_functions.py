@@ -5,8 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dmpo_lightning.rewards.functions import check_function
 from dmpo_lightning.tasks.base import Example
 
+TAKES = ("an example", "a completion")
+"""What a score function is called with."""
+LARGEST = 1e30
+"""The largest score. Training computes in single precision, which ends at 3.4e38, with scores that are added up over a
+group and divided by the reward temperature."""
 ScoreFunction = Callable[[Example, str], "float | Mapping[str, float]"]
 BatchScoreFunction = Callable[[Sequence[Example], Sequence[str]], "Sequence[float | Mapping[str, float]]"]
 
@@ -18,7 +24,7 @@ class CombinedScore:
         functions: by name. One that returns named components itself gives ``name/component``.
 
     Raises:
-        ValueError: no functions.
+        ValueError: no functions, or something else than a function of an example and a completion.
 
     Example:
         ```yaml
@@ -36,6 +42,8 @@ class CombinedScore:
     def __init__(self, functions: Mapping[str, ScoreFunction]) -> None:
         if not functions:
             raise ValueError("`functions` must name at least one score function.")
+        for name, function in functions.items():
+            check_function(f"functions.{name}", function, TAKES)
         self.functions = dict(functions)
 
     def __call__(self, example: Example, completion: str) -> dict[str, float]:
@@ -49,10 +57,10 @@ class CombinedScore:
 
 
 def named_numbers(value: Any) -> dict[str, float]:
-    """Named finite numbers. A bare number is called ``reward``.
+    """Named numbers. A bare number is called ``reward``.
 
     Raises:
-        ValueError: a number that is not finite.
+        ValueError: a number that is not finite, or too large for what is computed with it.
         TypeError: what is no number.
     """
     components = value.items() if isinstance(value, Mapping) else [("reward", value)]
@@ -61,6 +69,8 @@ def named_numbers(value: Any) -> dict[str, float]:
         raise ValueError("the score must hold at least one component, got none")
     if not all(map(math.isfinite, numbers.values())):
         raise ValueError(f"the score must be finite, got {numbers}")
+    if max(map(abs, numbers.values())) > LARGEST:
+        raise ValueError(f"the score must be at most {LARGEST:g}, got {numbers}")
     return numbers
 
 

@@ -203,6 +203,12 @@ class Sudoku(Benchmark):
                 puzzle = blank_out(solution, blanks, generator)
             yield puzzle, solution
 
+    def facts(self) -> dict[str, Any]:
+        if self.prompt_template is None:
+            return super().facts()
+        # It is the whole of the user's turn, so that the style's instruction is not used.
+        return super().facts() | {"instruction": None, "prompt template": self.prompt_template}
+
     def task_text(self, example: Example) -> str:
         return f"Solve the following Sudoku puzzle: {example['puzzle']}\n"
 

@@ -5,23 +5,28 @@ standard library is imported, so that workers start fast.
 """
 
 import json
-import math
 import multiprocessing
 import os
-import resource
+import pickle
 import signal
-import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from typing import Any
+
+from dmpo_lightning.workers.local_modules import local_modules
+from dmpo_lightning.workers.serving import serve
 
 # A fork would copy the locks of torch's threads.
 _CONTEXT = multiprocessing.get_context("spawn")
+LIFE_SIGN = 0.5
+"""Seconds after which a silent worker is looked after."""
+LONGEST_ANSWER = 2**26
+"""Bytes of an answer."""
 
 
 class CallError(RuntimeError):
@@ -46,7 +51,7 @@ class WorkerPool:
         function: importable by its module and name, or an instance of an importable class. Its value must be what JSON
             can state, so that nothing that a worker sends is unpickled here.
         workers: number of processes.
-        time_limit: seconds per call. None waits for ever.
+        time_limit: seconds per call, without the imports that it makes. None waits for ever.
         initializer: called once in each new worker. Its time does not count.
 
     Raises:
@@ -109,10 +114,12 @@ class WorkerPool:
             for worker in self._idle(len(waiting)):
                 worker.send(waiting.popleft(), calls)
             for worker in self._reporting():
-                call, result = worker.receive()
-                if call is not None:
-                    results[call] = result
-                    missing -= 1
+                ended = worker.receive()
+                if ended is None:
+                    continue
+                call, result = ended
+                results[call] = result
+                missing -= 1
                 if isinstance(result, TimeLimitError | WorkerDiedError):
                     worker.kill()
                     self._workers.remove(worker)
@@ -128,23 +135,34 @@ class WorkerPool:
     def _reporting(self) -> list["_Worker"]:
         """The workers that the next answer, death or time limit concerns, after waiting for it."""
         expected = [worker for worker in self._workers if worker.call is not None or not worker.is_ready]
-        seconds = min((worker.seconds_left for worker in expected if worker.seconds_left is not None), default=None)
-        ready = wait([worker.connection for worker in expected], seconds)
-        return [worker for worker in expected if worker.connection in ready or worker.is_late]
+        seconds = min(
+            (worker.seconds_left for worker in expected if worker.seconds_left is not None), default=LIFE_SIGN
+        )
+        ready = wait([worker.answers for worker in expected], min(seconds, LIFE_SIGN))
+        return [worker for worker in expected if worker.answers in ready or worker.is_late or not worker.is_alive]
 
 
 class _Worker:
+    """One process, which is handed calls and says how they ended, each answer with the number of its call."""
+
     def __init__(
         self, function: Callable[..., Any], initializer: Callable[[], object] | None, time_limit: float | None
     ) -> None:
-        self.time_limit = time_limit
-        self.connection, theirs = _CONTEXT.Pipe()
-        self.process = _CONTEXT.Process(target=_serve, args=(theirs, function, initializer, time_limit), daemon=True)
+        theirs, self.arguments = _CONTEXT.Pipe(duplex=False)
+        self.answers, mouth = _CONTEXT.Pipe(duplex=False)
+        # Pickled here, because the worker must know first where the function's module is found.
+        calls = pickle.dumps((function, initializer))
+        self.process = _CONTEXT.Process(
+            target=serve, args=(theirs, mouth, local_modules(), calls, time_limit), daemon=True
+        )
         self.process.start()
+        # Else the pipes would stay open when the process is gone.
         theirs.close()
+        mouth.close()
         self.is_ready = False
         self.call: int | None = None
         self.deadline: float | None = None
+        self._number, self._heard = 0, b""
 
     @property
     def seconds_left(self) -> float | None:
@@ -154,38 +172,76 @@ class _Worker:
     def is_late(self) -> bool:
         return self.seconds_left == 0
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs. Its pipe may outlive it, in a process that it has forked."""
+        return self.process.is_alive()
+
     def send(self, call: int, calls: Sequence[tuple[Any, ...]]) -> None:
         """Hands over a call. Arguments that cannot be pickled raise here, in the caller's own process."""
+        pickled = pickle.dumps(calls[call])
         self.call = call
-        self.deadline = None if self.time_limit is None else time.monotonic() + self.time_limit
+        self._number += 1
         # The worker may have died, which `receive` finds out and says.
         with suppress(BrokenPipeError, ConnectionResetError):
-            self.connection.send(calls[call])
+            self.arguments.send_bytes(pickled)
 
-    def receive(self) -> tuple[int | None, Any]:
-        """The call that came to an end, and its value or error.
+    def receive(self) -> tuple[int, Any] | None:
+        """The call that came to an end, and its value or error. None where no call did."""
+        # Asked before listening: what a process has said before its death is heard below.
+        is_alive = self.is_alive
+        heard = self._listen()
+        for answer in self._answers():
+            if "seconds" in answer:
+                self.deadline = time.monotonic() + answer["seconds"]
+            elif self.is_ready:
+                return self._ended(CallError(answer["error"]) if "error" in answer else answer.get("value"))
+            elif "error" in answer:
+                raise RuntimeError(f"A worker process could not start: {answer['error']}")
+            else:
+                self.is_ready = True
+        if heard == b"" or (heard is None and not is_alive):
+            return self._died()
+        if len(self._heard) > LONGEST_ANSWER:
+            return self._ended(WorkerDiedError(f"the worker process wrote {LONGEST_ANSWER} bytes without an answer"))
+        return self._ended(TimeLimitError("the call took longer than the time limit")) if self.is_late else None
 
-        The call is None where the worker reports that it has started.
+    def _listen(self) -> bytes | None:
+        """What the worker has written since, empty where its end is closed. None where there is nothing."""
+        if not self.answers.poll():
+            return None
+        heard = os.read(self.answers.fileno(), 2**16)
+        self._heard += heard
+        return heard
+
+    def _answers(self) -> Iterator[dict[str, Any]]:
+        """The answers to the call under way. All else that stands on the pipe is left out.
+
+        A score function may fork, and a library may write to a file that it has closed, whose number is the pipe's now.
         """
-        call, self.call = self.call, None
-        try:
-            answered = self.connection.poll()
-            self.deadline = None
-            if not answered:
-                return call, TimeLimitError("the call took longer than the time limit")
-            answer = json.loads(self.connection.recv_bytes())
-        except (EOFError, ConnectionResetError):
-            self.process.join()
-            if not self.is_ready:
-                raise RuntimeError(
-                    "A worker process ended before its first call. What it is to call must be importable, and a "
-                    'script that starts worker processes needs `if __name__ == "__main__":` around what it runs.'
-                ) from None
-            return call, WorkerDiedError(f"the worker process ended with exit code {self.process.exitcode}")
-        if not self.is_ready and "error" in answer:
-            raise RuntimeError(f"A worker process could not start: {answer['error']}")
-        self.is_ready = True
-        return call, CallError(answer["error"]) if "error" in answer else answer.get("value")
+        *lines, self._heard = self._heard.split(b"\n")
+        for line in lines:
+            # Not JSON, or no text at all.
+            with suppress(ValueError):
+                answer = json.loads(line)
+                is_answer = isinstance(answer, dict) and not answer.keys().isdisjoint(("value", "error", "seconds"))
+                if is_answer and answer.get("number") == self._number:
+                    yield answer
+
+    def _ended(self, result: Any) -> tuple[int, Any] | None:
+        call, self.call, self.deadline = self.call, None, None
+        return None if call is None else (call, result)
+
+    def _died(self) -> tuple[int, Any] | None:
+        self.process.join(LIFE_SIGN)
+        if not self.is_ready:
+            raise RuntimeError(
+                "A worker process ended before its first call. What it is to call must be importable, and a "
+                'script that starts worker processes needs `if __name__ == "__main__":` around what it runs.'
+            )
+        code = self.process.exitcode
+        how = "closed its pipe" if code is None else f"ended with exit code {code}"
+        return self._ended(WorkerDiedError(f"the worker process {how}"))
 
     def kill(self) -> None:
         """Ends the process and what it started."""
@@ -196,60 +252,10 @@ class _Worker:
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.join()
-        self.connection.close()
+        self.arguments.close()
+        self.answers.close()
 
 
 def _kill_all(workers: list[_Worker]) -> None:
     while workers:
         workers.pop().kill()
-
-
-def _serve(
-    connection: Connection,
-    function: Callable[..., Any],
-    initializer: Callable[[], object] | None,
-    time_limit: float | None,
-) -> None:
-    """The life of a worker: arguments in, JSON out, until the parent is gone."""
-    # An interrupt from the keyboard is for the parent alone.
-    os.setsid()
-    # Else a function with a pool of its own could not start it.
-    multiprocessing.current_process().daemon = False
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    connection.send_bytes(_answer(initializer or bool, tuple))
-    while True:
-        connection.send_bytes(_answer(function, connection.recv, time_limit))
-
-
-def _answer(
-    function: Callable[..., Any], receive: Callable[[], tuple[Any, ...]], time_limit: float | None = None
-) -> bytes:
-    try:
-        arguments = _received(receive)
-        if time_limit is not None:
-            _limit_processor_time(time_limit)
-        return json.dumps({"value": function(*arguments)}).encode()
-    # Whatever a foreign function raises is for the parent to count.
-    except Exception as error:
-        return json.dumps({"error": f"{type(error).__name__}: {error}"}).encode()
-
-
-def _received(receive: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
-    try:
-        return receive()
-    # The parent has closed its end.
-    except EOFError:
-        sys.exit()
-
-
-def _limit_processor_time(time_limit: float) -> None:
-    """Where the parent is gone and can no longer kill, the kernel does, even in the middle of one long operation."""
-    seconds = time.process_time() + 1 + time_limit * (os.cpu_count() or 1)
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), resource.getrlimit(resource.RLIMIT_CPU)[1]))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)

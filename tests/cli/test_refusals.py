@@ -1,0 +1,190 @@
+"""What the command line refuses: one line with what to do about it, and status 2."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dmpo_lightning.__main__ import main
+from dmpo_lightning.commands.arguments import named_modules, resolve_arguments
+
+TINY = ["--config", "sudoku_tiny.yaml"]
+
+
+def status_and_error(capsys, *arguments):
+    try:
+        status = main(list(arguments))
+    except SystemExit as stop:
+        status = stop.code
+    return status, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["fti", *TINY], "There is no command 'fti'. Did you mean fit?"),
+        (["scroe"], "Did you mean score?"),
+        ([*TINY, "fit"], "The command comes first."),
+        (["fit"], "pass --config NAME_OR_FILE, such as --config sudoku_tiny.yaml"),
+        (["plan"], "pass --config NAME_OR_FILE, such as --config sudoku_tiny.yaml"),
+        (["fit", *TINY, "--trainer.max_step", "4"], "no option trainer.max_step. Did you mean trainer.max_steps?"),
+        (["plan", *TINY, "--trainer.max_step=4"], "no option trainer.max_step. Did you mean trainer.max_steps?"),
+        (["fit", *TINY, "--model.group_sizes=4"], "There is no option group_sizes. Did you mean group_size?"),
+        (["fit", *TINY, "--ckpt_path", "no.ckpt"], "got no.ckpt, which does not exist"),
+        (["test", *TINY, "--ckpt_path=no.ckpt"], "got no.ckpt, which does not exist"),
+        (["export", "--ckpt_path", "no.ckpt", "--output", "x"], "No checkpoint file 'no.ckpt'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_with_its_remedy(arguments, remedy, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, error = status_and_error(capsys, *arguments)
+    assert status == 2
+    assert remedy in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--model.reward", "`score` must be a function of an example and a completion of your own, got posix.system"),
+        ("--model.objective.baseline", "`baseline` must be a function of weights, log_rnd, rollouts of your own, got"),
+    ],
+)
+def test_a_function_of_the_operating_system_is_refused(option, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, error = status_and_error(capsys, "fit", *TINY, f"{option}=os.system")
+    assert status == 2
+    assert message in error.splitlines()[-1]
+
+
+def test_the_home_folder_is_found_behind_an_equals_sign(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.yaml").write_text("trainer: {max_steps: 3}\n")
+    with pytest.raises(SystemExit):
+        main(["fit", *TINY, "--config=~/x.yaml", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_steps"] == 3
+    assert resolve_arguments(["--config=~/x.yaml", "--trainer.default_root_dir", "~/r"]) == [
+        f"--config={tmp_path}/x.yaml",
+        "--trainer.default_root_dir",
+        f"{tmp_path}/r",
+    ]
+
+
+def aliases(lines):
+    """Ten of the line before in each line."""
+    text = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    text += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, lines)]
+    return "\n".join(text)
+
+
+@pytest.mark.parametrize(
+    "text", [aliases(9), "a: &a [*a]\n", "a: &a {b: *a}\n"], ids=["billion", "circle of lists", "circle of mappings"]
+)
+def test_a_configuration_that_repeats_itself_is_refused(text, capsys, tmp_path):
+    (tmp_path / "bomb.yaml").write_text(text)
+    status, error = status_and_error(capsys, "fit", *TINY, "--config", str(tmp_path / "bomb.yaml"))
+    assert status == 2
+    assert "repeats them by aliases" in error
+
+
+def test_a_configuration_of_brackets_is_refused(capsys, tmp_path):
+    (tmp_path / "deep.yaml").write_text("[" * 5000)
+    status, error = status_and_error(capsys, "fit", "--config", str(tmp_path / "deep.yaml"))
+    assert status == 2
+    assert "cannot be read: " in error
+
+
+def test_a_few_aliases_are_as_good_as_their_text():
+    assert resolve_arguments([f"--config={aliases(3)}"]) == [f"--config={aliases(3)}"]
+
+
+def test_names_are_those_of_dotted_paths(tmp_path):
+    (tmp_path / "model.yaml").write_text("class_path: inner_module.Policy\n")
+    (tmp_path / "a.yaml").write_text(
+        "model: model.yaml\nreward: {score: {init_args: {functions: {right: scores.is_right}}}}\n# torchvision.ops\n"
+    )
+    arguments = [f"--config={tmp_path / 'a.yaml'}", "--trainer.callbacks+=killer.Kill", "--task", "own.Task"]
+    arguments += [
+        "--model.objective={class_path: objectives.Own}",
+        "--seed",
+        "1.5",
+        "--note",
+        "see triton.language for",
+    ]
+    assert named_modules(arguments) == {"inner_module", "scores", "killer", "own", "objectives"}
+
+
+SHADOWS = ("torchvision", "triton", "bitsandbytes", "deepspeed", "wandb", "yaml")
+
+
+# As the console script is started, whose own folder comes first on the import path.
+SCRIPT = ["-P", "-c", "import sys; from dmpo_lightning.__main__ import main; main(sys.argv[1:])"]
+OWN = "import own_words\n\ndef score(example, completion):\n    return own_words.ONE\n"
+
+
+@pytest.mark.parametrize("start", [["-m", "dmpo_lightning"], SCRIPT], ids=["module", "script"])
+def test_files_of_the_working_directory_take_no_packages_place(start, tmp_path):
+    for name in SHADOWS:
+        (tmp_path / f"{name}.py").write_text(f"open('ran_{name}', 'w').close()\n")
+    (tmp_path / "own_rewards.py").write_text(OWN)
+    (tmp_path / "own_words.py").write_text("ONE = 1.0\n")
+    arguments = ["plan", *TINY, "--model.reward=own_rewards.score", "--json"]
+    done = subprocess.run(
+        [sys.executable, *start, *arguments],
+        cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.glob("ran_*")) == []
+
+
+def test_worker_processes_find_the_modules_of_the_working_directory(tmp_path, monkeypatch):
+    from dmpo_lightning.rewards.reward import Reward
+    from dmpo_lightning.workers.local_modules import find_local_modules
+
+    (tmp_path / "named_rewards.py").write_text(OWN)
+    (tmp_path / "own_words.py").write_text("ONE = 1.0\n")
+    (tmp_path / "unnamed_words.py").write_text("ONE = 1.0\n")
+    find_local_modules(tmp_path, {"named_rewards"})
+    try:
+        import named_rewards
+
+        with pytest.raises(ImportError):
+            import unnamed_words  # noqa: F401
+        reward = Reward(named_rewards.score, workers=1)
+        assert reward([{}], [["a", "b"]]).total.tolist() == [[1.0, 1.0]]
+        reward.close()
+    finally:
+        find_local_modules(Path(), ())
+
+
+def test_runs_that_start_at_once_have_a_folder_each(tmp_path):
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.loggers import CSVLogger
+
+    from dmpo_lightning.commands.fit import reserve_folders
+
+    trainers = [
+        Trainer(logger=CSVLogger(tmp_path, name="run"), accelerator="cpu", enable_progress_bar=False) for _ in range(8)
+    ]
+    threads = [threading.Thread(target=reserve_folders, args=[trainer]) for trainer in trainers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(trainer.logger.version for trainer in trainers) == list(range(8))
+    assert len(list((tmp_path / "run").iterdir())) == 8
+
+
+def test_a_version_of_ones_own_is_kept(tmp_path):
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.loggers import CSVLogger
+
+    from dmpo_lightning.commands.fit import reserve_folders
+
+    trainer = Trainer(logger=CSVLogger(tmp_path, name="run", version="mine"), accelerator="cpu")
+    reserve_folders(trainer)
+    assert trainer.logger.version == "mine"
