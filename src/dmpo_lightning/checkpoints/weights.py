@@ -7,6 +7,10 @@ from typing import Any
 import torch
 
 
+class UnfitCheckpoint(ValueError):
+    """A checkpoint of another model, adapter or kind of run than the one that is to go on from it."""
+
+
 def read_weights(checkpoint: str | Path) -> dict[str, Any]:
     """``state_dict`` with whole tensors, and what else the checkpoint says of the policy.
 

@@ -76,3 +76,10 @@ def set_timeout_of_all_groups(strategy: Any) -> None:
     if timeout is not None:
         for group in list(distributed_c10d._world.pg_map):
             distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def averaged_module(callback: Any) -> Any:
+    """The copy of the module in which one of Lightning's callbacks averages weights, or None before there is one."""
+    average = callback._average_model
+    # The one keeps a copy of the module itself, the other has torch keep it.
+    return getattr(average, "module", average)

@@ -19,6 +19,17 @@ from dmpo_lightning.distributed.sharding import is_zero3, plain_name, shard_fsdp
 from dmpo_lightning.distributed.strategies import ZeROStrategy
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.blocks import compile_blocks
+from dmpo_lightning.modules.averages import keep_frozen_weights, refuse_divided
+from dmpo_lightning.modules.held_weights import (
+    SCALE,
+    SHAPES,
+    adapter_scale,
+    check_fit,
+    forgive_frozen,
+    is_reference,
+    keep_only,
+    trained_shapes,
+)
 from dmpo_lightning.modules.options import Options, SchedulerFactory, configured_options, take_over
 from dmpo_lightning.policy import Policy
 
@@ -76,6 +87,16 @@ class PolicyModule(LightningModule):
         self._is_sharded = self._made_room = False
         self._options: Options | None = None
         self._stored_options: Options | None = None
+        self._trained_shapes = trained_shapes(self)
+        self.register_load_state_dict_post_hook(forgive_frozen)
+
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        """None. Those of a policy are tables that follow from its configuration, not statistics of a run.
+
+        Lightning's and torch's averages of weights take in what this returns: minus infinity would become NaN, and
+        whole numbers would be rounded down.
+        """
+        return iter(())
 
     def _networks(self) -> list[nn.Module]:
         """The network that is trained and, if there is one, the reference's own copy."""
@@ -92,6 +113,8 @@ class PolicyModule(LightningModule):
             ValueError: a strategy that divides weights, with quantised ones.
         """
         strategy = self.trainer.strategy
+        if divides_weights(strategy):
+            refuse_divided(self.trainer)
         # Lightning calls this hook for each of fit, validate, test and predict, and weights can be divided only once.
         if self._is_sharded or not divides_weights(strategy):
             return
@@ -189,6 +212,14 @@ class PolicyModule(LightningModule):
         """The policy is about to move away from a reference that equals it."""
         self.policy.reference.announce_update()
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Lightning calls this behind the callbacks that average weights."""
+        keep_frozen_weights(self.trainer, self)
+
+    def on_train_epoch_end(self) -> None:
+        """As behind each batch: averages may be renewed here as well."""
+        keep_frozen_weights(self.trainer, self)
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
@@ -202,28 +233,47 @@ class PolicyModule(LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """Trainable weights, and the reference once it was refreshed. Frozen weights come from the model's source."""
+    def held_names(self) -> set[str]:
+        """Names of the parameters that checkpoints hold."""
         kept = {plain_name(name) for name, parameter in self.named_parameters() if parameter.requires_grad}
         if self._keeps_reference:
             kept |= {f"policy.{name}" for name in self.policy.reference.parameter_names(self.policy.model)}
-        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in kept}
+        return kept
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """Trainable weights, and the reference once it was refreshed. Frozen weights come from the model's source."""
+        state = super().state_dict(*args, **kwargs)
+        keep_only(state, self.held_names(), prefix=kwargs.get("prefix", ""))
+        return state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts a refreshed reference back.
+        """Checks that the weights are those of this run, and puts a refreshed reference back.
 
         Most strategies read the weights after this hook, so room for the reference is made here. Where they have been
         read already, there must have been room from the start.
 
         Raises:
-            ValueError: there was none, because this run does not renew its reference.
+            UnfitCheckpoint: it is one of another model or adapter.
+            ValueError: there was no room, because this run does not renew its reference.
         """
+        check_fit(
+            checkpoint,
+            expected=self._trained_shapes,
+            scale=adapter_scale(self.policy.model),
+            backbone=self.backbone.to_plain(),
+        )
         self._stored_options = checkpoint.get("options")
         reference, network = self.policy.reference, self.policy.model
         reference.announce_update()
+        if not reference.exists:
+            # Supervised fine-tuning has no use for one, and would go on saving it.
+            state = checkpoint.get("state_dict", {})
+            for name in filter(is_reference, list(state)):
+                del state[name]
+            return
         if not checkpoint.get("reference_is_refreshed"):
             return
-        if not self.trainer.strategy.restore_checkpoint_after_setup:
+        if self._trainer is None or not self._trainer.strategy.restore_checkpoint_after_setup:
             # Makes the room that the stored weights are then read into. What it copies now is overwritten.
             reference.refresh(network)
         elif not reference.has_room(network):
@@ -244,6 +294,11 @@ class PolicyModule(LightningModule):
         checkpoint["backbone"], checkpoint["seed"] = self.backbone.to_plain(), self.seed
         checkpoint["reference_is_refreshed"] = self.policy.reference.is_refreshed
         checkpoint["options"] = self._options
+        checkpoint[SHAPES], checkpoint[SCALE] = self._trained_shapes, adapter_scale(self.policy.model)
+        # Callbacks that average weights put theirs here. A copy that they made before a reference was renewed does not
+        # know that it is held.
+        for name, value in checkpoint.get("current_model_state", {}).items():
+            checkpoint["state_dict"].setdefault(name, value)
         if self._keeps_reference and is_zero3(self.policy):
             # ZeRO-3 saves no frozen weights. Its checkpoints are one file per rank, which takes this rank's part.
             checkpoint[REFERENCE_PARTS] = self.policy.reference.parts(self.policy.model)

@@ -125,6 +125,9 @@ class DMPO(EvaluationModule):
         sampler.validate_policy(self.policy)
         if sample_merged:
             self.policy.check_mergeable()
+        if reference_refresh_interval is not None:
+            # Callbacks that average weights copy the module once and for all, before it is renewed for the first time.
+            self.policy.reference.make_room(self.policy.model)
         self.objective, self.sampler, self.sample_merged = objective, sampler, sample_merged
         self.group_size, self.micro_batch_size = group_size, micro_batch_size
         self._scoring_rows = rows_per_forward or micro_batch_size
