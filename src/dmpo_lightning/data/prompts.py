@@ -171,8 +171,10 @@ class PromptLoader:
             start, self._epoch = 0, self._epoch + 1
         order = self._order()
         for step in range(start, len(self)):
+            # Counted once it is there: making it runs code of the dataset's own, which may fail.
+            batch = self._batch(order, step // self.repeats)
             self._handed_out = step + 1
-            yield self._batch(order, step // self.repeats)
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and batches handed out in it, and what a batch is."""

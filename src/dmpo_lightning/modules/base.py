@@ -1,39 +1,41 @@
 """What `DMPO` and `MaskedSFT` share: the policy, the optimizer, and checkpoints of trainable weights only."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dmpo_lightning.distributed.lock_step import LockStep
 from dmpo_lightning.distributed.ranks import check_same_start
-from dmpo_lightning.distributed.sharding import is_zero3, plain_name, shard_fsdp2, wrap_fsdp1
-from dmpo_lightning.distributed.strategies import ZeROStrategy
+from dmpo_lightning.distributed.sharding import is_zero3, plain_name
+from dmpo_lightning.distributed.strategies import ZeROStrategy, divides_weights
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.blocks import compile_blocks
-from dmpo_lightning.modules.averages import keep_frozen_weights, refuse_divided
+from dmpo_lightning.modules.averages import keep_frozen_weights
+from dmpo_lightning.modules.described import Arguments, described
+from dmpo_lightning.modules.dividing import divide
 from dmpo_lightning.modules.held_weights import (
-    SCALE,
-    SHAPES,
+    REFERENCE_PARTS,
     adapter_scale,
     check_fit,
     forgive_frozen,
-    is_reference,
+    hold_weights,
     keep_only,
+    restore_reference,
     trained_shapes,
 )
+from dmpo_lightning.modules.loaded import load_module
 from dmpo_lightning.modules.options import Options, SchedulerFactory, configured_options, take_over
 from dmpo_lightning.policy import Policy
 
-REFERENCE_PARTS = "reference_parts"
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
@@ -87,6 +89,7 @@ class PolicyModule(LightningModule):
         self._is_sharded = self._made_room = False
         self._options: Options | None = None
         self._stored_options: Options | None = None
+        self._arguments: Arguments | None = None
         self._trained_shapes = trained_shapes(self)
         self.register_load_state_dict_post_hook(forgive_frozen)
 
@@ -98,6 +101,31 @@ class PolicyModule(LightningModule):
         """
         return iter(())
 
+    def note_arguments(self, given: Mapping[str, Any]) -> None:
+        """Tells loggers what the module was constructed with, and checkpoints what it takes to do so again."""
+        self._arguments = Arguments(given, backbone=described(self.backbone.to_plain()))
+        self.save_hyperparameters({"seed": self.seed, **self._arguments.for_loggers})
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, **arguments: Any
+    ) -> Any:
+        """The module that wrote a checkpoint, a file or a folder, without a Trainer.
+
+        Args:
+            checkpoint_path: read as data, see `read_weights`.
+            map_location: the device to put the module on. None is the processor.
+            arguments: of the constructor, in place of those that the checkpoint holds. It holds plain values, and
+                objectives and samplers of this package. ``optimizer``, ``lr_scheduler`` and ``reward`` are code, and
+                only needed to train. ``model`` is where the base is now.
+
+        Raises:
+            ValueError: an argument that the checkpoint cannot say, or no checkpoint of this package.
+            UnfitCheckpointError: weights of another model or adapter.
+        """
+        module = load_module(cls, checkpoint_path, arguments)
+        return module if map_location is None else module.to(map_location)
+
     def _networks(self) -> list[nn.Module]:
         """The network that is trained and, if there is one, the reference's own copy."""
         return [network for network in (self.policy.model, self.policy.reference.model) if network is not None]
@@ -107,32 +135,11 @@ class PolicyModule(LightningModule):
         return None
 
     def configure_model(self) -> None:
-        """Divides each block, and the rest, among the ranks under FSDP1 and FSDP2. The reference is divided alike.
-
-        Raises:
-            ValueError: a strategy that divides weights, with quantised ones.
-        """
-        strategy = self.trainer.strategy
-        if divides_weights(strategy):
-            refuse_divided(self.trainer)
+        """Divides the weights, see `divide`."""
         # Lightning calls this hook for each of fit, validate, test and predict, and weights can be divided only once.
-        if self._is_sharded or not divides_weights(strategy):
+        if self._is_sharded or self._trainer is None or not divides_weights(self._trainer.strategy):
             return
-        if self.backbone.quantization is not None:
-            raise ValueError(
-                f"`quantization` needs whole layers on each rank, but {type(strategy).__name__} divides them; use DDP "
-                "(`--config strategies/ddp.yaml`), or leave it out."
-            )
-        if isinstance(strategy, ModelParallelStrategy):
-            mesh, half = strategy.device_mesh["data_parallel"], self.trainer.precision == "bf16-mixed"
-            for network in self._networks():
-                shard_fsdp2(network, mesh, half_precision=half)
-        elif isinstance(strategy, FSDPStrategy):
-            # FSDP1 flattens a unit into one tensor, which has one dtype.
-            strategy.precision_plugin.convert_module(self.policy)
-            self.policy.model = wrap_fsdp1(self.policy.model)
-            if self.policy.reference.model is not None:
-                self.policy.reference.model = wrap_fsdp1(self.policy.reference.model)
+        divide(self.policy, self.backbone, self._trainer)
         self._is_sharded = True
 
     def setup(self, stage: str) -> None:
@@ -175,6 +182,7 @@ class PolicyModule(LightningModule):
         scheduler = None if self.scheduler_factory is None else self.scheduler_factory(optimizer)
         # Taken now: Lightning puts the checkpoint's options back before training starts.
         self._options = configured_options(optimizer, scheduler)
+        self.save_hyperparameters({"optimizer_options": {"class": type(optimizer).__name__, **self._options}})
         if scheduler is None:
             return optimizer
         # Lightning's own default is an advance per epoch.
@@ -253,7 +261,7 @@ class PolicyModule(LightningModule):
         read already, there must have been room from the start.
 
         Raises:
-            UnfitCheckpoint: it is one of another model or adapter.
+            UnfitCheckpointError: it is one of another model or adapter.
             ValueError: there was no room, because this run does not renew its reference.
         """
         check_fit(
@@ -263,29 +271,7 @@ class PolicyModule(LightningModule):
             backbone=self.backbone.to_plain(),
         )
         self._stored_options = checkpoint.get("options")
-        reference, network = self.policy.reference, self.policy.model
-        reference.announce_update()
-        if not reference.exists:
-            # Supervised fine-tuning has no use for one, and would go on saving it.
-            state = checkpoint.get("state_dict", {})
-            for name in filter(is_reference, list(state)):
-                del state[name]
-            return
-        if not checkpoint.get("reference_is_refreshed"):
-            return
-        if self._trainer is None or not self._trainer.strategy.restore_checkpoint_after_setup:
-            # Makes the room that the stored weights are then read into. What it copies now is overwritten.
-            reference.refresh(network)
-        elif not reference.has_room(network):
-            raise ValueError(
-                "The checkpoint holds a renewed reference, which needs `reference_refresh_interval` to be set as it "
-                f"was under {type(self.trainer.strategy).__name__}."
-            )
-        reference.is_refreshed = True
-        if REFERENCE_PARTS in checkpoint:
-            reference.put_parts(network, checkpoint[REFERENCE_PARTS])
-        # `refresh` has noted that the reference equals the policy, which the checkpoint's weights need not do.
-        reference.announce_update()
+        restore_reference(self.policy, checkpoint, strategy=self._trainer and self._trainer.strategy)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the weights are weights of (for `export`), whether they hold a refreshed reference, and what
@@ -294,11 +280,9 @@ class PolicyModule(LightningModule):
         checkpoint["backbone"], checkpoint["seed"] = self.backbone.to_plain(), self.seed
         checkpoint["reference_is_refreshed"] = self.policy.reference.is_refreshed
         checkpoint["options"] = self._options
-        checkpoint[SHAPES], checkpoint[SCALE] = self._trained_shapes, adapter_scale(self.policy.model)
-        # Callbacks that average weights put theirs here. A copy that they made before a reference was renewed does not
-        # know that it is held.
-        for name, value in checkpoint.get("current_model_state", {}).items():
-            checkpoint["state_dict"].setdefault(name, value)
+        hold_weights(checkpoint, shapes=self._trained_shapes, scale=adapter_scale(self.policy.model))
+        if self._arguments is not None:
+            self._arguments.save(checkpoint, hparams_key=self.CHECKPOINT_HYPER_PARAMS_KEY)
         if self._keeps_reference and is_zero3(self.policy):
             # ZeRO-3 saves no frozen weights. Its checkpoints are one file per rank, which takes this rank's part.
             checkpoint[REFERENCE_PARTS] = self.policy.reference.parts(self.policy.model)
@@ -311,12 +295,6 @@ class PolicyModule(LightningModule):
         return self.policy.reference.is_refreshed or self._made_room
 
     def make_room_for_reference(self) -> None:
-        """Called at construction or in `configure_model`, for strategies that must see all weights early."""
+        """For strategies that must see all weights early, in `configure_model`."""
         self.policy.reference.make_room(self.policy.model)
         self._made_room = True
-
-
-def divides_weights(strategy: Any) -> bool:
-    """Whether a forward needs the other ranks: FSDP1, FSDP2 and DeepSpeed's stage 3."""
-    is_zero_3 = isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3
-    return is_zero_3 or isinstance(strategy, FSDPStrategy | ModelParallelStrategy)

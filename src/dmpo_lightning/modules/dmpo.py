@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.distributed.internals import replace_training_loader, training_loader
-from dmpo_lightning.distributed.ranks import gather_ranks
+from dmpo_lightning.distributed.strategies import divides_weights
 from dmpo_lightning.evaluation.metrics import rollout_means
 from dmpo_lightning.models.backbone import Backbone
-from dmpo_lightning.modules.base import OptimizerFactory, divides_weights
+from dmpo_lightning.modules.base import OptimizerFactory
 from dmpo_lightning.modules.continuation import Continuation
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.modules.non_finite import SkipNonFiniteSteps
@@ -104,6 +104,7 @@ class DMPO(EvaluationModule):
         lr_scheduler: SchedulerFactory | None = None,
         seed: int | None = None,
     ) -> None:
+        given = dict(locals())
         buffer = RolloutBuffer(num_iterations=num_iterations, micro_batch_size=micro_batch_size)
         check_counts(completion_length=completion_length, reference_refresh_interval=reference_refresh_interval)
         objective.validate(group_size=group_size, completion_length=completion_length, sampler=sampler)
@@ -134,6 +135,8 @@ class DMPO(EvaluationModule):
         self.reference_refresh_interval = reference_refresh_interval
         self.buffer, self._continuation = buffer, Continuation()
         self.buffers_collected = self.rollouts_seen = 0
+        self.prompts_per_buffer: int | None = None
+        self.note_arguments(given)
 
     def configure_callbacks(self) -> list[Callback]:
         """Adds a `SkipNonFiniteSteps`, unless the Trainer has one."""
@@ -160,6 +163,7 @@ class DMPO(EvaluationModule):
             # The reference policy is in eval mode by design; Lightning would warn about it at every start.
             warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
             loader = check_training_loader(training_loader(self.trainer))
+            self.prompts_per_buffer = loader.batch_size
             bind(
                 loader,
                 self.trainer,
@@ -197,7 +201,7 @@ class DMPO(EvaluationModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """The loss of the next micro-batch of rollouts, of new ones where the buffer is used up."""
         accumulated = self.trainer.accumulate_grad_batches
-        self._continuation.begin_micro_batch(self.trainer, self.buffer)
+        self._continuation.begin_micro_batch(self)
         if self.buffer.needs_rollouts:
             self._collect(batch)
         # A pass is a multiple of the accumulation (`Schedule.problem`), so buffers and optimizer steps stay aligned.
@@ -265,35 +269,9 @@ class DMPO(EvaluationModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the counters, and every rank's buffer and generators, all as they were after the last optimizer step."""
         super().on_save_checkpoint(checkpoint)
-        rank, undone = self._continuation.save(self.trainer, self.buffer, checkpoint["loops"])
-        checkpoint["dmpo"] = {
-            "buffers_collected": self.buffers_collected - undone,
-            "rollouts_seen": self.rollouts_seen - undone * len(self.buffer) * self.trainer.world_size,
-            "layout": self._layout,
-            "ranks": gather_ranks(rank),
-        }
+        self._continuation.save(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continues within the buffer. Where a buffer has another layout now, weights and counters alone continue."""
+        """Continues within the buffer, see `Continuation`."""
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint["dmpo"]
-        self.buffers_collected, self.rollouts_seen = state["buffers_collected"], state["rollouts_seen"]
-        if state["layout"] == self._layout:
-            self._continuation.load(state["ranks"][self.trainer.global_rank], self.buffer)
-            return
-        self.buffer.clear()
-        rank_zero_warn(
-            f"The checkpoint's rollout buffer was made with {state['layout']}, this run has {self._layout}: rollouts "
-            "are collected afresh; weights and optimizer continue."
-        )
-
-    @property
-    def _layout(self) -> dict[str, int]:
-        """What a buffer must have in common with a stored one."""
-        return {
-            "world_size": self.trainer.world_size,
-            "group_size": self.group_size,
-            "micro_batch_size": self.micro_batch_size,
-            "num_iterations": self.buffer.num_iterations,
-            "completion_length": self.completion_length,
-        }
+        self._continuation.load(self, checkpoint)
