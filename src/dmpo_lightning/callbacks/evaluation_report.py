@@ -3,7 +3,6 @@
 import json
 import math
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from dmpo_lightning.data.mixture import MixtureDataModule
 from dmpo_lightning.evaluation.metrics import EvaluationResult
 from dmpo_lightning.modules.evaluation import EvaluationModule
+from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.tasks.base import FACTS, Task
 
@@ -35,8 +35,8 @@ class EvaluationReport(Callback):
     def _report(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING or not isinstance(module, EvaluationModule):
             return
-        # On all ranks, because `log_dir` is a broadcast.
-        directory = Path(trainer.log_dir or trainer.default_root_dir)
+        # On all ranks, because it is a broadcast.
+        directory = run_directory(trainer)
         if not trainer.is_global_zero:
             return
         facts = evaluation_facts(trainer, module)

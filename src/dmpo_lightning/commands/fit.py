@@ -22,6 +22,7 @@ from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation_report import EvaluationReport
 from dmpo_lightning.checkpoints.folders import newest_readable
 from dmpo_lightning.modules.base import PolicyModule
+from dmpo_lightning.modules.run_directory import continue_in_place
 
 
 class DMPOArgumentParser(LightningArgumentParser):
@@ -102,7 +103,14 @@ class DMPOCLI(LightningCLI):
             self.parser.error("`--ckpt_path last` found no checkpoint; pass its path, or leave it out.")
 
     # Called once the Trainer exists, whose ranks can choose together (docs/decisions/027-last-checkpoint.md).
-    before_fit = before_validate = before_test = before_predict = _find_last
+    before_validate = before_test = before_predict = _find_last
+
+    def before_fit(self) -> None:
+        """A resumed run continues in the directory of its checkpoint."""
+        self._find_last()
+        checkpoint = self.config_init[self.subcommand].get("ckpt_path")
+        if checkpoint is not None:
+            continue_in_place(self.trainer, checkpoint)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning does it, without its warning that arguments are passed in, as the entry point always does."""

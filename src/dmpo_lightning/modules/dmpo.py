@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dmpo_lightning.data.prompts import PromptLoader
-from dmpo_lightning.distributed.internals import replace_training_loader, training_loader
+from dmpo_lightning.distributed.internals import prepare_training_loaders, training_loader
 from dmpo_lightning.distributed.strategies import divides_weights
 from dmpo_lightning.evaluation.metrics import rollout_means
 from dmpo_lightning.models.backbone import Backbone
@@ -20,7 +20,8 @@ from dmpo_lightning.modules.continuation import Continuation
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.modules.non_finite import SkipNonFiniteSteps
 from dmpo_lightning.modules.options import SchedulerFactory
-from dmpo_lightning.modules.run_length import accumulations, bind, check_training_loader, run_length
+from dmpo_lightning.modules.run_directory import run_directory
+from dmpo_lightning.modules.run_length import accumulations, bind, check_training_loader, refuse_finders, run_length
 from dmpo_lightning.objectives import Objective
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards.reward import Reward
@@ -162,16 +163,17 @@ class DMPO(EvaluationModule):
         if stage == "fit":
             # The reference policy is in eval mode by design; Lightning would warn about it at every start.
             warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
-            loader = check_training_loader(training_loader(self.trainer))
-            self.prompts_per_buffer = loader.batch_size
-            bind(
-                loader,
-                self.trainer,
-                self._schedule(loader),
-                limit=self.prompt_limit(self.completion_length),
-                seed=self.seed,
-            )
-            replace_training_loader(self.trainer, loader)
+            refuse_finders(self.trainer)
+            loader = self._prepared(training_loader(self.trainer))
+            prepare_training_loaders(self.trainer, loader, self._prepared)
+
+    def _prepared(self, loader: Any) -> PromptLoader:
+        """Checks a training loader, and tells it what it has to know of the run."""
+        prompts = check_training_loader(loader)
+        limit = self.prompt_limit(self.completion_length)
+        bind(prompts, self.trainer, self._schedule(prompts), limit=limit, seed=self.seed)
+        self.prompts_per_buffer = prompts.batch_size
+        return prompts
 
     def _schedule(self, loader: PromptLoader) -> Schedule:
         return Schedule(
@@ -262,8 +264,8 @@ class DMPO(EvaluationModule):
 
     def dump(self) -> Path:
         """Writes this rank's rollouts to the run directory, and returns the file."""
-        # On all ranks, because `log_dir` is a broadcast (docs/decisions/016-equal-forwards.md).
-        directory = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        # On all ranks, because it is a broadcast (docs/decisions/016-equal-forwards.md).
+        directory = run_directory(self.trainer)
         return self.buffer.save(directory / f"rollouts_rank{self.trainer.global_rank}.pt")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
