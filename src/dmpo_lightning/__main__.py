@@ -78,9 +78,15 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         print(f"dmpo-lightning: {escaped(str(error))}", file=sys.stderr)
         return 2
     # It brings torch and Lightning, for which --help need not wait (docs/decisions/028-layout.md).
+    from dmpo_lightning.checkpoints.weights import UnfitCheckpointError
     from dmpo_lightning.commands.fit import run
 
-    run([command, *resolved])
+    try:
+        run([command, *resolved])
+    # What else may go wrong in a run keeps its traceback.
+    except UnfitCheckpointError as error:
+        print(f"dmpo-lightning: {escaped(str(error))}", file=sys.stderr)
+        return 2
     return 0
 
 

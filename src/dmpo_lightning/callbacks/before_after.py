@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from dmpo_lightning.evaluation.batch import MEASURES
 from dmpo_lightning.evaluation.metrics import EvaluationMetrics
 from dmpo_lightning.modules.dmpo import DMPO
+from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.samplers import Sampler
 
 Result = dict[str, tuple[float, float]]
@@ -75,8 +76,8 @@ class BeforeAfterReport(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds = self._seconds_by_now()
         self.after = self._evaluate(trainer, pl_module, [self.sampled, self.greedy])
-        # On all ranks, because `log_dir` is a broadcast.
-        directory = Path(trainer.log_dir or trainer.default_root_dir)
+        # On all ranks, because it is a broadcast.
+        directory = run_directory(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._write(directory, pl_module)
 

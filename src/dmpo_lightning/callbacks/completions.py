@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from dmpo_lightning.modules.evaluation import EvaluationModule
+from dmpo_lightning.modules.run_directory import run_directory
 
 
 class CompletionWriter(Callback):
@@ -68,8 +69,8 @@ class CompletionWriter(Callback):
         writes = trainer.state.fn != TrainerFn.FITTING and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if not writes or not isinstance(module, EvaluationModule):
             return
-        # On all ranks, because `log_dir` is a broadcast (docs/decisions/016-equal-forwards.md).
-        self._file = Path(trainer.log_dir or trainer.default_root_dir) / self.path
+        # On all ranks, because it is a broadcast (docs/decisions/016-equal-forwards.md).
+        self._file = run_directory(trainer) / self.path
         ranks = range(trainer.world_size)
         name = "{0.stem}.rank{1}{0.suffix}" if len(ranks) > 1 else "{0.name}"
         self._parts = [self._file.with_name(name.format(self._file, rank)) for rank in ranks]

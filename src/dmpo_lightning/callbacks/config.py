@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dmpo_lightning.modules.options import differences, differences_text
+from dmpo_lightning.modules.run_directory import run_directory
 
 KEY = "cli_config"
 
@@ -31,6 +32,18 @@ class ConfigInCheckpoint(SaveConfigCallback):
     ``fit`` with a checkpoint warns of every key of ``model`` and ``data``, of `RESULT_KEYS` of ``trainer``, and of
     ``seed_everything`` that has another value than in the run that wrote it. This run's are used.
     """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """As Lightning does it, but for its folder, which the runs of some loggers share."""
+        if self.already_saved:
+            return
+        # On all ranks, because it is a broadcast.
+        directory = run_directory(trainer)
+        if trainer.is_global_zero:
+            directory.mkdir(parents=True, exist_ok=True)
+            path = str(directory / self.config_filename)
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=self.multifile)
+        self.already_saved = True
 
     @cached_property
     def plain_config(self) -> dict[str, Any]:

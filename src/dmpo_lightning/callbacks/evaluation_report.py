@@ -13,6 +13,7 @@ from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.data.mixture import MixtureDataModule
 from dmpo_lightning.evaluation.metrics import EvaluationResult
 from dmpo_lightning.modules.evaluation import EvaluationModule
+from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.tasks.base import FACTS, Task
 from dmpo_lightning.terminal import escaped
@@ -40,8 +41,8 @@ class EvaluationReport(Callback):
             trainer.test_loop.verbose = False
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # On all ranks, because `log_dir` is a broadcast.
-        directory = Path(trainer.log_dir or trainer.default_root_dir)
+        # On all ranks, because it is a broadcast.
+        directory = run_directory(trainer)
         if trainer.is_global_zero:
             _print_written(trainer, directory)
 
@@ -54,8 +55,8 @@ class EvaluationReport(Callback):
     def _report(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING or not isinstance(module, EvaluationModule):
             return
-        # On all ranks, because `log_dir` is a broadcast.
-        directory = Path(trainer.log_dir or trainer.default_root_dir)
+        # On all ranks, because it is a broadcast.
+        directory = run_directory(trainer)
         if not trainer.is_global_zero:
             return
         facts = evaluation_facts(trainer, module)

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from dmpo_lightning.distributed.internals import is_accumulating, validate_before_training, validates_now
 from dmpo_lightning.distributed.ranks import gather_ranks
+from dmpo_lightning.modules.run_directory import run_directory
 
 FILE_NAME = "preempted.ckpt"
 
@@ -122,7 +123,7 @@ class Preemption(Callback):
     def _path(self, trainer: Trainer) -> str:
         directory = getattr(trainer.checkpoint_callback, "dirpath", None)
         if directory is None:
-            directory = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+            directory = run_directory(trainer) / "checkpoints"
         return str(Path(directory) / FILE_NAME)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

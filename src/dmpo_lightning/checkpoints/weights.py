@@ -10,6 +10,10 @@ from dmpo_lightning.checkpoints.safe_reading import SafeReader, is_deepspeed, lo
 TRUST = "`--trust_checkpoint` (`trust_checkpoint=True` in Python)"
 
 
+class UnfitCheckpointError(ValueError):
+    """A checkpoint of another model, adapter or kind of run than the one that is to go on from it."""
+
+
 def read_weights(checkpoint: str | Path, *, trust_checkpoint: bool = False) -> dict[str, Any]:
     """``state_dict`` with whole tensors, and what else the checkpoint says of the policy.
 
@@ -77,5 +81,6 @@ def _deepspeed(path: Path) -> dict[str, Any]:
     states = sorted((path / "checkpoint").glob("*model_states.pt"))
     saved = torch.load(states[0], map_location="cpu", weights_only=False)
     weights = get_fp32_state_dict_from_zero_checkpoint(str(path), exclude_frozen_parameters=True)
-    said = {name: saved[name] for name in ("backbone", "seed") if name in saved}
+    parts = ("module", "optimizer", "lr_scheduler", "buffer_names", "param_shapes", "ds_config", "ds_version")
+    said = {name: value for name, value in saved.items() if name not in parts}
     return said | {"state_dict": weights}

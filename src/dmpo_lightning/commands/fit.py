@@ -20,6 +20,7 @@ from dmpo_lightning.callbacks.evaluation_report import EvaluationReport
 from dmpo_lightning.commands.last_checkpoint import newest_checkpoint, why_untrusted
 from dmpo_lightning.distributed.internals import reserve_folders
 from dmpo_lightning.modules.base import PolicyModule
+from dmpo_lightning.modules.run_directory import continue_in_place
 from dmpo_lightning.terminal import escaped
 
 
@@ -126,7 +127,6 @@ class DMPOCLI(LightningCLI):
         for callback_class in (CompletionWriter, EvaluationReport):
             if not any(isinstance(callback, callback_class) for callback in callbacks):
                 callbacks.append(callback_class())
-        reserve_folders(trainer)
         return trainer
 
     def _choose_checkpoint(self) -> None:
@@ -144,8 +144,23 @@ class DMPOCLI(LightningCLI):
             if problem is not None:
                 self.parser.error(f"`--ckpt_path {path}`: {problem}")
 
-    # Called once the Trainer exists, whose ranks can choose together (docs/decisions/027-last-checkpoint.md).
-    before_fit = before_validate = before_test = before_predict = _choose_checkpoint
+    # The hooks below are called once the Trainer exists, whose ranks can choose together
+    # (docs/decisions/027-last-checkpoint.md).
+
+    def before_validate(self) -> None:
+        """Chooses the checkpoint, and then a directory."""
+        self._choose_checkpoint()
+        reserve_folders(self.trainer)
+
+    before_test = before_predict = before_validate
+
+    def before_fit(self) -> None:
+        """A resumed run continues in the directory of its checkpoint, any other has a new one of its own."""
+        self._choose_checkpoint()
+        checkpoint = self.config_init[self.subcommand].get("ckpt_path")
+        if checkpoint is not None:
+            continue_in_place(self.trainer, checkpoint)
+        reserve_folders(self.trainer)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning does it, without its warning that arguments are passed in, as the entry point always does."""

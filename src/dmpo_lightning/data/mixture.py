@@ -132,7 +132,7 @@ class MixturePromptLoader(PromptLoader):
         self.dropped = sum(loader.dropped for loader in self.loaders.values())
 
     def _order(self) -> list[int]:
-        if not self.shuffle:
+        if not self.shuffle or self._overfits:
             return self._interleaved()
         drawn = [index for name, count in self._prompts_per_epoch().items() for index in self._draw(name, count)]
         random.Random(f"{self.seed}-mixture-{self._epoch}").shuffle(drawn)

@@ -98,6 +98,7 @@ class PromptLoader:
         if max_prompt_length is not None:
             self.limit_prompt_length(max_prompt_length)
         self._limit_batches: int | float = 1.0
+        self._overfits = False
         self.repeats, self.is_training = 1, False
         # The first `__iter__` starts epoch 0.
         self._epoch, self._handed_out, self._resume_at = -1, 0, 0
@@ -130,17 +131,23 @@ class PromptLoader:
                 f"All {len(self.dataset)} prompts are longer than {limit} tokens; raise `max_prompt_length`."
             )
 
-    def bind(self, *, repeats: int, seed: int, limit_batches: int | float = 1.0) -> "PromptLoader":
+    def bind(
+        self, *, repeats: int, seed: int, limit_batches: int | float = 1.0, overfits: bool = False, epoch: int = 0
+    ) -> "PromptLoader":
         """Called by the module for its training loader.
 
         Args:
             repeats: how often each batch is used.
             seed: of the order, if the loader has none.
             limit_batches: batches, or the share of them, after which the Trainer ends an epoch.
+            overfits: whether each epoch is the same, in the order of the dataset (`overfit_batches`).
+            epoch: the epoch that a new loader starts with.
         """
         self.repeats, self.is_training = repeats, True
         self.seed = seed if self.seed is None else self.seed
-        self._limit_batches = limit_batches
+        self._limit_batches, self._overfits = limit_batches, overfits
+        if self._epoch < 0:
+            self._epoch = epoch - 1
         return self
 
     def __len__(self) -> int:
@@ -154,8 +161,10 @@ class PromptLoader:
             start, self._epoch = 0, self._epoch + 1
         order = self._order()
         for step in range(start, len(self)):
+            # Counted once it is there: making it runs code of the dataset's own, which may fail.
+            batch = self._batch(order, step // self.repeats)
             self._handed_out = step + 1
-            yield self._batch(order, step // self.repeats)
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and batches handed out in it, and what a batch is."""
@@ -190,7 +199,7 @@ class PromptLoader:
         return min(limit, len(self)) if isinstance(limit, int) else int(limit * len(self))
 
     def _order(self) -> list[int]:
-        if not self.shuffle:
+        if not self.shuffle or self._overfits:
             return self.kept
         # A text seeds Python's generator by SHA-512, in the same way in every process. A tuple would be refused.
         return random.Random(f"{self.seed}-prompts-{self._epoch}").sample(self.kept, len(self.kept))

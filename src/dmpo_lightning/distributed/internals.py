@@ -4,6 +4,8 @@ Everything private that is touched stands here, so that a new version of Lightni
 of `DMPO` with a Trainer and of `Preemption` name the behaviour that is relied upon.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,29 @@ def training_loader(trainer: Trainer) -> Any:
     Lightning has no public hook between creating a training loader and asking for its length, and `DMPO` must tell its
     loader in between how often a batch of prompts is used.
     """
-    return trainer.fit_loop._data_source.dataloader()
+    # Of an earlier fit of this Trainer there is a source that would prepare the loader for another module.
+    return _DataLoaderSource.dataloader(trainer.fit_loop._data_source)
 
 
-def replace_training_loader(trainer: Trainer, loader: Any) -> None:
-    """The Trainer takes this loader instead of asking a datamodule or module, which would make another one."""
-    trainer.fit_loop._data_source = _DataLoaderSource(loader, "")
+def prepare_training_loaders(trainer: Trainer, first: Any, prepare: Callable[[Any], Any]) -> None:
+    """The Trainer takes ``first`` instead of asking a datamodule or module, which would make another one.
+
+    Those that it asks for later (`reload_dataloaders_every_n_epochs`) go through ``prepare``.
+    """
+    source = trainer.fit_loop._data_source
+    trainer.fit_loop._data_source = _PreparedLoaders(source.instance, source.name, first, prepare)
+
+
+@dataclass
+class _PreparedLoaders(_DataLoaderSource):
+    """Where Lightning gets training loaders from, with what `DMPO` has to tell each of them in between."""
+
+    first: Any
+    prepare: Callable[[Any], Any]
+
+    def dataloader(self) -> Any:
+        first, self.first = self.first, None
+        return self.prepare(super().dataloader()) if first is None else first
 
 
 def is_accumulating(trainer: Trainer) -> bool:
@@ -96,3 +115,44 @@ def reserve_folders(trainer: Trainer) -> None:
                 Path(logger.log_dir).mkdir(parents=True)
             except FileExistsError:
                 logger._version = None
+
+
+def averaged_module(callback: Any) -> Any:
+    """The copy of the module in which one of Lightning's callbacks averages weights, or None before there is one."""
+    average = callback._average_model
+    # The one keeps a copy of the module itself, the other has torch keep it.
+    return getattr(average, "module", average)
+
+
+def continue_logger(logger: Any, run: Path) -> bool:
+    """Has a logger that was given no version go on in the directory of an earlier run. Returns whether it does.
+
+    Loggers take versions and ids at construction only, before it is known which checkpoint a run continues from. Called
+    before the logger has begun its run.
+    """
+    number = run.name.removeprefix("version_")
+    version: int | str = int(number) if number.isdecimal() and number != run.name else run.name
+    if isinstance(logger, TensorBoardLogger | CSVLogger):
+        if logger._version is not None:
+            return False
+        logger._version = version
+        if isinstance(logger, CSVLogger):
+            _keep_metrics(run)
+        return True
+    # By name, because these two need packages that may not be installed.
+    kinds = {each.__name__ for each in type(logger).__mro__}
+    if "WandbLogger" in kinds and logger._id is None:
+        logger._id = logger._wandb_init["id"] = run.name
+        return True
+    if "MLFlowLogger" in kinds and logger._run_id is None:
+        logger._run_id = run.name
+        return True
+    return False
+
+
+def _keep_metrics(run: Path) -> None:
+    """Lightning's logger of CSV files deletes those that it finds."""
+    metrics = run / "metrics.csv"
+    if metrics.is_file():
+        earlier = len(list(run.glob("metrics_part*.csv")))
+        metrics.rename(run / f"metrics_part{earlier + 1}.csv")

@@ -112,3 +112,9 @@ class ZeROStrategy(WholeFolders, DeepSpeedStrategy):
             # (docs/decisions/025-zero-accumulation.md).
             kwargs["scale_wrt_gas"] = False
         return super().backward(closure_loss, optimizer, *args, **kwargs)
+
+
+def divides_weights(strategy: Any) -> bool:
+    """Whether a forward needs the other ranks: FSDP1, FSDP2 and DeepSpeed's stage 3."""
+    is_zero_3 = isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3
+    return is_zero_3 or isinstance(strategy, FSDPStrategy | ModelParallelStrategy)

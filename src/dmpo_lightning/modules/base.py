@@ -1,15 +1,14 @@
 """What `DMPO` and `MaskedSFT` share: the policy, the optimizer, and checkpoints of trainable weights only."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,14 +16,27 @@ from torch.optim import Optimizer
 from dmpo_lightning.distributed.checkpoint_io import write_whole_files
 from dmpo_lightning.distributed.lock_step import LockStep
 from dmpo_lightning.distributed.ranks import check_same_start
-from dmpo_lightning.distributed.sharding import is_zero3, plain_name, shard_fsdp2, wrap_fsdp1
-from dmpo_lightning.distributed.strategies import ZeROStrategy
+from dmpo_lightning.distributed.sharding import is_zero3, plain_name
+from dmpo_lightning.distributed.strategies import ZeROStrategy, divides_weights
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.blocks import compile_blocks
+from dmpo_lightning.modules.averages import keep_frozen_weights
+from dmpo_lightning.modules.described import Arguments, described
+from dmpo_lightning.modules.dividing import divide
+from dmpo_lightning.modules.held_weights import (
+    REFERENCE_PARTS,
+    adapter_scale,
+    check_fit,
+    forgive_frozen,
+    hold_weights,
+    keep_only,
+    restore_reference,
+    trained_shapes,
+)
+from dmpo_lightning.modules.loaded import load_module
 from dmpo_lightning.modules.options import Options, SchedulerFactory, configured_options, take_over
 from dmpo_lightning.policy import Policy
 
-REFERENCE_PARTS = "reference_parts"
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
@@ -47,7 +59,6 @@ class PolicyModule(LightningModule):
 
     checkpoint_keys: tuple[str, ...] = ()
     """What a module writes itself and cannot continue without."""
-
     # Checkpoints hold trainable weights alone (`state_dict`), so Lightning must not ask for all of them.
     strict_loading = False
 
@@ -74,13 +85,46 @@ class PolicyModule(LightningModule):
             for network in self._networks():
                 compile_blocks(network)
         if with_reference and self.backbone.adapter is None and self.policy.has_adapters:
-            # A loaded adapter is where the run starts, so it is the reference.
-            self.policy.refresh_reference()
+            self.policy.refresh_reference()  # a loaded adapter is where the run starts
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
         self._lock_step = LockStep() if check_forwards else None
         self._is_sharded = self._made_room = False
         self._options: Options | None = None
         self._stored_options: Options | None = None
+        self._arguments: Arguments | None = None
+        self._trained_shapes = trained_shapes(self)
+        self.register_load_state_dict_post_hook(forgive_frozen)
+
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        """None. A policy's are tables, not statistics of a run.
+
+        Averages of weights take in what this returns: minus infinity would become NaN.
+        """
+        return iter(())
+
+    def note_arguments(self, given: Mapping[str, Any]) -> None:
+        """Tells loggers what the module was constructed with, and checkpoints what it takes to do so again."""
+        self._arguments = Arguments(given, backbone=described(self.backbone.to_plain()))
+        self.save_hyperparameters({"seed": self.seed, **self._arguments.for_loggers})
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, **arguments: Any
+    ) -> Any:
+        """The module that wrote a checkpoint.
+
+        Args:
+            checkpoint_path: a file or folder, read as data, see `read_weights`.
+            map_location: the device to put the module on. None is the processor.
+            arguments: of the constructor, in place of those that the checkpoint holds. It holds plain values, and
+                objectives and samplers of this package. ``optimizer``, ``lr_scheduler`` and ``reward`` are code, and
+                only needed to train. ``model`` is where the base is now.
+
+        Raises:
+            ValueError: an argument that the checkpoint cannot say, or no checkpoint of this package; also
+                `UnfitCheckpointError`, for weights of another model or adapter.
+        """
+        return load_module(cls, checkpoint_path, arguments).to(map_location or "cpu")
 
     def _networks(self) -> list[nn.Module]:
         """The network that is trained and, if there is one, the reference's own copy."""
@@ -91,33 +135,11 @@ class PolicyModule(LightningModule):
         return None
 
     def configure_model(self) -> None:
-        """Divides each block, and the rest, among the ranks under FSDP1 and FSDP2. The reference is divided alike.
-
-        Raises:
-            ValueError: a strategy that divides weights, with quantised ones.
-        """
-        strategy = self.trainer.strategy
+        """Divides the weights, see `divide`."""
         # Lightning calls this hook for each of fit, validate, test and predict, and weights can be divided only once.
-        if self._is_sharded or not divides_weights(strategy):
+        if self._is_sharded or self._trainer is None or not divides_weights(self._trainer.strategy):
             return
-        if self.backbone.quantization is not None:
-            raise ValueError(
-                f"`quantization` needs whole layers on each rank, but {type(strategy).__name__} divides them; use DDP "
-                "(`--config strategies/ddp.yaml`), or leave it out."
-            )
-        if isinstance(strategy, ModelParallelStrategy):
-            mesh, half = strategy.device_mesh["data_parallel"], self.trainer.precision == "bf16-mixed"
-            for network in self._networks():
-                shard_fsdp2(network, mesh, half_precision=half)
-        elif isinstance(strategy, FSDPStrategy):
-            # FSDP1 flattens a unit into one tensor, which has one dtype.
-            strategy.precision_plugin.convert_module(self.policy)
-            # Under FSDP1 Lightning moves no module to its device: the units move themselves, and what is outside of
-            # them, such as the banned tokens, stays behind.
-            self.policy.to_device_of_units(strategy.root_device)
-            self.policy.model = wrap_fsdp1(self.policy.model)
-            if self.policy.reference.model is not None:
-                self.policy.reference.model = wrap_fsdp1(self.policy.reference.model)
+        divide(self.policy, self.backbone, self._trainer)
         self._is_sharded = True
 
     def setup(self, stage: str) -> None:
@@ -161,6 +183,7 @@ class PolicyModule(LightningModule):
         scheduler = None if self.scheduler_factory is None else self.scheduler_factory(optimizer)
         # Taken now: Lightning puts the checkpoint's options back before training starts.
         self._options = configured_options(optimizer, scheduler)
+        self.save_hyperparameters({"optimizer_options": {"class": type(optimizer).__name__, **self._options}})
         if scheduler is None:
             return optimizer
         # Lightning's own default is an advance per epoch.
@@ -198,6 +221,13 @@ class PolicyModule(LightningModule):
         """The policy is about to move away from a reference that equals it."""
         self.policy.reference.announce_update()
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Lightning calls this and `on_train_epoch_end` behind the callbacks that average weights."""
+        keep_frozen_weights(self.trainer, self)
+
+    def on_train_epoch_end(self) -> None:
+        keep_frozen_weights(self.trainer, self)
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
@@ -211,46 +241,37 @@ class PolicyModule(LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """Trainable weights, and the reference once it was refreshed. Frozen weights come from the model's source."""
+    def held_names(self) -> set[str]:
+        """Names of the parameters that checkpoints hold."""
         kept = {plain_name(name) for name, parameter in self.named_parameters() if parameter.requires_grad}
         if self._keeps_reference:
             kept |= {f"policy.{name}" for name in self.policy.reference.parameter_names(self.policy.model)}
-        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in kept}
+        return kept
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """Trainable weights, and the reference once it was refreshed. Frozen weights come from the model's source."""
+        state = super().state_dict(*args, **kwargs)
+        keep_only(state, self.held_names(), prefix=kwargs.get("prefix", ""))
+        return state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts a refreshed reference back.
+        """Checks that the weights are those of this run, and puts a refreshed reference back.
 
         Most strategies read the weights after this hook, so room for the reference is made here. Where they have been
         read already, there must have been room from the start.
 
         Raises:
-            ValueError: there was none, because this run does not renew its reference. Training cannot continue from it.
+            UnfitCheckpointError: it is one of another model or adapter.
+            ValueError: there was no room, because this run does not renew its reference.
         """
-        lacking = [key for key in self.checkpoint_keys if key not in checkpoint]
-        if lacking and self.trainer.state.fn == TrainerFn.FITTING:
-            raise ValueError(
-                f"The checkpoint has no {lacking[0]!r}: it holds weights alone or is not of {type(self).__name__}, so "
-                "that no run can continue from it. Give another one; `export` makes a model of one to start from."
-            )
+        check_fit(
+            checkpoint,
+            expected=self._trained_shapes,
+            scale=adapter_scale(self.policy.model),
+            backbone=self.backbone.to_plain(),
+        )
         self._stored_options = checkpoint.get("options")
-        reference, network = self.policy.reference, self.policy.model
-        reference.announce_update()
-        if not checkpoint.get("reference_is_refreshed"):
-            return
-        if not self.trainer.strategy.restore_checkpoint_after_setup:
-            # Makes the room that the stored weights are then read into. What it copies now is overwritten.
-            reference.refresh(network)
-        elif not reference.has_room(network):
-            raise ValueError(
-                "The checkpoint holds a renewed reference, which needs `reference_refresh_interval` to be set as it "
-                f"was under {type(self.trainer.strategy).__name__}."
-            )
-        reference.is_refreshed = True
-        if REFERENCE_PARTS in checkpoint:
-            reference.put_parts(network, checkpoint[REFERENCE_PARTS])
-        # `refresh` has noted that the reference equals the policy, which the checkpoint's weights need not do.
-        reference.announce_update()
+        restore_reference(self.policy, checkpoint, strategy=self._trainer and self._trainer.strategy)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the weights are weights of (for `export`), whether they hold a refreshed reference, and what
@@ -259,6 +280,9 @@ class PolicyModule(LightningModule):
         checkpoint["backbone"], checkpoint["seed"] = self.backbone.to_plain(), self.seed
         checkpoint["reference_is_refreshed"] = self.policy.reference.is_refreshed
         checkpoint["options"] = self._options
+        hold_weights(checkpoint, shapes=self._trained_shapes, scale=adapter_scale(self.policy.model))
+        if self._arguments is not None:
+            self._arguments.save(checkpoint, hparams_key=self.CHECKPOINT_HYPER_PARAMS_KEY)
         if self._keeps_reference and is_zero3(self.policy):
             # ZeRO-3 saves no frozen weights. Its checkpoints are one file per rank, which takes this rank's part.
             checkpoint[REFERENCE_PARTS] = self.policy.reference.parts(self.policy.model)
@@ -271,12 +295,6 @@ class PolicyModule(LightningModule):
         return self.policy.reference.is_refreshed or self._made_room
 
     def make_room_for_reference(self) -> None:
-        """Called at construction or in `configure_model`, for strategies that must see all weights early."""
+        """For strategies that must see all weights early, in `configure_model`."""
         self.policy.reference.make_room(self.policy.model)
         self._made_room = True
-
-
-def divides_weights(strategy: Any) -> bool:
-    """Whether a forward needs the other ranks: FSDP1, FSDP2 and DeepSpeed's stage 3."""
-    is_zero_3 = isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3
-    return is_zero_3 or isinstance(strategy, FSDPStrategy | ModelParallelStrategy)

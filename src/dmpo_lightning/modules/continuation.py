@@ -4,31 +4,38 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 
+from dmpo_lightning.checkpoints.weights import UnfitCheckpointError
+from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.modules.generators import generator_states, restore_generators
-from dmpo_lightning.rollout import RolloutBuffer
+
+COUNTERS = ("buffers_collected", "rollouts_seen")
+KEY = "dmpo"
 
 
 @dataclass
 class OpenStep:
-    """The optimizer step that is being accumulated."""
+    """The optimizer step that has begun: its gradients are being computed or accumulated."""
 
     step: int
     """Optimizer steps taken before it."""
+    batches: int
+    """Training batches handed out before it, over all epochs."""
     generators: dict[str, Any]
     """As its first micro-batch found them."""
-    collected: bool
-    """Whether its first micro-batch collected a buffer."""
-    micro_batches: int = 0
-    """Micro-batches that have begun."""
+    position: int | None
+    """Where its first micro-batch found the buffer, None where it had to collect one."""
+    counters: dict[str, int]
 
 
 class Continuation:
-    """Writes this rank's part of a checkpoint, and restores the generators of one.
+    """Writes `DMPO`'s part of a checkpoint, and continues from one.
 
-    Gradients that are being accumulated are in no checkpoint. One that is taken between two optimizer steps, as
-    Lightning's `ModelCheckpoint` takes one right after a resume, is therefore written as it would have been after the
-    last step: its progress, loaders, buffer and generators go back, and the step is begun again.
+    Gradients are in no checkpoint. One that is taken within an optimizer step, as Lightning's `ModelCheckpoint` takes
+    one right after a resume and its `OnExceptionCheckpoint` anywhere, is therefore written as it would have been after
+    the last step: its progress, loaders, buffer, counters and generators go back, and the step is begun again.
     """
 
     def __init__(self) -> None:
@@ -39,30 +46,67 @@ class Continuation:
         """A run starts, with no step begun."""
         self._open = None
 
-    def begin_micro_batch(self, trainer: Trainer, buffer: RolloutBuffer) -> None:
-        """Notes how its step found generators and buffer. With a step per batch, none is ever left open."""
-        if trainer.accumulate_grad_batches == 1:
-            return
+    def begin_micro_batch(self, module: Any) -> None:
+        """Notes how its step found generators, buffer and counters."""
+        trainer, buffer = module.trainer, module.buffer
         if self._open is None or self._open.step != trainer.global_step:
-            self._open = OpenStep(trainer.global_step, generator_states(), buffer.needs_rollouts)
-        self._open.micro_batches += 1
+            self._open = OpenStep(
+                step=trainer.global_step,
+                batches=trainer.fit_loop.total_batch_idx,
+                generators=generator_states(),
+                position=None if buffer.needs_rollouts else buffer.position,
+                counters=_counters(module),
+            )
 
-    def save(self, trainer: Trainer, buffer: RolloutBuffer, loops: dict[str, Any]) -> tuple[dict[str, Any], int]:
-        """Buffer and generators after the last optimizer step, and the number of buffers collected since, 0 or 1.
+    def save(self, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Adds buffer, generators and counters after the last optimizer step.
 
-        ``loops`` is the progress that Lightning has put into the checkpoint. It goes back as well.
+        The progress that Lightning has put into the checkpoint goes back as well.
         """
-        state, now = buffer.state_dict(), self._open
-        if now is None or now.step != trainer.global_step:
-            return {"buffer": state, "generators": generator_states()}, 0
-        rewind_loops(loops, now.micro_batches)
-        before = {"position": 0} if now.collected else state | {"position": state["position"] - now.micro_batches}
-        return {"buffer": before, "generators": now.generators}, int(now.collected)
+        state, loops = module.buffer.state_dict(), checkpoint["loops"]
+        begun = self._begun(module.trainer)
+        rewind_loops(loops, since_step(loops, None if begun is None else begun.batches))
+        rank, counters = {"buffer": state, "generators": generator_states()}, _counters(module)
+        if begun is not None:
+            before = {"position": 0} if begun.position is None else state | {"position": begun.position}
+            rank, counters = {"buffer": before, "generators": begun.generators}, begun.counters
+        checkpoint[KEY] = {**counters, "layout": layout(module), "ranks": gather_ranks(rank)}
 
-    def load(self, state: dict[str, Any], buffer: RolloutBuffer) -> None:
-        """Fills the buffer from what `save` returned. The generators wait for `restore_generators`."""
-        buffer.load_state_dict(state["buffer"])
-        self._generators = state["generators"]
+    def _begun(self, trainer: Trainer) -> OpenStep | None:
+        return None if self._open is None or self._open.step != trainer.global_step else self._open
+
+    def load(self, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Continues within the buffer. Where a buffer has another layout now, weights and counters alone continue.
+
+        The generators wait for `restore_generators`. An evaluation, and a module outside of a Trainer, need neither.
+
+        Raises:
+            UnfitCheckpointError: to be trained on, and not written by DMPO.
+        """
+        trainer, state = module._trainer, checkpoint.get(KEY)
+        trains = trainer is not None and trainer.state.fn == TrainerFn.FITTING
+        if state is None:
+            if trains:
+                raise UnfitCheckpointError(
+                    "`ckpt_path` was not written by DMPO, so there is no run to continue: expected its buffer and "
+                    "counters, got none. `export` the checkpoint, and pass the folder as `model`."
+                )
+            return
+        for name in COUNTERS:
+            setattr(module, name, state[name])
+        if not trains:
+            return
+        now, then = layout(module), state["layout"]
+        if then == {name: now[name] for name in then}:
+            rank = state["ranks"][trainer.global_rank]
+            module.buffer.load_state_dict(rank["buffer"])
+            self._generators = rank["generators"]
+            return
+        module.buffer.clear()
+        rank_zero_warn(
+            f"The checkpoint's rollout buffer was made with {then}, this run has {now}: rollouts are collected afresh; "
+            "weights and optimizer continue."
+        )
 
     def restore_generators(self) -> None:
         """Called at each training batch. The first one restores them, because starting a loader draws from them."""
@@ -71,18 +115,51 @@ class Continuation:
             self._generators = None
 
 
-def rewind_loops(loops: dict[str, Any], micro_batches: int) -> None:
+def layout(module: Any) -> dict[str, Any]:
+    """What a buffer must have in common with a stored one."""
+    return {
+        "world_size": module.trainer.world_size,
+        "prompts_per_buffer": module.prompts_per_buffer,
+        "group_size": module.group_size,
+        "micro_batch_size": module.micro_batch_size,
+        "num_iterations": module.buffer.num_iterations,
+        "completion_length": module.completion_length,
+    }
+
+
+def _counters(module: Any) -> dict[str, int]:
+    return {name: getattr(module, name) for name in COUNTERS}
+
+
+def since_step(loops: dict[str, Any], batches: int | None) -> int:
+    """The training batches that belong to no completed optimizer step.
+
+    They are those after the first ``batches``. None is that no step has begun, and then it is a batch that a callback
+    has stopped before training saw it.
+    """
+    total = loops["fit_loop"]["epoch_loop.batch_progress"]["total"]
+    return total["ready"] - (total["started"] if batches is None else batches)
+
+
+def rewind_loops(loops: dict[str, Any], batches: int) -> None:
     """Takes the last training batches back, in Lightning's progress and in the loaders' states."""
     fit = loops["fit_loop"]
-    batches = fit["epoch_loop.batch_progress"]
-    for progress in (batches["total"], batches["current"]):
-        for name in progress:
-            progress[name] -= micro_batches
-    # Of an epoch that has not begun, no batch waits for its completion.
-    if batches["current"]["ready"] == 0:
-        batches["total"]["completed"], batches["current"]["completed"] = batches["total"]["ready"], 0
-    batches["is_last_batch"] = False
+    progress, stepped = fit["epoch_loop.batch_progress"], fit["epoch_loop.state_dict"]
+    for counts in (progress["total"], progress["current"]):
+        if batches:
+            ready = counts["ready"] - batches
+            # As a callback finds them that saves at the end of a batch, for which Lightning completes it on a resume.
+            counts.update(ready=ready, started=ready, processed=ready, completed=ready - 1)
+        # The step was taken, and what follows it in its batch was not reached.
+        counts["processed"] = counts["started"]
+    if not batches:
+        return
+    progress["is_last_batch"] = False
+    # Lightning counts the step again on a resume, because as a rule callbacks save before it has counted.
+    stepped["_batches_that_stepped"] -= 1
+    for counts in fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"].values():
+        counts["ready"] = counts["completed"]
     for state in fit["state_dict"].get("combined_loader", []):
-        state["handed_out"] -= micro_batches
+        state["handed_out"] -= batches
         # A loader that has handed out nothing starts the next epoch.
         state["epoch"] -= state["handed_out"] == 0

@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dmpo_lightning.data.prompts import PromptLoader
-from dmpo_lightning.distributed.internals import replace_training_loader, training_loader
-from dmpo_lightning.distributed.ranks import gather_ranks
+from dmpo_lightning.distributed.internals import prepare_training_loaders, training_loader
+from dmpo_lightning.distributed.strategies import divides_weights
 from dmpo_lightning.evaluation.metrics import rollout_means
 from dmpo_lightning.models.backbone import Backbone
-from dmpo_lightning.modules.base import OptimizerFactory, divides_weights
+from dmpo_lightning.modules.base import OptimizerFactory
 from dmpo_lightning.modules.continuation import Continuation
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.modules.non_finite import SkipNonFiniteSteps
 from dmpo_lightning.modules.options import SchedulerFactory
-from dmpo_lightning.modules.run_length import accumulations, bind, check_training_loader, run_length
+from dmpo_lightning.modules.run_directory import run_directory
+from dmpo_lightning.modules.run_length import accumulations, bind, check_training_loader, refuse_finders, run_length
 from dmpo_lightning.objectives import Objective
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards.reward import Reward
@@ -82,6 +83,8 @@ class DMPO(EvaluationModule):
     """
 
     checkpoint_keys = ("dmpo",)
+    prompts_per_buffer: int | None = None
+    """On each rank; known when fitting starts."""
 
     def __init__(
         self,
@@ -106,6 +109,7 @@ class DMPO(EvaluationModule):
         lr_scheduler: SchedulerFactory | None = None,
         seed: int | None = None,
     ) -> None:
+        given = dict(locals())
         buffer = RolloutBuffer(num_iterations=num_iterations, micro_batch_size=micro_batch_size)
         check_counts(completion_length=completion_length, reference_refresh_interval=reference_refresh_interval)
         objective.validate(group_size=group_size, completion_length=completion_length, sampler=sampler)
@@ -124,15 +128,22 @@ class DMPO(EvaluationModule):
             seed=seed,
             check_forwards=check_forwards,
         )
-        sampler.validate_policy(self.policy)
-        if sample_merged:
-            self.policy.check_mergeable()
+        self._prepare_policy(sampler, merged=sample_merged, renewed=reference_refresh_interval is not None)
         self.objective, self.sampler, self.sample_merged = objective, sampler, sample_merged
         self.group_size, self.micro_batch_size = group_size, micro_batch_size
         self._scoring_rows = rows_per_forward or micro_batch_size
         self.reference_refresh_interval = reference_refresh_interval
         self.buffer, self._continuation = buffer, Continuation()
         self.buffers_collected = self.rollouts_seen = 0
+        self.note_arguments(given)
+
+    def _prepare_policy(self, sampler: Sampler, *, merged: bool, renewed: bool) -> None:
+        sampler.validate_policy(self.policy)
+        if merged:
+            self.policy.check_mergeable()
+        if renewed:
+            # Callbacks that average weights copy the module once, before the reference is renewed for the first time.
+            self.policy.reference.make_room(self.policy.model)
 
     def configure_callbacks(self) -> list[Callback]:
         """Adds a `SkipNonFiniteSteps`, unless the Trainer has one."""
@@ -158,15 +169,17 @@ class DMPO(EvaluationModule):
         if stage == "fit":
             # The reference policy is in eval mode by design; Lightning would warn about it at every start.
             warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
-            loader = check_training_loader(training_loader(self.trainer))
-            bind(
-                loader,
-                self.trainer,
-                self._schedule(loader),
-                limit=self.prompt_limit(self.completion_length),
-                seed=self.seed,
-            )
-            replace_training_loader(self.trainer, loader)
+            refuse_finders(self.trainer)
+            loader = self._prepared(training_loader(self.trainer))
+            prepare_training_loaders(self.trainer, loader, self._prepared)
+
+    def _prepared(self, loader: Any) -> PromptLoader:
+        """Checks a training loader, and tells it what it has to know of the run."""
+        prompts = check_training_loader(loader)
+        limit = self.prompt_limit(self.completion_length)
+        bind(prompts, self.trainer, self._schedule(prompts), limit=limit, seed=self.seed)
+        self.prompts_per_buffer = prompts.batch_size
+        return prompts
 
     def _schedule(self, loader: PromptLoader) -> Schedule:
         return Schedule(
@@ -196,7 +209,7 @@ class DMPO(EvaluationModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """The loss of the next micro-batch of rollouts, of new ones where the buffer is used up."""
         accumulated = self.trainer.accumulate_grad_batches
-        self._continuation.begin_micro_batch(self.trainer, self.buffer)
+        self._continuation.begin_micro_batch(self)
         if self.buffer.needs_rollouts:
             self._collect(batch)
         # A pass is a multiple of the accumulation (`Schedule.problem`), so buffers and optimizer steps stay aligned.
@@ -257,44 +270,16 @@ class DMPO(EvaluationModule):
 
     def dump(self) -> Path:
         """Writes this rank's rollouts to the run directory, and returns the file."""
-        # On all ranks, because `log_dir` is a broadcast (docs/decisions/016-equal-forwards.md).
-        directory = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        # On all ranks, because it is a broadcast (docs/decisions/016-equal-forwards.md).
+        directory = run_directory(self.trainer)
         return self.buffer.save(directory / f"rollouts_rank{self.trainer.global_rank}.pt")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the counters, and every rank's buffer and generators, all as they were after the last optimizer step."""
         super().on_save_checkpoint(checkpoint)
-        rank, undone = self._continuation.save(self.trainer, self.buffer, checkpoint["loops"])
-        checkpoint["dmpo"] = {
-            "buffers_collected": self.buffers_collected - undone,
-            "rollouts_seen": self.rollouts_seen - undone * len(self.buffer) * self.trainer.world_size,
-            "layout": self._layout,
-            "ranks": gather_ranks(rank),
-        }
+        self._continuation.save(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continues within the buffer. Where a buffer has another layout now, weights and counters alone continue."""
+        """Continues within the buffer, see `Continuation`."""
         super().on_load_checkpoint(checkpoint)
-        # A checkpoint of weights alone can be evaluated.
-        if (state := checkpoint.get("dmpo")) is None:
-            return
-        self.buffers_collected, self.rollouts_seen = state["buffers_collected"], state["rollouts_seen"]
-        if state["layout"] == self._layout:
-            self._continuation.load(state["ranks"][self.trainer.global_rank], self.buffer)
-            return
-        self.buffer.clear()
-        rank_zero_warn(
-            f"The checkpoint's rollout buffer was made with {state['layout']}, this run has {self._layout}: rollouts "
-            "are collected afresh; weights and optimizer continue."
-        )
-
-    @property
-    def _layout(self) -> dict[str, int]:
-        """What a buffer must have in common with a stored one."""
-        return {
-            "world_size": self.trainer.world_size,
-            "group_size": self.group_size,
-            "micro_batch_size": self.micro_batch_size,
-            "num_iterations": self.buffer.num_iterations,
-            "completion_length": self.completion_length,
-        }
+        self._continuation.load(self, checkpoint)

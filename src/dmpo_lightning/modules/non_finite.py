@@ -21,7 +21,7 @@ class SkipNonFiniteSteps(Callback):
 
     Args:
         limit: steps in a row that may be left out. One more ends the run with a RuntimeError, once every rank has
-            written its rollouts to the run directory.
+            written its rollouts to the run directory. A run that ends with two or more also ends with one.
 
     Raises:
         ValueError: a negative limit.
@@ -60,6 +60,19 @@ class SkipNonFiniteSteps(Callback):
         elif steps > self._engine_steps:
             self.in_a_row = 0
         self._engine_steps, self._engine_skipped = steps, skipped
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """All has been saved by now.
+
+        Raises:
+            RuntimeError: the run ended with steps that were left out, several in a row or all there were.
+        """
+        if self.in_a_row > 1 or (self.in_a_row and self.in_a_row == trainer.global_step):
+            raise RuntimeError(
+                f"The run's last {self.in_a_row} of {trainer.global_step} optimizer steps had gradients that are not "
+                "finite and were left out, so it did not train to its end. Look at rewards and weights, or lower the "
+                "learning rate, and continue from a checkpoint before them."
+            )
 
     def _skip(self, module: LightningModule, step: int) -> None:
         self.total, self.in_a_row = self.total + 1, self.in_a_row + 1

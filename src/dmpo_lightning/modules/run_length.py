@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationScheduler, LearningRateFinder
 
 from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.schedule import RunLength, Schedule
@@ -16,6 +16,21 @@ def accumulations(trainer: Trainer) -> list[int]:
         if isinstance(each, GradientAccumulationScheduler):
             return [each.get_accumulate_grad_batches(trainer.current_epoch), *each.scheduling.values()]
     return [trainer.accumulate_grad_batches]
+
+
+def refuse_finders(trainer: Trainer) -> None:
+    """Raises ValueError where a learning rate or a batch size is to be searched for."""
+    for each in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(each, LearningRateFinder):
+            raise ValueError(
+                "The learning-rate finder follows the loss of one run over rising rates, but the losses of two rollout "
+                "buffers do not compare; choose the rate in `optimizer`, by the rewards of short runs."
+            )
+        if isinstance(each, BatchSizeFinder):
+            raise ValueError(
+                "The batch-size finder tries sizes one by one, but here several must divide one another; choose "
+                "`micro_batch_size` and `rows_per_forward`, for which `dmpo-lightning plan` says what memory they take."
+            )
 
 
 def check_training_loader(loader: Any) -> PromptLoader:
@@ -41,7 +56,13 @@ def bind(loader: PromptLoader, trainer: Trainer, schedule: Schedule, *, limit: i
             raise ValueError(problem)
     if limit is not None:
         loader.limit_prompt_length(limit)
-    loader.bind(repeats=schedule.training_steps, seed=seed, limit_batches=trainer.limit_train_batches)
+    loader.bind(
+        repeats=schedule.training_steps,
+        seed=seed,
+        limit_batches=trainer.limit_train_batches,
+        overfits=bool(trainer.overfit_batches),  # type: ignore[attr-defined]
+        epoch=trainer.current_epoch,
+    )
 
 
 def run_length(trainer: Trainer, schedule: Schedule, *, prompts: int) -> RunLength:

@@ -1,8 +1,12 @@
 """Masked-diffusion supervised fine-tuning."""
 
+from typing import Any
+
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from dmpo_lightning.checkpoints.weights import UnfitCheckpointError
 from dmpo_lightning.data.demonstrations import DemonstrationBatch
 from dmpo_lightning.functional import (
     Purpose,
@@ -48,6 +52,7 @@ class MaskedSFT(PolicyModule):
         lr_scheduler: SchedulerFactory | None = None,
         seed: int | None = None,
     ) -> None:
+        given = dict(locals())
         check_replicates(replicates, antithetic=antithetic)
         super().__init__(
             model,
@@ -57,6 +62,20 @@ class MaskedSFT(PolicyModule):
             seed=seed,
         )
         self.replicates, self.antithetic = replicates, antithetic
+        self.note_arguments(given)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The weights of any run of the same model, to be evaluated. A run continues from its own kind only.
+
+        Raises:
+            UnfitCheckpointError: to be trained on, and written by DMPO.
+        """
+        if "dmpo" in checkpoint and self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            raise UnfitCheckpointError(
+                "`ckpt_path` was written by DMPO, so there is no run of MaskedSFT to continue; `export` it "
+                "and pass the folder as `model`."
+            )
+        super().on_load_checkpoint(checkpoint)
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         # This number counts over all epochs, so that each epoch meets fresh masks.

@@ -31,6 +31,7 @@ class ReferencePolicy(nn.Module):
 
     def __init__(self, network: nn.Module, *, exists: bool = True) -> None:
         super().__init__()
+        self.exists = exists
         self.is_adapter = hasattr(network, "peft_config")
         self.is_refreshed = False
         self.model: nn.Module | None = None
