@@ -147,8 +147,12 @@ class PromptLoader:
         self.seed = seed if self.seed is None else self.seed
         self._limit_batches, self._overfits = limit_batches, overfits
         if self._epoch < 0:
-            self._epoch = epoch - 1
+            self.start_epoch(epoch)
         return self
+
+    def start_epoch(self, epoch: int) -> None:
+        """The next epoch is this one, from its beginning."""
+        self._epoch, self._handed_out, self._resume_at = epoch - 1, 0, 0
 
     def __len__(self) -> int:
         return -(-len(self.kept) // self._prompts_per_batch) * self.repeats

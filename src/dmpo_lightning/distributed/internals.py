@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
+from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed import distributed_c10d
 
 
@@ -150,6 +151,7 @@ def continue_logger(logger: Any, run: Path) -> bool:
     return False
 
 
+@rank_zero_only
 def _keep_metrics(run: Path) -> None:
     """Lightning's logger of CSV files deletes those that it finds."""
     metrics = run / "metrics.csv"

@@ -183,7 +183,9 @@ class PolicyModule(LightningModule):
         scheduler = None if self.scheduler_factory is None else self.scheduler_factory(optimizer)
         # Taken now: Lightning puts the checkpoint's options back before training starts.
         self._options = configured_options(optimizer, scheduler)
-        self.save_hyperparameters({"optimizer_options": {"class": type(optimizer).__name__, **self._options}})
+        self.save_hyperparameters(
+            {"optimizer_options": {"class": type(optimizer).__name__, **described(self._options)}}
+        )
         if scheduler is None:
             return optimizer
         # Lightning's own default is an advance per epoch.
@@ -293,8 +295,3 @@ class PolicyModule(LightningModule):
         hold it from the start of a run that may renew it.
         """
         return self.policy.reference.is_refreshed or self._made_room
-
-    def make_room_for_reference(self) -> None:
-        """For strategies that must see all weights early, in `configure_model`."""
-        self.policy.reference.make_room(self.policy.model)
-        self._made_room = True

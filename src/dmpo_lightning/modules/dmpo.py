@@ -152,10 +152,10 @@ class DMPO(EvaluationModule):
         return [] if any(isinstance(each, SkipNonFiniteSteps) for each in callbacks) else [SkipNonFiniteSteps()]
 
     def configure_model(self) -> None:
-        """As `PolicyModule` does it, with room for the reference's own adapter, which cannot be added later."""
+        """As `PolicyModule` does it. Strategies that see all weights early save the reference's own from the start."""
         early = self.trainer.strategy.restore_checkpoint_after_setup
         if self.reference_refresh_interval is not None and early and not self._is_sharded:
-            self.make_room_for_reference()
+            self._made_room = True
         super().configure_model()
 
     def setup(self, stage: str) -> None:
@@ -197,6 +197,9 @@ class DMPO(EvaluationModule):
         self._continuation.start()
         self.buffer.to(self.trainer.strategy.root_device)
         loader: Any = self.trainer.train_dataloader
+        if self.trainer.ckpt_path is not None and not self.trainer.fit_loop.restarting:
+            # Lightning gives loaders their states back within an epoch only. Behind one they would begin anew.
+            loader.start_epoch(self.trainer.current_epoch)
         prompts = len(loader.dataset) - loader.dropped
         rank_zero_info(run_length(self.trainer, self._schedule(loader), prompts=prompts).to_text())
 

@@ -1,0 +1,122 @@
+"""A checkpoint that is not of this model and adapter ends the run in a sentence; a module loads from one that is."""
+
+import pytest
+import torch
+from dmpo_runs import digit_share, loader, module, trainer, weights
+
+from dmpo_lightning import (
+    DMPO,
+    WDCE,
+    WDDO,
+    Backbone,
+    ConfidenceSampler,
+    LoRA,
+    MaskedSFT,
+    RandomOrderSampler,
+    WinoSampler,
+)
+from dmpo_lightning.checkpoints.weights import UnfitCheckpointError
+from dmpo_lightning.modules.described import REBUILT, described, rebuildable, rebuilt
+from dmpo_lightning.objectives import ElboEstimator, TrajectoryEstimator
+
+ADAPTED = {"adapter": LoRA(r=4, alpha=8)}
+MODULES = {
+    "whole": {},
+    "adapted": ADAPTED,
+    "other rank": {"adapter": LoRA(r=2, alpha=4)},
+    "other scale": {"adapter": LoRA(r=4, alpha=4)},
+    "fewer targets": {"adapter": LoRA(r=4, alpha=8, targets=["q_proj"])},
+    "renewed": ADAPTED | {"reference_refresh_interval": 1},
+}
+
+
+def saved(tmp_path, made, steps=6):
+    run = trainer(tmp_path, max_steps=steps)
+    run.fit(made, loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    return str(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict", "fit"])
+@pytest.mark.parametrize(
+    ("wrote", "reads"),
+    [
+        ("whole", "adapted"),
+        ("adapted", "whole"),
+        ("adapted", "other rank"),
+        ("adapted", "other scale"),
+        ("adapted", "fewer targets"),
+        ("renewed", "whole"),
+    ],
+)
+def test_a_checkpoint_of_other_weights_is_refused_in_one_line(tmp_path, wrote, reads, stage):
+    path = saved(tmp_path, module(**MODULES[wrote]))
+    other = module(**MODULES[reads])
+    before = weights(other)
+    with pytest.raises(UnfitCheckpointError) as refused:
+        getattr(trainer(tmp_path, max_steps=8), stage)(other, loader(shuffle=stage == "fit"), ckpt_path=path)
+    assert "\n" not in str(refused.value)
+    assert "Set model and adapter as in the run that wrote it" in str(refused.value)
+    assert torch.equal(weights(other), before)
+
+
+@pytest.mark.parametrize("kind", ["whole", "adapted", "renewed"])
+def test_a_module_loads_from_its_checkpoint_alone(tmp_path, kind):
+    made = module(**MODULES[kind])
+    path = saved(tmp_path, made)
+    loaded = DMPO.load_from_checkpoint(path, reward=digit_share)
+    assert torch.equal(weights(loaded), weights(made))
+    assert (loaded.buffers_collected, loaded.policy.reference.is_refreshed) == (2, kind == "renewed")
+    measured = [
+        trainer(tmp_path).validate(each, loader(3, shuffle=False), verbose=False)[0]["val/sampled/accuracy"]
+        for each in (made, loaded)
+    ]
+    assert measured[0] == measured[1]
+
+
+class OwnSampler(ConfidenceSampler):
+    """Another class than the package's, of which a checkpoint must not construct one."""
+
+
+def test_what_a_checkpoint_cannot_say_is_named(tmp_path):
+    path = saved(tmp_path, module(sampler=OwnSampler(denoising_steps=4)), steps=1)
+    with pytest.raises(ValueError, match="cannot say what `sampler` was"):
+        DMPO.load_from_checkpoint(path)
+    assert DMPO.load_from_checkpoint(path, sampler=OwnSampler(denoising_steps=2)).sampler.denoising_steps == 2
+
+
+def test_supervised_fine_tuning_reads_the_weights_of_dmpo_but_does_not_continue_it(tmp_path):
+    path = saved(tmp_path, module(**MODULES["renewed"]))
+    loaded = MaskedSFT.load_from_checkpoint(path)
+    trained = DMPO.load_from_checkpoint(path).policy.model.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in loaded.policy.model.state_dict().items())
+    assert not any("reference" in name for name in loaded.state_dict())
+    sft = MaskedSFT(Backbone("sudoku_tiny", random_weights=True, **ADAPTED))
+    with pytest.raises(UnfitCheckpointError, match="written by DMPO"):
+        trainer(tmp_path, max_steps=8).fit(sft, loader(), ckpt_path=path)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        WDCE(reward_temperature=0.1, baseline="group", replicates=2, scale="length", log_prob=TrajectoryEstimator(2)),
+        WDDO(reward_temperature=0.0, reward_scale=0.5, beta=0.3),
+        ElboEstimator(2, antithetic=False),
+        ConfidenceSampler(block_length=4, factor=0.5, cache="prefix"),
+        RandomOrderSampler(temperature=0.5, denoising_steps=2),
+        WinoSampler(block_length=4, threshold=0.5, verification_threshold=0.8),
+    ],
+    ids=lambda made: type(made).__name__,
+)
+def test_objectives_and_samplers_are_rebuilt_as_they_were(made):
+    assert rebuildable(made)
+    again = rebuilt(described(made))
+    assert type(again) is type(made)
+    assert described(again) == described(made)
+
+
+def test_only_classes_of_the_package_are_rebuilt():
+    with pytest.raises(LookupError):
+        rebuilt({"class": "Popen", "args": ["true"]})
+    assert all(each.__module__.startswith("dmpo_lightning.") for each in REBUILT.values())
+    assert not rebuildable(WDCE(reward_temperature=0.1, baseline=lambda *args: 0.0))
