@@ -82,6 +82,9 @@ class DMPO(EvaluationModule):
         ```
     """
 
+    prompts_per_buffer: int | None = None
+    """On each rank, known when a fit starts."""
+
     def __init__(
         self,
         model: str | Backbone | nn.Module,
@@ -125,19 +128,24 @@ class DMPO(EvaluationModule):
             check_forwards=check_forwards,
         )
         sampler.validate_policy(self.policy)
-        if sample_merged:
-            self.policy.check_mergeable()
-        if reference_refresh_interval is not None:
-            # Callbacks that average weights copy the module once and for all, before it is renewed for the first time.
-            self.policy.reference.make_room(self.policy.model)
         self.objective, self.sampler, self.sample_merged = objective, sampler, sample_merged
         self.group_size, self.micro_batch_size = group_size, micro_batch_size
-        self._scoring_rows = rows_per_forward or micro_batch_size
-        self.reference_refresh_interval = reference_refresh_interval
+        self._scoring_rows, self.reference_refresh_interval = (
+            rows_per_forward or micro_batch_size,
+            reference_refresh_interval,
+        )
         self.buffer, self._continuation = buffer, Continuation()
         self.buffers_collected = self.rollouts_seen = 0
-        self.prompts_per_buffer: int | None = None
+        self._prepare_policy()
         self.note_arguments(given)
+
+    def _prepare_policy(self) -> None:
+        """What the policy must have, or must be able to do, for these settings."""
+        if self.sample_merged:
+            self.policy.check_mergeable()
+        if self.reference_refresh_interval is not None:
+            # Callbacks that average weights copy the module once and for all, before it is renewed for the first time.
+            self.policy.reference.make_room(self.policy.model)
 
     def configure_callbacks(self) -> list[Callback]:
         """Adds a `SkipNonFiniteSteps`, unless the Trainer has one."""
