@@ -9,7 +9,7 @@ from dmpo_lightning.policy import Policy, evaluating
 from dmpo_lightning.samplers import ConfidenceSampler, Samples
 from dmpo_lightning.samplers.transfer import above_threshold, within_factor
 from helpers import prompt_batch, tiny_policy
-from small_models import tiny_bert, tiny_dream
+from small_models import bert_tokenizer, tiny_bert, tiny_dream
 
 VOCABULARY = 211
 SCHEDULES = {"static": {"denoising_steps": 8}, "threshold": {"threshold": 0.5}, "factor": {"factor": 1.0}}
@@ -125,6 +125,6 @@ def test_options_that_do_not_fit_together_are_errors(options, message):
 
 
 def test_a_cache_needs_a_native_backbone():
-    policy = tiny_policy(model=tiny_bert(), mask_token_id=4, with_reference=False)
+    policy = Policy(tiny_bert(), bert_tokenizer(), with_reference=False)
     with pytest.raises(ValueError, match="`cache` dual needs a native backbone"):
         fast(policy, (torch.tensor([[6, 7]]), torch.ones(1, 2, dtype=torch.bool)), cache="dual")
