@@ -130,14 +130,15 @@ class DMPO(EvaluationModule):
         sampler.validate_policy(self.policy)
         self.objective, self.sampler, self.sample_merged = objective, sampler, sample_merged
         self.group_size, self.micro_batch_size = group_size, micro_batch_size
-        self._scoring_rows, self.reference_refresh_interval = (
-            rows_per_forward or micro_batch_size,
-            reference_refresh_interval,
-        )
+        self.reference_refresh_interval = reference_refresh_interval
         self.buffer, self._continuation = buffer, Continuation()
         self.buffers_collected = self.rollouts_seen = 0
         self._prepare_policy()
         self.note_arguments(given)
+
+    @property
+    def _scoring_rows(self) -> int:
+        return self.rows_per_forward or self.micro_batch_size
 
     def _prepare_policy(self) -> None:
         """What the policy must have, or must be able to do, for these settings."""
