@@ -30,6 +30,7 @@ def test_a_planted_failure_leaves_the_other_sections_results(tmp_path, capsys):
     assert "scoring 2 rollouts x 4 maskings" in printed
 
 
+@pytest.mark.slow
 def test_a_section_that_takes_too_long_is_ended_and_the_next_is_begun(tmp_path):
     status, records = run(tmp_path, "--only", "training", "machine", "--limit", "1")
     assert status == 1

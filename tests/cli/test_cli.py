@@ -56,6 +56,7 @@ def fitted(tmp_path_factory):
     return folder, done.stdout
 
 
+@pytest.mark.slow
 def test_a_checkpoint_can_be_tested_and_exported(fitted):
     folder, _ = fitted
     checkpoint = "runs/sudoku_tiny/version_0/checkpoints/last.ckpt"
@@ -232,7 +233,10 @@ def test_help_version_and_configs_answer_by_themselves(capsys):
     ("arguments", "message"),
     [
         (["--model.group_size=1"], "`group_size` must be at least 2"),
-        (["--model.objective.reward_temperature=-1"], "`reward_temperature` (alpha) must be at least 0, got -1.0"),
+        (
+            ["--model.objective.reward_temperature=-1"],
+            "`reward_temperature` (alpha) must be finite and at least 0, got -1.0",
+        ),
         (["--model.objective.proximal_coefficient=2"], "`proximal_coefficient` must be in (0, 1], got 2.0"),
         (["--model.objective.replicates=3"], "`replicates` must be positive, and even when `antithetic`"),
         (["--model.sampler.block_length=6"], "`completion_length` must be a multiple of `block_length`, got 20 and 6"),

@@ -130,7 +130,7 @@ def test_a_checkpoint_that_is_elsewhere_is_refused_unless_it_is_read_as_data(wor
 
 
 def test_a_path_that_does_not_exist_is_said_in_one_line(workplace, capsys):
-    assert "no such file or folder" in refusal(capsys, "fit", "--ckpt_path=nowhere.ckpt")
+    assert "got nowhere.ckpt, which does not exist" in refusal(capsys, "fit", "--ckpt_path=nowhere.ckpt")
 
 
 def test_the_help_says_what_trusting_means(workplace, capsys):
@@ -151,7 +151,11 @@ def other_runs(finished):
 
 @pytest.mark.parametrize(
     "logger",
-    ["--trainer.logger=false", "--trainer.logger.init_args.name=", "--trainer.logger.init_args.name=sudoku_tiny"],
+    [
+        pytest.param("--trainer.logger=false", marks=pytest.mark.slow),
+        pytest.param("--trainer.logger.init_args.name=", marks=pytest.mark.slow),
+        "--trainer.logger.init_args.name=sudoku_tiny",
+    ],
     ids=["no logger", "empty name", "name"],
 )
 def test_no_other_run_is_continued(workplace, finished, caplog, logger):

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from dmpo_lightning.__main__ import main
@@ -29,6 +30,7 @@ def test_the_tokenizer_recipe_makes_the_embedded_tokenizer(tmp_path):
         assert (tmp_path / name).read_text() == (embedded / name).read_text()
 
 
+@pytest.mark.slow
 def test_a_task_of_your_own_is_trained_and_tested_by_its_dotted_path(tmp_path, monkeypatch):
     for name in ("custom_task.py", "custom_task.yaml"):
         shutil.copy(EXAMPLES / name, tmp_path)

@@ -126,7 +126,9 @@ SCRIPT = ["-P", "-c", "import sys; from dmpo_lightning.__main__ import main; mai
 OWN = "import own_words\n\ndef score(example, completion):\n    return own_words.ONE\n"
 
 
-@pytest.mark.parametrize("start", [["-m", "dmpo_lightning"], SCRIPT], ids=["module", "script"])
+@pytest.mark.parametrize(
+    "start", [pytest.param(["-m", "dmpo_lightning"], marks=pytest.mark.slow), SCRIPT], ids=["module", "script"]
+)
 def test_files_of_the_working_directory_take_no_packages_place(start, tmp_path):
     for name in SHADOWS:
         (tmp_path / f"{name}.py").write_text(f"open('ran_{name}', 'w').close()\n")

@@ -97,12 +97,13 @@ def test_killed_at_any_moment_no_step_is_lost_or_doubled_and_every_state_is_read
     kill_and_restart(tmp_path, kind, whole, kills=kills, seed=seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "strategy"),
     [
         ("ddp", "dmpo_lightning.distributed.strategies.DDPStrategy"),
-        pytest.param("fsdp2", "dmpo_lightning.distributed.strategies.FSDP2Strategy", marks=pytest.mark.slow),
-        pytest.param("zero2", "cpu_strategies.ZeROOnCPU", marks=pytest.mark.slow),
+        ("fsdp2", "dmpo_lightning.distributed.strategies.FSDP2Strategy"),
+        ("zero2", "cpu_strategies.ZeROOnCPU"),
     ],
 )
 def test_rank_0_chooses_the_last_checkpoint_for_ranks_that_do_not_see_it(tmp_path, kind, strategy):

@@ -99,7 +99,8 @@ def test_weights_gathered_for_generation_are_whole_and_so_is_the_reference():
     memory = predicted(CONFIG, small_settings(reference_copy=True, **options), sharding)
     assert memory.phases["sampling"].parts["gathered weights"] == 2 * 4 * COUNT
     lora = predicted(CONFIG, small_settings(adapter=LoRA(r=8), **options), sharding)
-    assert lora.phases["sampling"].parts["gathered weights"] == 4 * COUNT
+    adapter = 8 * 4 * (4 * (128 + 128) + 3 * (128 + 384))
+    assert lora.phases["sampling"].parts["gathered weights"] == 4 * (COUNT + adapter)
 
 
 def test_a_merged_copy_takes_the_room_of_the_adapted_layers():

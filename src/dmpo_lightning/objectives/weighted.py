@@ -47,9 +47,7 @@ class WeightedObjective(Objective):
     ) -> None:
         # Written so that NaN, which compares as false with everything, fails.
         if not 0 <= reward_temperature < math.inf:
-            raise ValueError(
-                f"`reward_temperature` (alpha) must be finite and must be at least 0, got {reward_temperature}."
-            )
+            raise ValueError(f"`reward_temperature` (alpha) must be finite and at least 0, got {reward_temperature}.")
         if (reward_temperature == 0) != (reward_scale is not None):
             raise ValueError(
                 f"`reward_scale` (eta) goes with reward_temperature 0 and with nothing else, got {reward_scale} "
