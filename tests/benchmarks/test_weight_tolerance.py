@@ -18,6 +18,7 @@ def test_the_default_tolerance_costs_at_most_two_thousandths_of_the_gradient(bas
     assert effects[0.1].skipped_rollouts > effects[0.0].skipped_rollouts
 
 
+@pytest.mark.slow
 def test_json_is_one_line_per_tolerance(capsys):
     weight_tolerance.main(["--baseline", "none", "--steps", "3", "--json"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

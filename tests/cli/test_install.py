@@ -28,6 +28,7 @@ def test_the_wheel_holds_configs_and_the_embedded_model_and_stays_small(wheel):
     assert wheel.stat().st_size < 1_500_000
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_trains_from_any_directory(wheel, tmp_path):
     """A new environment with the wheel installed by pip; its dependencies come from this one through a path file."""
     venv.create(tmp_path / "env", with_pip=True)

@@ -31,7 +31,7 @@ def test_groups_of_equal_reward_give_exactly_no_gradient_under_the_negative_base
         pytest.param(WDCE(reward_temperature=0.03, replicates=4, baseline="none"), {}, marks=pytest.mark.slow),
         pytest.param(WDCE(reward_temperature=0.2, replicates=4, target_ess=0.5), {}, marks=pytest.mark.slow),
         pytest.param(WDCE(reward_temperature=0.0, reward_scale=3.0, replicates=4), {}, marks=pytest.mark.slow),
-        (WDDO(reward_temperature=0.2, replicates=4), {}),
+        pytest.param(WDDO(reward_temperature=0.2, replicates=4), {}, marks=pytest.mark.slow),
         pytest.param(
             WDCE(reward_temperature=0.2, replicates=4, baseline="group", log_prob=TrajectoryEstimator()),
             {"sampler": RandomOrderSampler(denoising_steps=4)},
