@@ -7,7 +7,7 @@ import sys
 import huggingface_hub
 import pytest
 import torch
-from dmpo_runs import digit_share, dmpo_of, loader, trainer
+from dmpo_runs import digit_share, loader, small_dmpo, trainer
 from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -31,19 +31,7 @@ def offline(monkeypatch):
 
 def run_of(model, tmp_path, *, data=None, steps=2, **options) -> tuple[DMPO, str]:
     """A few optimizer steps, two of which use up a buffer, and their checkpoint."""
-    dmpo = dmpo_of(
-        model,
-        **{
-            "objective": WDCE(reward_temperature=0.1, replicates=2),
-            "sampler": ConfidenceSampler(denoising_steps=4),
-            "completion_length": 8,
-            "group_size": 4,
-            "micro_batch_size": 4,
-            "reward": digit_share,
-            "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=2e-3),
-        }
-        | options,
-    )
+    dmpo = small_dmpo(model, **{"optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=2e-3), **options})
     run = trainer(tmp_path, max_steps=steps)
     run.fit(dmpo, data or loader())
     checkpoint = str(tmp_path / "run.ckpt")

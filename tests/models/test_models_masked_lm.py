@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
-from dmpo_runs import PROMPTS, digit_share, dmpo_of, trainer, weights
+from dmpo_runs import PROMPTS, small_dmpo, trainer, weights
 from transformers import (
     AlbertConfig,
     AlbertForMaskedLM,
@@ -17,7 +17,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from dmpo_lightning import DMPO, WDCE, ConfidenceSampler, LoRA, PromptLoader
+from dmpo_lightning import DMPO, LoRA, PromptLoader
 from dmpo_lightning.models.loading import load_model
 from dmpo_lightning.policy import Policy
 from small_models import BERT_VOCABULARY, bert_tokenizer, tiny_bert, tiny_modernbert
@@ -83,20 +83,7 @@ def test_padding_is_masked(build):
 
 
 def bert_module(model, **options) -> DMPO:
-    return dmpo_of(
-        model,
-        **{
-            "tokenizer": bert_tokenizer(),
-            "objective": WDCE(reward_temperature=0.1, replicates=2),
-            "sampler": ConfidenceSampler(denoising_steps=4),
-            "completion_length": 8,
-            "group_size": 4,
-            "micro_batch_size": 4,
-            "reward": digit_share,
-            "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
-        }
-        | options,
-    )
+    return small_dmpo(model, **{"tokenizer": bert_tokenizer(), **options})
 
 
 def fit(module: DMPO, tmp_path, steps: int = 1):

@@ -18,21 +18,28 @@ def digit_share(example, completion):
 
 def module(**options) -> DMPO:
     defaults = {
-        "objective": WDCE(reward_temperature=0.1, replicates=2),
-        "sampler": ConfidenceSampler(denoising_steps=4),
         "validation_samplers": {
             "sampled": ConfidenceSampler(denoising_steps=4),
             "greedy": ConfidenceSampler(temperature=0.0),
         },
+        "num_iterations": 2,
+        "random_weights": True,
+    }
+    return small_dmpo("sudoku_tiny", **{**defaults, **options})
+
+
+def small_dmpo(model, **options) -> DMPO:
+    """Of any model: few rollouts, short completions, and steps long enough to be seen."""
+    defaults = {
+        "objective": WDCE(reward_temperature=0.1, replicates=2),
+        "sampler": ConfidenceSampler(denoising_steps=4),
         "completion_length": 8,
         "group_size": 4,
         "micro_batch_size": 4,
-        "num_iterations": 2,
         "reward": digit_share,
-        "random_weights": True,
         "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
     }
-    return dmpo_of("sudoku_tiny", **{**defaults, **options})
+    return dmpo_of(model, **{**defaults, **options})
 
 
 def dmpo_of(model, **options) -> DMPO:

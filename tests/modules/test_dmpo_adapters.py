@@ -3,10 +3,10 @@
 import huggingface_hub
 import pytest
 import torch
-from dmpo_runs import Recorder, digit_share, dmpo_of, loader, module, trainer, weights
+from dmpo_runs import Recorder, loader, module, small_dmpo, trainer, weights
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from dmpo_lightning import DMPO, WDCE, ConfidenceSampler, LoRA
+from dmpo_lightning import DMPO, LoRA
 from dmpo_lightning.models.loading import load_model
 from dmpo_lightning.policy import evaluating
 from helpers import perturb, prompt_batch, tiny_policy
@@ -26,20 +26,7 @@ def lora_module(**options) -> DMPO:
 
 def module_from(folder, **options) -> DMPO:
     """Of a folder that holds an adapter, or a whole model."""
-    return dmpo_of(
-        str(folder),
-        **{
-            "objective": WDCE(reward_temperature=0.1, replicates=2),
-            "sampler": ConfidenceSampler(denoising_steps=4),
-            "completion_length": 8,
-            "group_size": 4,
-            "micro_batch_size": 4,
-            "num_iterations": 2,
-            "reward": digit_share,
-            "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
-        }
-        | options,
-    )
+    return small_dmpo(str(folder), **{"num_iterations": 2, **options})
 
 
 def logits(policy, **options) -> torch.Tensor:

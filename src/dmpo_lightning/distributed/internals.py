@@ -10,11 +10,23 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed import distributed_c10d
+
+
+def attached_trainer(module: LightningModule) -> Trainer | None:
+    """The Trainer of a module, or None where it has none yet, at which the public property raises an error."""
+    return module._trainer
+
+
+def is_being_fitted(module: LightningModule) -> bool:
+    """Whether a Trainer is training the module, rather than evaluating it, or nothing."""
+    trainer = attached_trainer(module)
+    return trainer is not None and trainer.state.fn == TrainerFn.FITTING
 
 
 def training_loader(trainer: Trainer) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dmpo_lightning.distributed.checkpoint_io import write_whole_files
+from dmpo_lightning.distributed.internals import attached_trainer
 from dmpo_lightning.distributed.lock_step import LockStep
 from dmpo_lightning.distributed.ranks import check_same_start
 from dmpo_lightning.distributed.sharding import is_zero3, plain_name
@@ -137,9 +138,10 @@ class PolicyModule(LightningModule):
     def configure_model(self) -> None:
         """Divides the weights, see `divide`."""
         # Lightning calls this hook for each of fit, validate, test and predict, and weights can be divided only once.
-        if self._is_sharded or self._trainer is None or not divides_weights(self._trainer.strategy):
+        trainer = attached_trainer(self)
+        if self._is_sharded or trainer is None or not divides_weights(trainer.strategy):
             return
-        divide(self.policy, self.backbone, self._trainer)
+        divide(self.policy, self.backbone, trainer)
         self._is_sharded = True
 
     def setup(self, stage: str) -> None:
@@ -273,7 +275,8 @@ class PolicyModule(LightningModule):
             backbone=self.backbone.to_plain(),
         )
         self._stored_options = checkpoint.get("options")
-        restore_reference(self.policy, checkpoint, strategy=self._trainer and self._trainer.strategy)
+        trainer = attached_trainer(self)
+        restore_reference(self.policy, checkpoint, strategy=trainer and trainer.strategy)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the weights are weights of (for `export`), whether they hold a refreshed reference, and what

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dmpo_lightning.checkpoints.weights import UnfitCheckpointError
+from dmpo_lightning.distributed.internals import is_being_fitted
 from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.modules.generators import generator_states, restore_generators
 
@@ -83,8 +83,7 @@ class Continuation:
         Raises:
             UnfitCheckpointError: to be trained on, and not written by DMPO.
         """
-        trainer, state = module._trainer, checkpoint.get(KEY)
-        trains = trainer is not None and trainer.state.fn == TrainerFn.FITTING
+        state, trains = checkpoint.get(KEY), is_being_fitted(module)
         if state is None:
             if trains:
                 raise UnfitCheckpointError(
@@ -98,7 +97,7 @@ class Continuation:
             return
         now, then = layout(module), state["layout"]
         if then == {name: now[name] for name in then}:
-            rank = state["ranks"][trainer.global_rank]
+            rank = state["ranks"][module.global_rank]
             module.buffer.load_state_dict(rank["buffer"])
             self._generators = rank["generators"]
             return

@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from dmpo_lightning.checkpoints.weights import UnfitCheckpointError
 from dmpo_lightning.data.demonstrations import DemonstrationBatch
+from dmpo_lightning.distributed.internals import is_being_fitted
 from dmpo_lightning.functional import (
     Purpose,
     check_replicates,
@@ -70,7 +70,7 @@ class MaskedSFT(PolicyModule):
         Raises:
             UnfitCheckpointError: to be trained on, and written by DMPO.
         """
-        if "dmpo" in checkpoint and self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+        if "dmpo" in checkpoint and is_being_fitted(self):
             raise UnfitCheckpointError(
                 "`ckpt_path` was written by DMPO, so there is no run of MaskedSFT to continue; `export` it "
                 "and pass the folder as `model`."
