@@ -10,8 +10,6 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, ParallelStrategy
 
 from dmpo_lightning.distributed.strategies import DDPStrategy, FSDP1Strategy, FSDP2Strategy, ZeROStrategy
 
-KINDS = ("ddp", "fsdp2", "fsdp2_full", "fsdp1", "zero2", "zero3")
-
 
 class FSDP1OnCPU(FSDP1Strategy):
     """With ``device_id`` of the processor, which has no index."""
