@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.gpu.sizes import Size
 from benchmarks.samplers import LOGIT_SCALE
 from dmpo_lightning import LoRA
+from dmpo_lightning.models.blocks import enable_checkpointing
 from dmpo_lightning.models.llada import LLaDAForMaskedDiffusion
 from dmpo_lightning.policy import Policy
 
@@ -126,7 +127,7 @@ class Bench:
     def adapted(self, network: nn.Module, *, checkpointing: bool = False) -> Policy:
         """A policy with adapters that do something."""
         if checkpointing:
-            network.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            enable_checkpointing(network)
         adapter = LoRA(r=self.size.lora_rank, alpha=64, dropout=0.05)
         model = adapter.apply(network)
         with torch.no_grad():

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.__main__ import section_limits
 from benchmarks.gpu.bench import Bench, Figure
 from benchmarks.gpu.training import RecordedBuffer, full_fine_tuning, quantized, training_step
 from benchmarks.plain import generate
@@ -228,7 +229,7 @@ SECTIONS: dict[str, Callable[..., Iterator[Figure]]] = {
     "full": full,
 }
 """In the order in which they are run, the most valuable first."""
-LIMITS = {"machine": 40, "tests": 170, "buffer": 100, "sampling": 110, "training": 120}
+LIMITS = section_limits(None)
 """Seconds after which a section is ended; all others have 60."""
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.gpu.bench import Bench, Figure
 from dmpo_lightning import DMPO, WDCE, Backbone, ConfidenceSampler, ElboEstimator, LoRA, PromptLoader
-from dmpo_lightning.models.blocks import blocks_of, compile_blocks
+from dmpo_lightning.models.blocks import blocks_of, compile_blocks, enable_checkpointing
 from dmpo_lightning.planning import Settings, Sharding, Workload, estimate_memory
 from dmpo_lightning.planning.parameters import describe
 from dmpo_lightning.policy import Policy
@@ -178,7 +178,7 @@ def full_fine_tuning(bench: Bench) -> Iterator[Figure]:
     while layers > 1 and planned(bench, n_layers=layers, **options) > room(bench):
         layers -= 1
     network = bench.network(n_layers=layers, dtype=torch.float32)
-    network.gradient_checkpointing_enable({"use_reentrant": False})
+    enable_checkpointing(network)
     policy = Policy(network.train(), bench.tokenizer, with_reference=False).to(bench.device)
     plan = planned(bench, n_layers=layers, **options)
     passes = 4 * layers / bench.size.n_layers

@@ -1,30 +1,17 @@
 """Runs sections one after the other in one process, and appends what they find to a file as it comes."""
 
 import argparse
-import json
 import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from benchmarks.gpu.__main__ import add
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.sections import LIMITS, SECTIONS, machine, tests, versions
 from benchmarks.gpu.sizes import SIZES
-
-
-class Results:
-    """A file of JSON lines, complete up to the last line whenever the process ends."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def add(self, **record: Any) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
 
 
 def run(options: argparse.Namespace) -> None:
@@ -33,26 +20,26 @@ def run(options: argparse.Namespace) -> None:
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    bench, results = Bench(SIZES[options.size], device, dtype), Results(options.output / "results.jsonl")
-    results.add(versions=versions(device), size=options.size)
+    bench, results = Bench(SIZES[options.size], device, dtype), options.output / "results.jsonl"
+    add(results, versions=versions(device), size=options.size)
     if "machine" not in options.sections:  # a worker that takes over needs the card's measure too
         list(machine(bench))
     for name in options.sections:
-        results.add(section=name, event="start", time=time.time())
+        add(results, section=name, event="start", time=time.time())
         started = time.perf_counter()
         try:
             if name in options.plant:
                 raise RuntimeError("a planted failure")
             extra = (options.output, LIMITS["tests"] - 10) if SECTIONS[name] is tests else ()
             for figure in SECTIONS[name](bench, *extra):
-                results.add(section=name, **asdict(figure))
+                add(results, section=name, **asdict(figure))
         except Exception:  # whatever a card, a driver or a library raises; the next section may still work
-            results.add(section=name, error=traceback.format_exc())
+            add(results, section=name, error=traceback.format_exc())
             if device.type == "cuda" and _is_lost():
                 raise
         finally:
             bench_seconds = time.perf_counter() - started
-            results.add(section=name, event="end", seconds=round(bench_seconds, 1))
+            add(results, section=name, event="end", seconds=round(bench_seconds, 1))
 
 
 def _is_lost() -> bool:

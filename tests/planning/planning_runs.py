@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, PreTrainedConfig
 
 from dmpo_lightning.functional import denoising_cross_entropy, draw_masks
+from dmpo_lightning.models.blocks import enable_checkpointing
 from dmpo_lightning.models.llada import LLaDAConfig
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.objectives import LogProbEstimator, MaskedPass, Objective, ObjectiveFootprint
@@ -151,7 +152,7 @@ class SmallRun:
 def _small_model(config: PreTrainedConfig, settings: Settings) -> nn.Module:
     model = AutoModelForMaskedLM.from_config(config).to(getattr(torch, settings.dtype))
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(model)
     return model if settings.adapter is None else settings.adapter.apply(model)
 
 

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation_report import EvaluationReport
-from dmpo_lightning.commands.last_checkpoint import newest_checkpoint, why_untrusted
+from dmpo_lightning.commands.last_checkpoint import OF_LIGHTNING, is_elsewhere, newest_checkpoint, why_untrusted
 from dmpo_lightning.distributed.internals import reserve_folders
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.run_directory import continue_in_place
@@ -105,7 +105,7 @@ class DMPOCLI(LightningCLI):
     def _check_checkpoint(self, path: str | None) -> None:
         """Ends a run from a checkpoint that does not exist before its model is loaded."""
         # Names that Lightning or this command line looks up, and addresses.
-        if path is None or path in ("last", "best", "hpc") or path.startswith("registry") or "://" in path:
+        if path is None or path in ("last", *OF_LIGHTNING) or is_elsewhere(path):
             return
         if not Path(path).exists():
             self.parser.error(

@@ -1,6 +1,5 @@
 """Which checkpoint a command takes: the newest of a run's own for ``last``, and any other that can be trusted."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ OF_LIGHTNING = ("best", "hpc")
 """Names that Lightning itself looks up among the checkpoints of the run."""
 
 
-def newest_checkpoint(trainer: Trainer, module: LightningModule, *, continues: bool = True) -> str | None:
+def newest_checkpoint(trainer: Trainer, module: LightningModule, *, continues: bool) -> str | None:
     """The newest usable checkpoint of all runs of that name, and in the folders of each `ModelCheckpoint`.
 
     Says which it is, or that there is none yet, and then returns None. Rank 0 decides for all, because other nodes may
@@ -67,6 +66,11 @@ def _own_folders(trainer: Trainer) -> tuple[list[Path], str]:
     return [*folders, *own], " and ".join(map(str, [*where, *own]))
 
 
+def is_elsewhere(path: str) -> bool:
+    """Whether a checkpoint is named by an address, of the web or of a registry of models."""
+    return "://" in path or path.startswith("registry")
+
+
 def why_untrusted(path: str, *, weights_only: bool = False) -> str | None:
     """Why a checkpoint that is named on the command line may not be opened unless it is trusted. None if it may.
 
@@ -77,11 +81,9 @@ def why_untrusted(path: str, *, weights_only: bool = False) -> str | None:
     trust = "if you trust who wrote it, add --trust_checkpoint"
     if path in OF_LIGHTNING:
         return None
-    if "://" in path or path.startswith("registry"):
+    if is_elsewhere(path):
         return (
             None if weights_only else f"it is not on this machine, where it could be checked; download it, or {trust}."
         )
-    if not os.path.lexists(path):
-        return "there is no such file or folder."
     problem = why_unsafe(Path(path))
     return None if problem is None else f"{problem}; {trust}."

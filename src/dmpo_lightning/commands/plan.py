@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from dmpo_lightning.models.adapter_folders import base_of
 from dmpo_lightning.models.lora import LoRA, linear_names, matching_names
 from dmpo_lightning.planning.forwards import Forwards
 from dmpo_lightning.planning.memory import checkpoint_contents, estimate_memory
@@ -112,8 +113,8 @@ def _described(settings: Settings) -> tuple[Settings, Architecture]:
     file = Path(settings.model) / "adapter_config.json"
     if not file.is_file():
         return settings, read_architecture(settings.model)
-    stored = json.loads(file.read_text())
-    architecture = read_architecture(stored["base_model_name_or_path"])
+    architecture = read_architecture(base_of(settings.model))
+    stored = json.loads(file.read_text(encoding="utf-8"))
     adapter = _stored_adapter(stored, architecture)
     return replace(settings, model=architecture.name, adapter=adapter, reference_copy=False), architecture
 

@@ -132,7 +132,7 @@ class EvaluationMetrics:
         Names that a rank did not meet, because its prompts were of another task, are added to it first. Otherwise ranks
         would reduce different metrics, and wait for each other for ever.
         """
-        names = dict.fromkeys(name for state in gather_ranks({"names": list(self.means)}) for name in state["names"])
+        names = dict.fromkeys(name for own in gather_ranks(list(self.means)) for name in own)
         for name in names:
             self._mean(name).update(torch.empty(0, 1, dtype=torch.float32))
         means = {name: self.means[name].compute() for name in names}

@@ -10,7 +10,8 @@ def base_of(folder: str) -> str:
     Raises:
         ValueError: it names none, or a folder that leads back to itself.
     """
-    visited, base = [Path(folder).resolve()], _named_base(folder)
+    visited = [Path(folder).resolve()]
+    named = base = _named_base(folder)
     # Adapters on adapters are followed to their end, so that no circle of them is loaded for ever.
     while (Path(base) / "adapter_config.json").is_file():
         if Path(base).resolve() in visited:
@@ -20,7 +21,7 @@ def base_of(folder: str) -> str:
             )
         visited.append(Path(base).resolve())
         base = _named_base(base)
-    return _named_base(folder)
+    return named
 
 
 def _named_base(folder: str) -> str:

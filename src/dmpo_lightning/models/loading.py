@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dmpo_lightning.models.adapter_folders import base_of
-from dmpo_lightning.models.families import families, family_of_model, family_of_tokenizer
+from dmpo_lightning.models.families import family_of_model, family_of_tokenizer, logit_width
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -73,7 +73,6 @@ def load_model(
         return _load_adapted(folder, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
     from transformers import AutoConfig, AutoModelForMaskedLM
 
-    families()  # registers the native architectures
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if random_weights:
         # All ranks draw the same weights, and nobody else's draws move.
@@ -231,7 +230,6 @@ def load_tokenizer(
         return source
     from transformers import AutoTokenizer
 
-    families()  # registers the native configurations, which AutoTokenizer reads
     folder = fetch(source, revision)
     if not (Path(folder) / "tokenizer_config.json").is_file() and (Path(folder) / "adapter_config.json").is_file():
         return load_tokenizer(base_of(folder))
@@ -255,10 +253,7 @@ def token_facts(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", mask_tok
     config: Any = getattr(model, "config", None)
     mask = mask_token_id if mask_token_id is not None else getattr(config, "mask_token_id", None)
     mask = mask if mask is not None else tokenizer.mask_token_id
-    # Elsewhere, as in ALBERT and ELECTRA, a configuration calls the width of the embeddings so.
-    has_rows = family_of_model(getattr(config, "model_type", "")) is not None
-    rows = getattr(config, "embedding_size", None) if has_rows else None
-    vocab_size = rows or getattr(config, "vocab_size", None) or len(tokenizer)
+    vocab_size = logit_width(config) or len(tokenizer)
     if not isinstance(vocab_size, int) or vocab_size < 1:
         raise ValueError(f"The model's configuration must hold `vocab_size`, a number of tokens, got {vocab_size!r}.")
     if not isinstance(mask, int) or not 0 <= mask < vocab_size:

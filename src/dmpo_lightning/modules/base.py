@@ -83,7 +83,7 @@ class PolicyModule(LightningModule):
             with_reference=with_reference,
         )
         if self.backbone.compile_blocks:
-            for network in self._networks():
+            for network in self.policy.networks:
                 compile_blocks(network)
         if with_reference and self.backbone.adapter is None and self.policy.has_adapters:
             self.policy.refresh_reference()  # a loaded adapter is where the run starts
@@ -126,10 +126,6 @@ class PolicyModule(LightningModule):
                 `UnfitCheckpointError`, for weights of another model or adapter.
         """
         return load_module(cls, checkpoint_path, arguments).to(map_location or "cpu")
-
-    def _networks(self) -> list[nn.Module]:
-        """The network that is trained and, if there is one, the reference's own copy."""
-        return [network for network in (self.policy.model, self.policy.reference.model) if network is not None]
 
     def dump(self) -> Path | None:
         """Writes what helps to find out why a run fails, and returns where. Writes nothing by itself."""

@@ -49,7 +49,7 @@ class Continuation:
     def begin_micro_batch(self, module: Any) -> None:
         """Notes how its step found generators, buffer and counters."""
         trainer, buffer = module.trainer, module.buffer
-        if self._open is None or self._open.step != trainer.global_step:
+        if self._begun(trainer) is None:
             self._open = OpenStep(
                 step=trainer.global_step,
                 batches=trainer.fit_loop.total_batch_idx,

@@ -26,7 +26,7 @@ def divide(policy: Policy, backbone: Backbone, trainer: Trainer) -> None:
         )
     if isinstance(strategy, ModelParallelStrategy):
         mesh, half = strategy.device_mesh["data_parallel"], trainer.precision == "bf16-mixed"
-        for network in filter(None, (policy.model, policy.reference.model)):
+        for network in policy.networks:
             shard_fsdp2(network, mesh, half_precision=half)
     elif isinstance(strategy, FSDPStrategy):
         # FSDP1 flattens a unit into one tensor, which has one dtype.

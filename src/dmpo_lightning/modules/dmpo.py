@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ from torch import Tensor, nn
 from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.distributed.internals import prepare_training_loaders, training_loader
 from dmpo_lightning.distributed.strategies import divides_weights
-from dmpo_lightning.evaluation.metrics import rollout_means
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.modules.base import OptimizerFactory
-from dmpo_lightning.modules.continuation import Continuation
+from dmpo_lightning.modules.collecting import collect_buffer
+from dmpo_lightning.modules.continuation import KEY, Continuation
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.modules.non_finite import SkipNonFiniteSteps
+from dmpo_lightning.modules.observers import notify
 from dmpo_lightning.modules.options import SchedulerFactory
 from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.modules.run_length import accumulations, bind, check_training_loader, refuse_finders, run_length
@@ -26,8 +26,7 @@ from dmpo_lightning.objectives import Objective
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rewards.score_functions import ScoreFunction
-from dmpo_lightning.rewards.scores import Scores
-from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, check_counts, collect
+from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, check_counts
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.schedule import Schedule
 
@@ -82,7 +81,7 @@ class DMPO(EvaluationModule):
         ```
     """
 
-    checkpoint_keys = ("dmpo",)
+    checkpoint_keys = (KEY,)
     prompts_per_buffer: int | None = None
     """On each rank; known when fitting starts."""
 
@@ -154,7 +153,7 @@ class DMPO(EvaluationModule):
     def configure_model(self) -> None:
         """As `PolicyModule` does it. Strategies that see all weights early save the reference's own from the start."""
         early = self.trainer.strategy.restore_checkpoint_after_setup
-        if self.reference_refresh_interval is not None and early and not self._is_sharded:
+        if self.reference_refresh_interval is not None and early:
             self._made_room = True
         super().configure_model()
 
@@ -233,28 +232,24 @@ class DMPO(EvaluationModule):
         # Before the first buffer there is nothing to renew: the reference is where the run starts.
         if interval is not None and self.buffers_collected and self.buffers_collected % interval == 0:
             self.policy.refresh_reference()
-        with self._gathered():
-            with self.phase("sampling"), self.policy.merged() if self.sample_merged else nullcontext():
-                rollouts, scores, _ = collect(
-                    self.policy,
-                    self.sampler,
-                    self.reward,
-                    prompts,
-                    group_size=self.group_size,
-                    completion_length=self.completion_length,
-                    seed=self.seed,
-                    iteration=self.buffers_collected,
-                    rows_per_forward=self.rows_per_forward,
-                )
-            # In eval mode as the rollouts were sampled. With dropout, log p_old would be that of another policy.
-            with self.phase("scoring"), evaluating(self.policy):
-                targets, diagnostics = self.objective.prepare(
-                    self.policy, rollouts, rows_per_forward=self._scoring_rows
-                )
-        self.buffer.fill(rollouts, targets)
+        collected = collect_buffer(
+            self,
+            prompts,
+            objective=self.objective,
+            sampler=self.sampler,
+            group_size=self.group_size,
+            iteration=self.buffers_collected,
+            merged=self.sample_merged,
+            scoring_rows=self._scoring_rows,
+        )
+        self.buffer.fill(collected.rollouts, dict(collected.targets))
         self.buffers_collected += 1
-        self.rollouts_seen += len(rollouts) * self.trainer.world_size
-        self._log_rollouts(scores, diagnostics | self.sampler.diagnostics(rollouts.reveal_step))
+        self.rollouts_seen += len(collected.rollouts) * self.trainer.world_size
+        count = len(collected.prompts)
+        self.log_dict(dict(collected.means), batch_size=count)
+        # The number of `reward/total` under a short name, for the progress bar alone.
+        self.log("reward/mean", collected.means["reward/total"], prog_bar=True, logger=False, batch_size=count)
+        notify(self.trainer, self, collected)
 
     def _before_step(self, micro_batches: int) -> None:
         """Lets the objective renew the targets of the groups that the next optimizer step uses."""
@@ -264,12 +259,6 @@ class DMPO(EvaluationModule):
             self.objective.before_step(
                 self.policy, rollouts, self.buffer.targets, groups, rows_per_forward=self._scoring_rows
             )
-
-    def _log_rollouts(self, scores: Scores, diagnostics: Mapping[str, Tensor]) -> None:
-        means = rollout_means(scores, diagnostics)
-        self.log_dict(means, batch_size=len(scores.total))
-        # The number of `reward/total` under a short name, for the progress bar alone.
-        self.log("reward/mean", means["reward/total"], prog_bar=True, logger=False, batch_size=len(scores.total))
 
     def dump(self) -> Path:
         """Writes this rank's rollouts to the run directory, and returns the file."""

@@ -128,7 +128,7 @@ class EvaluationModule(PolicyModule):
         They have the training length unless another is given.
         """
         # Gathered first: a rank that holds all weights runs by itself, and `phase` then compares no ranks.
-        with self._gathered(), self.phase("evaluation"):
+        with self.gathered(), self.phase("evaluation"):
             return evaluate(
                 self.policy,
                 sampler,
@@ -140,7 +140,7 @@ class EvaluationModule(PolicyModule):
                 rows_per_forward=self.rows_per_forward,
             )
 
-    def _gathered(self) -> AbstractContextManager[None]:
+    def gathered(self) -> AbstractContextManager[None]:
         """With ``gather_for_generation``, every rank holds all weights inside."""
         return self.policy.gathered() if self.gather_for_generation else nullcontext()
 

@@ -75,8 +75,8 @@ def restore_reference(policy: Policy, checkpoint: dict[str, Any], *, strategy: A
     if not checkpoint.get("reference_is_refreshed"):
         return
     if strategy is None or not strategy.restore_checkpoint_after_setup:
-        # Makes the room that the stored weights are then read into. What it copies now is overwritten.
-        reference.refresh(network)
+        # The stored weights are then read into it.
+        reference.make_room(network)
     elif not reference.has_room(network):
         raise ValueError(
             "The checkpoint holds a renewed reference, which needs `reference_refresh_interval` to be set as it "
@@ -85,8 +85,6 @@ def restore_reference(policy: Policy, checkpoint: dict[str, Any], *, strategy: A
     reference.is_refreshed = True
     if REFERENCE_PARTS in checkpoint:
         reference.put_parts(network, checkpoint[REFERENCE_PARTS])
-    # `refresh` has noted that the reference equals the policy, which the checkpoint's weights need not do.
-    reference.announce_update()
 
 
 def check_fit(checkpoint: Mapping[str, Any], *, expected: Shapes, scale: float | None, backbone: Any) -> None:

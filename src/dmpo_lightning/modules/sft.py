@@ -18,6 +18,7 @@ from dmpo_lightning.functional import (
 )
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule
+from dmpo_lightning.modules.continuation import KEY
 from dmpo_lightning.modules.options import SchedulerFactory
 
 
@@ -70,7 +71,7 @@ class MaskedSFT(PolicyModule):
         Raises:
             UnfitCheckpointError: to be trained on, and written by DMPO.
         """
-        if "dmpo" in checkpoint and is_being_fitted(self):
+        if KEY in checkpoint and is_being_fitted(self):
             raise UnfitCheckpointError(
                 "`ckpt_path` was written by DMPO, so there is no run of MaskedSFT to continue; `export` it "
                 "and pass the folder as `model`."

@@ -17,7 +17,7 @@ from dmpo_lightning.functional import (
 )
 from dmpo_lightning.objectives.base import MaskedPass
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.rollout import RolloutRows, Rollouts
+from dmpo_lightning.rollout import RolloutRows, Rollouts, check_counts
 from dmpo_lightning.samplers.base import Sampler
 
 
@@ -130,8 +130,7 @@ class TrajectoryEstimator(LogProbEstimator):
     behaviour_is_recorded = True
 
     def __init__(self, steps_per_forward: int = 4) -> None:
-        if steps_per_forward < 1:
-            raise ValueError(f"`steps_per_forward` must be at least 1, got {steps_per_forward}.")
+        check_counts(steps_per_forward=steps_per_forward)
         self.steps_per_forward = steps_per_forward
 
     def footprint(self, *, completion_length: int, sampler: Sampler) -> MaskedPass:

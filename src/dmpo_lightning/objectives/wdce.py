@@ -134,7 +134,8 @@ class WDCE(WeightedObjective):
         log_rnd = self.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)
         coefficient = self.coefficient(log_rnd, rollouts.reward)
         weights = self.weights(log_rnd, rollouts.reward, coefficient)
-        targets = {"weight": weights, "signal": weights - self._baseline(weights, log_rnd, rollouts, coefficient)}
+        signal = weights - self._baseline(weights, log_rnd, rollouts, coefficient)
+        targets = {"weight": weights, "signal": signal, "log_rnd": log_rnd}
         if self.baseline == "policy":
             # Only now is the policy still the one that sampled.
             targets["behaviour_log_prob"] = self.log_prob.behaviour_log_prob(

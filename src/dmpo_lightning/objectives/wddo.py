@@ -76,7 +76,7 @@ class WDDO(WeightedObjective):
         chunks = range(0, len(rows), rows_per_forward)
         # Estimated on the masks of the loss. On others the noise of the masking is larger than the difference.
         behaviour = torch.cat([self._elbo(policy, rows[start : start + rows_per_forward]) for start in chunks])
-        targets = {"weight": weights, "behaviour_elbo": behaviour.view(rollouts.group_shape)}
+        targets = {"weight": weights, "behaviour_elbo": behaviour.view(rollouts.group_shape), "log_rnd": log_rnd}
         return targets, weight_diagnostics(weights, log_rnd, coefficient)
 
     def loss(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dmpo_lightning.models.families import families
+from dmpo_lightning.models.families import logit_width
 from dmpo_lightning.models.loading import EMBEDDED_MODELS, fetch
 from dmpo_lightning.models.lora import LoRA
 
@@ -160,8 +160,7 @@ def describe(config: "PreTrainedConfig", *, name: str, dtype: str) -> Architectu
         key_heads=getattr(shape, "num_key_value_heads", None) or heads,
         head_size=getattr(shape, "head_dim", None) or shape.hidden_size // heads,
         mlp_width=shape.intermediate_size,
-        # LLaDA's embedding may be wider than its vocabulary, and its logits are as wide as the embedding.
-        vocab_size=getattr(shape, "embedding_size", None) or shape.vocab_size,
+        vocab_size=logit_width(shape),
         max_length=shape.max_position_embeddings,
         parameters=_by_type(model),
         linears=_linears(model),
@@ -198,8 +197,6 @@ def _linears(model: nn.Module) -> tuple[Linear, ...]:
 def _read_config(source: str) -> tuple["PreTrainedConfig", str]:
     from transformers import AutoConfig
 
-    # Registers the native architectures, which AutoConfig reads.
-    families()
     if Path(source).is_dir() or source in EMBEDDED_MODELS:
         return _stored_config(source)
     # The published models are known without the hub, so that planning needs no network.

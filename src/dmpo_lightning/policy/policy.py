@@ -225,6 +225,11 @@ class Policy(nn.Module):
         finally:
             self._samples_merged = False
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The network that is trained and, if there is one, the reference's own copy."""
+        return [network for network in (self.model, self.reference.model) if network is not None]
+
     def check_gatherable(self) -> None:
         """Raises ValueError where `gathered` cannot work."""
         check_gatherable(self.model)
@@ -236,7 +241,7 @@ class Policy(nn.Module):
         Under ZeRO-3 the ranks still run them together, because it compares what its ranks have run.
         """
         with ExitStack() as stack:
-            for model in filter(None, (self.model, self.reference.model)):
+            for model in self.networks:
                 stack.enter_context(gathered(model))
             together = self.anywhere
             # Samplers need not ask the other ranks any more before they stop, see docs/decisions/016-equal-forwards.md.

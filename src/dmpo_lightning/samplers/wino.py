@@ -1,6 +1,6 @@
 """Wide-in, narrow-out decoding (WINO, arXiv 2507.18578): many tokens at once, the doubtful ones taken back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -58,12 +58,7 @@ class WinoSampler(Sampler):
     def footprint(self, completion_length: int) -> SamplingFootprint:
         """A step asks for the logits of one block, whose shadows stand in as many columns more."""
         block = self.block_length or completion_length
-        return SamplingFootprint(
-            forwards=self.num_steps(completion_length),
-            places=block,
-            temperature=self.temperature,
-            extra_columns=block,
-        )
+        return replace(super().footprint(completion_length), places=block, extra_columns=block)
 
     def validate_policy(self, policy: Policy) -> None:
         if not policy.is_native or policy.lookback:

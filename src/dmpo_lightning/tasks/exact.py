@@ -15,9 +15,7 @@ from dmpo_lightning.tasks.plain import plain
 # math-verify drops the base of a number.
 _BASE = re.compile(r"[0-9][0-9A-Fa-f]*\)?_")
 # It drops words behind numbers, of which these are no units. They are left in a normal form.
-_MEANT = re.compile(
-    r"[0-9](?:[ap]m|noon|midnight|hundred|thousand|[mbtr]+illion|dozen|north|south|east|west|left|right)"
-)
+_MEANT = re.compile(rf"[0-9](?:[ap]m|{latex.MEANING_WORDS})")
 _DECIMAL = re.compile(r"(?<![0-9.])([0-9]*)\.([0-9]+)(?![0-9.])")
 _DROPPED = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\?[$%]")
 _OR = re.compile(r"\\(?:text|mbox|textrm|mathrm)\{\s*(?:or|and),?\s*\}|(?<=\s)(?:or|and)(?=\s)")
@@ -94,15 +92,10 @@ def _closes_at_end(text: str) -> bool:
 
 def _cut(text: str) -> list[str]:
     """The text cut at its outermost commas, each part with a plus-minus sign in two."""
-    parts, depth, start = [], 0, 0
-    for place, character in enumerate(text):
-        depth += (character in _OPENING) - (character in _CLOSING)
-        if character == "," and depth == 0:
-            parts.append(text[start:place])
-            start = place + 1
-    both = [*parts, text[start:]]
     return [
-        part.replace("\\pm", sign) for part in both for sign in (("+", "-") if part.count("\\pm") == 1 else ("\\pm",))
+        part.replace("\\pm", sign)
+        for part in latex.outer_parts(text)
+        for sign in (("+", "-") if part.count("\\pm") == 1 else ("\\pm",))
     ]
 
 

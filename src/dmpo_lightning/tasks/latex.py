@@ -26,9 +26,8 @@ _SPACING = re.compile(r"\\(?:left|right|displaystyle|[Bb]igg?[lr]?)(?![a-zA-Z])"
 _BLANK = re.compile(r"\\q?quad(?![a-zA-Z])|(?<!\\)\\[,;:> ]|~")
 _BEHIND_NUMBER = r"(?:(?<=[0-9.})])|(?<=\\pi))\s*"
 # Words that say more than in what something is counted: 10 a.m. is not 10 p.m., and 5 million is not 5.
-_MEANING = (
-    r"(?!\s*(?:[ap]\.?\s?m\b|noon|midnight|hundred|thousand|[mbtr]+illion|dozen|north|south|east|west|left|right))"
-)
+MEANING_WORDS = r"noon|midnight|hundred|thousand|[mbtr]+illion|dozen|north|south|east|west|left|right"
+_MEANING = rf"(?!\s*(?:[ap]\.?\s?m\b|{MEANING_WORDS}))"
 _WORD = r"\\(?:text|mbox|mathrm|textrm)"
 _UNIT = re.compile(
     rf"{_BEHIND_NUMBER}(?:{_WORD}\{{{_MEANING}[^{{}}]*\}}(?:\s*\^\s*(?:\{{-?[0-9]\}}|-?[0-9]))?\s*(?:[./]\s*)?)+$",
@@ -143,11 +142,12 @@ def elements(text: str) -> list[str]:
     if opened and text[-1:] in (")", "]", "}") and "," in text:
         start = 2 if opened == "\\" else 1
         end = len(text) - (2 if text.endswith("\\}") else 1)
-        return [text[:start], *map(_unbraced, _cut(text[start:end])), text[end:]]
-    return [*map(_unbraced, _cut(text))]
+        return [text[:start], *map(_unbraced, outer_parts(text[start:end])), text[end:]]
+    return [*map(_unbraced, outer_parts(text))]
 
 
-def _cut(text: str) -> list[str]:
+def outer_parts(text: str) -> list[str]:
+    """The text cut at its outermost commas."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")

@@ -24,6 +24,11 @@ def latin_squares() -> tuple[str, ...]:
     return tuple(sorted(squares))
 
 
+def keeps_clues(puzzle: str, grid: str) -> bool:
+    """Whether a text has 16 characters, and each digit of the puzzle in its place. ``0`` marks a blank."""
+    return len(grid) == CELLS and all(clue in ("0", digit) for clue, digit in zip(puzzle, grid, strict=True))
+
+
 def blank_out(grid: str, blanks: int, generator: random.Random) -> str:
     """The grid with ``blanks`` random cells replaced by ``0``."""
     hidden = set(generator.sample(range(CELLS), blanks))
@@ -83,7 +88,5 @@ class LatinSquareDemonstrations(Task):
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
         answer, puzzle = tag_text(completion), example["puzzle"]
-        keeps_clues = len(answer) == CELLS and all(
-            clue in ("0", digit) for clue, digit in zip(puzzle, answer, strict=True)
-        )
-        return {"latin": float(keeps_clues and answer in latin_squares()), "clues": float(keeps_clues)}
+        keeps = keeps_clues(puzzle, answer)
+        return {"latin": float(keeps and answer in latin_squares()), "clues": float(keeps)}

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from dmpo_lightning.tasks.answers import last_block
 from dmpo_lightning.tasks.base import Example, Share, ShareNames, Split, Variant, Verdict, check_choice
 from dmpo_lightning.tasks.benchmark import Benchmark
-from dmpo_lightning.tasks.latin_squares import CELLS, blank_out, latin_squares
+from dmpo_lightning.tasks.latin_squares import CELLS, blank_out, keeps_clues, latin_squares
 from dmpo_lightning.tasks.sudoku_answers import first_digits, published_answer, verified_answer
 
 HELD_OUT_GRIDS = {"validation": 24, "test": 48}
@@ -241,7 +241,7 @@ class Sudoku(Benchmark):
         puzzle, solution = (str(row[column]).strip().zfill(CELLS) for column in ("Puzzle", "Solution"))
         if len(puzzle) != CELLS or solution not in sudoku_grids():
             raise ValueError("`Puzzle` must be 16 digits and `Solution` a complete 4x4 grid")
-        if any(clue not in ("0", digit) for clue, digit in zip(puzzle, solution, strict=True)):
+        if not keeps_clues(puzzle, solution):
             raise ValueError("`Solution` contradicts the clues of `Puzzle`")
         return {"puzzle": puzzle, "solution": solution}
 

@@ -4,7 +4,7 @@ import re
 from itertools import islice
 
 from dmpo_lightning.tasks.answers import final_answer
-from dmpo_lightning.tasks.latin_squares import CELLS
+from dmpo_lightning.tasks.latin_squares import CELLS, keeps_clues
 
 _ENDS = ("<|eot_id|>", "<|endoftext|>")
 _FIRST_CELLS = re.compile(rf"(?:\s*\S){{0,{CELLS}}}")
@@ -81,7 +81,5 @@ def verified_answer(puzzle: str, completion: str) -> str | None:
     White space, ``|``, ``-``, ``+`` and commas between the digits are layout.
     """
     answer = "".join(character for character in final_answer(completion)[:1000] if character not in " \t\r\n|-+,;`[]")
-    fits = re.fullmatch(r"[0-4]{16}", answer) is not None and all(
-        clue in ("0", digit) for clue, digit in zip(puzzle, answer, strict=True)
-    )
+    fits = re.fullmatch(r"[0-4]{16}", answer) is not None and keeps_clues(puzzle, answer)
     return answer if fits else None

@@ -1,0 +1,51 @@
+"""What callbacks can see of each rollout buffer, right after it was collected."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from dmpo_lightning.rewards.scores import Scores
+from dmpo_lightning.rollout import PromptBatch, Rollouts
+
+
+@dataclass(frozen=True)
+class CollectedBuffer:
+    """One rollout buffer of this rank, with all that is known of it before training on it begins.
+
+    Args:
+        iteration: how many buffers were collected before this one.
+        prompts: the prompts, with their examples.
+        rollouts: the rollouts, group by group.
+        completions: the decoded texts, one list per prompt.
+        scores: what the rewards come from.
+        targets: of the objective, each ``[batch group ...]``; of WDCE and WDDO with ``log_rnd`` and ``weight`` among
+            them, of WDCE with ``signal``.
+        means: what is logged of the buffer, over all ranks.
+        seconds: wall time of this rank by phase, ``sampling`` (with rewards) and ``scoring``.
+    """
+
+    iteration: int
+    prompts: PromptBatch
+    rollouts: Rollouts
+    completions: Sequence[Sequence[str]]
+    scores: Scores
+    targets: Mapping[str, Tensor]
+    means: Mapping[str, float]
+    seconds: Mapping[str, float]
+
+
+class RolloutObserver(Callback):
+    """A callback that sees each rollout buffer. All ranks call it, each with its own rollouts."""
+
+    def on_rollouts(self, trainer: Trainer, module: LightningModule, collected: CollectedBuffer) -> None:
+        """Called once per buffer, before the first micro-batch is trained on."""
+
+
+def notify(trainer: Trainer, module: LightningModule, collected: CollectedBuffer) -> None:
+    """Shows a buffer to all observers among the callbacks, in their order."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, RolloutObserver):
+            callback.on_rollouts(trainer, module, collected)
