@@ -12,6 +12,18 @@ from dmpo_lightning import WDCE, WDDO, LoRA, RandomOrderSampler, TrajectoryEstim
 OBJECTIVES = {
     "negative": {"objective": WDCE(reward_temperature=0.1, replicates=2)},
     "policy": {"objective": WDCE(reward_temperature=0.1, replicates=2, baseline="policy")},
+    "likelihood": {
+        "objective": WDCE(
+            reward_temperature=0.1,
+            replicates=2,
+            baseline="policy",
+            negative_term="likelihood",
+            uninformative_groups="skip",
+        )
+    },
+    "ratio": {
+        "objective": WDCE(reward_temperature=0.1, replicates=2, baseline="group", negative_term="likelihood_ratio")
+    },
     "wddo": {"objective": WDDO(reward_temperature=0.1, replicates=2)},
     "trajectory": {
         "objective": WDCE(reward_temperature=0.1, replicates=2, baseline="group", log_prob=TrajectoryEstimator()),

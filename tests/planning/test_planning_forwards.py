@@ -42,6 +42,7 @@ CASES = {
     "guidance": {"sampler": ConfidenceSampler(denoising_steps=4, guidance=0.5)},
     "policy baseline": {"objective": elbo(baseline="policy")},
     "policy baseline, steps across groups": {"objective": elbo(baseline="policy"), "micro_batch_size": 3},
+    "likelihood ratio": {"objective": elbo(baseline="group", negative_term="likelihood_ratio")},
     "no reference": {"objective": WDCE(reward_temperature=0.0, reward_scale=1.0, replicates=2)},
     "trajectory": {"objective": WDCE(**TRAJECTORY), "sampler": RandomOrderSampler()},
     "trajectory and policy baseline": {
