@@ -10,17 +10,16 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from dmpo_lightning import WDCE, WDDO, LoRA, RandomOrderSampler, TrajectoryEstimator
 
 OBJECTIVES = {
-    "negative": {"objective": WDCE(reward_temperature=0.1, replicates=2)},
-    "policy": {"objective": WDCE(reward_temperature=0.1, replicates=2, baseline="policy")},
-    "likelihood": {
+    "published": {
         "objective": WDCE(
             reward_temperature=0.1,
             replicates=2,
-            baseline="policy",
-            negative_term="likelihood",
-            uninformative_groups="skip",
+            baseline="negative",
+            negative_term="log_likelihood",
+            uninformative_groups="train",
         )
     },
+    "policy": {"objective": WDCE(reward_temperature=0.1, replicates=2, baseline="policy")},
     "ratio": {
         "objective": WDCE(reward_temperature=0.1, replicates=2, baseline="group", negative_term="likelihood_ratio")
     },
@@ -40,7 +39,7 @@ def options_for(name):
 
 MID_BUFFER, BUFFER_END, EPOCH_END, SECOND_EPOCH = 3, 4, 12, 14
 CUTS = [(name, MID_BUFFER) for name in OBJECTIVES] + [
-    (name, stop) for name in ("negative", "refreshed reference") for stop in (BUFFER_END, EPOCH_END, SECOND_EPOCH)
+    (name, stop) for name in ("published", "refreshed reference") for stop in (BUFFER_END, EPOCH_END, SECOND_EPOCH)
 ]
 
 
