@@ -17,6 +17,7 @@ class Schedule:
         num_iterations: passes over one buffer (paper: F).
         accumulation: micro-batches per optimizer step.
         ranks: processes in all.
+        sampling_rounds: how many times as many prompts may be sampled as the buffer holds.
     """
 
     group_size: int
@@ -25,6 +26,7 @@ class Schedule:
     num_iterations: int = 1
     accumulation: int = 1
     ranks: int = 1
+    sampling_rounds: int = 1
 
     @property
     def buffer_rollouts(self) -> int:
@@ -135,6 +137,10 @@ class RunLength:
             f"{one.accumulation} x ranks {one.ranks} = {one.step_rollouts} rollouts. Optimizer steps per "
             f"buffer: {one.optimizer_steps} (passes: {one.num_iterations})."
         )
+        if one.sampling_rounds > 1:
+            buffer += (
+                f" Up to {one.sampling_rounds} times as many rollouts are sampled, to fill it with groups that differ."
+            )
         whole = f"Prompts: {self.prompts}. Buffers per epoch: {self.buffers_per_epoch}."
         if self.buffers is not None:
             total = self.buffers * self.buffer_rollouts
