@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: demo test test-all gpu gpu-tiny lint types clean
+.PHONY: demo test test-all gpu gpu-tiny results ablation-smoke lint types clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -25,6 +25,13 @@ gpu: .venv/.installed  ## proves and measures on a GPU, in nine minutes
 
 gpu-tiny: .venv/.installed  ## the same code in small, on a processor
 	$(BIN)/python -m benchmarks.gpu --size tiny --output runs/gpu_tiny $(ARGS)
+
+results: .venv/.installed  ## docs/results.md and its figures, from the table of the ablation
+	$(BIN)/python -m benchmarks.ablation.results
+
+ablation-smoke: .venv/.installed  ## four steps of one run per problem of the ablation
+	rm -f runs/ablation_smoke.csv
+	$(BIN)/python -m benchmarks.ablation --smoke --output runs/ablation_smoke.csv
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

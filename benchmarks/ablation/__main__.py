@@ -1,8 +1,8 @@
 """Runs what is missing of the grid, on one thread a run, and appends each finished run to the table.
 
     python -m benchmarks.ablation --workers 2        # goes on where an earlier call stopped
-    python -m benchmarks.ablation --smoke            # four steps of a few runs, into a table of its own
-    python -m benchmarks.results                     # figures and docs/results.md from the table
+    python -m benchmarks.ablation --smoke            # four steps of one run per problem
+    python -m benchmarks.ablation.results            # figures and docs/results.md from the table
 
 A run is in the table with all of its evaluations or not at all.
 """
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--problems", nargs="*", default=(), help="of the grid; all by default")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="starts no run after so long")
-    parser.add_argument("--smoke", action="store_true", help="a few runs of four steps each")
+    parser.add_argument("--smoke", action="store_true", help="four steps of one run per problem")
     options = parser.parse_args(arguments)
     grid = Grid.read(options.grid, problems=options.problems)
     missing = grid.missing(finished(options.output))
@@ -80,10 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _described(last: dict[str, Any]) -> str:
     run = f"{last['problem']}, {last['method']}, lr {last['lr']:g} {last['schedule']}, seed {last['seed']}"
     return f"{run}: {last['sampled']:.3f} {last['greedy']:.3f} after {last['step']} steps, {last['seconds']:.0f} s"
-
-
-def _one_per_method(runs: Iterable[Run]) -> list[Run]:
-    return list({(run.problem, run.method): run for run in runs}.values())
 
 
 def _shortened(run: Run) -> Run:
