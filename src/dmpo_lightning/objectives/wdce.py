@@ -31,6 +31,7 @@ from dmpo_lightning.policy import Policy
 from dmpo_lightning.rewards.functions import check_function
 from dmpo_lightning.rollout import RolloutRows, Rollouts
 from dmpo_lightning.samplers.base import Sampler
+from dmpo_lightning.tasks.base import check_choice
 
 BaselineName = Literal["none", "group", "negative", "policy"]
 BaselineFunction = Callable[[Tensor, Tensor, Rollouts], Any]
@@ -65,6 +66,7 @@ class WDCE(WeightedObjective):
             imitated like one that is all right.
         replicates: the number of random maskings per rollout and step. It must be even when ``antithetic`` is true.
         antithetic: draw the maskings in pairs.
+        stratified: draw the counts of a rollout's maskings from equal parts of all counts. Not with ``block_length``.
         scale: ``count`` takes the mean over masked tokens (1/m), ``length`` the paper's scale (L/m).
         block_length: mask as decoding in blocks of this length meets completions: a random block in part, and all
             behind it. The loss is then taken in that block alone. None masks anywhere.
@@ -89,6 +91,7 @@ class WDCE(WeightedObjective):
         uninformative_groups: UninformativeGroups = "skip",
         replicates: int = 4,
         antithetic: bool = True,
+        stratified: bool = False,
         scale: LossScale = "count",
         block_length: int | None = None,
         weight_tolerance: float = 1e-4,
@@ -114,18 +117,16 @@ class WDCE(WeightedObjective):
                 "which reward_temperature 0 does not compute."
             )
         check_replicates(replicates, antithetic=antithetic)
-        if scale not in ("count", "length"):
-            raise ValueError(f"`scale` must be count or length, got {scale!r}.")
-        for name, value, known in (
-            ("negative_term", negative_term, get_args(NegativeTerm)),
-            ("uninformative_groups", uninformative_groups, get_args(UninformativeGroups)),
-        ):
-            if value not in known:
-                raise ValueError(f"`{name}` must be {', '.join(known[:-1])} or {known[-1]}, got {value!r}.")
+        check_choice("scale", scale, get_args(LossScale))
+        check_choice("negative_term", negative_term, get_args(NegativeTerm))
+        check_choice("uninformative_groups", uninformative_groups, get_args(UninformativeGroups))
         if not 0 <= weight_tolerance < 1:
             raise ValueError(f"`weight_tolerance` must be in [0, 1), got {weight_tolerance}.")
         self.baseline, self.replicates, self.antithetic, self.scale = baseline, replicates, antithetic, scale
         self.block_length, self.weight_tolerance = block_length, weight_tolerance
+        if stratified and block_length is not None:
+            raise ValueError("`stratified` draws counts over the whole completion; leave it out, or `block_length`.")
+        self.stratified = stratified
         self.negative_term, self.uninformative_groups = negative_term, uninformative_groups
 
     def validate(self, *, group_size: int, completion_length: int, sampler: object) -> None:
@@ -263,5 +264,5 @@ class WDCE(WeightedObjective):
         options: Any = {"length": length, "replicates": self.replicates, "antithetic": self.antithetic}
         if self.block_length is not None:
             return draw_block_masks(keys, block_length=self.block_length, **options)
-        masks = draw_masks(keys, **options)
+        masks = draw_masks(keys, stratified=self.stratified, **options)
         return masks, masks
