@@ -392,3 +392,11 @@ def command_line(arguments: list[str], *, apart: bool) -> dict:
         Path("apart").mkdir(exist_ok=True)
         os.chdir("apart")
     return {"status": main(arguments)}
+
+
+def told_early(arguments: list[str], *, told: str, path: str) -> dict:
+    """The command line with a signal that a local module sends; does not return. Commands are first looked for in
+    ``path``.
+    """
+    os.environ |= {"TOLD": told, "PATH": os.pathsep.join([path, os.environ["PATH"]])}
+    return {"status": main(arguments)}

@@ -14,9 +14,11 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from dmpo_lightning.callbacks import early_signals
 from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation_report import EvaluationReport
+from dmpo_lightning.callbacks.preemption import Preemption, configured_requeue_signal
 from dmpo_lightning.commands.last_checkpoint import OF_LIGHTNING, is_elsewhere, newest_checkpoint, why_untrusted
 from dmpo_lightning.distributed.internals import reserve_folders
 from dmpo_lightning.modules.base import PolicyModule
@@ -97,6 +99,7 @@ class DMPOCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """One seed for everything: the model takes `seed_everything` unless it was given its own."""
         config = self.config.get(self.subcommand, self.config)
+        early_signals.configured(configured_requeue_signal(config.trainer.get("plugins")))
         options = config.model.init_args if config.model else None
         # A module of one's own may have no such argument, which is another thing than None.
         if options is not None and options.get("seed", 0) is None:
@@ -161,6 +164,8 @@ class DMPOCLI(LightningCLI):
         if checkpoint is not None:
             continue_in_place(self.trainer, checkpoint)
         reserve_folders(self.trainer)
+        if not any(isinstance(each, Preemption) for each in self.trainer.callbacks):  # type: ignore[attr-defined]
+            early_signals.stop_listening()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning does it, without its warning that arguments are passed in, as the entry point always does."""
