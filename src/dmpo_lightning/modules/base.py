@@ -254,6 +254,15 @@ class PolicyModule(LightningModule):
         keep_only(state, self.held_names(), prefix=kwargs.get("prefix", ""))
         return state
 
+    def check_fit(self, checkpoint: Mapping[str, Any]) -> None:
+        """Compares what a checkpoint holds with what this run trains. See `held_weights.check_fit`."""
+        check_fit(
+            checkpoint,
+            expected=self._trained_shapes,
+            scale=adapter_scale(self.policy.model),
+            backbone=self.backbone.to_plain(),
+        )
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the weights are those of this run, and puts a refreshed reference back.
 
@@ -264,12 +273,7 @@ class PolicyModule(LightningModule):
             UnfitCheckpointError: it is one of another model or adapter.
             ValueError: there was no room, because this run does not renew its reference.
         """
-        check_fit(
-            checkpoint,
-            expected=self._trained_shapes,
-            scale=adapter_scale(self.policy.model),
-            backbone=self.backbone.to_plain(),
-        )
+        self.check_fit(checkpoint)
         self._stored_options = checkpoint.get("options")
         trainer = attached_trainer(self)
         restore_reference(self.policy, checkpoint, strategy=trainer and trainer.strategy)
