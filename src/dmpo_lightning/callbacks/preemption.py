@@ -20,7 +20,7 @@ from dmpo_lightning.distributed.internals import (
     validates_now,
 )
 from dmpo_lightning.distributed.ranks import gather_ranks
-from dmpo_lightning.modules.run_directory import run_directory
+from dmpo_lightning.modules.run_directory import checkpoint_directory
 
 FILE_NAME = "preempted.ckpt"
 
@@ -161,7 +161,7 @@ class Preemption(Callback):
     def _path(self, trainer: Trainer) -> str:
         directory = getattr(trainer.checkpoint_callback, "dirpath", None)
         if directory is None:
-            directory = run_directory(trainer) / "checkpoints"
+            directory = checkpoint_directory(trainer)
         return str(Path(directory) / FILE_NAME)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
