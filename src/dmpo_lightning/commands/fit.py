@@ -20,7 +20,7 @@ from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation_report import EvaluationReport
 from dmpo_lightning.callbacks.preemption import Preemption, configured_requeue_signal
 from dmpo_lightning.commands.last_checkpoint import OF_LIGHTNING, is_elsewhere, newest_checkpoint, why_untrusted
-from dmpo_lightning.distributed.internals import reserve_folders
+from dmpo_lightning.distributed.internals import is_spawned, reserve_folders
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.run_directory import continue_in_place
 from dmpo_lightning.terminal import escaped
@@ -126,6 +126,11 @@ class DMPOCLI(LightningCLI):
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """As Lightning does it, with the callbacks that leave an evaluation's table and completions."""
         trainer = super().instantiate_trainer(**options)
+        if is_spawned(trainer.strategy):
+            self.parser.error(
+                "`--trainer.strategy`: spawned ranks are sent the run as a pickle, in which modules of this folder and "
+                "functions without a name are missing; use ddp (`--config strategies/ddp.yaml`)."
+            )
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for callback_class in (CompletionWriter, EvaluationReport):
             if not any(isinstance(callback, callback_class) for callback in callbacks):
