@@ -89,7 +89,7 @@ class PolicyModule(LightningModule):
             self.policy.refresh_reference()  # a loaded adapter is where the run starts
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
         self._lock_step = LockStep() if check_forwards else None
-        self._is_sharded = self._made_room = False
+        self._is_sharded = self._holds_reference_early = False
         self._options: Options | None = None
         self._stored_options: Options | None = None
         self._arguments: Arguments | None = None
@@ -297,4 +297,4 @@ class PolicyModule(LightningModule):
         """Whether checkpoints hold the reference. Strategies that read weights before `on_load_checkpoint` can speak
         hold it from the start of a run that may renew it.
         """
-        return self.policy.reference.is_refreshed or self._made_room
+        return self.policy.reference.is_refreshed or self._holds_reference_early
