@@ -5,11 +5,13 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 
 from dmpo_lightning import __version__
+from dmpo_lightning.callbacks import early_signals
 from dmpo_lightning.commands.arguments import named_modules, resolve_arguments
 from dmpo_lightning.commands.configs import config_directory, shipped_configs
 from dmpo_lightning.terminal import escaped, printable
@@ -55,7 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif arguments[0] == "configs":
         print(f"in {config_directory()}:", *shipped_configs(), sep="\n  ")
     else:
-        return _run(arguments[0], arguments[1:])
+        # `--help` trains nothing, and an evaluation that ends leaves nothing behind.
+        trains = arguments[0] == "fit" and not {"-h", "--help"} & set(arguments)
+        with early_signals.listening() if trains else nullcontext():
+            return _run(arguments[0], arguments[1:])
     return 0
 
 

@@ -47,6 +47,13 @@ def test_a_mistake_is_one_line_with_its_remedy(arguments, remedy, capsys, tmp_pa
     assert error.count("\n") == 1
 
 
+def test_ranks_that_are_sent_the_run_as_a_pickle_are_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, error = status_and_error(capsys, "fit", *TINY, "--trainer.strategy=ddp_spawn", "--trainer.devices=2")
+    assert status == 2
+    assert "spawned ranks are sent the run as a pickle" in error
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

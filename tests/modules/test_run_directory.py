@@ -1,6 +1,8 @@
 """Hyper-parameters reach any logger, and runs write into directories of their own."""
 
 import json
+import os
+import signal
 from itertools import count
 
 import pytest
@@ -12,7 +14,8 @@ from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateF
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 
-from dmpo_lightning import BeforeAfterReport, ConfidenceSampler
+from dmpo_lightning import BeforeAfterReport, ConfidenceSampler, Preemption
+from dmpo_lightning.commands.last_checkpoint import newest_checkpoint
 from dmpo_lightning.modules.run_directory import continue_in_place, run_directory
 
 
@@ -103,6 +106,25 @@ def test_a_version_of_ones_own_and_a_checkpoint_from_elsewhere_change_nothing(tm
     other = trainer(tmp_path, logger=TensorBoardLogger(tmp_path, name="mine"))
     continue_in_place(other, tmp_path / "other/version_3/checkpoints/last.ckpt")
     assert other.logger.version == 0
+
+
+class Told(Callback):
+    def on_train_batch_end(self, trainer, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [ServiceLogger, lambda folder: TensorBoardLogger(folder, sub_dir="events"), lambda folder: False],
+    ids=["service", "files of a logger deeper", "no logger"],
+)
+def test_what_preemption_saves_without_a_model_checkpoint_is_found_as_the_last(tmp_path, make):
+    run = trainer(tmp_path, max_steps=4, logger=make(tmp_path), callbacks=[Told(), Preemption()])
+    with pytest.raises(SystemExit):
+        run.fit(module(), loader())
+    (saved,) = tmp_path.rglob("preempted.ckpt")
+    again = trainer(tmp_path, max_steps=4, logger=make(tmp_path))
+    assert newest_checkpoint(again, module(), continues=True) == str(saved)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from dmpo_lightning.callbacks.preemption import leave_untrained
 from dmpo_lightning.evaluation.batch import MEASURES
 from dmpo_lightning.evaluation.metrics import EvaluationMetrics
 from dmpo_lightning.modules.dmpo import DMPO
@@ -61,7 +62,7 @@ class BeforeAfterReport(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A resumed run knows it from its first part, and its weights are not the base's any more.
         if not self.before:
-            self.before = self._evaluate(trainer, pl_module, list(self.samplers))
+            self.before = self._evaluate(trainer, pl_module, list(self.samplers), may_leave=True)
         # Moved back by what the run took before it was resumed.
         self._started = time.perf_counter() - self.seconds
 
@@ -90,7 +91,9 @@ class BeforeAfterReport(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.before, self.curve, self.seconds = state_dict["before"], state_dict["curve"], state_dict["seconds"]
 
-    def _evaluate(self, trainer: Trainer, module: LightningModule, names: list[str]) -> dict[str, Result]:
+    def _evaluate(
+        self, trainer: Trainer, module: LightningModule, names: list[str], *, may_leave: bool = False
+    ) -> dict[str, Result]:
         assert isinstance(module, DMPO)
         data = getattr(trainer, "datamodule", None)
         if data is None:
@@ -102,6 +105,9 @@ class BeforeAfterReport(Callback):
             batch = host_batch.to(trainer.strategy.root_device)
             for name in names:
                 metrics[name].update(module.evaluate_batch(batch, self.samplers[name]))
+            # It may take minutes, of which a job that is told to end has none.
+            if may_leave:
+                leave_untrained(trainer)
         return {name: found.result(name, module.completion_length).means for name, found in metrics.items()}
 
     def _write(self, directory: Path, module: LightningModule) -> None:

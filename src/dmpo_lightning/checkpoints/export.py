@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dmpo_lightning.checkpoints.weights import read_weights
+from dmpo_lightning.checkpoints.weights import is_reference, read_weights
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.loading import EMBEDDED_MODELS
 
@@ -119,7 +119,7 @@ def _refuse_other_weights(output: Path, *, adapter: bool) -> None:
 def _load_trained(network: nn.Module, state: dict[str, torch.Tensor]) -> int:
     trained = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     # The adapter of a renewed reference is in checkpoints, but it is not what was trained.
-    trained = {name: value for name, value in trained.items() if ".reference." not in name}
+    trained = {name: value for name, value in trained.items() if not is_reference(name)}
     expected = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
     odd = sorted(name for name in trained | expected if expected.get(name) != getattr(trained.get(name), "shape", None))
     if odd:
@@ -150,7 +150,7 @@ def _verify(network: Any, output: Path, *, merge: bool) -> None:
     from safetensors import safe_open
 
     if hasattr(network, "peft_config") and not merge:
-        expected = sum(".lora_" in name and ".reference." not in name for name, _ in network.named_parameters())
+        expected = sum(".lora_" in name and not is_reference(name) for name, _ in network.named_parameters())
     else:
         whole = network.get_base_model() if merge else network
         # Tied weights share their memory and are written once.

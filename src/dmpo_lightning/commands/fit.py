@@ -14,11 +14,13 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from dmpo_lightning.callbacks import early_signals
 from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation_report import EvaluationReport
+from dmpo_lightning.callbacks.preemption import Preemption, configured_requeue_signal
 from dmpo_lightning.commands.last_checkpoint import OF_LIGHTNING, is_elsewhere, newest_checkpoint, why_untrusted
-from dmpo_lightning.distributed.internals import reserve_folders
+from dmpo_lightning.distributed.internals import is_spawned, reserve_folders
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.run_directory import continue_in_place
 from dmpo_lightning.terminal import escaped
@@ -97,6 +99,7 @@ class DMPOCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """One seed for everything: the model takes `seed_everything` unless it was given its own."""
         config = self.config.get(self.subcommand, self.config)
+        early_signals.configured(configured_requeue_signal(config.trainer.get("plugins")))
         options = config.model.init_args if config.model else None
         # A module of one's own may have no such argument, which is another thing than None.
         if options is not None and options.get("seed", 0) is None:
@@ -123,6 +126,11 @@ class DMPOCLI(LightningCLI):
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """As Lightning does it, with the callbacks that leave an evaluation's table and completions."""
         trainer = super().instantiate_trainer(**options)
+        if is_spawned(trainer.strategy):
+            self.parser.error(
+                "`--trainer.strategy`: spawned ranks are sent the run as a pickle, in which modules of this folder and "
+                "functions without a name are missing; use ddp (`--config strategies/ddp.yaml`)."
+            )
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for callback_class in (CompletionWriter, EvaluationReport):
             if not any(isinstance(callback, callback_class) for callback in callbacks):
@@ -161,6 +169,8 @@ class DMPOCLI(LightningCLI):
         if checkpoint is not None:
             continue_in_place(self.trainer, checkpoint)
         reserve_folders(self.trainer)
+        if not any(isinstance(each, Preemption) for each in self.trainer.callbacks):  # type: ignore[attr-defined]
+            early_signals.stop_listening()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning does it, without its warning that arguments are passed in, as the entry point always does."""

@@ -162,7 +162,7 @@ def _with_strategy(settings: Settings, sharding: Sharding) -> Settings:
             f"`quantization` needs whole layers on each rank, but {sharding.name} divides them; use DDP "
             "(`--config strategies/ddp.yaml`), or leave it out.",
         )
-    if settings.gather_for_generation and sharding.gathers and sharding.name.startswith("fsdp ("):
+    if settings.gather_for_generation and sharding.gathers and sharding.gathers_in_forward_alone:
         problems += (
             "`gather_for_generation` does not work under FSDP1; use FSDP2 (`--config strategies/fsdp2.yaml`).",
         )

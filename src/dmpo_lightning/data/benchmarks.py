@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_args
 
-from dmpo_lightning.data.sources import HeldOutSplits, Loaded, OnBadRow, check_sizes, load_hub, local_loader
+from dmpo_lightning.data.sources import HeldOutSplits, Loaded, OnBadRow, load_hub, local_loader
 from dmpo_lightning.data.task_module import TaskDataModule
-from dmpo_lightning.tasks.base import PromptStyle, Split, Variant, check_choice
+from dmpo_lightning.tasks.base import PromptStyle, Split, Variant, check_choice, check_sizes
 from dmpo_lightning.tasks.benchmark import Benchmark
 from dmpo_lightning.tasks.countdown import Countdown, generate, puzzle_key
 from dmpo_lightning.tasks.gsm8k import GSM8K

@@ -4,7 +4,7 @@ Everything private that is touched stands here, so that a new version of Lightni
 of `DMPO` with a Trainer and of `Preemption` name the behaviour that is relied upon.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -91,6 +91,20 @@ def validate_before_training(trainer: Trainer) -> None:
     trainer._logger_connector._first_loop_iter = first_loop_iter
     # Else an epoch that this validation ends is left before its end is noted, and is repeated without end.
     loop._has_run = False
+
+
+def replace_original_handlers(trainer: Trainer, handlers: Mapping[Any, Any]) -> None:
+    """Has Lightning put these handlers of signals back at the end.
+
+    It keeps those that it finds shortly before training, a callback's, and would put them back behind the callback.
+    """
+    originals = trainer._signal_connector._original_handlers
+    originals.update({number: each for number, each in handlers.items() if number in originals})
+
+
+def is_spawned(strategy: Any) -> bool:
+    """Whether a strategy sends the run to new processes as a pickle, as ``ddp_spawn`` does."""
+    return getattr(strategy, "_start_method", None) in ("spawn", "forkserver")
 
 
 def divide_data_among_all_ranks(strategy: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dmpo_lightning.distributed.ranks import own_rank
 from dmpo_lightning.evaluation.values import BatchValues, batch_values
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rewards.reward import Reward
@@ -76,7 +77,7 @@ def evaluate(
     The answer check needs the special tokens because published checks search for the end of the turn. The first
     completions of a prompt are the same however many there are.
     """
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if own_rank()[1] == 1:
         # Filler keeps several ranks in step, and a single one has nobody to keep in step with.
         prompts = prompts.without_filler()
     started = time.perf_counter()

@@ -162,7 +162,7 @@ class DMPO(EvaluationModule):
         """As `PolicyModule` does it. Strategies that see all weights early save the reference's own from the start."""
         early = self.trainer.strategy.restore_checkpoint_after_setup
         if self.reference_refresh_interval is not None and early:
-            self._made_room = True
+            self._holds_reference_early = True
         super().configure_model()
 
     def setup(self, stage: str) -> None:

@@ -26,6 +26,20 @@ def run_directory(trainer: Trainer) -> Path:
     return Path(trainer.strategy.broadcast(str(own)))
 
 
+def checkpoint_directory(trainer: Trainer) -> Path:
+    """Where `ModelCheckpoint` writes by itself, and ``--ckpt_path last`` looks. All ranks call it together.
+
+    It is that of the version and not of the logger's files, which may lie deeper (``sub_dir`` of TensorBoard).
+    """
+    logger: Any = trainer.logger
+    own = Path(trainer.default_root_dir)
+    if logger is not None:
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        own = Path(logger.save_dir or own) / str(logger.name) / version
+    # The other ranks may not know what their logger's service has called the run.
+    return Path(trainer.strategy.broadcast(str(own))) / "checkpoints"
+
+
 def continue_in_place(trainer: Trainer, checkpoint: str | Path) -> None:
     """A resumed run goes on in the directory of the run that wrote the checkpoint, under the same id.
 

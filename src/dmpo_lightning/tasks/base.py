@@ -26,6 +26,14 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
 
 
+def check_sizes(sizes: Mapping[str, int] | None) -> dict[str, int]:
+    """Examples per split as a dictionary. Raises ValueError for an unknown split or a count below 1."""
+    for split, size in (sizes or {}).items():
+        if split not in ("train", "validation", "test") or size < 1:
+            raise ValueError(f"`sizes` must map train, validation or test to a positive count, got {split}: {size}.")
+    return dict(sizes or {})
+
+
 @dataclass(frozen=True)
 class Share:
     """How many of an answer's parts are right, for answers that can be right in part."""
