@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from time import perf_counter
 
 from dmpo_lightning.evaluation.metrics import rollout_means
+from dmpo_lightning.evaluation.rollout_values import rollout_values
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.modules.observers import CollectedBuffer
 from dmpo_lightning.objectives import Objective
@@ -60,6 +61,9 @@ def collect_buffer(
         completions=grouped(texts, group_size),
         scores=scores,
         targets=targets,
-        means=rollout_means(scores, diagnostics | sampler.diagnostics(rollouts.reveal_step)),
+        means=rollout_means(
+            scores,
+            diagnostics | sampler.diagnostics(rollouts.reveal_step) | rollout_values(module.policy, rollouts, texts),
+        ),
         seconds={"sampling": sampled - started, "scoring": perf_counter() - sampled},
     )
