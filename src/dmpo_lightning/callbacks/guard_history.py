@@ -102,11 +102,14 @@ class History:
 
     @property
     def has_risen(self) -> bool:
-        """Whether the reward is better than at the start, by more than chance."""
-        start, now = Estimate.of(self.first, prompts=self.prompts), self.reward
-        if start is None or now is None:
-            return False
-        return now.mean - start.mean > 2 * math.hypot(start.error, now.error)
+        """Whether the reward is better than at the start, by more than chance: of the window, or of its last part."""
+        start = Estimate.of(self.first, prompts=self.prompts)
+        # The last part tells of a rise that the whole window does not show yet.
+        last = Estimate.of(self.recent[-len(self.first) :], prompts=self.prompts)
+        return start is not None and any(
+            now is not None and now.mean - start.mean > 2 * math.hypot(start.error, now.error)
+            for now in (self.reward, last)
+        )
 
     def mean(self, name: str, *, buffers: int = SHORT) -> float | None:
         """The mean of a number over the last buffers. None where there were fewer, or one did not have it."""

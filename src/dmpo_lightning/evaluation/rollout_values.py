@@ -1,4 +1,4 @@
-"""What rollouts look like, whatever their reward: length, end, variety, repetition, and how sure the policy was."""
+"""What rollouts look like: length, end, variety, repetition, how sure the policy was, and whether rewards differ."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dmpo_lightning.functional import equal_reward_groups
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import Rollouts
 
@@ -14,7 +15,7 @@ NGRAM = 4
 
 
 def rollout_values(policy: Policy, rollouts: Rollouts, texts: Sequence[str]) -> dict[str, Tensor]:
-    """Values to average over rollouts (of ``completion/distinct``, over groups), under the names that are logged.
+    """Values to average over rollouts, or over groups where there is one for each, under the names that are logged.
 
     ``texts`` are the decoded completions in the order of the rows. ``docs/metrics.md`` says what the names mean.
     """
@@ -30,6 +31,7 @@ def rollout_values(policy: Policy, rollouts: Rollouts, texts: Sequence[str]) -> 
         "completion/empty": torch.tensor([float(not text.strip()) for text in texts], dtype=torch.float32),
         "completion/distinct": torch.tensor([len(set(each)) / group for each in groups], dtype=torch.float32),
         "completion/repetition": repeated_share(ids, lengths),
+        "reward/informative_groups": (~equal_reward_groups(rollouts.reward)).float(),
     }
 
 
@@ -52,4 +54,5 @@ def repeated_share(
     # What is behind the end goes behind everything, so that equal n-grams become neighbours among the first `counts`.
     ordered = codes.masked_fill(~inside, torch.iinfo(torch.int64).max).sort(-1).values
     recurs = (ordered[:, 1:] == ordered[:, :-1]) & inside[:, 1:]
-    return recurs.sum(-1) / counts.clamp(min=1)
+    # In float32, whatever a Trainer has made the default.
+    return recurs.sum(-1).float() / counts.clamp(min=1)

@@ -63,7 +63,7 @@ def collect_buffer(
         targets=targets,
         means=rollout_means(
             scores,
-            diagnostics | sampler.diagnostics(rollouts.reveal_step) | rollout_values(module.policy, rollouts, texts),
+            rollout_values(module.policy, rollouts, texts) | diagnostics | sampler.diagnostics(rollouts.reveal_step),
         ),
         seconds={"sampling": sampled - started, "scoring": perf_counter() - sampled},
     )
