@@ -43,6 +43,7 @@ _HOMES = {
     "BeforeAfterReport": "callbacks.before_after",
     "CompletionWriter": "callbacks.completions",
     "EvaluationReport": "callbacks.evaluation_report",
+    "Guards": "callbacks.guards",
     "SavePretrained": "callbacks.save_pretrained",
     "SkipNonFiniteSteps": "modules.non_finite",
     "Preemption": "callbacks.preemption",

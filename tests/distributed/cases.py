@@ -184,6 +184,7 @@ def one_run(kind: str, adapter: str, *, steps: int = 4, flags: dict | None = Non
         "prompts": record.prompts,
         "steps": run.global_step,
         "validation": {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("val/")},
+        "norm": float(run.callback_metrics["gradient/norm"]),
         "weights": sums(dmpo),
     }
 

@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from time import perf_counter
 
 from dmpo_lightning.evaluation.metrics import rollout_means
+from dmpo_lightning.evaluation.rollout_values import rollout_values
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.modules.informative import Round, collect_informative
 from dmpo_lightning.modules.observers import CollectedBuffer
@@ -64,7 +65,9 @@ def collect_buffer(
         # In eval mode as the rollouts were sampled. With dropout, log p_old would be that of another policy.
         with module.phase("scoring"), evaluating(module.policy):
             targets, diagnostics = objective.prepare(module.policy, kept.rollouts, rows_per_forward=scoring_rows)
-    means = rollout_means(whole.scores, diagnostics | sampler.diagnostics(whole.rollouts.reveal_step))
+    texts = [text for group in whole.completions for text in group]
+    values = rollout_values(module.policy, whole.rollouts, texts)
+    means = rollout_means(whole.scores, values | diagnostics | sampler.diagnostics(whole.rollouts.reveal_step))
     return CollectedBuffer(
         iteration=iteration,
         prompts=kept.prompts,

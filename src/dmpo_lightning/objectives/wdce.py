@@ -167,8 +167,7 @@ class WDCE(WeightedObjective):
             targets["behaviour_log_prob"] = self.log_prob.behaviour_log_prob(
                 policy, rollouts, rows_per_forward=rows_per_forward
             )
-        informative = (~equal_reward_groups(rollouts.reward)).float().mean()
-        return targets, weight_diagnostics(weights, log_rnd, coefficient) | {"reward/informative_groups": informative}
+        return targets, weight_diagnostics(weights, log_rnd, coefficient)
 
     def _signal(self, weights: Tensor, baseline: Tensor, rollouts: Rollouts) -> Tensor:
         """``w - b``, exactly zero in the groups that are left out."""
