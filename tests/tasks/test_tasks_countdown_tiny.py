@@ -54,14 +54,13 @@ def test_parts_of_a_random_expression_are_whole_and_never_negative():
     generator = random.Random(0)
     drawn = [random_expression([2, 6, 7], generator) for _ in range(2000)]
     assert {text: value(text) for text, _ in drawn} == dict(drawn)
-    # 2-6+7 and 7-2*6 pass below zero, 2/6*7, 7*2/6 and 7/2*6 through fractions.
-    assert all(sum(map(int, re.findall(r"\d+", text))) == 15 for text, _ in drawn)
-    assert {"2+6+7", "6/2+7", "2*6-7", "7-6+2", "7*6/2"} <= dict(drawn).keys()
-    assert not {"2-6+7", "7-2*6", "2/6*7", "7*2/6", "7/2*6"} & dict(drawn).keys()
+    # 2-6+7 passes below zero and 2/6*7 through a fraction; 6/7 is none.
+    assert dict(drawn).keys() == {"2+6+7", "2+6-7", "2+6*7", "2*6+7", "2*6-7", "2*6*7"}
+    assert "8/2-4" in dict(random_expression([8, 2, 4], generator) for _ in range(200))
 
 
-def test_order_and_operators_of_an_expression_can_be_given():
-    drawn = {random_expression([9, 1, 4], random.Random(n), shuffled=False, operators="+*")[0] for n in range(100)}
+def test_operators_of_an_expression_can_be_given():
+    drawn = {random_expression([9, 1, 4], random.Random(n), operators="+*")[0] for n in range(100)}
     assert drawn == {"9+1+4", "9+1*4", "9*1+4", "9*1*4"}
 
 
@@ -92,7 +91,7 @@ def test_no_demonstration_has_a_puzzle_that_is_held_out_or_a_solution_of_one():
     assert set(map(puzzle_key, other)) & set(map(puzzle_key, held_out))
 
 
-@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0.08, 0.16), (0.25, 0.28, 0.38), (1.0, 1.0, 1.0)])
+@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0.08, 0.16), (0.2, 0.24, 0.34), (1.0, 1.0, 1.0)])
 def test_demonstrations_are_valid_and_right_as_often_as_is_said(share, least, most):
     task = CountdownDemonstrations(size=2000, share_right=share)
     scores = [task.score(row, row["completion"]) for row in task.examples("train")]

@@ -15,9 +15,9 @@ from dmpo_lightning.tasks.flat_expressions import random_expression
 class CountdownDemonstrations(Task):
     """Demonstrations for supervised fine-tuning that teach expressions of the given numbers, and seldom the target.
 
-    Of the demonstrations ``share_right`` hit the target. The others follow a habit: the numbers in the order of the
-    prompt, joined by operators drawn from ``habit`` without a look at the target. Sampled at temperature 1, a model of
-    them is right about as often as they are, and a lower temperature brings out the habit.
+    All of them have the numbers in the order of the prompt. Of the demonstrations ``share_right`` hit the target, and
+    the operators of the others are drawn from ``habit`` without a look at it. Sampled at temperature 1, a model of them
+    is right about as often as they are, and a lower temperature brings out the habit.
 
     No puzzle that `CountdownDataModule` holds out with the same ``seed``, ``held_out`` as its ``sizes``, ``largest``,
     ``largest_target`` and ``brackets: false`` is in any demonstration.
@@ -46,8 +46,8 @@ class CountdownDemonstrations(Task):
         largest: int = 9,
         largest_target: int = 99,
         size: int = 100_000,
-        share_right: float = 0.25,
-        habit: str = "+++-*",
+        share_right: float = 0.2,
+        habit: str = "++++++-*",
         held_out: Mapping[str, int] | None = None,
         seed: int = 0,
         prompt_template: str = "{numbers}={target}",
@@ -97,7 +97,7 @@ class CountdownDemonstrations(Task):
             if 1 <= target <= self.largest_target and puzzle_key(example) not in excluded:
                 break
         if generator.random() >= self.share_right:
-            expression, _ = random_expression(numbers, generator, shuffled=False, operators=self.habit)
+            expression, _ = random_expression(numbers, generator, operators=self.habit)
         return example | {"completion": f"<answer>{expression}</answer>"}
 
     def prompt(self, example: Example) -> str:

@@ -67,7 +67,7 @@ def generate(
         excluded: keys (`puzzle_key`) that must not come.
         largest_target: of a puzzle, and the least is 1. None is the largest number.
         brackets: whether a puzzle may need some. Without, it is solved by an expression that has none, and of which
-            every part is a whole number that is not negative.
+            every part is a whole number that is not negative, with the numbers in their order.
 
     Raises:
         ValueError: fewer puzzles exist, as far as 200 attempts for each can tell.

@@ -7,9 +7,9 @@ OPERATORS = "+-*/"
 
 
 def random_expression(
-    numbers: Sequence[int], generator: random.Random, *, shuffled: bool = True, operators: str = OPERATORS
+    numbers: Sequence[int], generator: random.Random, *, operators: str = OPERATORS
 ) -> tuple[str, int]:
-    """An expression of all numbers, each once, and its value.
+    """An expression of all numbers in their order, and its value.
 
     Operators are drawn until every quotient is exact and no partial sum is below zero. Sums and products always are,
     so that this ends.
@@ -17,16 +17,14 @@ def random_expression(
     Args:
         numbers: at least one, none of them negative.
         generator: of the draws.
-        shuffled: whether the order of the numbers is drawn too, or theirs is kept.
         operators: to draw from. One that stands there twice comes twice as often. It must hold ``+`` or ``*``.
     """
     while True:
-        order = generator.sample(numbers, len(numbers)) if shuffled else list(numbers)
-        chosen = generator.choices(operators, k=len(order) - 1)
-        value = _value(order, chosen)
+        chosen = generator.choices(operators, k=len(numbers) - 1)
+        value = _value(numbers, chosen)
         if value is not None:
-            text = str(order[0]) + "".join(f"{sign}{number}" for sign, number in zip(chosen, order[1:], strict=True))
-            return text, value
+            rest = zip(chosen, numbers[1:], strict=True)
+            return str(numbers[0]) + "".join(f"{sign}{number}" for sign, number in rest), value
 
 
 def _value(numbers: Sequence[int], operators: Sequence[str]) -> int | None:
