@@ -17,7 +17,7 @@ class CountdownDemonstrations(Task):
 
     All of them have the numbers in the order of the prompt. Of the demonstrations ``share_right`` hit the target, and
     the operators of the others are drawn from ``habit`` without a look at it. Sampled at temperature 1, a model of them
-    is right about as often as they are, and a lower temperature brings out the habit.
+    is right as often as they are at most, and a lower temperature brings out the habit.
 
     No puzzle that `CountdownDataModule` holds out with the same ``seed``, ``held_out`` as its ``sizes``, ``largest``,
     ``largest_target`` and ``brackets: false`` is in any demonstration.
