@@ -38,6 +38,7 @@ _HOMES = {
     "GSM8K": "tasks",
     "Math500": "tasks",
     "Countdown": "tasks",
+    "CountdownDemonstrations": "tasks",
     "LatinSquareDemonstrations": "tasks",
     "JsonlPairs": "tasks.pairs",
     "BeforeAfterReport": "callbacks.before_after",
