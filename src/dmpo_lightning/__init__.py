@@ -46,6 +46,7 @@ _HOMES = {
     "SavePretrained": "callbacks.save_pretrained",
     "SkipNonFiniteSteps": "modules.non_finite",
     "Preemption": "callbacks.preemption",
+    "Generation": "modules.generating",
     "DDPStrategy": "distributed.strategies",
     "FSDP1Strategy": "distributed.strategies",
     "FSDP2Strategy": "distributed.strategies",

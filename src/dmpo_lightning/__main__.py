@@ -24,6 +24,7 @@ commands:
   fit        train; start with: dmpo-lightning fit --config sudoku_tiny.yaml
   validate   evaluate the validation split
   test       evaluate the test split
+  generate   answer prompts with a model or a checkpoint; --show shows the denoising
   predict    write completions of the test split as JSON lines
   export     write a checkpoint's policy as a PEFT adapter or a Hugging Face model
   plan       memory, parameters and forwards of a configuration; runs nothing
@@ -38,7 +39,7 @@ options:
   -h, --help     this text
   --version      the version
 """
-LIGHT = {name: f"dmpo_lightning.commands.{name}" for name in ("export", "plan", "score")}
+LIGHT = {name: f"dmpo_lightning.commands.{name}" for name in ("export", "generate", "plan", "score")}
 """Commands that are not the Lightning CLI's."""
 COMMANDS = ("fit", "validate", "test", "predict", *LIGHT, "configs")
 

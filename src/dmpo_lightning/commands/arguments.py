@@ -13,8 +13,11 @@ from dmpo_lightning.commands.configs import resolve_config
 BACKBONE = "dmpo_lightning.Backbone"
 MODEL_OPTIONS = ("--model.model", "--model.init_args.model")
 """The option that is a name or a `Backbone`."""
+TEXTS = ("--prompt", "--prefill")
+"""Options whose value is what somebody says, neither a path nor YAML."""
 NULLS = ("null", "Null", "NULL", "~")
 """As YAML writes it."""
+YAML = (".yaml", ".yml", ".json")
 MOST_VALUES = 100_000
 """Of a configuration. Those shipped have less than two hundred."""
 
@@ -59,7 +62,7 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, list[str
 
 def _at_home(option: str, value: str | None, written: list[str]) -> tuple[str | None, list[str]]:
     """With the home folder in place of ``~/``, which shells leave alone behind an equals sign."""
-    if value is None or not value.startswith("~/"):
+    if value is None or not value.startswith("~/") or option in TEXTS:
         return value, written
     path = str(Path(value).expanduser())
     return path, [f"{option}={path}"] if len(written) == 1 else [option, path]
@@ -71,7 +74,8 @@ def named_modules(arguments: Sequence[str]) -> set[str]:
     for option, value, _ in _pairs(arguments):
         if option in ("--config", "-c") and value is not None:
             _collect(_load(value), paths, Path(value).parent if _is_file(value) else Path())
-        elif value is not None:
+        # Of files only configurations are read: a checkpoint may be large.
+        elif value is not None and option not in TEXTS and (value.endswith(YAML) or not _is_file(value)):
             # What cannot be read as YAML is text.
             with suppress(ValueError):
                 _collect(_load(value), paths, Path())
@@ -85,7 +89,7 @@ def _collect(content: Any, paths: set[str], folder: Path) -> None:
     if isinstance(content, list):
         for each in content:
             _collect(each, paths, folder)
-    elif isinstance(content, str) and content.endswith((".yaml", ".yml", ".json")) and _is_file(str(folder / content)):
+    elif isinstance(content, str) and content.endswith(YAML) and _is_file(str(folder / content)):
         _collect(_load(str(folder / content)), paths, (folder / content).parent)
     elif isinstance(content, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", content):
         paths.add(content)
