@@ -1,4 +1,4 @@
-"""``dmpo-lightning generate``: the same answers from a checkpoint and from what is exported of it, safe on a terminal."""
+"""``dmpo-lightning generate``: the same from a checkpoint and what is exported of it, and safe on a terminal."""
 
 import io
 import json

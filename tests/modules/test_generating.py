@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dmpo_runs import PROMPTS, TOKENIZER, Recorder, loader, module, trainer
+from dmpo_runs import PROMPTS, Recorder, loader, module, trainer
 from lightning.pytorch.callbacks import Callback
 
 from dmpo_lightning import ConfidenceSampler, MaskedSFT, RandomOrderSampler, WinoSampler
@@ -46,10 +46,7 @@ def test_an_answer_depends_neither_on_its_batch_nor_on_the_rows_of_a_forward(dmp
 
 def test_facts_of_tokens_belong_together(dmpo):
     (answer,) = dmpo.generate(TEXTS[0], sampler=RandomOrderSampler(denoising_steps=4), seed=3)
-    assert (
-        answer.text == TOKENIZER.decode(answer.ids[: answer.ids.index(0) if 0 in answer.ids else None])
-        or 2 in answer.ids
-    )
+    assert [answer.text] == dmpo.policy.decode(torch.tensor([answer.ids]))
     assert sorted(answer.steps) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert all(0 < sure <= 1 for sure in answer.confidence)
     assert not set(answer.ids) & set(NEVER_SAMPLED)
@@ -58,7 +55,7 @@ def test_facts_of_tokens_belong_together(dmpo):
 
 def test_what_an_early_exit_fills_in_has_neither_step_nor_confidence(dmpo):
     early = dmpo.validation_samplers["early"]
-    answers = dmpo.generate(TEXTS * 20, sampler=early, index=range(120))
+    answers = dmpo.generate(TEXTS * 10, sampler=early, index=range(60))
     filled = [[step is None for step in each.steps] for each in answers]
     assert any(map(any, filled))
     assert filled == [[sure is None for sure in each.confidence] for each in answers]
@@ -67,7 +64,7 @@ def test_what_an_early_exit_fills_in_has_neither_step_nor_confidence(dmpo):
 def test_a_conversation_and_a_prefill_are_prompts_too(dmpo):
     said = dmpo.generate([{"role": "user", "content": TEXTS[0]}], sampler=SAMPLED)
     assert [each.text for each in said] == [each.text for each in dmpo.generate(TEXTS[0], sampler=SAMPLED)]
-    assert dmpo.generate(TEXTS[0], sampler=SAMPLED, prefill="<answer>")[0].text != said[0].text
+    assert dmpo.generate(TEXTS[0], sampler=SAMPLED, prefill="<answer>")[0].confidence != said[0].confidence
 
 
 class Ask(Callback):
@@ -113,7 +110,6 @@ def test_all_steps_are_shown(dmpo):
     ("options", "message"),
     [
         ({"prompts": []}, "at least one prompt"),
-        ({"prompts": ["1", ""], "prefill": ""}, ""),
         ({"prompts": "1", "index": [1, 2]}, "a number for each prompt, got 2 for 1"),
         ({"prompts": "1", "completion_length": 127}, "Prompt 1 of 1 has .* tokens, but the model takes 128, of which"),
         ({"prompts": "1", "completions": 0}, "`completions` must be at least 1"),
@@ -122,10 +118,6 @@ def test_all_steps_are_shown(dmpo):
     ],
 )
 def test_what_cannot_be_answered_is_said(dmpo, options, message):
-    if not message:
-        # The chat template makes a prompt of an empty text.
-        assert len(dmpo.generate(**options)) == 2
-        return
     with pytest.raises(ValueError, match=message):
         dmpo.generate(**options)
 
