@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -66,6 +67,20 @@ def _at_home(option: str, value: str | None, written: list[str]) -> tuple[str | 
         return value, written
     path = str(Path(value).expanduser())
     return path, [f"{option}={path}"] if len(written) == 1 else [option, path]
+
+
+def at_home(value: Any) -> Any:
+    """A parsed value with the home folder in place of ``~/`` at the start of each text in it."""
+    if isinstance(value, str):
+        return str(Path(value).expanduser()) if value.startswith("~/") else value
+    if isinstance(value, list):
+        return [at_home(each) for each in value]
+    if isinstance(value, dict):
+        return {name: at_home(each) for name, each in value.items()}
+    if isinstance(value, Namespace):
+        for name, each in vars(value).items():
+            setattr(value, name, at_home(each))
+    return value
 
 
 def named_modules(arguments: Sequence[str]) -> set[str]:
@@ -151,7 +166,8 @@ def _load(source: str) -> Any:
         size = _size(content, {})
     # The reader goes down with the depth of a file.
     except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"The configuration {source[:200]!r} cannot be read: {str(error) or 'too deep'}") from error
+        why = " ".join(str(error).split()) or "too deep"
+        raise ValueError(f"The configuration {source[:200]!r} cannot be read: {why}") from error
     if size > MOST_VALUES:
         raise ValueError(
             f"The configuration {source[:200]!r} has more than {MOST_VALUES} values, or repeats them by aliases until "

@@ -89,7 +89,7 @@ class Denoising:
         return "░"
 
     def _lines(self, pieces: list[Piece], width: int) -> tuple[list[str], int]:
-        """The pieces in lines of at most this width, counted without colours, and which line is the last with a change."""
+        """The pieces in lines of at most this width, counted without colours, and the last with a change."""
         lines, used, changed = [""], 0, 0
         for piece in pieces:
             for character in piece.text.replace("\t", " "):
