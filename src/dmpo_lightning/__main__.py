@@ -32,6 +32,7 @@ commands:
   plan       memory, parameters and forwards of a configuration; runs nothing
   score      re-score saved completions; needs no model
   configs    list the configurations that --config takes by name
+  completion a script by which bash or zsh completes all of these
 
   dmpo-lightning COMMAND --help                              all options of a command
   dmpo-lightning COMMAND --config X --print_config           the configuration that would run
@@ -49,7 +50,7 @@ exit status:
   130    interrupted (Ctrl-C)
   128+N  told to end by signal N (143 SIGTERM, 138 SIGUSR1): saved, and --ckpt_path last continues
 """
-LIGHT = {name: f"dmpo_lightning.commands.{name}" for name in ("export", "generate", "plan", "score")}
+LIGHT = {name: f"dmpo_lightning.commands.{name}" for name in ("completion", "export", "generate", "plan", "score")}
 """Commands that are not the Lightning CLI's."""
 MISTAKE, INTERRUPTED, NOT_READ = 2, 128 + signal.SIGINT, 128 + 13
 """Exit statuses, see `USAGE`. The last is that of a process that SIGPIPE has ended."""

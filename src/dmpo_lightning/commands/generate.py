@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         ValueError: no prompt, or what loading and sampling raise for what a user can mend.
     """
-    options, rest = _parser().parse_known_args(list(arguments))
+    options, rest = make_parser().parse_known_args(list(arguments))
     given = sampler_options(vars(options), rest)
     prompts = list(_prompts(options))
     if not prompts:
@@ -172,7 +172,8 @@ def _length(policy: "Policy") -> int:
     return LENGTH if policy.max_length is None else max(1, min(LENGTH, policy.max_length // 2))
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="dmpo-lightning generate",
         description=DESCRIPTION,
