@@ -48,6 +48,7 @@ _HOMES = {
     "SavePretrained": "callbacks.save_pretrained",
     "SkipNonFiniteSteps": "modules.non_finite",
     "Preemption": "callbacks.preemption",
+    "Generation": "modules.generating",
     "DDPStrategy": "distributed.strategies",
     "FSDP1Strategy": "distributed.strategies",
     "FSDP2Strategy": "distributed.strategies",

@@ -56,4 +56,4 @@ def test_an_installed_wheel_trains_from_any_directory(wheel, tmp_path):
     options = ["--trainer.max_steps=4", "--trainer.val_check_interval=4", "--model.micro_batch_size=8"]
     options += ["--data.prompts_per_buffer=2", "--data.sizes={train: 64, validation: 16, test: 16}"]
     run(programs / "dmpo-lightning", "fit", "--config", "sudoku_tiny.yaml", *options)
-    assert (tmp_path / "runs" / "sudoku_tiny" / "version_0" / "summary.json").is_file()
+    assert (tmp_path / "runs" / "sudoku_tiny" / "latest" / "summary.json").is_file()

@@ -20,10 +20,11 @@ from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation_report import EvaluationReport
 from dmpo_lightning.callbacks.guards import Guards
 from dmpo_lightning.callbacks.preemption import Preemption, configured_requeue_signal
+from dmpo_lightning.commands.arguments import at_home
 from dmpo_lightning.commands.last_checkpoint import OF_LIGHTNING, is_elsewhere, newest_checkpoint, why_untrusted
 from dmpo_lightning.distributed.internals import is_spawned, reserve_folders
 from dmpo_lightning.modules.base import PolicyModule
-from dmpo_lightning.modules.run_directory import continue_in_place
+from dmpo_lightning.modules.run_directory import continue_in_place, link_latest
 from dmpo_lightning.terminal import escaped
 
 
@@ -170,13 +171,15 @@ class DMPOCLI(LightningCLI):
         if checkpoint is not None:
             continue_in_place(self.trainer, checkpoint)
         reserve_folders(self.trainer)
+        link_latest(self.trainer)
         if not any(isinstance(each, Preemption) for each in self.trainer.callbacks):  # type: ignore[attr-defined]
             early_signals.stop_listening()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning does it, without its warning that arguments are passed in, as the entry point always does."""
         assert args is None or isinstance(args, list)
-        self.config = parser.parse_args(args)
+        # Shells put the home folder in its place on the command line, and nobody does within a configuration.
+        self.config = at_home(parser.parse_args(args))
         self._check_checkpoint(self.config.get(f"{self.config.get('subcommand')}.ckpt_path"))
 
 

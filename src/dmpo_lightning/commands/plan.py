@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         ValueError: what `make_plan` raises.
     """
-    options, rest = _parser().parse_known_args(list(arguments))
+    options, rest = make_parser().parse_known_args(list(arguments))
     asks = any(argument.partition("=")[0] in ("-h", "--help", "--print_config") for argument in rest)
     # Libraries that a strategy imports speak on standard output, DeepSpeed for one, which is the plan's.
     with redirect_stdout(sys.stdout if asks else sys.stderr):
@@ -169,7 +169,8 @@ def _with_strategy(settings: Settings, sharding: Sharding) -> Settings:
     return replace(settings, problems=problems, notes=notes if sharding.note is None else (*notes, sharding.note))
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="dmpo-lightning plan",
         description=DESCRIPTION,

@@ -4,6 +4,8 @@ Everything private that is touched stands here, so that a new version of Lightni
 of `DMPO` with a Trainer and of `Preemption` name the behaviour that is relied upon.
 """
 
+import itertools
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -127,21 +129,28 @@ def set_timeout_of_all_groups(strategy: Any) -> None:
 
 
 def reserve_folders(trainer: Trainer) -> None:
-    """Makes the run's ``version_N``, whose number is the next that is free, at the moment it is chosen.
+    """Makes the run's folder at the moment it is named, by date and time, such as ``2026-11-26_21-55-03``.
 
-    Lightning looks for the number first and makes the folder later. Two runs that start at once then share one, and
-    write into each other's files.
+    Lightning numbers its folders: it looks for the next number first and makes the folder later, so that two runs that
+    start at once share one, and write into each other's files. Of two that start in the same second the later one has
+    a number behind its time. A logger that was given a version keeps it.
     """
     # Other ranks are told by rank 0.
     if not trainer.is_global_zero:
         return
+    now, made = time.strftime("%Y-%m-%d_%H-%M-%S"), set[Path]()
     for logger in trainer.loggers:
+        names = (f"{now}_{number}" if number > 1 else now for number in itertools.count(1))
         while isinstance(logger, CSVLogger | TensorBoardLogger) and logger._version is None:
-            try:
-                # Asking for the folder chooses the number.
-                Path(logger.log_dir).mkdir(parents=True)
-            except FileExistsError:
-                logger._version = None
+            logger._version = next(names)
+            folder = Path(logger.log_dir)
+            # Loggers of one run share a folder if they write to the same place.
+            if folder not in made:
+                try:
+                    folder.mkdir(parents=True)
+                    made.add(folder)
+                except FileExistsError:
+                    logger._version = None
 
 
 def averaged_module(callback: Any) -> Any:

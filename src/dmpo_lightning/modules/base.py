@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from dmpo_lightning.models.blocks import compile_blocks
 from dmpo_lightning.modules.averages import keep_frozen_weights
 from dmpo_lightning.modules.described import Arguments, described
 from dmpo_lightning.modules.dividing import divide
+from dmpo_lightning.modules.generating import GeneratingModule
 from dmpo_lightning.modules.held_weights import (
     REFERENCE_PARTS,
     adapter_scale,
@@ -46,7 +46,7 @@ def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-6, betas=(0.9, 0.99), weight_decay=0.1)
 
 
-class PolicyModule(LightningModule):
+class PolicyModule(GeneratingModule):
     """A LightningModule around a `Policy`. Use `DMPO` or `MaskedSFT`.
 
     Args:
