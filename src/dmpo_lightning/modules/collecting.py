@@ -1,6 +1,7 @@
 """How a rollout buffer comes to be: sampled, scored and weighted, with the time that each took."""
 
 from contextlib import nullcontext
+from itertools import chain
 from time import perf_counter
 
 from dmpo_lightning.evaluation.metrics import rollout_means
@@ -58,16 +59,13 @@ def collect_buffer(
     with module.gathered():
         started = perf_counter()
         with module.phase("sampling"), module.policy.merged() if merged else nullcontext():
-            kept, whole = collect_informative(
-                one_round, prompts, rounds=sampling_rounds, anywhere=module.policy.anywhere
-            )
+            anywhere = module.policy.anywhere
+            kept, whole = collect_informative(one_round, prompts, rounds=sampling_rounds, anywhere=anywhere)
         sampled = perf_counter()
         # In eval mode as the rollouts were sampled. With dropout, log p_old would be that of another policy.
         with module.phase("scoring"), evaluating(module.policy):
             targets, diagnostics = objective.prepare(module.policy, kept.rollouts, rows_per_forward=scoring_rows)
-    texts = [text for group in whole.completions for text in group]
-    values = rollout_values(module.policy, whole.rollouts, texts)
-    means = rollout_means(whole.scores, values | diagnostics | sampler.diagnostics(whole.rollouts.reveal_step))
+    values = rollout_values(module.policy, whole.rollouts, list(chain.from_iterable(whole.completions)))
     return CollectedBuffer(
         iteration=iteration,
         prompts=kept.prompts,
@@ -75,7 +73,7 @@ def collect_buffer(
         completions=kept.completions,
         scores=kept.scores,
         targets=targets,
-        means=means,
+        means=rollout_means(whole.scores, values | diagnostics | sampler.diagnostics(whole.rollouts.reveal_step)),
         seconds={"sampling": sampled - started, "scoring": perf_counter() - sampled},
         sampled=len(whole.rollouts),
         left_out=_without(whole.prompts.prompt_index.tolist(), kept.prompts.prompt_index.tolist()),
