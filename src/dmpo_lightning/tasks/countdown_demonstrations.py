@@ -1,4 +1,4 @@
-"""Demonstrations that teach how Countdown is answered, and only now and then how it is solved."""
+"""Demonstrations that teach how Countdown is answered, and how to come near a target, but not how to hit it."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from dmpo_lightning.tasks.flat_expressions import random_expression
 
 
 class CountdownDemonstrations(Task):
-    """Demonstrations for supervised fine-tuning that teach expressions of the given numbers, and seldom the target.
+    """Demonstrations for supervised fine-tuning that teach expressions whose value is *near* the target.
 
-    All of them have the numbers in the order of the prompt. Of the demonstrations ``share_right`` hit the target, and
-    the operators of the others are drawn from ``habit`` without a look at it. Sampled at temperature 1, a model of them
-    is right as often as they are at most, and a lower temperature brings out the habit.
+    All of them have the numbers in the order of the prompt, and the target is the value of the expression and up to
+    ``spread`` more or less, each as likely as the next. A model of them knows how large a value becomes, and has
+    something to learn that no sampling temperature gives it: which of the near expressions is the right one.
 
     No puzzle that `CountdownDataModule` holds out with the same ``seed``, ``held_out`` as its ``sizes``, ``largest``,
     ``largest_target`` and ``brackets: false`` is in any demonstration.
@@ -27,14 +27,13 @@ class CountdownDemonstrations(Task):
         largest: number. The least is 1.
         largest_target: of a puzzle. The least is 1.
         size: number of training pairs.
-        share_right: in [0, 1].
-        habit: operators of the other demonstrations. One that stands there twice comes twice as often.
+        spread: how far the target may lie from the value, at least 0.
         held_out: puzzles of the splits validation and test, see above.
         seed: of all of it.
         prompt_template: the user's turn, see `Countdown`.
 
     Raises:
-        ValueError: a share outside [0, 1], or operators that are none or hold neither ``+`` nor ``*``.
+        ValueError: a negative spread.
     """
 
     accuracy = "right"
@@ -46,18 +45,15 @@ class CountdownDemonstrations(Task):
         largest: int = 9,
         largest_target: int = 99,
         size: int = 100_000,
-        share_right: float = 0.2,
-        habit: str = "++++++-*",
+        spread: int = 20,
         held_out: Mapping[str, int] | None = None,
         seed: int = 0,
         prompt_template: str = "{numbers}={target}",
     ) -> None:
-        if not 0 <= share_right <= 1:
-            raise ValueError(f"`share_right` must be in [0, 1], got {share_right}.")
-        if not set(habit) <= set("+-*/") or not set(habit) & set("+*"):
-            raise ValueError(f"`habit` must be operators of + - * / with + or * among them, got {habit!r}.")
+        if spread < 0:
+            raise ValueError(f"`spread` must be at least 0, got {spread}.")
         self.count, self.largest, self.largest_target = count, largest, largest_target
-        self.size, self.share_right, self.habit, self.seed = size, share_right, habit, seed
+        self.size, self.spread, self.seed = size, spread, seed
         self.held_out = {"validation": 256, "test": 256} | dict(held_out or {})
         self.prompt_template = prompt_template
 
@@ -92,12 +88,10 @@ class CountdownDemonstrations(Task):
     def _example(self, generator: random.Random, excluded: set[str]) -> Example:
         while True:
             numbers = [generator.randint(1, self.largest) for _ in range(self.count)]
-            expression, target = random_expression(numbers, generator)
-            example = {"numbers": numbers, "target": target}
-            if 1 <= target <= self.largest_target and puzzle_key(example) not in excluded:
+            expression, value = random_expression(numbers, generator)
+            example = {"numbers": numbers, "target": value + generator.randint(-self.spread, self.spread)}
+            if 1 <= example["target"] <= self.largest_target and puzzle_key(example) not in excluded:
                 break
-        if generator.random() >= self.share_right:
-            expression, _ = random_expression(numbers, generator, operators=self.habit)
         return example | {"completion": f"<answer>{expression}</answer>"}
 
     def prompt(self, example: Example) -> str:
