@@ -22,8 +22,8 @@ HEALTHY = {
 THRESHOLDS = {
     "reward_drop": 4.0,
     "informative_groups": 0.01,
-    "entropy": 0.05,
-    "distinct": 0.05,
+    "entropy": 0.02,
+    "distinct": 0.01,
     "effective_rollouts": 1.1,
     "repetition": 0.5,
     "empty": 0.5,
@@ -135,7 +135,7 @@ def test_vanished_information_is_told_apart_from_a_solved_task():
 @pytest.mark.parametrize(
     ("change", "guard", "number"),
     [
-        ({"policy/entropy": 0.02}, "entropy", "from 0.500 to 0.020 nats"),
+        ({"policy/entropy": 0.005}, "entropy", "from 0.500 to 0.005 nats"),
         ({"completion/distinct": 0.25}, "distinct", "1.00 of 4 are distinct"),
         ({"weight/ess": 0.26}, "effective_rollouts", "1.04 carry"),
         ({"completion/repetition": 0.8}, "repetition", "80%"),

@@ -34,8 +34,10 @@ def prompts(batch_size):
 def run(tmp_path, guards, *, steps, rate=1e-3, callbacks=(), ckpt_path=None, flags=None, groups=50, **options):
     """One optimizer step for each buffer of 50 groups."""
     options = {
-        "micro_batch_size": 200,
+        "group_size": 2,
+        "micro_batch_size": 2 * groups,
         "num_iterations": 1,
+        "sampler": ConfidenceSampler(denoising_steps=2),
         "validation_samplers": {"greedy": ConfidenceSampler(temperature=0.0, denoising_steps=1)},
         "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=rate),
         **options,
@@ -72,14 +74,14 @@ def written(folder):
 def test_a_healthy_run_is_left_alone(tmp_path):
     # Random weights fill eight tokens nearly always.
     guards = Guards(window=2, truncated=None)
-    run(tmp_path, guards, steps=6)
+    run(tmp_path, guards, steps=5, group_size=4, micro_batch_size=200)
     assert guards.events == []
     assert not (tmp_path / FILE_NAME).exists()
 
 
 def test_a_destroyed_policy_is_seen_by_all_guards_of_collapse_once_and_written_down(tmp_path):
     guards = Guards(window=2)
-    run(tmp_path, guards, steps=9, rate=10.0, reward=variety)
+    run(tmp_path, guards, steps=5, rate=10.0, reward=variety)
     assert names(guards) >= COLLAPSE
     assert len(names(guards)) == len(guards.events)
     assert written(tmp_path) == guards.events
@@ -94,7 +96,7 @@ def test_rewards_that_are_all_the_same_are_told(tmp_path):
 
 
 def test_greedy_rollouts_are_told_at_the_start_and_by_their_completions(tmp_path):
-    guards = only(temperature=0.0, distinct=0.05)
+    guards = only(temperature=0.0, distinct=0.01)
     run(tmp_path, guards, steps=3, sampler=ConfidenceSampler(temperature=0.0, denoising_steps=2))
     first, second = guards.events
     assert (first["name"], first["step"], first["buffer"]) == ("temperature", 0, -1)
@@ -109,7 +111,7 @@ def test_one_rollout_with_all_the_weight_is_told(tmp_path):
 
 
 class Amplified(Callback):
-    """The gradient of one optimizer step is a hundred times as long."""
+    """The gradient of one optimizer step is a thousand times as long."""
 
     def __init__(self, step):
         self.step = step
@@ -171,7 +173,7 @@ class SaveAt(Callback):
 @pytest.mark.parametrize("batch", [4, 5])
 def test_a_restart_within_a_step_or_behind_one_changes_neither_guards_nor_weights(tmp_path, batch):
     """Two batches a step and a buffer: the fifth and sixth are those of the third."""
-    options = {"steps": 6, "rate": 10.0, "reward": variety, "micro_batch_size": 100}
+    options = {"steps": 6, "rate": 10.0, "reward": variety, "micro_batch_size": 50}
     flags = {"accumulate_grad_batches": 2}
     whole, saved = Guards(window=2), tmp_path / "a.ckpt"
     first, _ = run(tmp_path / "whole", whole, callbacks=[SaveAt(batch, saved)], flags=flags, **options)
@@ -185,7 +187,7 @@ def test_a_restart_within_a_step_or_behind_one_changes_neither_guards_nor_weight
 
 
 def test_a_second_run_starts_anew(tmp_path):
-    guards = only(temperature=0.0, distinct=0.05)
+    guards = only(temperature=0.0, distinct=0.01)
     for _ in range(2):
         run(tmp_path, guards, steps=3, sampler=ConfidenceSampler(temperature=0.0, denoising_steps=1))
         assert len(guards.events) == 2
