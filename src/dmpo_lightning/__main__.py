@@ -50,7 +50,8 @@ exit status:
   1      failed, with a traceback
   2      a mistake in what was asked, said in one line
   130    interrupted (Ctrl-C)
-  128+N  told to end by signal N (143 SIGTERM, 138 SIGUSR1): saved, and --ckpt_path last continues
+  128+N  ended by signal N (143 SIGTERM, 138 SIGUSR1); with the callback Preemption, as in the published recipes,
+         after saving, so that the same command with --ckpt_path last continues
 """
 LIGHT = {name: f"dmpo_lightning.commands.{name}" for name in ("completion", "export", "generate", "plan", "score")}
 """Commands that are not the Lightning CLI's."""
@@ -66,6 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         # This process is the program's alone.
         sys.excepthook, arguments = _show_uncaught, sys.argv[1:]
+    try:
+        status = _answer(arguments)
+        # Written now, where it can still be said that nobody reads it.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has enough, such as `head`. Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOT_READ
+    return status
+
+
+def _answer(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
     elif arguments[0] == "--version":
@@ -85,26 +98,25 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     is_debugged = "--debug" in arguments
     try:
         _dispatch(command, [each for each in arguments if each != "--debug"])
-        # Written now, where it can still be said that nobody reads it.
-        sys.stdout.flush()
     except SystemExit as stop:
         if is_debugged and stop.__context__ is not None:
             _show_traceback(stop.__context__)
         # Lightning's Trainer ends an interrupted process with 1.
         if stop.code == 1 and isinstance(stop.__context__, KeyboardInterrupt):
             return INTERRUPTED
+        # And one that was told to end with 0, as if it were done. By name, because Lightning may not be imported.
+        if type(stop).__name__ == "SIGTERMException":
+            return 128 + signal.SIGTERM
         raise
     except KeyboardInterrupt as error:
         if is_debugged:
             _show_traceback(error)
         print("dmpo-lightning: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has enough, such as `head`. Python would complain once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NOT_READ
     except (ValueError, OSError) as error:
-        if not (command in LIGHT or command not in COMMANDS or _is_mistake(error)):
+        if isinstance(error, BrokenPipeError) or not (
+            command in LIGHT or command not in COMMANDS or _is_mistake(error)
+        ):
             raise
         if is_debugged:
             _show_traceback(error)
