@@ -28,6 +28,7 @@ commands:
   export     write a checkpoint's policy as a PEFT adapter or a Hugging Face model
   plan       memory, parameters and forwards of a configuration; runs nothing
   score      re-score saved completions; needs no model
+  report     one HTML page on one or several runs; needs no model
   configs    list the configurations that --config takes by name
 
   dmpo-lightning COMMAND --help                              all options of a command
@@ -38,7 +39,7 @@ options:
   -h, --help     this text
   --version      the version
 """
-LIGHT = {name: f"dmpo_lightning.commands.{name}" for name in ("export", "plan", "score")}
+LIGHT = {name: f"dmpo_lightning.commands.{name}" for name in ("export", "plan", "report", "score")}
 """Commands that are not the Lightning CLI's."""
 COMMANDS = ("fit", "validate", "test", "predict", *LIGHT, "configs")
 

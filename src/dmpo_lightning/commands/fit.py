@@ -17,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation_report import EvaluationReport
+from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.commands.last_checkpoint import OF_LIGHTNING, is_elsewhere, newest_checkpoint, why_untrusted
 from dmpo_lightning.distributed.internals import reserve_folders
 from dmpo_lightning.modules.base import PolicyModule
@@ -121,10 +122,10 @@ class DMPOCLI(LightningCLI):
             self.parser.error(_constructor_message(error))
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
-        """As Lightning does it, with the callbacks that leave an evaluation's table and completions."""
+        """As Lightning does it, with the callbacks that leave a run's record, an evaluation's table and completions."""
         trainer = super().instantiate_trainer(**options)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        for callback_class in (CompletionWriter, EvaluationReport):
+        for callback_class in (RunRecorder, CompletionWriter, EvaluationReport):
             if not any(isinstance(callback, callback_class) for callback in callbacks):
                 callbacks.append(callback_class())
         return trainer

@@ -12,7 +12,7 @@ from dmpo_lightning.policy import Policy
 from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rewards.scores import Scores
 from dmpo_lightning.rollout import PromptBatch, grouped, sample_completions
-from dmpo_lightning.samplers import Sampler
+from dmpo_lightning.samplers import Sampler, Samples
 from dmpo_lightning.tasks.base import Verdict
 
 EVALUATION = -1
@@ -32,6 +32,8 @@ class EvaluatedBatch:
     """As the answer check read them, with special tokens, or without them where the reward has no answer check."""
     verdicts: list[list[Verdict]] | None
     values: BatchValues
+    samples: Samples
+    """In one row each, on the CPU."""
     tokens: int
     seconds: float
     """Wall time of sampling."""
@@ -94,7 +96,9 @@ def evaluate(
     ids = samples.completion_ids.cpu()
     seconds = time.perf_counter() - started
     real = prompts.to("cpu").without_filler()
-    ids = ids[~prompts.is_filler.cpu().repeat_interleave(completions)]
+    counted = ~prompts.is_filler.cpu().repeat_interleave(completions)
+    ids = ids[counted]
+    samples = Samples(ids, samples.reveal_step.cpu()[counted], samples.log_prob.cpu()[counted])
     texts = raw = grouped(policy.decode(ids), completions)
     if reward.verify is not None:
         raw = grouped(policy.decode(ids, special_tokens=True), completions)
@@ -112,6 +116,7 @@ def evaluate(
         completions=raw,
         verdicts=scores.verdicts,
         values=batch_values(scores, measures),
+        samples=samples,
         tokens=ids.numel(),
         seconds=seconds,
     )
