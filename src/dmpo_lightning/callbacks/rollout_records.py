@@ -24,7 +24,7 @@ class TokenTexts(dict[int, str]):
         self.tokenizer = tokenizer
 
     def __missing__(self, token: int) -> str:
-        self[token] = self.tokenizer.decode([token])
+        self[token] = str(self.tokenizer.decode([token]))
         return self[token]
 
 

@@ -108,7 +108,8 @@ def _digest(script: str) -> str:
 
 def _figures(found: Sequence[Panel]) -> tuple[str, dict[str, Any]]:
     """All plots, below a heading for each noun, and what the script has to know of them."""
-    parts, plots = [], {}
+    parts: list[str] = []
+    plots: dict[str, Any] = {}
     for noun, group in groupby(found, key=lambda panel: panel.noun):
         drawn = []
         for panel in group:

@@ -39,7 +39,8 @@ def _facts(run: Run) -> dict[str, str]:
     stated = {name: value for name, value in run.facts.items() if name not in left_out}
     versions = of_kind(run.facts.get("versions"), dict)
     stated["versions"] = [f"{name} {value}" for name, value in versions.items()]
-    return {name: value for name, value in _flat(stated).items() if value} | {name: value for name, value in progress.items() if value} | {"directory": run.folder.name}
+    found = _flat(stated) | progress | {"directory": run.folder.name}
+    return {name: value for name, value in found.items() if value}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
