@@ -135,6 +135,15 @@ def test_a_share_is_the_same_rollouts_however_they_are_grouped(tmp_path):
     assert bool(is_drawn(keys, 1.0).all())
 
 
+def test_a_rollout_that_no_file_holds_is_left_out_and_told_once(tmp_path):
+    dmpo = module(reward=lambda example, completion: {"x" * 9000: 1.0}, num_iterations=1)
+    with pytest.warns(UserWarning, match="too long for 8192 bytes") as caught:
+        fit(tmp_path, 4, callbacks=[RunRecorder(max_bytes=2**16)], dmpo=dmpo, limit_val_batches=0)
+    assert sum("too long for" in str(each.message) for each in caught) == 1
+    assert not list((tmp_path / "rollouts").iterdir())
+    assert len(metrics(tmp_path)) == 2
+
+
 @pytest.mark.parametrize(("option", "says"), [({"share": 0.0}, "share"), ({"max_bytes": 10}, "max_bytes")])
 def test_options_out_of_range_are_refused(option, says):
     with pytest.raises(ValueError, match=says):

@@ -6,7 +6,16 @@ import os
 
 import pytest
 
-from dmpo_lightning.reports.lines import RotatedLines, append, encoded, finite, keep_lines, raw_lines, read_lines
+from dmpo_lightning.reports.lines import (
+    RotatedLines,
+    append,
+    encoded,
+    finite,
+    keep_before,
+    keep_lines,
+    raw_lines,
+    read_lines,
+)
 
 
 def rotated(folder, **options):
@@ -54,6 +63,15 @@ def test_lines_that_come_again_are_removed_from_all_files(tmp_path, first):
     for iteration in range(first, 6):
         written.append(lines(iteration))
     assert kept(tmp_path) == [(iteration, rollout) for iteration in range(6) for rollout in range(8)]
+
+
+def test_files_of_ranks_that_are_no_more_are_cut_back_too(tmp_path):
+    for rank in range(3):
+        written = RotatedLines(tmp_path, f"rank{rank}", header={}, max_bytes=4096)
+        written.append(line for iteration in range(2) for line in lines(iteration, 1))
+    keep_before(tmp_path, 1, ranks=1)
+    found = {path.name: [each.get("iteration") for each in read_lines(path)] for path in sorted(tmp_path.iterdir())}
+    assert list(found.values()) == [[None, 0, 1], [None, 0], [None, 0]]
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path):

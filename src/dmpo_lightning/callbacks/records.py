@@ -17,7 +17,7 @@ from dmpo_lightning.callbacks.rollout_records import TokenTexts, rollout_records
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.observers import CollectedBuffer, RolloutObserver
 from dmpo_lightning.modules.run_directory import run_directory
-from dmpo_lightning.reports.lines import RotatedLines, append, encoded, finite, keep_lines, replace
+from dmpo_lightning.reports.lines import RotatedLines, append, encoded, finite, keep_before, keep_lines, replace
 from dmpo_lightning.reports.run import METRICS, ROLLOUTS, RUN, read_object
 from dmpo_lightning.terminal import escaped
 
@@ -93,10 +93,10 @@ class RunRecorder(RolloutObserver):
         directory = self._directory = run_directory(trainer)
         self._started = time.perf_counter() - self._seconds
         iteration, rank = self._next_iteration(module), trainer.global_rank
-        header = {"format": FORMAT, "rank": rank, "seed": getattr(module, "seed", None), "versions": versions()}
-        stem, budget = f"rank{rank}", max(self.max_bytes // trainer.world_size, SMALLEST)
-        self._rollouts = rollouts = RotatedLines(directory / ROLLOUTS, stem, header=header, max_bytes=budget)
-        collected = getattr(module, "buffers_collected", 0)
+        facts = {"seed": getattr(module, "seed", None), "share": self.share, "versions": versions()}
+        header, budget = {"format": FORMAT, "rank": rank, **facts}, max(self.max_bytes // trainer.world_size, SMALLEST)
+        folder, collected = directory / ROLLOUTS, getattr(module, "buffers_collected", 0)
+        self._rollouts = rollouts = RotatedLines(folder, f"rank{rank}", header=header, max_bytes=budget)
         self._try(ROLLOUTS, lambda: rollouts.keep_before(collected))
         if trainer.is_global_zero:
             step, validated_at = trainer.global_step, self._validated_at
@@ -106,6 +106,8 @@ class RunRecorder(RolloutObserver):
                     return record.get("iteration", 0) < iteration
                 return record.get("step", 0) < step + (validated_at == step)
 
+            # Of ranks that there are no more.
+            self._try(ROLLOUTS, lambda: keep_before(folder, collected, ranks=trainer.world_size))
             self._try(METRICS, lambda: _made(directory) and keep_lines(directory / METRICS, is_kept))
             self._try(RUN, lambda: self._write_facts(trainer, module, directory))
 
@@ -139,6 +141,13 @@ class RunRecorder(RolloutObserver):
         texts = self._texts = self._texts or TokenTexts(module.policy.tokenizer)
         lines = (encoded(record) for record in rollout_records(collected, texts, share=self.share))
         self._try(ROLLOUTS, lambda: rollouts.append(lines))
+        if rollouts.too_long and "long" not in self._lost:
+            self._lost.add("long")
+            warnings.warn(
+                f"A rollout is too long for {rollouts.file_bytes} bytes of a file and is left out of the record, as "
+                "others will be; raise `max_bytes` of RunRecorder.",
+                stacklevel=2,
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -84,7 +84,7 @@ def append(path: Path, data: bytes) -> None:
 
 def replace(path: Path, content: bytes) -> None:
     """Writes a file so that it is there as a whole or as it was before."""
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.new")
     try:
         partial.write_bytes(content)
         partial.replace(path)
@@ -138,13 +138,7 @@ class RotatedLines:
         Raises:
             OSError: a file cannot be changed.
         """
-        for path in reversed(self.paths()):
-            was_cut = keep_lines(path, lambda record: record.get("iteration", -1) < iteration)
-            if not any("iteration" in record for record in read_lines(path)):
-                path.unlink()
-            # Lines come in the order of buffers, so that no earlier file has one to remove.
-            elif not was_cut:
-                return
+        _keep_before(self.paths(), iteration)
 
     def append(self, lines: Iterable[bytes]) -> None:
         """Adds lines, none of which is cut.
@@ -184,3 +178,24 @@ class RotatedLines:
     def _number(self, path: Path) -> int:
         number = path.stem.rpartition("-")[2]
         return int(number) if number.isdecimal() else 0
+
+
+def keep_before(folder: Path, iteration: int, *, ranks: int) -> None:
+    """Removes lines of this buffer and later ones from the files of all ranks but the first ``ranks``.
+
+    Raises:
+        OSError: a file cannot be changed.
+    """
+    own = {f"rank{rank}" for rank in range(ranks)}
+    for stem in {path.stem.rpartition("-")[0] for path in folder.glob("rank*-*.jsonl")} - own:
+        _keep_before(sorted(folder.glob(f"{stem}-*.jsonl")), iteration)
+
+
+def _keep_before(paths: list[Path], iteration: int) -> None:
+    for path in reversed(paths):
+        was_cut = keep_lines(path, lambda record: record.get("iteration", -1) < iteration)
+        if not any("iteration" in record for record in read_lines(path)):
+            path.unlink()
+        # Lines come in the order of buffers, so that no earlier file has one to remove.
+        elif not was_cut:
+            return

@@ -40,7 +40,7 @@ def table(headings: list[str], rows: list[list[str]]) -> str:
     head = "".join(f'<th scope="col">{escaped_html(each)}</th>' for each in headings)
     body = "".join(
         f'<tr><th scope="row">{escaped_html(row[0], 200)}</th>'
-        + "".join(f"<td>{escaped_html(cell, 2000)}</td>" for cell in row[1:])
+        + "".join(f"<td>{escaped_html(cell, 1000)}</td>" for cell in row[1:])
         + "</tr>"
         for row in rows
     )
