@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dmpo_lightning.evaluation.values import BatchValues, batch_values
 from dmpo_lightning.policy import Policy
@@ -93,20 +94,17 @@ def evaluate(
         rows_per_forward=rows_per_forward,
     )
     # Waits for the device, so that the time is that of sampling.
-    ids = samples.completion_ids.cpu()
+    samples = _moved(samples)
     seconds = time.perf_counter() - started
     real = prompts.to("cpu").without_filler()
-    counted = ~prompts.is_filler.cpu().repeat_interleave(completions)
-    ids = ids[counted]
-    samples = Samples(ids, samples.reveal_step.cpu()[counted], samples.log_prob.cpu()[counted])
+    ids = (samples := _moved(samples, ~prompts.is_filler.cpu().repeat_interleave(completions))).completion_ids
     texts = raw = grouped(policy.decode(ids), completions)
     if reward.verify is not None:
         raw = grouped(policy.decode(ids, special_tokens=True), completions)
+    # A rank that had filler alone has no completion by which components could be named.
+    scores = Scores({}, torch.zeros(0, completions, dtype=torch.float32), failures=0)
     if real.examples:
         scores = reward(real.examples, texts, real.prompt_index.tolist(), raw=raw)
-    else:
-        # A rank that had filler alone has no completion by which components could be named.
-        scores = Scores({}, torch.zeros(0, completions, dtype=torch.float32), failures=0)
     lengths = policy.effective_length(ids).view(-1, completions)
     measures = {"effective_length": lengths.float(), "truncated": (lengths == ids.shape[-1]).float()}
     return EvaluatedBatch(
@@ -120,6 +118,11 @@ def evaluate(
         tokens=ids.numel(),
         seconds=seconds,
     )
+
+
+def _moved(samples: Samples, rows: Tensor | slice = slice(None)) -> Samples:
+    """Some of the samples, on the CPU."""
+    return Samples(*(each.cpu()[rows] for each in (samples.completion_ids, samples.reveal_step, samples.log_prob)))
 
 
 def _json_answer(verdict: Verdict) -> str | float | None:
