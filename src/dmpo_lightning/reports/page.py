@@ -53,7 +53,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     """
     resolved = [folder.resolve() for folder in folders]
     names = [folder.name for folder in resolved]
-    if len(set(names)) < len(names):
+    # By itself a version says nothing.
+    if len(set(names)) < len(names) or any(name.startswith("version_") for name in names):
         names = [f"{folder.parent.name}/{folder.name}" for folder in resolved]
     if len(set(names)) < len(names):
         names = [f"{number + 1} {name}" for number, name in enumerate(names)]
