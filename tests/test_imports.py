@@ -16,6 +16,7 @@ ROOT = Path(dmpo_lightning.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = (
     "terminal",
+    "reports",
     "functional",
     "workers",
     "tasks",

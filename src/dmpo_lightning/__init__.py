@@ -42,6 +42,7 @@ _HOMES = {
     "LatinSquareDemonstrations": "tasks",
     "JsonlPairs": "tasks.pairs",
     "BeforeAfterReport": "callbacks.before_after",
+    "RunRecorder": "callbacks.records",
     "CompletionWriter": "callbacks.completions",
     "EvaluationReport": "callbacks.evaluation_report",
     "Guards": "callbacks.guards",

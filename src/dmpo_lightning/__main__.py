@@ -33,6 +33,7 @@ commands:
   export     write a checkpoint's policy as a PEFT adapter or a Hugging Face model
   plan       memory, parameters and forwards of a configuration; runs nothing
   score      re-score saved completions; needs no model
+  report     one HTML page on one or several runs; needs no model
   configs    list the configurations that --config takes by name
   completion a script by which bash or zsh completes all of these
 
@@ -53,7 +54,9 @@ exit status:
   128+N  ended by signal N (143 SIGTERM, 138 SIGUSR1); with the callback Preemption, as in the published recipes,
          after saving, so that the same command with --ckpt_path last continues
 """
-LIGHT = {name: f"dmpo_lightning.commands.{name}" for name in ("completion", "export", "generate", "plan", "score")}
+LIGHT = {
+    name: f"dmpo_lightning.commands.{name}" for name in ("completion", "export", "generate", "plan", "report", "score")
+}
 """Commands that are not the Lightning CLI's."""
 MISTAKE, INTERRUPTED, NOT_READ = 2, 128 + signal.SIGINT, 128 + 13
 """Exit statuses, see `USAGE`. The last is that of a process that SIGPIPE has ended."""

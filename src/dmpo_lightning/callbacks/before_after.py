@@ -1,4 +1,4 @@
-"""What a run of DMPO changed on held-out examples: a table, ``summary.json`` and a learning curve."""
+"""What a run of DMPO changed on held-out examples: a table, ``summary.json``, a learning curve, and the report."""
 
 import json
 import time
@@ -9,12 +9,17 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from dmpo_lightning.callbacks.examples import example_records, write_examples
 from dmpo_lightning.callbacks.preemption import leave_untrained
+from dmpo_lightning.callbacks.rollout_records import TokenTexts
 from dmpo_lightning.evaluation.batch import MEASURES
 from dmpo_lightning.evaluation.metrics import EvaluationMetrics
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.run_directory import run_directory
+from dmpo_lightning.reports.page import write_report
+from dmpo_lightning.reports.run import EXAMPLES, REPORT
 from dmpo_lightning.samplers import Sampler
+from dmpo_lightning.terminal import escaped
 
 Result = dict[str, tuple[float, float]]
 """Mean and standard error of each score component."""
@@ -26,7 +31,9 @@ class BeforeAfterReport(Callback):
     ``summary.json`` holds ``solve_rate_before``, ``solve_rate_best_temperature_before`` and ``solve_rate_after`` (at
     T = 1 unless ``sampled`` says otherwise), ``greedy_before`` and ``greedy_after``. It also holds ``seconds`` of
     fitting, which include validation but not the two evaluations of this report, ``rollouts``, ``seed`` and all
-    results. ``learning_curve.png`` shows the validation accuracy.
+    results. ``learning_curve.png`` shows the validation accuracy. ``examples.jsonl`` holds the completions of the first
+    examples by ``sampled``, before and after, token by token. ``report.html`` shows all of it, as ``dmpo-lightning
+    report`` does.
 
     The final weights are evaluated. Not for strategies that divide the model's weights, because the report runs outside
     of the training loop.
@@ -36,6 +43,7 @@ class BeforeAfterReport(Callback):
         sampled: the name of the sampler at T = 1.
         greedy: the name of the greedy sampler. It and ``sampled`` are evaluated again afterwards.
         curve: names of logged validation metrics to draw.
+        examples: how many of the test split ``examples.jsonl`` holds.
 
     Raises:
         ValueError: ``sampled`` or ``greedy`` is not among the samplers.
@@ -48,11 +56,13 @@ class BeforeAfterReport(Callback):
         sampled: str = "temperature_1",
         greedy: str = "greedy",
         curve: tuple[str, ...] = ("val/sampled/accuracy", "val/greedy/accuracy"),
+        examples: int = 64,
     ) -> None:
         for name in (sampled, greedy):
             if name not in samplers:
                 raise ValueError(f"`samplers` must contain {name!r}, got {sorted(samplers)}.")
         self.samplers, self.sampled, self.greedy, self.curve_names = dict(samplers), sampled, greedy, curve
+        self.examples = examples
         self.before: dict[str, Result] = {}
         self.after: dict[str, Result] = {}
         self.curve: list[dict[str, float]] = []
@@ -62,7 +72,7 @@ class BeforeAfterReport(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A resumed run knows it from its first part, and its weights are not the base's any more.
         if not self.before:
-            self.before = self._evaluate(trainer, pl_module, list(self.samplers), may_leave=True)
+            self.before = self._evaluate(trainer, pl_module, "before", list(self.samplers))
         # Moved back by what the run took before it was resumed.
         self._started = time.perf_counter() - self.seconds
 
@@ -76,11 +86,24 @@ class BeforeAfterReport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds = self._seconds_by_now()
-        self.after = self._evaluate(trainer, pl_module, [self.sampled, self.greedy])
+        self.after = self._evaluate(trainer, pl_module, "after", [self.sampled, self.greedy])
         # On all ranks, because it is a broadcast.
         directory = run_directory(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._write(directory, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the report, now that other callbacks have written what it shows."""
+        # On all ranks, because it is a broadcast.
+        directory = run_directory(trainer)
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            try:
+                write_report([directory], directory / REPORT)
+            # Of the disk, which does not make the run fail.
+            except ValueError as error:
+                print(escaped(f"No report: {error}"))
+            else:
+                print(escaped(f"Report: {directory / REPORT}"))
 
     def state_dict(self) -> dict[str, Any]:
         return {"before": self.before, "curve": self.curve, "seconds": self._seconds_by_now()}
@@ -91,23 +114,30 @@ class BeforeAfterReport(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.before, self.curve, self.seconds = state_dict["before"], state_dict["curve"], state_dict["seconds"]
 
-    def _evaluate(
-        self, trainer: Trainer, module: LightningModule, names: list[str], *, may_leave: bool = False
-    ) -> dict[str, Result]:
+    def _evaluate(self, trainer: Trainer, module: LightningModule, moment: str, names: list[str]) -> dict[str, Result]:
         assert isinstance(module, DMPO)
         data = getattr(trainer, "datamodule", None)
         if data is None:
             raise ValueError("BeforeAfterReport needs a datamodule, whose test split it evaluates; pass one to fit.")
         loader = data.test_dataloader()
         metrics = {name: EvaluationMetrics(trainer.strategy.root_device) for name in names}
+        records: list[dict[str, Any]] = []
+        texts = TokenTexts(module.policy.tokenizer)
         for host_batch in islice(loader, _batch_limit(trainer, len(loader))):
             # Lightning moves the batches of its own loops only.
             batch = host_batch.to(trainer.strategy.root_device)
             for name in names:
-                metrics[name].update(module.evaluate_batch(batch, self.samplers[name]))
+                evaluated = module.evaluate_batch(batch, self.samplers[name])
+                metrics[name].update(evaluated)
+                if name == self.sampled and len(records) < self.examples:
+                    records += example_records(evaluated, host_batch, texts, moment)[: self.examples - len(records)]
             # It may take minutes, of which a job that is told to end has none.
-            if may_leave:
+            if moment == "before":
                 leave_untrained(trainer)
+        # On all ranks, because it is a broadcast.
+        directory = run_directory(trainer)
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            write_examples(directory / EXAMPLES, moment, records)
         return {name: found.result(name, module.completion_length).means for name, found in metrics.items()}
 
     def _write(self, directory: Path, module: LightningModule) -> None:

@@ -20,6 +20,7 @@ from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation_report import EvaluationReport
 from dmpo_lightning.callbacks.guards import Guards
 from dmpo_lightning.callbacks.preemption import Preemption, configured_requeue_signal
+from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.commands.arguments import at_home
 from dmpo_lightning.commands.last_checkpoint import OF_LIGHTNING, is_elsewhere, newest_checkpoint, why_untrusted
 from dmpo_lightning.distributed.internals import is_spawned, reserve_folders
@@ -126,7 +127,7 @@ class DMPOCLI(LightningCLI):
             self.parser.error(_constructor_message(error))
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
-        """As Lightning does it, with the callbacks that leave an evaluation's table and completions, and the guards."""
+        """As Lightning does it, with the guards and the callbacks that leave records, tables and completions."""
         trainer = super().instantiate_trainer(**options)
         if is_spawned(trainer.strategy):
             self.parser.error(
@@ -134,7 +135,7 @@ class DMPOCLI(LightningCLI):
                 "functions without a name are missing; use ddp (`--config strategies/ddp.yaml`)."
             )
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        for callback_class in (CompletionWriter, EvaluationReport, Guards):
+        for callback_class in (RunRecorder, CompletionWriter, EvaluationReport, Guards):
             if not any(isinstance(callback, callback_class) for callback in callbacks):
                 callbacks.append(callback_class())
         return trainer

@@ -89,8 +89,9 @@ class CountdownDemonstrations(Task):
         while True:
             numbers = [generator.randint(1, self.largest) for _ in range(self.count)]
             expression, value = random_expression(numbers, generator)
-            example = {"numbers": numbers, "target": value + generator.randint(-self.spread, self.spread)}
-            if 1 <= example["target"] <= self.largest_target and puzzle_key(example) not in excluded:
+            target = value + generator.randint(-self.spread, self.spread)
+            example: Example = {"numbers": numbers, "target": target}
+            if 1 <= target <= self.largest_target and puzzle_key(example) not in excluded:
                 break
         return example | {"completion": f"<answer>{expression}</answer>"}
 
