@@ -12,6 +12,7 @@ from types import TracebackType
 from dmpo_lightning import __version__
 from dmpo_lightning.commands.arguments import named_modules, resolve_arguments
 from dmpo_lightning.commands.configs import config_directory, shipped_configs
+from dmpo_lightning.commands.first_line import first_line
 from dmpo_lightning.terminal import escaped, printable
 from dmpo_lightning.workers.local_modules import find_local_modules
 
@@ -77,6 +78,8 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     except ValueError as error:
         print(f"dmpo-lightning: {escaped(str(error))}", file=sys.stderr)
         return 2
+    if line := first_line(command, arguments):
+        print(line, file=sys.stderr, flush=True)
     # It brings torch and Lightning, for which --help need not wait (docs/decisions/028-layout.md).
     from dmpo_lightning.checkpoints.weights import UnfitCheckpointError
     from dmpo_lightning.commands.fit import run

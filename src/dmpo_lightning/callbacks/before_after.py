@@ -9,6 +9,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from dmpo_lightning.callbacks.progress import announce, note_phase
+from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.evaluation.batch import MEASURES
 from dmpo_lightning.evaluation.metrics import EvaluationMetrics
 from dmpo_lightning.modules.dmpo import DMPO
@@ -61,7 +63,7 @@ class BeforeAfterReport(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A resumed run knows it from its first part, and its weights are not the base's any more.
         if not self.before:
-            self.before = self._evaluate(trainer, pl_module, list(self.samplers))
+            self.before = self._evaluate(trainer, pl_module, list(self.samplers), "the base")
         # Moved back by what the run took before it was resumed.
         self._started = time.perf_counter() - self.seconds
 
@@ -75,7 +77,7 @@ class BeforeAfterReport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds = self._seconds_by_now()
-        self.after = self._evaluate(trainer, pl_module, [self.sampled, self.greedy])
+        self.after = self._evaluate(trainer, pl_module, [self.sampled, self.greedy], "the trained model")
         # On all ranks, because it is a broadcast.
         directory = run_directory(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -90,17 +92,21 @@ class BeforeAfterReport(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.before, self.curve, self.seconds = state_dict["before"], state_dict["curve"], state_dict["seconds"]
 
-    def _evaluate(self, trainer: Trainer, module: LightningModule, names: list[str]) -> dict[str, Result]:
+    def _evaluate(self, trainer: Trainer, module: LightningModule, names: list[str], what: str) -> dict[str, Result]:
         assert isinstance(module, DMPO)
         data = getattr(trainer, "datamodule", None)
         if data is None:
             raise ValueError("BeforeAfterReport needs a datamodule, whose test split it evaluates; pass one to fit.")
         loader = data.test_dataloader()
         metrics = {name: EvaluationMetrics(trainer.strategy.root_device) for name in names}
-        for host_batch in islice(loader, _batch_limit(trainer, len(loader))):
+        batches = min(_batch_limit(trainer, len(loader)), len(loader))
+        samplers = f"{len(names)} sampler{'s' * (len(names) > 1)}"
+        announce(trainer, f"Evaluating {what} on {_examples(loader, batches)} held-out examples with {samplers} ...")
+        for number, host_batch in enumerate(islice(loader, batches)):
             # Lightning moves the batches of its own loops only.
             batch = host_batch.to(trainer.strategy.root_device)
-            for name in names:
+            for position, name in enumerate(names):
+                note_phase(trainer, "evaluating", number * len(names) + position, batches * len(names))
                 metrics[name].update(module.evaluate_batch(batch, self.samplers[name]))
         return {name: found.result(name, module.completion_length).means for name, found in metrics.items()}
 
@@ -149,6 +155,12 @@ def _batch_limit(trainer: Trainer, batches: int) -> int:
     """How much of the test split the Trainer's flags allow: `fast_dev_run` and `limit_test_batches`."""
     limit: int | float = getattr(trainer, "fast_dev_run") or trainer.limit_test_batches
     return limit if isinstance(limit, int) and limit is not True else int(float(limit) * batches)
+
+
+def _examples(loader: PromptLoader, batches: int) -> int:
+    """How many examples so many batches hold, over all ranks."""
+    whole = len(loader.dataset) - loader.dropped
+    return whole if batches >= len(loader) else round(whole * batches / len(loader))
 
 
 def _named(result: Result) -> dict[str, dict[str, float]]:

@@ -12,12 +12,15 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation_report import EvaluationReport
+from dmpo_lightning.callbacks.progress import ProgressLine
 from dmpo_lightning.commands.last_checkpoint import OF_LIGHTNING, is_elsewhere, newest_checkpoint, why_untrusted
+from dmpo_lightning.commands.quiet import quiet
 from dmpo_lightning.distributed.internals import reserve_folders
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.run_directory import continue_in_place
@@ -121,7 +124,15 @@ class DMPOCLI(LightningCLI):
             self.parser.error(_constructor_message(error))
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
-        """As Lightning does it, with the callbacks that leave an evaluation's table and completions."""
+        """As Lightning does it, with the callbacks that leave an evaluation's table and completions, and with our own
+        line of progress in the place of Lightning's bars, unless one is configured or none is wanted.
+        """
+        given = self._get(self.config_init, "trainer", default={})
+        configured = given.get("callbacks") or []
+        configured = configured if isinstance(configured, list) else [configured]
+        if given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in configured):
+            # First of all, so that it is there when the others report.
+            options["callbacks"] = [ProgressLine(), *configured]
         trainer = super().instantiate_trainer(**options)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for callback_class in (CompletionWriter, EvaluationReport):
@@ -187,6 +198,7 @@ def tokenizer_source(model: Any) -> Any:
 
 def run(arguments: Sequence[str]) -> None:
     """Parses and runs. A bad configuration ends it with status 2 and a message."""
+    quiet()
     DMPOCLI(
         PolicyModule,
         LightningDataModule,
@@ -194,6 +206,8 @@ def run(arguments: Sequence[str]) -> None:
         subclass_mode_data=True,
         parser_class=DMPOArgumentParser,
         seed_everything_default=0,
+        # `ProgressLine` says how large the model is. Lightning's table counts the reference twice and FLOPs never.
+        trainer_defaults={"enable_model_summary": False},
         # Optimizer and scheduler are arguments of the modules, not of the command line.
         auto_configure_optimizers=False,
         save_config_callback=ConfigInCheckpoint,

@@ -126,6 +126,7 @@ class Canvas:
         self.ids.scatter_(1, places + self.prompt_length, draw.tokens)
         self.reveal_step.scatter_(1, places, step)
         self.log_prob.scatter_(1, places, draw.log_prob)
+        self.policy.note_step(step)
 
     def reveal_where(self, start: int, chosen: Bool[Tensor, "rows block"], draw: Draw, step: int) -> None:
         """Writes the ``chosen`` ones of the tokens that were drawn for all places of the block from ``start`` on."""
@@ -138,6 +139,7 @@ class Canvas:
             (self.log_prob[:, start:stop], draw.log_prob),
         ):
             target.copy_(torch.where(chosen, value, target))
+        self.policy.note_step(step)
 
     def mask_where(self, start: int, chosen: Bool[Tensor, "rows block"]) -> None:
         """Masks the ``chosen`` places of the block from ``start`` on again."""
