@@ -49,6 +49,7 @@ class ProgressLine(ProgressBar, RolloutObserver):
         self._is_enabled = True
         self._line: StatusLine | None = None
         self._module: PolicyModule | None = None
+        self._meter: RunMeter | None = None
         self._drawn = self._written = -math.inf
         self._started = self._validation_started = 0.0
         self._first_step = 0
@@ -56,7 +57,7 @@ class ProgressLine(ProgressBar, RolloutObserver):
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies of a Trainer and other processes have no terminal of ours.
-        return vars(self) | {"_line": None, "_module": None}
+        return vars(self) | {"_line": None, "_module": None, "_meter": None}
 
     def enable(self) -> None:
         self._is_enabled = True
@@ -93,6 +94,8 @@ class ProgressLine(ProgressBar, RolloutObserver):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._first_step, self._ends = trainer.global_step, None
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        self._meter = next((each for each in callbacks if isinstance(each, RunMeter)), None)
         self.progress = replace(self.progress, step=trainer.global_step, steps=total_steps(trainer))
         self.note_phase("training")
 
@@ -103,13 +106,11 @@ class ProgressLine(ProgressBar, RolloutObserver):
 
     def on_rollouts(self, trainer: Trainer, module: LightningModule, collected: CollectedBuffer) -> None:
         means = collected.means
-        meters = [each for each in trainer.callbacks if isinstance(each, RunMeter)]  # type: ignore[attr-defined]
         self.progress = replace(
             self.progress,
             reward=means.get("reward/total"),
             ess=means.get("weight/ess"),
             informative=means.get("reward/informative_groups"),
-            rate=meters[0].rollouts_per_second if meters else None,
         )
         self._show_training(module)
         self._write_plain()
@@ -160,10 +161,14 @@ class ProgressLine(ProgressBar, RolloutObserver):
         self._show_training(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.progress = replace(self.progress, seconds_left=None, step=trainer.global_step)
-        seconds = perf_counter() - self._started if self._started else 0.0
-        self.announce(f"{plain_line(self.progress)}; trained for {duration(seconds)}")
+        seconds = duration(perf_counter() - self._started if self._started else 0.0)
         self._started, self._ends = 0.0, None
+        self.progress = replace(self._timed(), step=trainer.global_step, seconds_left=None)
+        if self._line is None:
+            self.announce(f"{plain_line(self.progress)}; trained for {seconds}")
+        else:
+            self.note_phase(f"trained for {seconds}")
+            self.announce(status_line(self.progress, self._line.columns))
         self.note_phase("finishing")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -229,16 +234,19 @@ class ProgressLine(ProgressBar, RolloutObserver):
         if self._line is None or (now - self._drawn < self.refresh_interval and not at_once):
             return
         self._drawn = now
-        self._line.draw(status_line(self._timed(now), self._line.columns))
+        self._line.draw(status_line(self._timed(), self._line.columns))
 
     def _write_plain(self) -> None:
         now = perf_counter()
         if self._line is None and now - self._written >= self.plain_interval:
             self._written = now
-            self.announce(plain_line(self._timed(now)))
+            self.announce(plain_line(self._timed()))
 
-    def _timed(self, now: float) -> Progress:
-        return self.progress if self._ends is None else replace(self.progress, seconds_left=max(0.0, self._ends - now))
+    def _timed(self) -> Progress:
+        """With what changes by itself."""
+        rate = None if self._meter is None else self._meter.rollouts_per_second
+        left = None if self._ends is None else max(0.0, self._ends - perf_counter())
+        return replace(self.progress, rate=rate, seconds_left=left)
 
 
 def announce(trainer: Trainer, text: str) -> None:

@@ -107,5 +107,6 @@ def _stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
     for logger in loggers:
         # Loggers whose children alone exist are placeholders without handlers.
         for handler in getattr(logger, "handlers", []):
-            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            # That of last resort looks up standard error whenever it writes, and has nothing to replace.
+            if isinstance(handler, logging.StreamHandler) and "stream" in vars(handler):
                 yield handler

@@ -18,7 +18,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation_report import EvaluationReport
+from dmpo_lightning.callbacks.logging_extras import LoggingExtras
 from dmpo_lightning.callbacks.progress import ProgressLine
+from dmpo_lightning.callbacks.samples import RolloutsOnScreen
 from dmpo_lightning.commands.last_checkpoint import OF_LIGHTNING, is_elsewhere, newest_checkpoint, why_untrusted
 from dmpo_lightning.commands.quiet import quiet
 from dmpo_lightning.distributed.internals import reserve_folders
@@ -124,21 +126,19 @@ class DMPOCLI(LightningCLI):
             self.parser.error(_constructor_message(error))
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
-        """As Lightning does it, with the callbacks that leave an evaluation's table and completions, and with our own
-        line of progress in the place of Lightning's bars, unless one is configured or none is wanted.
+        """As Lightning does it, with the callbacks that show what is evaluated and sampled, and with our own line of
+        progress in the place of Lightning's bars, unless one is configured or none is wanted.
         """
         given = self._get(self.config_init, "trainer", default={})
         configured = given.get("callbacks") or []
-        configured = configured if isinstance(configured, list) else [configured]
-        if given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in configured):
+        callbacks = list(configured) if isinstance(configured, list) else [configured]
+        if given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             # First of all, so that it is there when the others report.
-            options["callbacks"] = [ProgressLine(), *configured]
-        trainer = super().instantiate_trainer(**options)
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        for callback_class in (CompletionWriter, EvaluationReport):
+            callbacks.insert(0, ProgressLine())
+        for callback_class in (LoggingExtras, RolloutsOnScreen, CompletionWriter, EvaluationReport):
             if not any(isinstance(callback, callback_class) for callback in callbacks):
                 callbacks.append(callback_class())
-        return trainer
+        return super().instantiate_trainer(**{**options, "callbacks": callbacks})
 
     def _choose_checkpoint(self) -> None:
         """Replaces ``last`` by the newest checkpoint of all runs of that name, so that a requeued job needs no other

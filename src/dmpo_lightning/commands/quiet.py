@@ -4,8 +4,8 @@ import logging
 import sys
 import warnings
 
-SPEAKERS = ("lightning.fabric.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero")
-"""Loggers through which Lightning says all that it says once per job."""
+SPEAKERS = ("lightning", "lightning.fabric", "lightning.pytorch")
+"""Loggers whose handlers print what Lightning says."""
 NOISE = ("💡", "GPU available", "TPU available", "HPU available", "Seed set to")
 """How messages begin that advertise, or that `dmpo-lightning` says better."""
 KNOWN = (
@@ -22,7 +22,14 @@ def quiet() -> None:
     Called once torch and Lightning are imported, since warnings that are configured later win.
     """
     for name in SPEAKERS:
-        logging.getLogger(name).addFilter(is_news)
+        # A filter of the logger itself would not be asked for what its children say.
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(is_news)
+    if not sys.stderr.isatty():
+        # Its bars are written for terminals, where they show how long a large model still takes to load.
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
     if sys.warnoptions:
         return
     for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
