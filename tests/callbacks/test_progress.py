@@ -14,6 +14,7 @@ import termios
 import threading
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from dmpo_runs import loader, module, trainer
@@ -60,7 +61,8 @@ def played(text: str, columns: int, rows: int, folder: Path) -> str:
         pytest.skip("needs tmux: apt-get install tmux")
     (folder / "text").write_text(text)
     (folder / "done").unlink(missing_ok=True)
-    run = [tmux, "-L", f"dmpo-{os.getpid()}", "-f", "/dev/null"]
+    # A server of its own each time: one that is about to end takes no session.
+    run = [tmux, "-L", f"dmpo-{uuid4().hex}", "-f", "/dev/null"]
     play = f"cat {folder}/text; touch {folder}/done; sleep 60"
     subprocess.run([*run, "new-session", "-d", "-x", str(columns), "-y", str(rows), play], check=True, timeout=30)
     try:

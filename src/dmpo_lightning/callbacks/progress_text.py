@@ -49,10 +49,11 @@ class Progress:
 
 def status_line(progress: Progress, columns: int) -> str:
     """The progress in at most this many columns: full words and a bar where they fit, else less."""
-    full = "  ".join([_head(progress, "long"), *_fields(progress, "long")])
-    if len(full) <= columns:
-        bar = _bar(progress, columns - len(full) - 3)
-        return f"{bar} {full}" if bar else full
+    parts = [_head(progress, "long"), *_fields(progress, "long")]
+    for full in ("  ".join(parts), " ".join(parts)):
+        if len(full) <= columns:
+            bar = _bar(progress, columns - len(full) - 3)
+            return f"{bar} {full}" if bar else full
     short = [_head(progress, "short"), *_fields(progress, "short")]
     # What stands last matters least, but for the time left, which stays as long as there is room for anything.
     while len(short) > 1 and len(" ".join(short)) > columns:
