@@ -2,20 +2,23 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
+from dmpo_lightning.callbacks.example_shown import LearntExample
 from dmpo_lightning.callbacks.progress import announce, note_phase
 from dmpo_lightning.data.prompts import PromptLoader
-from dmpo_lightning.evaluation.batch import MEASURES
+from dmpo_lightning.evaluation.batch import MEASURES, EvaluatedBatch
 from dmpo_lightning.evaluation.metrics import EvaluationMetrics
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.samplers import Sampler
+from dmpo_lightning.terminal import escaped
 
 Result = dict[str, tuple[float, float]]
 """Mean and standard error of each score component."""
@@ -58,12 +61,13 @@ class BeforeAfterReport(Callback):
         self.after: dict[str, Result] = {}
         self.curve: list[dict[str, float]] = []
         self.seconds = 0.0
+        self.example = LearntExample()
         self._started: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A resumed run knows it from its first part, and its weights are not the base's any more.
         if not self.before:
-            self.before = self._evaluate(trainer, pl_module, list(self.samplers), "the base")
+            self.before = self._evaluate(trainer, pl_module, list(self.samplers), "the base", self.example.note_before)
         # Moved back by what the run took before it was resumed.
         self._started = time.perf_counter() - self.seconds
 
@@ -77,22 +81,34 @@ class BeforeAfterReport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds = self._seconds_by_now()
-        self.after = self._evaluate(trainer, pl_module, [self.sampled, self.greedy], "the trained model")
+        self.after = self._evaluate(
+            trainer, pl_module, [self.sampled, self.greedy], "the trained model", self.example.note_after
+        )
         # On all ranks, because it is a broadcast.
         directory = run_directory(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._write(directory, pl_module)
+            self._report(trainer, pl_module, directory)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"before": self.before, "curve": self.curve, "seconds": self._seconds_by_now()}
+        wrong = self.example.wrong
+        return {"before": self.before, "curve": self.curve, "seconds": self._seconds_by_now(), "wrong": wrong}
 
     def _seconds_by_now(self) -> float:
         return self.seconds if self._started is None else time.perf_counter() - self._started
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.before, self.curve, self.seconds = state_dict["before"], state_dict["curve"], state_dict["seconds"]
+        # Checkpoints of earlier versions have none.
+        self.example.wrong = state_dict.get("wrong", {})
 
-    def _evaluate(self, trainer: Trainer, module: LightningModule, names: list[str], what: str) -> dict[str, Result]:
+    def _evaluate(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        names: list[str],
+        what: str,
+        note: Callable[[EvaluatedBatch], None],
+    ) -> dict[str, Result]:
         assert isinstance(module, DMPO)
         data = getattr(trainer, "datamodule", None)
         if data is None:
@@ -107,19 +123,32 @@ class BeforeAfterReport(Callback):
             batch = host_batch.to(trainer.strategy.root_device)
             for position, name in enumerate(names):
                 note_phase(trainer, "evaluating", number * len(names) + position, batches * len(names))
-                metrics[name].update(module.evaluate_batch(batch, self.samplers[name]))
+                evaluated = module.evaluate_batch(batch, self.samplers[name])
+                metrics[name].update(evaluated)
+                if name == self.sampled:
+                    note(evaluated)
         return {name: found.result(name, module.completion_length).means for name, found in metrics.items()}
 
-    def _write(self, directory: Path, module: LightningModule) -> None:
+    def _report(self, trainer: Trainer, module: LightningModule, directory: Path) -> None:
         assert isinstance(module, DMPO)
-        directory.mkdir(parents=True, exist_ok=True)
         rollouts = module.rollouts_seen
-        summary = json.dumps(self.summary(module.seed, rollouts), indent=2)
-        (directory / "summary.json").write_text(summary + "\n", encoding="utf-8")
+        # Printed first: files may fail, and what took hours is then still to be read.
+        print(self.table(rollouts))
+        if text := self.example.to_text(getattr(getattr(trainer, "datamodule", None), "task", None)):
+            print(text)
+        try:
+            self._write(directory, self.summary(module.seed, rollouts))
+        except OSError as error:
+            rank_zero_warn(f"summary.json and learning_curve.png could not be written to {directory}: {error}")
+        else:
+            print(escaped(f"Written to {directory}: summary.json, learning_curve.png"))
+            print(escaped(next_step(directory)))
+
+    def _write(self, directory: Path, summary: dict[str, Any]) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         lines = {self.curve_names[0]: self.sampled, self.curve_names[-1]: self.greedy}
         draw_curve(self.curve, self.before, lines, directory / "learning_curve.png")
-        print(self.table(rollouts))
-        print(f"Written to {directory}: summary.json, learning_curve.png")
 
     def summary(self, seed: int, rollouts: int) -> dict[str, Any]:
         """The content of ``summary.json``."""
@@ -149,6 +178,11 @@ class BeforeAfterReport(Callback):
                 lines.append(f"{moment + ', ' + name:<28}{cells}")
         lines.append(f"trained for {self.seconds:.0f} s on {rollouts} rollouts; final weights")
         return "\n".join(lines)
+
+
+def next_step(directory: Path) -> str:
+    """What somebody who has waited for a run does next."""
+    return f"Next: dmpo-lightning report {directory}"
 
 
 def _batch_limit(trainer: Trainer, batches: int) -> int:

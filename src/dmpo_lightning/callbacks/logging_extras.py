@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -47,12 +48,12 @@ class LoggingExtras(RolloutObserver):
         step = trainer.global_step
         for target, name in HISTOGRAMS.items():
             if (values := collected.targets.get(target)) is not None:
-                self._give(trainer, lambda logger, name=name, values=values: log_histogram(logger, name, values, step))
+                self._give(trainer, partial(log_histogram, name=name, values=values, step=step))
         samples = [
             replace(each, prompt=each.prompt[-LONGEST_TEXT:], completion=each.completion[-LONGEST_TEXT:])
             for each in best_and_worst(module, collected, self.prompts)
         ]
-        self._give(trainer, lambda logger: log_samples(logger, "completion/text", samples, step))
+        self._give(trainer, partial(log_samples, name="completion/text", samples=samples, step=step))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -63,8 +64,7 @@ class LoggingExtras(RolloutObserver):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.curve and trainer.is_global_zero:
-            step = trainer.global_step
-            self._give(trainer, lambda logger: log_figure(logger, "curve/accuracy", self.draw, step))
+            self._give(trainer, partial(log_figure, name="curve/accuracy", draw=self.draw, step=trainer.global_step))
 
     def state_dict(self) -> dict[str, Any]:
         return {"curve": [list(point) for point in self.curve]}

@@ -31,7 +31,7 @@ def best_and_worst(module: LightningModule, collected: CollectedBuffer, prompts:
     reward, weight = rollouts.reward[:prompts].cpu(), collected.targets.get("weight")
     shown = []
     for row, rewards in enumerate(reward.tolist()):
-        prompt = module.policy.tokenizer.decode(ids[row][mask[row]], skip_special_tokens=True)
+        prompt = str(module.policy.tokenizer.decode(ids[row][mask[row]], skip_special_tokens=True))
         ordered = sorted(range(len(rewards)), key=lambda rollout: rewards[rollout])
         for rollout in dict.fromkeys((ordered[-1], ordered[0])):
             own = 1.0 if weight is None else float(weight[row, rollout])
