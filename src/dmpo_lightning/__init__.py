@@ -43,6 +43,7 @@ _HOMES = {
     "BeforeAfterReport": "callbacks.before_after",
     "CompletionWriter": "callbacks.completions",
     "EvaluationReport": "callbacks.evaluation_report",
+    "ForgivingLoggers": "callbacks.forgiving_loggers",
     "LoggingExtras": "callbacks.logging_extras",
     "ProgressLine": "callbacks.progress",
     "RolloutsOnScreen": "callbacks.samples",

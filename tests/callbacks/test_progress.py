@@ -197,6 +197,13 @@ def test_bars_of_lightning_count_to_the_end_of_the_run_also_after_a_restart(tmp_
     assert counts == [(n, 10) for n in range(5, 11)]
 
 
+@pytest.mark.parametrize(("columns", "room"), [(80, 79), (0, 79), (1, 1)])
+def test_there_is_room_for_a_line_in_every_terminal(columns, room):
+    terminal = Terminal(columns, 24)
+    assert StatusLine(terminal.stream).columns == room
+    terminal.end()
+
+
 def test_what_is_printed_appears_above_the_line(tmp_path):
     stream = io.StringIO()
     line = StatusLine(stream)

@@ -182,7 +182,7 @@ class ProgressLine(ProgressBar, RolloutObserver):
         if self._is_enabled and self._line is None and _is_terminal(sys.stderr):
             self._line = StatusLine(sys.stderr)
             self._line.open()
-        if self._is_enabled and isinstance(module, PolicyModule):
+        if self._line is not None and isinstance(module, PolicyModule):
             self._module = module
 
             # Not the method itself: copies of the module, such as those of averaged weights, copy what one is bound to.

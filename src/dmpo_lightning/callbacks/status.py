@@ -54,9 +54,11 @@ class StatusLine:
     def columns(self) -> int:
         """The room for a line. A terminal wraps what stands in its last column, so that this one stays free."""
         try:
-            return os.get_terminal_size(self._stream.fileno()).columns - 1
+            columns = os.get_terminal_size(self._stream.fileno()).columns
         except (OSError, ValueError):
-            return 79
+            columns = 0
+        # Some terminals, such as those of containers, say that they have none.
+        return max((columns or 80) - 1, 1)
 
     def draw(self, text: str) -> None:
         """Replaces the line."""

@@ -18,6 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation_report import EvaluationReport
+from dmpo_lightning.callbacks.forgiving_loggers import ForgivingLoggers
 from dmpo_lightning.callbacks.logging_extras import LoggingExtras
 from dmpo_lightning.callbacks.progress import ProgressLine
 from dmpo_lightning.callbacks.samples import RolloutsOnScreen
@@ -135,7 +136,8 @@ class DMPOCLI(LightningCLI):
         if given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             # First of all, so that it is there when the others report.
             callbacks.insert(0, ProgressLine())
-        for callback_class in (LoggingExtras, RolloutsOnScreen, CompletionWriter, EvaluationReport):
+        added = (ForgivingLoggers, LoggingExtras, RolloutsOnScreen, CompletionWriter, EvaluationReport)
+        for callback_class in added:
             if not any(isinstance(callback, callback_class) for callback in callbacks):
                 callbacks.append(callback_class())
         return super().instantiate_trainer(**{**options, "callbacks": callbacks})
