@@ -20,6 +20,7 @@ import pytest
 from dmpo_runs import loader, module, trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
+from dmpo_lightning import Backbone, DemonstrationsDataModule, LatinSquareDemonstrations, MaskedSFT
 from dmpo_lightning.callbacks.progress import ProgressLine
 from dmpo_lightning.callbacks.samples import RolloutsOnScreen
 from dmpo_lightning.callbacks.status import ERASE, StatusLine
@@ -165,6 +166,31 @@ def test_lines_in_a_log_keep_their_distance(tmp_path, capsys):
     fit.fit(module(), loader())
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step")]
     assert [line.split(",")[0] for line in lines] == ["step 0/8", "step 8/8"]
+
+
+def test_supervised_fine_tuning_shows_its_losses(tmp_path, capsys):
+    data = DemonstrationsDataModule(
+        LatinSquareDemonstrations(size=16), tokenizer="sudoku_tiny", completion_length=20, batch_size=4
+    )
+    fit = trainer(
+        tmp_path,
+        max_steps=4,
+        max_epochs=-1,
+        log_every_n_steps=2,
+        val_check_interval=4,
+        limit_val_batches=1,
+        enable_progress_bar=True,
+        callbacks=[ProgressLine(plain_interval=0)],
+    )
+    fit.fit(MaskedSFT(Backbone("sudoku_tiny", random_weights=True)), data)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step")]
+    shapes = [re.sub(r"\d+\.\d+", "#", re.sub(r"\d:\d\d", "T", line)) for line in lines]
+    assert shapes == [
+        "step 2/4, loss #, T left",
+        "step 4/4, loss #, T left",
+        "step 4/4: val/loss # (T)",
+        "step 4/4, loss #; trained for T",
+    ]
 
 
 @pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
