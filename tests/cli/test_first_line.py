@@ -1,6 +1,9 @@
 """What the command line says at once, and what it leaves out."""
 
 import logging
+import subprocess
+import sys
+import time
 import warnings
 
 import pytest
@@ -23,6 +26,18 @@ def test_a_command_says_what_it_is_about_to_load(arguments, what):
     expected = f"dmpo-lightning {__version__}: {what}; loading torch and Lightning ..."
     assert first_line("fit", arguments, {}) == expected
     assert first_line("fit", arguments, {"RANK": "0", "SLURM_PROCID": "0"}) == expected
+
+
+def test_it_is_said_within_five_seconds(tmp_path):
+    """Before torch is imported, which takes longer by itself on a busy machine."""
+    command = [sys.executable, "-m", "dmpo_lightning", "fit", "--config", "sudoku_tiny.yaml"]
+    started = time.perf_counter()
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stderr.readline()
+        seconds = time.perf_counter() - started
+        process.kill()
+    assert line == f"dmpo-lightning {__version__}: fit, sudoku_tiny.yaml; loading torch and Lightning ...\n"
+    assert seconds < 5
 
 
 @pytest.mark.parametrize("rank", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
