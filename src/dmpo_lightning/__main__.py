@@ -16,6 +16,7 @@ from dmpo_lightning import __version__
 from dmpo_lightning.callbacks import early_signals
 from dmpo_lightning.commands.arguments import named_modules, resolve_arguments
 from dmpo_lightning.commands.configs import config_directory, shipped_configs
+from dmpo_lightning.commands.first_line import first_line
 from dmpo_lightning.terminal import escaped, printable
 from dmpo_lightning.workers.local_modules import find_local_modules
 
@@ -146,6 +147,8 @@ def _dispatch(command: str, arguments: Sequence[str]) -> None:
     if command in LIGHT:
         import_module(LIGHT[command]).run(resolved)
         return
+    if line := first_line(command, arguments):
+        print(line, file=sys.stderr, flush=True)
     # It brings torch and Lightning, for which --help need not wait (docs/decisions/028-layout.md).
     from dmpo_lightning.commands.fit import run
 

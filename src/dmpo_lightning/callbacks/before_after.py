@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
+from dmpo_lightning.callbacks.example_shown import LearntExample
 from dmpo_lightning.callbacks.examples import example_records, write_examples
 from dmpo_lightning.callbacks.preemption import leave_untrained
+from dmpo_lightning.callbacks.progress import announce, note_phase
 from dmpo_lightning.callbacks.rollout_records import TokenTexts
+from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.evaluation.batch import MEASURES
 from dmpo_lightning.evaluation.metrics import EvaluationMetrics
 from dmpo_lightning.modules.dmpo import DMPO
@@ -67,6 +71,7 @@ class BeforeAfterReport(Callback):
         self.after: dict[str, Result] = {}
         self.curve: list[dict[str, float]] = []
         self.seconds = 0.0
+        self.example = LearntExample()
         self._started: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,7 +95,7 @@ class BeforeAfterReport(Callback):
         # On all ranks, because it is a broadcast.
         directory = run_directory(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._write(directory, pl_module)
+            self._report(trainer, pl_module, directory)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the report, now that other callbacks have written what it shows."""
@@ -104,15 +109,19 @@ class BeforeAfterReport(Callback):
                 print(escaped(f"No report: {error}"))
             else:
                 print(escaped(f"Report: {directory / REPORT}"))
+            print(escaped(next_step(directory)))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"before": self.before, "curve": self.curve, "seconds": self._seconds_by_now()}
+        wrong = self.example.wrong
+        return {"before": self.before, "curve": self.curve, "seconds": self._seconds_by_now(), "wrong": wrong}
 
     def _seconds_by_now(self) -> float:
         return self.seconds if self._started is None else time.perf_counter() - self._started
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.before, self.curve, self.seconds = state_dict["before"], state_dict["curve"], state_dict["seconds"]
+        # Checkpoints of earlier versions have none.
+        self.example.wrong = state_dict.get("wrong", {})
 
     def _evaluate(self, trainer: Trainer, module: LightningModule, moment: str, names: list[str]) -> dict[str, Result]:
         assert isinstance(module, DMPO)
@@ -121,15 +130,20 @@ class BeforeAfterReport(Callback):
             raise ValueError("BeforeAfterReport needs a datamodule, whose test split it evaluates; pass one to fit.")
         loader = data.test_dataloader()
         metrics = {name: EvaluationMetrics(trainer.strategy.root_device) for name in names}
+        batches = min(_batch_limit(trainer, len(loader)), len(loader))
+        self._announce(trainer, moment, _examples(loader, batches), len(names))
+        note = {"before": self.example.note_before, "after": self.example.note_after}[moment]
         records: list[dict[str, Any]] = []
         texts = TokenTexts(module.policy.tokenizer)
-        for host_batch in islice(loader, _batch_limit(trainer, len(loader))):
+        for number, host_batch in enumerate(islice(loader, batches)):
             # Lightning moves the batches of its own loops only.
             batch = host_batch.to(trainer.strategy.root_device)
-            for name in names:
+            for position, name in enumerate(names):
+                note_phase(trainer, "evaluating", number * len(names) + position, batches * len(names))
                 evaluated = module.evaluate_batch(batch, self.samplers[name])
                 metrics[name].update(evaluated)
-                if name == self.sampled and len(records) < self.examples:
+                if name == self.sampled:
+                    note(evaluated)
                     records += example_records(evaluated, host_batch, texts, moment)[: self.examples - len(records)]
             # It may take minutes, of which a job that is told to end has none.
             if moment == "before":
@@ -140,16 +154,30 @@ class BeforeAfterReport(Callback):
             write_examples(directory / EXAMPLES, moment, records)
         return {name: found.result(name, module.completion_length).means for name, found in metrics.items()}
 
-    def _write(self, directory: Path, module: LightningModule) -> None:
+    def _announce(self, trainer: Trainer, moment: str, examples: int, samplers: int) -> None:
+        what = {"before": "the base", "after": "the trained model"}[moment]
+        plural = "s" * (samplers > 1)
+        announce(trainer, f"Evaluating {what} on {examples} held-out examples with {samplers} sampler{plural} ...")
+
+    def _report(self, trainer: Trainer, module: LightningModule, directory: Path) -> None:
         assert isinstance(module, DMPO)
-        directory.mkdir(parents=True, exist_ok=True)
         rollouts = module.rollouts_seen
-        summary = json.dumps(self.summary(module.seed, rollouts), indent=2)
-        (directory / "summary.json").write_text(summary + "\n", encoding="utf-8")
+        # Printed first: files may fail, and what took hours is then still to be read.
+        print(self.table(rollouts))
+        if text := self.example.to_text(getattr(getattr(trainer, "datamodule", None), "task", None)):
+            print(text)
+        try:
+            self._write(directory, self.summary(module.seed, rollouts))
+        except OSError as error:
+            rank_zero_warn(f"summary.json and learning_curve.png could not be written to {directory}: {error}")
+        else:
+            print(escaped(f"Written to {directory}: summary.json, learning_curve.png"))
+
+    def _write(self, directory: Path, summary: dict[str, Any]) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         lines = {self.curve_names[0]: self.sampled, self.curve_names[-1]: self.greedy}
         draw_curve(self.curve, self.before, lines, directory / "learning_curve.png")
-        print(self.table(rollouts))
-        print(f"Written to {directory}: summary.json, learning_curve.png")
 
     def summary(self, seed: int, rollouts: int) -> dict[str, Any]:
         """The content of ``summary.json``."""
@@ -181,10 +209,21 @@ class BeforeAfterReport(Callback):
         return "\n".join(lines)
 
 
+def next_step(directory: Path) -> str:
+    """What somebody who has waited for a run does next."""
+    return f"Next: dmpo-lightning report {directory}"
+
+
 def _batch_limit(trainer: Trainer, batches: int) -> int:
     """How much of the test split the Trainer's flags allow: `fast_dev_run` and `limit_test_batches`."""
     limit: int | float = getattr(trainer, "fast_dev_run") or trainer.limit_test_batches
     return limit if isinstance(limit, int) and limit is not True else int(float(limit) * batches)
+
+
+def _examples(loader: PromptLoader, batches: int) -> int:
+    """How many examples so many batches hold, over all ranks."""
+    whole = len(loader.dataset) - loader.dropped
+    return whole if batches >= len(loader) else round(whole * batches / len(loader))
 
 
 def _named(result: Result) -> dict[str, dict[str, float]]:

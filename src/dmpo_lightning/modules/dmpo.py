@@ -14,10 +14,12 @@ from dmpo_lightning.distributed.internals import prepare_training_loaders, train
 from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.distributed.strategies import divides_weights
 from dmpo_lightning.models.backbone import Backbone
+from dmpo_lightning.modules.bar_totals import BarTotals
 from dmpo_lightning.modules.base import OptimizerFactory
 from dmpo_lightning.modules.collecting import collect_buffer
 from dmpo_lightning.modules.continuation import KEY, Continuation
 from dmpo_lightning.modules.evaluation import EvaluationModule
+from dmpo_lightning.modules.meter import RunMeter
 from dmpo_lightning.modules.non_finite import SkipNonFiniteSteps
 from dmpo_lightning.modules.observers import notify
 from dmpo_lightning.modules.options import SchedulerFactory
@@ -153,10 +155,11 @@ class DMPO(EvaluationModule):
             self.policy.reference.make_room(self.policy.model)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds a `SkipNonFiniteSteps`, unless the Trainer has one."""
+        """Adds those of `SkipNonFiniteSteps`, `RunMeter` and `BarTotals` that the Trainer has not."""
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        # Lightning would put the one returned here in the place of the user's own, with its other limit.
-        return [] if any(isinstance(each, SkipNonFiniteSteps) for each in callbacks) else [SkipNonFiniteSteps()]
+        # Lightning would put the one returned here in the place of the user's own, with its other options.
+        kinds = (SkipNonFiniteSteps, RunMeter, BarTotals)
+        return [kind() for kind in kinds if not any(isinstance(each, kind) for each in callbacks)]
 
     def configure_model(self) -> None:
         """As `PolicyModule` does it. Strategies that see all weights early save the reference's own from the start."""
@@ -259,9 +262,8 @@ class DMPO(EvaluationModule):
         self.buffers_collected += 1
         self.rollouts_seen += sum(gather_ranks(collected.sampled))
         count = len(collected.prompts)
-        self.log_dict(dict(collected.means), batch_size=count)
-        # The number of `reward/total` under a short name, for the progress bar alone.
-        self.log("reward/mean", collected.means["reward/total"], prog_bar=True, logger=False, batch_size=count)
+        for name, mean in collected.means.items():
+            self.log(name, mean, prog_bar=name == "reward/total", batch_size=count)
         notify(self.trainer, self, collected)
 
     def _before_step(self, micro_batches: int) -> None:

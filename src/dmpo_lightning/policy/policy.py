@@ -63,6 +63,11 @@ class Policy(nn.Module):
         """
         self.before_forward: Callable[[str], None] | None = None
         """Called before each forward with ``policy`` or ``reference``. It is for checks."""
+        self.on_denoising_step: Callable[[int, int], None] | None = None
+        """Called with how many denoising steps of the present completions are done, and how many there are at most. It
+        is for watching, and meant to return at once.
+        """
+        self._expected_steps = (0, 0)
         self.holds_all_weights = False
         """Whether this is inside `gathered`, so that forwards need no other rank."""
         self._merged: MergedCopy | None = None
@@ -184,6 +189,19 @@ class Policy(nn.Module):
         else:
             merged = self._merged.model if self._samples_merged and self._merged is not None else None
             yield as_predictor(self.model if merged is None else merged)
+
+    def expect_steps(self, done: int, total: int) -> None:
+        """Says that ``done`` of ``total`` denoising steps are behind, before completions are sampled, and after."""
+        self._expected_steps = (done, total)
+        if self.on_denoising_step is not None:
+            self.on_denoising_step(done, total)
+
+    def note_step(self, step: int) -> None:
+        """Tells who watches that a denoising step, which counts from 0, has revealed its tokens."""
+        # Asked in every step of every sampler: unwatched it costs one comparison, and it never waits for the device.
+        if self.on_denoising_step is not None:
+            before, total = self._expected_steps
+            self.on_denoising_step(min(before + step + 1, total), total)
 
     def decode(self, completion_ids: Int[Tensor, "rows length"], *, special_tokens: bool = False) -> list[str]:
         """Text of each completion up to its first end token.

@@ -188,6 +188,7 @@ class Canvas:
             written = torch.zeros_like(self.reveal_step, dtype=torch.bool).scatter_(1, places, True)
             confidence = torch.full_like(self.log_prob, torch.nan).scatter_(1, places, draw.confidence.float())
             self._show(written, confidence)
+        self.policy.note_step(step)
 
     def reveal_where(self, start: int, chosen: Bool[Tensor, "rows block"], draw: Draw, step: int) -> None:
         """Writes the ``chosen`` ones of the tokens that were drawn for all places of the block from ``start`` on."""
@@ -202,6 +203,7 @@ class Canvas:
             target.copy_(torch.where(chosen, value, target))
         if self.observer is not None:
             self._show_block(start, chosen, draw.confidence.float())
+        self.policy.note_step(step)
 
     def mask_where(self, start: int, chosen: Bool[Tensor, "rows block"]) -> None:
         """Masks the ``chosen`` places of the block from ``start`` on again."""

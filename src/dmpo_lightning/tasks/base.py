@@ -167,6 +167,14 @@ class Task(ABC):
         """Whether evaluations call `verify`. By default they do if the task defines it."""
         return type(self).verify is not Task.verify
 
+    def drawn(self, example: Example, completion: str | None) -> str | None:
+        """A picture of an example in a few lines of text, as reports print it: with the answer of a completion, or of
+        the question alone.
+
+        The default is None, where prompt and completion are printed as they are.
+        """
+        return None
+
     @classmethod
     def from_saved(cls, record: Mapping[str, Any]) -> Example:
         """An example from ``question`` and ``ground_truth`` of a saved completion, for ``dmpo-lightning score``.

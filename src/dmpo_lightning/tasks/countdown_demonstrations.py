@@ -93,7 +93,7 @@ class CountdownDemonstrations(Task):
             example: Example = {"numbers": numbers, "target": target}
             if 1 <= target <= self.largest_target and puzzle_key(example) not in excluded:
                 break
-        return example | {"completion": f"<answer>{expression}</answer>"}
+        return {**example, "completion": f"<answer>{expression}</answer>"}
 
     def prompt(self, example: Example) -> str:
         return fill_template(self.prompt_template, example)

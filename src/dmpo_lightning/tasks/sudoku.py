@@ -204,6 +204,13 @@ class Sudoku(Benchmark):
         # It is the whole of the user's turn, so that the style's instruction is not used.
         return super().facts() | {"instruction": None, "prompt template": self.prompt_template}
 
+    def drawn(self, example: Example, completion: str | None) -> str:
+        """The grid, with a point for each cell without a digit."""
+        digits = example["puzzle"] if completion is None else published_answer(completion)[:CELLS]
+        cells = [digit if digit in "1234" else "." for digit in digits.ljust(CELLS, "0")]
+        rows = [f"{a} {b} | {c} {d}" for a, b, c, d in zip(*[iter(cells)] * 4, strict=True)]
+        return "\n".join([*rows[:2], "----+----", *rows[2:]])
+
     def task_text(self, example: Example) -> str:
         return f"Solve the following Sudoku puzzle: {example['puzzle']}\n"
 
