@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import dmpo_lightning
-from conftest import CHECKED
+from checked import CHECKED
 
 ROOT = Path(dmpo_lightning.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))

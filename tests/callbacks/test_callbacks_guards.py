@@ -14,6 +14,13 @@ from dmpo_lightning import WDCE, ConfidenceSampler, Guards, PromptLoader
 from dmpo_lightning.callbacks.guards import FILE_NAME
 
 ROWS = [{"prompt": f"{i:04d}", "digit": str(i % 10)} for i in range(100)]
+UNBOUNDED = WDCE(
+    reward_temperature=0.1,
+    replicates=2,
+    baseline="negative",
+    negative_term="log_likelihood",
+    uninformative_groups="train",
+)
 COLLAPSE = {"reward_drop", "entropy", "distinct", "repetition", "log_rnd"}
 """What a policy that writes one token for ever shows, if its reward is `variety`."""
 
@@ -81,7 +88,7 @@ def test_a_healthy_run_is_left_alone(tmp_path):
 
 def test_a_destroyed_policy_is_seen_by_all_guards_of_collapse_once_and_written_down(tmp_path):
     guards = Guards(window=2)
-    run(tmp_path, guards, steps=5, rate=10.0, reward=variety)
+    run(tmp_path, guards, steps=5, rate=10.0, reward=variety, objective=UNBOUNDED)
     assert names(guards) >= COLLAPSE
     assert len(names(guards)) == len(guards.events)
     assert written(tmp_path) == guards.events

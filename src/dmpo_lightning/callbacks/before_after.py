@@ -108,8 +108,7 @@ class BeforeAfterReport(Callback):
             except ValueError as error:
                 print(escaped(f"No report: {error}"))
             else:
-                print(escaped(f"Report: {directory / REPORT}"))
-            print(escaped(next_step(directory)))
+                print(escaped(next_step(directory / REPORT)))
 
     def state_dict(self) -> dict[str, Any]:
         wrong = self.example.wrong
@@ -209,9 +208,9 @@ class BeforeAfterReport(Callback):
         return "\n".join(lines)
 
 
-def next_step(directory: Path) -> str:
+def next_step(report: Path) -> str:
     """What somebody who has waited for a run does next."""
-    return f"Next: dmpo-lightning report {directory}"
+    return f"Next: open {report}, which shows what happened."
 
 
 def _batch_limit(trainer: Trainer, batches: int) -> int:

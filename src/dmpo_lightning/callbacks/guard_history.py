@@ -85,7 +85,7 @@ class History:
         self.count += 1
         if len(self.first) * prompts < PROMPTS:
             self.first.append(row)
-        self.recent = [*self.recent, row][-self.buffers :]
+        self.recent = [*self.recent, row][-max(self.buffers, SHORT) :]
         now = self.reward
         if now is not None and (self.best is None or now.low(self.errors) > Estimate(*self.best).low(self.errors)):
             self.best = (now.mean, now.error)
@@ -98,7 +98,7 @@ class History:
     @property
     def reward(self) -> Estimate | None:
         """The running mean of the reward."""
-        return Estimate.of(self.recent, prompts=self.prompts)
+        return Estimate.of(self.recent[-self.buffers :], prompts=self.prompts)
 
     @property
     def has_risen(self) -> bool:

@@ -74,7 +74,7 @@ def script(shell: str) -> str:
         "--task": "gsm8k math500 countdown sudoku",
         "completion": "bash zsh",
     }
-    commands = "fit validate test predict generate export plan score configs completion"
+    commands = "fit validate test predict generate export plan score report configs completion"
     text = FUNCTION % {
         "commands": f"{commands} --help --version",
         "values": "\n".join(f'      {name}) words="{value}" ;;' for name, value in values.items()),
