@@ -30,6 +30,18 @@ class Digits(LightningDataModule):
         return loader(3, shuffle=False)
 
 
+_MADE = []
+
+
+def made_run(factory):
+    """One run for all tests of a process, which change none of its files."""
+    if not _MADE:
+        folder = factory.mktemp("runs") / "version_0"
+        make_run(folder)
+        _MADE.append(folder)
+    return _MADE[0]
+
+
 def make_run(folder):
     samplers = {"temperature_1": ConfidenceSampler(denoising_steps=4), "greedy": ConfidenceSampler(temperature=0.0)}
     callbacks = [BeforeAfterReport(samplers), RunRecorder()]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from report_runs import HOSTILE, add_hostile
+from report_runs import HOSTILE, add_hostile, made_run
 
 from dmpo_lightning.__main__ import main
 from dmpo_lightning.reports.completions import viewer_items
@@ -17,6 +17,11 @@ from dmpo_lightning.reports.lines import encoded, read_lines
 from dmpo_lightning.reports.page import page, read_runs, write_report
 from dmpo_lightning.reports.rollouts import chosen
 from dmpo_lightning.reports.run import read_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return made_run(tmp_path_factory)
 
 
 def data_of(text):

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from chromium import browser, executable
-from report_runs import add_hostile
+from report_runs import add_hostile, made_run
 
 from dmpo_lightning.reports.page import write_report
 
@@ -14,6 +14,11 @@ pytestmark = pytest.mark.skipif(
 POSITION = "document.getElementById('position').textContent"
 CHOSEN = "document.getElementById('which').selectedIndex"
 MASKED = "document.querySelectorAll('.token.masked').length"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return made_run(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
