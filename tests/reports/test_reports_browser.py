@@ -118,7 +118,7 @@ def test_a_pointer_over_a_plot_is_told_its_values(report, chromium):
     chromium.open(report)
     said = chromium.value(
         "{const plot = document.querySelector('.plot'), box = plot.getBoundingClientRect();"
-        "const at = {clientX: box.left + 0.98 * box.width, clientY: box.top + 20};"
+        "const at = {clientX: box.left + 0.94 * box.width, clientY: box.top + 20};"
         "plot.dispatchEvent(new PointerEvent('pointermove', at));"
         "plot.parentElement.querySelector('output').textContent}"
     )

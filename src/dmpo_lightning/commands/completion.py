@@ -17,7 +17,7 @@ for Python; print it again after an upgrade.
   source <(dmpo-lightning completion zsh)      in ~/.zshrc
 """
 RUN_OPTIONS = ("config", "ckpt_path", "seed_everything", "print_config", "trust_checkpoint", "model", "data", "help")
-LIGHT = ("export", "generate", "plan", "score")
+LIGHT = ("export", "generate", "plan", "report", "score")
 FUNCTION = """\
 _dmpo_lightning() {
   local current="${COMP_WORDS[COMP_CWORD]}" option="${COMP_WORDS[COMP_CWORD-1]}" words=""

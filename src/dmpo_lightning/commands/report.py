@@ -13,7 +13,7 @@ from dmpo_lightning.terminal import escaped
 
 def run(arguments: Sequence[str]) -> None:
     """Runs the command. Raises ValueError for what a user can mend."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     folders = [Path(each).expanduser() for each in options.runs]
     # Of one run it lies beside what it tells of, of several where the command was given.
     output = Path(options.output).expanduser() if options.output else Path()
@@ -26,7 +26,8 @@ def run(arguments: Sequence[str]) -> None:
     print(escaped(f"Report: {output}"))
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(prog="dmpo-lightning report", description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the directory of a run; several are compared")
     parser.add_argument("-o", "--output", metavar="FILE", help=f"default: RUN/{REPORT}, of several runs ./{REPORT}")
