@@ -41,7 +41,8 @@ def assert_like_ddp(runs, kind, adapter, *, cut=3, **options):
     expected, _ = runs("ddp", adapter, **{name: value for name, value in options.items() if "gather" not in name})
     for rank, seen in enumerate(ranks):
         assert len(seen["losses"]) == 10
-        assert seen["losses"] == pytest.approx(expected[rank]["losses"], abs=1e-5)
+        # ZeRO-3 sums gradients in another order, and the steps here are long.
+        assert seen["losses"] == pytest.approx(expected[rank]["losses"], abs=3e-5)
         assert seen["validation"] == pytest.approx(expected[rank]["validation"], abs=1e-5)
         assert seen["steps"] == 5
         tolerance = 0 if kind in EXACT else 1e-6

@@ -91,13 +91,15 @@ def test_no_demonstration_has_a_puzzle_that_is_held_out_or_a_solution_of_one():
     assert set(map(puzzle_key, other)) & set(map(puzzle_key, held_out))
 
 
-@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0.08, 0.16), (0.2, 0.24, 0.34), (1.0, 1.0, 1.0)])
-def test_demonstrations_are_valid_and_right_as_often_as_is_said(share, least, most):
-    task = CountdownDemonstrations(size=2000, share_right=share)
-    scores = [task.score(row, row["completion"]) for row in task.examples("train")]
-    assert all(score["valid"] for score in scores)
-    # Of those that are not made to be right some are by chance.
-    assert least <= sum(score["right"] for score in scores) / len(scores) <= most
+@pytest.mark.parametrize("spread", [0, 3, 20])
+def test_demonstrations_are_valid_and_as_near_the_target_as_is_said(spread):
+    rows = CountdownDemonstrations(size=2000, spread=spread).examples("train")
+    distances = [int(value(row["completion"][8:-9])) - row["target"] for row in rows]
+    assert all(CountdownDemonstrations().score(row, row["completion"])["valid"] for row in rows)
+    assert (min(distances), max(distances)) == (-spread, spread)
+    right, expected = sum(distance == 0 for distance in distances) / len(distances), 1 / (2 * spread + 1)
+    # Fewer than one in so many, because the puzzles that are held out have solutions.
+    assert 0.5 * expected < right < expected + 0.02
 
 
 @pytest.mark.parametrize(
@@ -117,10 +119,9 @@ def test_an_answer_is_valid_that_uses_the_numbers_once_each(completion, valid, r
     assert CountdownDemonstrations().score(example, completion) == {"valid": valid, "right": right}
 
 
-@pytest.mark.parametrize("options", [{"share_right": 1.5}, {"habit": "-/"}, {"habit": "+%"}])
-def test_a_share_or_habit_that_cannot_be_is_an_error(options):
-    with pytest.raises(ValueError, match=f"`{next(iter(options))}` must be"):
-        CountdownDemonstrations(**options)
+def test_a_negative_spread_is_an_error():
+    with pytest.raises(ValueError, match="`spread` must be at least 0, got -1"):
+        CountdownDemonstrations(spread=-1)
 
 
 def test_the_prompt_is_the_puzzle_inside_the_template():
