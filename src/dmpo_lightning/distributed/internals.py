@@ -134,6 +134,9 @@ def reserve_folders(trainer: Trainer) -> None:
     Lightning numbers its folders: it looks for the next number first and makes the folder later, so that two runs that
     start at once share one, and write into each other's files. Of two that start in the same second the later one has
     a number behind its time. A logger that was given a version keeps it.
+
+    Raises:
+        ValueError: the folder cannot be made, so that a run ends before it computes what it could not keep.
     """
     # Other ranks are told by rank 0.
     if not trainer.is_global_zero:
@@ -145,12 +148,29 @@ def reserve_folders(trainer: Trainer) -> None:
             logger._version = next(names)
             folder = Path(logger.log_dir)
             # Loggers of one run share a folder if they write to the same place.
-            if folder not in made:
-                try:
-                    folder.mkdir(parents=True)
-                    made.add(folder)
-                except FileExistsError:
-                    logger._version = None
+            if folder in made:
+                continue
+            if _make_folder(folder):
+                made.add(folder)
+            else:
+                logger._version = None
+
+
+def _make_folder(folder: Path) -> bool:
+    """Whether a folder was made, rather than being there already."""
+    try:
+        # By itself, because a link that leads nowhere also "exists", and no other name would help.
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+    except OSError as error:
+        if isinstance(error, FileExistsError) and folder.parent.is_dir():
+            return False
+        raise ValueError(
+            f"The run directory {folder} cannot be made: {error.filename or folder}: {error.strerror}. Checkpoints and "
+            "logs would go there; name a folder that can be written by --trainer.logger.save_dir, or by "
+            "--trainer.default_root_dir where no logger is configured."
+        ) from error
+    return True
 
 
 def averaged_module(callback: Any) -> Any:
