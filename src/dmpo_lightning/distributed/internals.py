@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
@@ -195,15 +196,46 @@ def continue_logger(logger: Any, run: Path) -> bool:
         if isinstance(logger, CSVLogger):
             _keep_metrics(run)
         return True
-    # By name, because these two need packages that may not be installed.
-    kinds = {each.__name__ for each in type(logger).__mro__}
-    if "WandbLogger" in kinds and logger._id is None:
+    if "WandbLogger" in _kinds(logger) and logger._id is None:
         logger._id = logger._wandb_init["id"] = run.name
         return True
-    if "MLFlowLogger" in kinds and logger._run_id is None:
-        logger._run_id = run.name
-        return True
-    return False
+    return "MLFlowLogger" in _kinds(logger) and logger._run_id is None and _continue_mlflow(logger, run.name)
+
+
+def _continue_mlflow(logger: Any, run_id: str) -> bool:
+    """Whether MLflow knows the run, and then goes on with it. It refuses a parameter of another value than at first."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        known = logger._mlflow_client.get_run(run_id).data.params
+    except MlflowException:
+        return False
+    logger._run_id = run_id
+    log_hyperparams = logger.log_hyperparams
+
+    def log_new_ones(params: Any) -> None:
+        # A flat dict stays as it is where the logger flattens it once more.
+        flat = _flatten_dict(_convert_params(params))
+        log_hyperparams({name: value for name, value in flat.items() if name not in known})
+
+    logger.log_hyperparams = log_new_ones
+    return True
+
+
+def name_of_runs(logger: Any) -> str:
+    """The name below which the runs of a logger lie, which MLflow's logger begins a run to answer.
+
+    There it is the id of an experiment. One that does not exist yet has no runs, nor has a folder of its name.
+    """
+    if "MLFlowLogger" in _kinds(logger) and logger._run_id is None:
+        found = logger._mlflow_client.get_experiment_by_name(logger._experiment_name)
+        return str(logger._experiment_name if found is None else found.experiment_id)
+    return str(logger.name or "")
+
+
+def _kinds(logger: Any) -> set[str]:
+    """The names of a logger's classes, because packages of services may not be installed."""
+    return {each.__name__ for each in type(logger).__mro__}
 
 
 @rank_zero_only
