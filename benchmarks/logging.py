@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from benchmarks.options import check_quarters
 from dmpo_lightning import DMPO, WDCE, Backbone, ConfidenceSampler, PromptLoader, load_tokenizer
 from dmpo_lightning.callbacks.logging_extras import LoggingExtras
 from dmpo_lightning.callbacks.progress import ProgressLine
@@ -108,11 +109,15 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--buffers", type=int, default=24)
+    parser.add_argument("--buffers", type=int, default=24, help="at least 5: two warm up, and each kind is timed")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--group", type=int, default=4)
     parser.add_argument("--length", type=int, default=20)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.buffers < 5:
+        parser.error(f"--buffers must be at least 5, got {options.buffers}")
+    check_quarters(parser, options.prompts * options.group)
+    return options
 
 
 def _fit(options: argparse.Namespace, switch: Switch, folder: str) -> None:

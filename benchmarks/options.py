@@ -20,3 +20,9 @@ def at_least_three(text: str) -> int:
     if not text.isdecimal() or int(text) < 3:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 3, got {text!r}")
     return int(text)
+
+
+def check_quarters(parser: argparse.ArgumentParser, rollouts: int) -> None:
+    """Ends with a message unless a buffer can be trained on in four equal micro-batches."""
+    if rollouts < 4 or rollouts % 4:
+        parser.error(f"prompts times group size must be a multiple of 4, got {rollouts}")

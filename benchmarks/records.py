@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from benchmarks.options import at_least_three
+from benchmarks.options import at_least_three, check_quarters
 from dmpo_lightning import DMPO, WDCE, ConfidenceSampler, RunRecorder, SudokuDataModule
 
 
@@ -103,6 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     options = vars(parser.parse_args(arguments))
     as_json = options.pop("json")
+    check_quarters(parser, options["prompts"] * options["group_size"])
     found = {name: round(value, 5) for name, value in measure(**options).items()}
     print(json.dumps(found) if as_json else "\n".join(f"{name:14} {value:10.5f}" for name, value in found.items()))
 

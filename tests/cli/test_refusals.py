@@ -50,6 +50,21 @@ def test_a_mistake_is_one_line_with_its_remedy(arguments, remedy, capsys, tmp_pa
     assert len(said) == 1
 
 
+@pytest.mark.parametrize("stands", ["file", "link"])
+def test_a_run_directory_that_cannot_be_made_ends_a_run_before_it_computes(stands, capsys, tmp_path, monkeypatch):
+    """With a file or a link that leads nowhere in its place, because permissions do not bind root."""
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "runs"
+    place.touch() if stands == "file" else place.symlink_to("nowhere/at_all")
+    status, error = status_and_error(capsys, "fit", *TINY)
+    assert status == 2
+    line = error.splitlines()[-1]
+    assert line.startswith("dmpo-lightning: The run directory runs/sudoku_tiny/")
+    assert "cannot be made: " in line
+    assert "--trainer.logger.save_dir" in line
+    assert [each.name for each in tmp_path.iterdir()] == ["runs"]
+
+
 def test_ranks_that_are_sent_the_run_as_a_pickle_are_refused(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, error = status_and_error(capsys, "fit", *TINY, "--trainer.strategy=ddp_spawn", "--trainer.devices=2")

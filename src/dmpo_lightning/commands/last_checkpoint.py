@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from dmpo_lightning.checkpoints.contents import why_unfit
 from dmpo_lightning.checkpoints.folders import newest_readable, remove_partial
 from dmpo_lightning.checkpoints.safe_reading import why_unsafe
+from dmpo_lightning.distributed.internals import name_of_runs
 
 OF_LIGHTNING = ("best", "hpc")
 """Names that Lightning itself looks up among the checkpoints of the run."""
@@ -58,7 +59,7 @@ def _own_folders(trainer: Trainer) -> tuple[list[Path], str]:
     if logger is None:
         folders, where = [root / "checkpoints"], [root / "checkpoints"]
     else:
-        runs = root / str(logger.name)
+        runs = root / name_of_runs(logger)
         # A link leads to one of the others.
         folders = sorted(each for each in runs.glob("*/checkpoints") if not each.parent.is_symlink())
         where = [runs / "*" / "checkpoints"]

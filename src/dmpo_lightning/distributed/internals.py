@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
@@ -134,6 +135,9 @@ def reserve_folders(trainer: Trainer) -> None:
     Lightning numbers its folders: it looks for the next number first and makes the folder later, so that two runs that
     start at once share one, and write into each other's files. Of two that start in the same second the later one has
     a number behind its time. A logger that was given a version keeps it.
+
+    Raises:
+        ValueError: the folder cannot be made, so that a run ends before it computes what it could not keep.
     """
     # Other ranks are told by rank 0.
     if not trainer.is_global_zero:
@@ -145,12 +149,29 @@ def reserve_folders(trainer: Trainer) -> None:
             logger._version = next(names)
             folder = Path(logger.log_dir)
             # Loggers of one run share a folder if they write to the same place.
-            if folder not in made:
-                try:
-                    folder.mkdir(parents=True)
-                    made.add(folder)
-                except FileExistsError:
-                    logger._version = None
+            if folder in made:
+                continue
+            if _make_folder(folder):
+                made.add(folder)
+            else:
+                logger._version = None
+
+
+def _make_folder(folder: Path) -> bool:
+    """Whether a folder was made, rather than being there already."""
+    try:
+        # By itself, because a link that leads nowhere also "exists", and no other name would help.
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+    except OSError as error:
+        if isinstance(error, FileExistsError) and folder.parent.is_dir():
+            return False
+        raise ValueError(
+            f"The run directory {folder} cannot be made: {error.filename or folder}: {error.strerror}. Checkpoints and "
+            "logs would go there; name a folder that can be written by --trainer.logger.save_dir, or by "
+            "--trainer.default_root_dir where no logger is configured."
+        ) from error
+    return True
 
 
 def averaged_module(callback: Any) -> Any:
@@ -175,15 +196,46 @@ def continue_logger(logger: Any, run: Path) -> bool:
         if isinstance(logger, CSVLogger):
             _keep_metrics(run)
         return True
-    # By name, because these two need packages that may not be installed.
-    kinds = {each.__name__ for each in type(logger).__mro__}
-    if "WandbLogger" in kinds and logger._id is None:
+    if "WandbLogger" in _kinds(logger) and logger._id is None:
         logger._id = logger._wandb_init["id"] = run.name
         return True
-    if "MLFlowLogger" in kinds and logger._run_id is None:
-        logger._run_id = run.name
-        return True
-    return False
+    return "MLFlowLogger" in _kinds(logger) and logger._run_id is None and _continue_mlflow(logger, run.name)
+
+
+def _continue_mlflow(logger: Any, run_id: str) -> bool:
+    """Whether MLflow knows the run, and then goes on with it. It refuses a parameter of another value than at first."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        known = logger._mlflow_client.get_run(run_id).data.params
+    except MlflowException:
+        return False
+    logger._run_id = run_id
+    log_hyperparams = logger.log_hyperparams
+
+    def log_new_ones(params: Any) -> None:
+        # A flat dict stays as it is where the logger flattens it once more.
+        flat = _flatten_dict(_convert_params(params))
+        log_hyperparams({name: value for name, value in flat.items() if name not in known})
+
+    logger.log_hyperparams = log_new_ones
+    return True
+
+
+def name_of_runs(logger: Any) -> str:
+    """The name below which the runs of a logger lie, which MLflow's logger begins a run to answer.
+
+    There it is the id of an experiment. One that does not exist yet has no runs, nor has a folder of its name.
+    """
+    if "MLFlowLogger" in _kinds(logger) and logger._run_id is None:
+        found = logger._mlflow_client.get_experiment_by_name(logger._experiment_name)
+        return str(logger._experiment_name if found is None else found.experiment_id)
+    return str(logger.name or "")
+
+
+def _kinds(logger: Any) -> set[str]:
+    """The names of a logger's classes, because packages of services may not be installed."""
+    return {each.__name__ for each in type(logger).__mro__}
 
 
 @rank_zero_only
