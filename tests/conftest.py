@@ -19,6 +19,7 @@ CHECKED = (
     "distributed.ranks",
     "evaluation",
     "functional",
+    "models.block_causal",
     "models.blocks",
     "models.families",
     "models.family",

@@ -9,20 +9,31 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dmpo_lightning.models.families import logit_width
+from dmpo_lightning.models.families import check_supported, logit_width
 from dmpo_lightning.models.loading import EMBEDDED_MODELS, fetch
 from dmpo_lightning.models.lora import LoRA
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-PUBLISHED = (
-    ("GSAI-ML/LLaDA-8B-", "llada"),
-    ("GSAI-ML/LLaDA-1.5", "llada"),
-    ("Dream-org/Dream-v0-", "Dream"),
-    ("apple/DiffuCoder-7B-", "Dream"),
+_SDAR_4B = {"hidden_size": 2560, "intermediate_size": 9728}
+_SDAR_1_7B = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16}
+PUBLISHED: tuple[tuple[str, str, dict[str, int]], ...] = (
+    ("GSAI-ML/LLaDA-8B-", "llada", {}),
+    ("GSAI-ML/LLaDA-1.5", "llada", {}),
+    ("Dream-org/Dream-v0-", "Dream", {}),
+    ("apple/DiffuCoder-7B-", "Dream", {}),
+    ("JetLM/SDAR-1.7B-", "sdar", _SDAR_1_7B),
+    ("JetLM/SDAR-4B-", "sdar", _SDAR_4B),
+    ("JetLM/SDAR-8B-", "sdar", {}),
+    ("Gen-Verse/TraDo-4B-", "sdar", _SDAR_4B),
+    ("Gen-Verse/TraDo-8B-", "sdar", {}),
+    ("OpenMOSS-Team/DiRL-8B-", "sdar", {}),
 )
-"""Hub ids by their beginning, and the family whose default configuration is the published one. All are bfloat16."""
+"""Hub ids by their beginning, their family, and where the published configuration differs from the family's default.
+
+All are bfloat16.
+"""
 
 
 @dataclass(frozen=True)
@@ -200,9 +211,9 @@ def _read_config(source: str) -> tuple["PreTrainedConfig", str]:
     if Path(source).is_dir() or source in EMBEDDED_MODELS:
         return _stored_config(source)
     # The published models are known without the hub, so that planning needs no network.
-    for beginning, model_type in PUBLISHED:
+    for beginning, model_type, differences in PUBLISHED:
         if source.startswith(beginning):
-            return AutoConfig.for_model(model_type), "bfloat16"
+            return AutoConfig.for_model(model_type, **differences), "bfloat16"
     return _hub_config(source)
 
 
@@ -210,6 +221,7 @@ def _stored_config(source: str) -> tuple["PreTrainedConfig", str]:
     folder = Path(fetch(source))
     if not (folder / "config.json").is_file():
         raise ValueError(f"`plan` needs the model's config.json, and the folder {str(folder)!r} has none.")
+    check_supported(folder, source)
     return _load_config(str(folder))
 
 
@@ -217,7 +229,7 @@ def _hub_config(source: str) -> tuple["PreTrainedConfig", str]:
     try:
         return _load_config(source)
     except OSError as error:
-        known = ", ".join(f"{beginning}*" for beginning, _ in PUBLISHED)
+        known = ", ".join(f"{beginning}*" for beginning, *_ in PUBLISHED)
         raise ValueError(
             f"`plan` needs the configuration of {source!r}, which is neither a folder nor to be had from the hub. "
             f"Known without network: {known}, {', '.join(EMBEDDED_MODELS)}."
