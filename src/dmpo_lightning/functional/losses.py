@@ -4,8 +4,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from dmpo_lightning.functional.masking import block_weights
 
 LossScale = Literal["count", "length"]
 """What the sum over masked positions is multiplied by.
@@ -19,13 +21,18 @@ def denoising_cross_entropy(
     masks: Bool[Tensor, "*rows replicate length"],
     *,
     scale: LossScale = "count",
+    blocks: Int[Tensor, "*rows length"] | None = None,
 ) -> Float[Tensor, "*rows"]:
     """``-(1/m) sum_masked log p``, averaged over replicates, in nats per token.
 
-    With ``scale="length"`` it is ``-(L/m) sum_masked log p``, an estimate of -ELBO in nats.
+    With ``scale="length"`` it is ``-(L/m) sum_masked log p``, an estimate of -ELBO in nats. With ``blocks`` either is
+    the ELBO of `elbo_replicates`, per position that counts or as it is.
     """
     # Half precision would err by half a nat in such sums; float64 is kept, for tests against exact values.
     full_precision = token_log_prob.to(torch.promote_types(token_log_prob.dtype, torch.float32))
+    if blocks is not None:
+        bound = -(full_precision * block_weights(masks, blocks)).sum(-1).mean(-1)
+        return bound if scale == "length" else bound / (blocks >= 0).sum(-1)
     loss = -((full_precision * masks).sum(-1) / masks.sum(-1)).mean(-1)
     return loss if scale == "count" else loss * masks.shape[-1]
 

@@ -127,8 +127,8 @@ class DMPO(EvaluationModule):
             seed=seed,
             check_forwards=check_forwards,
         )
-        self._prepare_policy(sampler, merged=sample_merged, renewed=reference_refresh_interval is not None)
         self.objective, self.sampler, self.sample_merged = objective, sampler, sample_merged
+        self._prepare_policy(merged=sample_merged, renewed=reference_refresh_interval is not None)
         self.group_size, self.micro_batch_size = group_size, micro_batch_size
         self._scoring_rows = rows_per_forward or micro_batch_size
         self.reference_refresh_interval = reference_refresh_interval
@@ -136,8 +136,9 @@ class DMPO(EvaluationModule):
         self.buffers_collected = self.rollouts_seen = 0
         self.note_arguments(given)
 
-    def _prepare_policy(self, sampler: Sampler, *, merged: bool, renewed: bool) -> None:
-        sampler.validate_policy(self.policy)
+    def _prepare_policy(self, *, merged: bool, renewed: bool) -> None:
+        self.sampler.validate_policy(self.policy)
+        self.objective.validate_policy(self.policy)
         if merged:
             self.policy.check_mergeable()
         if renewed:

@@ -97,6 +97,7 @@ class ElboEstimator(LogProbEstimator):
         return MaskedPass.over(completion_length, replicates=self.samples)
 
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
+        blocks = policy.completion_blocks(rows.prompt_mask, rows.completion_ids)
         masks = draw_masks(
             # No pass and no step is part of the key. All estimates of a rollout are on the same masks, those of the two
             # sides of log_rnd and the later ones of the `policy` baseline.
@@ -104,12 +105,14 @@ class ElboEstimator(LogProbEstimator):
             length=rows.completion_ids.shape[1],
             replicates=self.samples,
             antithetic=self.antithetic,
+            blocks=blocks,
         )
         return elbo(
             policy.completion_log_probs(
                 rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks, reference=reference
             ),
             masks,
+            blocks,
         )
 
 
@@ -153,14 +156,13 @@ class TrajectoryEstimator(LogProbEstimator):
             )
 
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
+        reveal_step = policy.replayed_steps(rows.reveal_step)
         # Counted from what was recorded, since the sampler is not known here.
-        steps = int(rows.reveal_step.max()) + 1
+        steps = int(reveal_step.max()) + 1
         total = torch.zeros(len(rows), dtype=torch.float32, device=rows.keys.device)
         # Steps take the place of replicates: each sees what was masked before it, and counts what it revealed.
         for first in range(0, steps, self.steps_per_forward):
-            masks, revealed = trajectory_masks(
-                rows.reveal_step, range(first, min(first + self.steps_per_forward, steps))
-            )
+            masks, revealed = trajectory_masks(reveal_step, range(first, min(first + self.steps_per_forward, steps)))
             log_prob = policy.completion_log_probs(
                 rows.prompt_ids,
                 rows.prompt_mask,

@@ -105,6 +105,13 @@ class WDCE(WeightedObjective):
         self.baseline, self.replicates, self.antithetic, self.scale = baseline, replicates, antithetic, scale
         self.block_length, self.weight_tolerance = block_length, weight_tolerance
 
+    def validate_policy(self, policy: Policy) -> None:
+        if self.block_length is not None and policy.block_size is not None:
+            raise ValueError(
+                f"`block_length` of WDCE must be null with {type(policy.model).__name__}, got {self.block_length}: its "
+                f"blocks are its own ({policy.block_size} tokens), and each of them is masked in part anyway."
+            )
+
     def validate(self, *, group_size: int, completion_length: int, sampler: object) -> None:
         super().validate(group_size=group_size, completion_length=completion_length, sampler=sampler)
         block = self.block_length
@@ -190,13 +197,13 @@ class WDCE(WeightedObjective):
         kept = kept if len(kept) else torch.zeros_like(whole[:1], dtype=torch.int64)
         rows, signal = rows[kept], whole[kept]
         # The pass is part of the key, so that each pass has fresh masks and does not overfit those of the one before.
-        masks, predicted = self._masks(
-            fold_in(fold_in(rows.keys, Purpose.LOSS), iteration), rows.completion_ids.shape[1]
-        )
+        blocks = policy.completion_blocks(rows.prompt_mask, rows.completion_ids)
+        keys = fold_in(fold_in(rows.keys, Purpose.LOSS), iteration)
+        masks, predicted = self._masks(keys, rows.completion_ids.shape[1], blocks)
         log_prob = policy.completion_log_probs(
             rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks, at=predicted
         )
-        cross_entropy = denoising_cross_entropy(log_prob, predicted, scale=self.scale)
+        cross_entropy = denoising_cross_entropy(log_prob, predicted, scale=self.scale, blocks=blocks)
         loss = wdce_loss(cross_entropy, signal, planned_rollouts=planned_rollouts)
         # Not 0, by which a micro-batch without any signal would divide.
         mass = whole.abs().sum().clamp(min=torch.finfo(torch.float32).tiny)
@@ -206,10 +213,10 @@ class WDCE(WeightedObjective):
             "weight/skipped_rollouts": torch.tensor(1 - len(kept) / len(whole), dtype=torch.float32),
         }
 
-    def _masks(self, keys: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    def _masks(self, keys: Tensor, length: int, blocks: Tensor | None) -> tuple[Tensor, Tensor]:
         """Draws what is masked, and says at which of those positions the loss is taken."""
         options: Any = {"length": length, "replicates": self.replicates, "antithetic": self.antithetic}
         if self.block_length is not None:
             return draw_block_masks(keys, block_length=self.block_length, **options)
-        masks = draw_masks(keys, **options)
+        masks = draw_masks(keys, blocks=blocks, **options)
         return masks, masks
