@@ -135,7 +135,7 @@ class Policy(nn.Module):
     @property
     def block_size(self) -> int | None:
         """The number of positions of a block of a block-causal backbone, None for a bidirectional one."""
-        return getattr(self.model, "block_size", None)
+        return self.model.block_size if self.is_native and hasattr(self.model, "block_size") else None
 
     def completion_log_probs(
         self,

@@ -1,6 +1,8 @@
 """The partly unmasked sequences on which one call to `Sampler.sample` works."""
 
+import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,6 +12,22 @@ from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.policy import Policy, full_attention_mask
 from dmpo_lightning.samplers.base import Samples
 from dmpo_lightning.samplers.draws import Draw
+
+CacheMode = Literal["none", "prefix", "dual"]
+
+
+def check_cache(cache: str, refresh_window: int, suffix_window: int | None, guidance: float) -> None:
+    """Raises ValueError for a kind of cache that does not exist, or options out of range or that do not go with it."""
+    if cache not in ("none", "prefix", "dual"):
+        raise ValueError(f"`cache` must be none, prefix or dual, got {cache!r}.")
+    if refresh_window < 0 or (refresh_window and cache != "dual"):
+        raise ValueError(f"`refresh_window` must be at least 0 and goes with cache: dual, got {refresh_window}.")
+    if suffix_window is not None and suffix_window < 0:
+        raise ValueError(f"`suffix_window` must be at least 0, or null for all, got {suffix_window}.")
+    if not 0 <= guidance < math.inf or (guidance and cache != "none"):
+        raise ValueError(
+            f"`guidance` must be at least 0 and finite, and needs cache: none, got {guidance} with {cache}."
+        )
 
 
 @dataclass(frozen=True)
