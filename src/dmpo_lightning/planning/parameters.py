@@ -55,8 +55,9 @@ class Linear:
 class Architecture:
     """Sizes of a transformer, and its parameters by module type.
 
-    ``dtype`` is that of the checkpoint's weights. ``parameters`` counts by module type: ``wte``, ``blocks.q_proj`` and
-    so on. ``model`` is the network itself on the meta device, which holds no weights.
+    ``block_size`` is that of a block-causal model. ``dtype`` is that of the checkpoint's weights. ``parameters`` counts
+    by module type: ``wte``, ``blocks.q_proj`` and so on. ``model`` is the network itself on the meta device, which
+    holds no weights.
     """
 
     name: str
@@ -73,12 +74,18 @@ class Architecture:
     linears: tuple[Linear, ...]
     head_parameters: int
     largest_parameter: int
+    block_size: int | None
     model: nn.Module = field(repr=False, compare=False)
 
     @property
     def total(self) -> int:
         """All parameters."""
         return sum(self.parameters.values())
+
+    @property
+    def normalises_heads(self) -> bool:
+        """Whether queries and keys are normalised head by head."""
+        return any(name.endswith("q_norm") for name in self.parameters)
 
     @property
     def block_linears(self) -> tuple[Linear, ...]:
@@ -177,6 +184,7 @@ def describe(config: "PreTrainedConfig", *, name: str, dtype: str) -> Architectu
         linears=_linears(model),
         head_parameters=0 if head is None else sum(parameter.numel() for parameter in head.parameters()),
         largest_parameter=max(parameter.numel() for parameter in model.parameters()),
+        block_size=getattr(model, "block_size", None) if getattr(model, "is_native", False) else None,
         model=model,
     )
 
