@@ -31,21 +31,17 @@ def block_causal(objective, **options):
     return small_dmpo(tiny_sdar(initializer_range=0.1), **{**defaults, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "sampler"),
     [
         (WDCE(reward_temperature=0.2, replicates=4), ConfidenceSampler()),
-        pytest.param(WDDO(reward_temperature=0.2, replicates=4), ConfidenceSampler(), marks=pytest.mark.slow),
-        pytest.param(
+        (WDDO(reward_temperature=0.2, replicates=4), ConfidenceSampler()),
+        (
             WDCE(reward_temperature=0.2, replicates=4, baseline="group", log_prob=TrajectoryEstimator()),
             ConfidenceSampler(remasking="sequential"),
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
-            WDCE(reward_temperature=0.2, replicates=4, baseline="policy"),
-            ConfidenceSampler(threshold=0.5),
-            marks=pytest.mark.slow,
-        ),
+        (WDCE(reward_temperature=0.2, replicates=4, baseline="policy"), ConfidenceSampler(threshold=0.5)),
     ],
     ids=["negative", "wddo", "trajectory", "policy, threshold"],
 )
