@@ -4,33 +4,49 @@ BIN := .venv/bin
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: demo test test-all gpu gpu-tiny lint types clean
+.PHONY: demo picture test test-all gpu gpu-tiny results ablation-smoke lint types clean
 
+# What the demo needs. What the tests need on top of it takes longer to install, and compilers for some of it.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	touch $@
+
+.venv/.installed-dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch .venv/.installed $@
 
 demo: .venv/.installed  ## DMPO on 4x4 Sudoku from the embedded base
 	$(BIN)/dmpo-lightning fit --config sudoku_tiny.yaml --seed_everything $(SEED) $(ARGS)
 
-test: .venv/.installed  ## the fast tier
+picture: demo  ## the demo's learning curve, as README shows it
+	cp runs/sudoku_tiny/latest/learning_curve.png docs/images/sudoku_tiny.png
+
+test: .venv/.installed-dev  ## the fast tier
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) $(ARGS)
 
-test-all: .venv/.installed  ## everything
+test-all: .venv/.installed-dev  ## everything
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-gpu: .venv/.installed  ## proves and measures on a GPU, in nine minutes
+gpu: .venv/.installed-dev  ## proves and measures on a GPU, in nine minutes
 	$(BIN)/python -m benchmarks.gpu --output runs/gpu $(ARGS)
 
-gpu-tiny: .venv/.installed  ## the same code in small, on a processor
+gpu-tiny: .venv/.installed-dev  ## the same code in small, on a processor
 	$(BIN)/python -m benchmarks.gpu --size tiny --output runs/gpu_tiny $(ARGS)
 
-lint: .venv/.installed
+results: .venv/.installed  ## docs/results.md and its figures, from the table of the ablation
+	$(BIN)/python -m benchmarks.ablation.results
+
+ablation-smoke: .venv/.installed  ## four steps of one run per problem of the ablation
+	rm -f runs/ablation_smoke.csv
+	$(BIN)/python -m benchmarks.ablation --smoke --output runs/ablation_smoke.csv
+
+lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/.installed
+types: .venv/.installed-dev
 	$(BIN)/mypy
 
 clean:

@@ -9,33 +9,10 @@ import torch
 from beartype._check.code import codemain
 from jaxtyping import install_import_hook
 
+from checked import CHECKED
+
 torch.set_num_threads(1)
 
-# Not the native backbones: transformers makes dataclasses of their configurations in a way that does not survive the
-# hook. `tests/test_imports.py` sees to it that every module that states shapes is here.
-CHECKED = (
-    "data.demonstrations",
-    "data.prompts",
-    "distributed.ranks",
-    "evaluation",
-    "functional",
-    "models.block_causal",
-    "models.blocks",
-    "models.families",
-    "models.family",
-    "models.head",
-    "models.kv_cache",
-    "models.layers",
-    "models.linear_log_probs",
-    "models.loading",
-    "models.lora",
-    "models.merging",
-    "objectives",
-    "policy",
-    "rewards",
-    "rollout",
-    "samplers",
-)
 # Of a list beartype checks one item, which it picks with python's global generator. Tests compare what runs draw from
 # that generator, so the checks get one of their own.
 assert hasattr(codemain, "getrandbits"), "beartype picks items in another way now"

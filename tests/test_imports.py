@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 import dmpo_lightning
-from conftest import CHECKED
+from checked import CHECKED
 
 ROOT = Path(dmpo_lightning.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = (
     "terminal",
+    "reports",
     "functional",
     "workers",
     "tasks",

@@ -16,9 +16,11 @@ def test_several_ranks_share_buffers_and_optimizer_steps():
     assert (RUN.buffer_rollouts, RUN.schedule.step_rollouts) == (3 * 2 * 8, 4 * 2 * 2)
     assert (RUN.buffers_per_epoch, RUN.optimizer_steps, RUN.buffers) == (4, 150, 10)
     assert RUN.to_text().splitlines() == [
-        "One buffer: prompts 3 x ranks 2 x group 8 = 48 rollouts. One optimizer step: micro-batch 4 x accumulation 2 x "
-        "ranks 2 = 16 rollouts. Optimizer steps per buffer: 15 (passes: 5).",
-        "Prompts: 20. Buffers per epoch: 4. Whole run: 150 optimizer steps, 10 buffers, 480 rollouts.",
+        "One buffer: prompts 3 x ranks 2 x group 8 = 48 rollouts.",
+        "One optimizer step: micro-batch 4 x accumulation 2 x ranks 2 = 16 rollouts.",
+        "Optimizer steps per buffer: 15 (passes: 5).",
+        "Prompts: 20. Buffers per epoch: 4.",
+        "Whole run: 150 optimizer steps, 10 buffers, 480 rollouts.",
     ]
 
 
@@ -43,4 +45,4 @@ def test_a_run_ends_at_its_first_limit_and_each_epoch_starts_with_a_new_buffer(l
 def test_a_run_without_limit_has_no_totals():
     run = replace(RUN, max_steps=None)
     assert (run.optimizer_steps, run.buffers) == (None, None)
-    assert run.to_text().splitlines()[1] == "Prompts: 20. Buffers per epoch: 4."
+    assert run.to_text().splitlines()[-1] == "Prompts: 20. Buffers per epoch: 4."

@@ -1,17 +1,22 @@
 """The command ``dmpo-lightning``. Answers what needs no torch by itself and leaves the rest to the Lightning CLI."""
 
 import difflib
+import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 
 from dmpo_lightning import __version__
+from dmpo_lightning.callbacks import early_signals
 from dmpo_lightning.commands.arguments import named_modules, resolve_arguments
 from dmpo_lightning.commands.configs import config_directory, shipped_configs
+from dmpo_lightning.commands.first_line import first_line
 from dmpo_lightning.terminal import escaped, printable
 from dmpo_lightning.workers.local_modules import find_local_modules
 
@@ -24,11 +29,14 @@ commands:
   fit        train; start with: dmpo-lightning fit --config sudoku_tiny.yaml
   validate   evaluate the validation split
   test       evaluate the test split
+  generate   answer prompts with a model or a checkpoint; --show shows the denoising
   predict    write completions of the test split as JSON lines
   export     write a checkpoint's policy as a PEFT adapter or a Hugging Face model
   plan       memory, parameters and forwards of a configuration; runs nothing
   score      re-score saved completions; needs no model
+  report     one HTML page on one or several runs; needs no model
   configs    list the configurations that --config takes by name
+  completion a script by which bash or zsh completes all of these
 
   dmpo-lightning COMMAND --help                              all options of a command
   dmpo-lightning COMMAND --config X --print_config           the configuration that would run
@@ -37,9 +45,24 @@ commands:
 options:
   -h, --help     this text
   --version      the version
+  --debug        after a command: show the traceback of what is otherwise one line
+
+exit status:
+  0      done
+  1      failed, with a traceback
+  2      a mistake in what was asked, said in one line
+  130    interrupted (Ctrl-C)
+  128+N  ended by signal N (143 SIGTERM, 138 SIGUSR1); with the callback Preemption, as in the published recipes,
+         after saving, so that the same command with --ckpt_path last continues
 """
-LIGHT = {name: f"dmpo_lightning.commands.{name}" for name in ("export", "plan", "score")}
+LIGHT = {
+    name: f"dmpo_lightning.commands.{name}" for name in ("completion", "export", "generate", "plan", "report", "score")
+}
 """Commands that are not the Lightning CLI's."""
+MISTAKE, INTERRUPTED, NOT_READ = 2, 128 + signal.SIGINT, 128 + 13
+"""Exit statuses, see `USAGE`. The last is that of a process that SIGPIPE has ended."""
+MENDABLE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EROFS)
+"""What is wrong with a path that a user has named."""
 COMMANDS = ("fit", "validate", "test", "predict", *LIGHT, "configs")
 
 
@@ -48,6 +71,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         # This process is the program's alone.
         sys.excepthook, arguments = _show_uncaught, sys.argv[1:]
+    try:
+        status = _answer(arguments)
+        # Written now, where it can still be said that nobody reads it.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has enough, such as `head`. Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOT_READ
+    return status
+
+
+def _answer(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
     elif arguments[0] == "--version":
@@ -55,39 +90,92 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif arguments[0] == "configs":
         print(f"in {config_directory()}:", *shipped_configs(), sep="\n  ")
     else:
-        return _run(arguments[0], arguments[1:])
+        # `--help` trains nothing, and an evaluation that ends leaves nothing behind.
+        trains = arguments[0] == "fit" and not {"-h", "--help"} & set(arguments)
+        with early_signals.listening() if trains else nullcontext():
+            return _run(arguments[0], arguments[1:])
     return 0
 
 
 def _run(command: str, arguments: Sequence[str]) -> int:
-    """Runs a command with options. What a user can mend is one line, not a traceback."""
+    """Runs a command with options and returns the exit status. What a user can mend is one line, not a traceback."""
+    is_debugged = "--debug" in arguments
     try:
-        if command not in COMMANDS:
-            close = difflib.get_close_matches(command, COMMANDS, n=1)
-            meant = " The command comes first."
-            if close and not command.startswith("-"):
-                meant = f" Did you mean {close[0]}?"
-            raise ValueError(f"There is no command {command!r}.{meant} Commands: {', '.join(COMMANDS)}.")
-        resolved = resolve_arguments(arguments)
-        # For tasks and rewards by dotted path.
-        find_local_modules(Path.cwd(), named_modules(resolved))
-        if command in LIGHT:
-            import_module(LIGHT[command]).run(resolved)
-            return 0
-    except ValueError as error:
-        print(f"dmpo-lightning: {escaped(str(error))}", file=sys.stderr)
-        return 2
+        _dispatch(command, [each for each in arguments if each != "--debug"])
+    except SystemExit as stop:
+        if is_debugged and stop.__context__ is not None:
+            _show_traceback(stop.__context__)
+        # Lightning's Trainer ends an interrupted process with 1.
+        if stop.code == 1 and isinstance(stop.__context__, KeyboardInterrupt):
+            return INTERRUPTED
+        # And one that was told to end with 0, as if it were done. By name, because Lightning may not be imported.
+        if type(stop).__name__ == "SIGTERMException":
+            return 128 + signal.SIGTERM
+        raise
+    except KeyboardInterrupt as error:
+        if is_debugged:
+            _show_traceback(error)
+        print("dmpo-lightning: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) or not (
+            command in LIGHT or command not in COMMANDS or _is_mistake(error)
+        ):
+            raise
+        if is_debugged:
+            _show_traceback(error)
+        print(f"dmpo-lightning: {escaped(_said(error))}", file=sys.stderr)
+        return MISTAKE
+    return 0
+
+
+def _dispatch(command: str, arguments: Sequence[str]) -> None:
+    """Runs a command with options.
+
+    Raises:
+        ValueError: what a user can mend, before torch is imported or in a light command. Else any error of a run.
+    """
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        meant = " The command comes first."
+        if close and not command.startswith("-"):
+            meant = f" Did you mean {close[0]}?"
+        raise ValueError(f"There is no command {command!r}.{meant} Commands: {', '.join(COMMANDS)}.")
+    resolved = resolve_arguments(arguments)
+    # For tasks and rewards by dotted path.
+    find_local_modules(Path.cwd(), named_modules(resolved))
+    if command in LIGHT:
+        import_module(LIGHT[command]).run(resolved)
+        return
+    if line := first_line(command, arguments):
+        print(line, file=sys.stderr, flush=True)
     # It brings torch and Lightning, for which --help need not wait (docs/decisions/028-layout.md).
-    from dmpo_lightning.checkpoints.weights import UnfitCheckpointError
     from dmpo_lightning.commands.fit import run
 
-    try:
-        run([command, *resolved])
-    # What else may go wrong in a run keeps its traceback.
-    except UnfitCheckpointError as error:
-        print(f"dmpo-lightning: {escaped(str(error))}", file=sys.stderr)
-        return 2
-    return 0
+    run([command, *resolved])
+
+
+def _is_mistake(error: ValueError | OSError) -> bool:
+    """Whether a user can mend an error by its message: one that this package has raised, which says how, or a path that
+    is not there or not allowed. What other code raises in the middle of a run keeps its traceback.
+    """
+    if isinstance(error, OSError):
+        return error.errno in MENDABLE and error.filename is not None
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    return where is not None and Path(where.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+
+
+def _said(error: ValueError | OSError) -> str:
+    """The message on one line, without Python's number of an error of the operating system."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _show_traceback(error: BaseException) -> None:
+    _show_uncaught(type(error), error, error.__traceback__)
 
 
 def _forget_working_directory() -> None:

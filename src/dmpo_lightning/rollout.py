@@ -134,8 +134,10 @@ def sample_completions(
     prompt_mask = prompts.prompt_mask.repeat_interleave(group_size, 0)
     chunk = rows_per_forward or len(prompt_ids)
     parts = []
+    starts, steps = range(0, len(prompt_ids), chunk), sampler.num_steps(completion_length)
     with evaluating(policy):
-        for start in range(0, len(prompt_ids), chunk):
+        for number, start in enumerate(starts):
+            policy.expect_steps(number * steps, len(starts) * steps)
             rows = slice(start, start + chunk)
             parts.append(
                 sampler.sample(
@@ -146,6 +148,7 @@ def sample_completions(
                     keys=keys.flatten()[rows],
                 )
             )
+    policy.expect_steps(len(starts) * steps, len(starts) * steps)
     joined = {field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Samples)}
     return Samples(**joined), keys
 

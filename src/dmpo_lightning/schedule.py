@@ -17,6 +17,7 @@ class Schedule:
         num_iterations: passes over one buffer (paper: F).
         accumulation: micro-batches per optimizer step.
         ranks: processes in all.
+        sampling_rounds: how many times as many prompts may be sampled as the buffer holds.
     """
 
     group_size: int
@@ -25,6 +26,7 @@ class Schedule:
     num_iterations: int = 1
     accumulation: int = 1
     ranks: int = 1
+    sampling_rounds: int = 1
 
     @property
     def buffer_rollouts(self) -> int:
@@ -127,16 +129,21 @@ class RunLength:
         return -(-self.batches_per_epoch // self.schedule.accumulation)
 
     def to_text(self) -> str:
-        """Two lines for people."""
+        """Some lines for people, which a terminal of 80 columns does not wrap."""
         one = self.schedule
-        buffer = (
+        lines = [
             f"One buffer: prompts {one.prompts_per_buffer} x ranks {one.ranks} x group {one.group_size} = "
-            f"{self.buffer_rollouts} rollouts. One optimizer step: micro-batch {one.micro_batch_size} x accumulation "
-            f"{one.accumulation} x ranks {one.ranks} = {one.step_rollouts} rollouts. Optimizer steps per "
-            f"buffer: {one.optimizer_steps} (passes: {one.num_iterations})."
-        )
-        whole = f"Prompts: {self.prompts}. Buffers per epoch: {self.buffers_per_epoch}."
+            f"{self.buffer_rollouts} rollouts.",
+            f"One optimizer step: micro-batch {one.micro_batch_size} x accumulation {one.accumulation} x ranks "
+            f"{one.ranks} = {one.step_rollouts} rollouts.",
+            f"Optimizer steps per buffer: {one.optimizer_steps} (passes: {one.num_iterations}).",
+            f"Prompts: {self.prompts}. Buffers per epoch: {self.buffers_per_epoch}.",
+        ]
+        if one.sampling_rounds > 1:
+            lines.append(f"Rounds of sampling: up to {one.sampling_rounds} per buffer, for groups that differ.")
         if self.buffers is not None:
             total = self.buffers * self.buffer_rollouts
-            whole += f" Whole run: {self.optimizer_steps} optimizer steps, {self.buffers} buffers, {total} rollouts."
-        return f"{buffer}\n{whole}"
+            lines.append(
+                f"Whole run: {self.optimizer_steps} optimizer steps, {self.buffers} buffers, {total} rollouts."
+            )
+        return "\n".join(lines)

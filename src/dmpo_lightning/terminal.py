@@ -1,6 +1,8 @@
 """Foreign text, as it may be printed: a terminal obeys what completions and names hold, so it is shown instead."""
 
 import logging
+import os
+from typing import TextIO
 
 
 def printable(text: str) -> str:
@@ -22,3 +24,16 @@ def show_traceback(record: logging.LogRecord) -> bool:
         # Formatters take a text that is there already.
         record.exc_text = printable(logging.Formatter().formatException(record.exc_info))
     return True
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a person may be looking at a stream, on a terminal that can move its cursor."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def coloured(text: str, code: str, stream: TextIO) -> str:
+    """The text in a colour (a number of SGR, such as 32 for green) where the stream is a terminal that shows colours.
+
+    ``NO_COLOR`` in the environment forbids it (https://no-color.org).
+    """
+    return f"\x1b[{code}m{text}\x1b[0m" if is_terminal(stream) and not os.environ.get("NO_COLOR") else text

@@ -157,9 +157,20 @@ def test_without_a_validation_loader_an_open_validation_is_forgotten(tmp_path):
     stopped = trainer(tmp_path, callbacks=[Validations(kill_at=1), Preemption()], **options)
     with pytest.raises(SystemExit):
         stopped.fit(module(), loader(), loader(shuffle=False))
-    run = trainer(tmp_path, callbacks=[Preemption()], max_steps=6)
+    run, before = trainer(tmp_path, callbacks=[Preemption()], max_steps=6), signal.getsignal(signal.SIGTERM)
     run.fit(module(), loader(), ckpt_path=str(newest_readable(tmp_path)))
     assert run.global_step == 6
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_run_told_before_its_first_step_leaves_without_a_checkpoint(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    stopped = trainer(tmp_path, callbacks=[Validations(kill_at=1), Preemption()], num_sanity_val_steps=2, max_steps=2)
+    with pytest.raises(SystemExit) as exit_:
+        stopped.fit(module(), loader(), loader(shuffle=False))
+    assert exit_.value.code == 128 + signal.SIGTERM
+    assert newest_readable(tmp_path) is None
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_unknown_signals_are_refused():

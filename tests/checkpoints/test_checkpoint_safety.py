@@ -42,9 +42,11 @@ class Bomb:
         return os.mkdir, (self.path,)
 
 
-def folder(path, *, rate=0.1):
+def folder(path, *, rate=0.1, state=True):
     """A checkpoint as FSDP2 leaves it, of one rank."""
-    optimizer = {"state": {"a": {"step": torch.tensor(2.0)}}, "param_groups": [{"lr": rate, "params": ["a"]}]}
+    optimizer = {"param_groups": [{"lr": rate, "betas": (0.9, 0.99), "params": ["a"]}]}
+    if state:
+        optimizer["state"] = {"a": {"step": torch.tensor(2.0)}}
     save({"state_dict": RUN["state_dict"], "optimizer_0": optimizer}, checkpoint_id=path, no_dist=True)
     torch.save({name: RUN[name] for name in RUN if name not in ("state_dict", "optimizer_states")}, path / "meta.pt")
     return path
@@ -166,6 +168,37 @@ def test_a_folder_is_judged_by_what_it_holds(tmp_path):
     torch.save({name: value for name, value in load_data(saved / "meta.pt").items() if name != "loops"}, saved / "m")
     (saved / "m").replace(saved / "meta.pt")
     assert "weights alone" in why_unfit(saved, keys=["dmpo"], continues=True)
+
+
+def test_a_folder_whose_optimizer_has_no_state_is_not_continued(tmp_path):
+    saved = folder(tmp_path / "a.ckpt", state=False)
+    assert why_unfit(saved, keys=["dmpo"], continues=True) == "its optimizer has no state after 2 steps"
+    assert why_unfit(saved, keys=["dmpo"], continues=False) is None
+
+
+def deepspeed(path, state):
+    """The parts of a folder of DeepSpeed's that are looked into."""
+    (path / "checkpoint").mkdir(parents=True)
+    (path / "latest").write_text("checkpoint")
+    torch.save(without("optimizer_states", "state_dict"), path / "checkpoint" / "mp_rank_00_model_states.pt")
+    for rank, each in enumerate(state):
+        base = {"state": each, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]}
+        name = f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+        torch.save({"optimizer_state_dict": {"base_optimizer_state": base}}, path / "checkpoint" / name)
+    return path
+
+
+def test_a_folder_of_deepspeed_whose_optimizer_has_no_state_is_said_and_the_one_before_is_taken(tmp_path, caplog):
+    averages = {0: {"step": torch.tensor(2.0), "exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2)}}
+    older = deepspeed(tmp_path / "a.ckpt", [averages, averages])
+    deepspeed(tmp_path / "b.ckpt", [averages, {}])
+    deepspeed(tmp_path / "c.ckpt", [])
+    os.utime(older, (1000, 1000))
+    with caplog.at_level(logging.WARNING):
+        taken = newest_readable(tmp_path, why_unusable=lambda path: why_unfit(path, keys=["dmpo"], continues=True))
+    assert taken == older
+    assert "no state in zero_pp_rank_1_mp_rank_00_optim_states.pt" in caplog.text
+    assert "c.ckpt cannot be used (it holds weights alone" in caplog.text
 
 
 def test_a_pipe_is_no_checkpoint_and_nobody_waits_for_it(tmp_path):

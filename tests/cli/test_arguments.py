@@ -128,21 +128,23 @@ def test_a_baseline_of_ones_own_is_named_by_its_path(capsys, tmp_path, monkeypat
         assert (baseline["class_path"] if written == "Scaled" else baseline) == path
 
 
+NULLABLE = [
+    "--model.sampler.denoising_steps",
+    "--model.sampler.init_args.block_length",
+    "--model.objective.target_ess",
+    "--model.objective.log_prob",
+    "--model.objective.init_args.weight_tolerance",
+    "--data.max_prompt_length",
+    "--data.init_args.path",
+    "--trainer.logger.version",
+]
+SPELLINGS = [(null, equals) for null in ("null", "~", "NULL") for equals in (True, False)]
+
+
 @pytest.mark.parametrize(
-    "option",
-    [
-        "--model.sampler.denoising_steps",
-        "--model.sampler.init_args.block_length",
-        "--model.objective.target_ess",
-        "--model.objective.log_prob",
-        "--model.objective.init_args.weight_tolerance",
-        "--data.max_prompt_length",
-        "--data.init_args.path",
-        "--trainer.logger.version",
-    ],
+    ("option", "null", "equals"),
+    [*((option, "null", True) for option in NULLABLE), *((NULLABLE[0], *spelling) for spelling in SPELLINGS[1:])],
 )
-@pytest.mark.parametrize("null", ["null", "~", "NULL"])
-@pytest.mark.parametrize("equals", [True, False])
 def test_null_is_a_value_of_every_option(capsys, option, null, equals):
     written = [f"{option}={null}"] if equals else [option, null]
     with pytest.raises(SystemExit) as ended:

@@ -59,7 +59,7 @@ def fitted(tmp_path_factory):
 @pytest.mark.slow
 def test_a_checkpoint_can_be_tested_and_exported(fitted):
     folder, _ = fitted
-    checkpoint = "runs/sudoku_tiny/version_0/checkpoints/last.ckpt"
+    checkpoint = "runs/sudoku_tiny/latest/checkpoints/last.ckpt"
     done = command("test", "--config", "sudoku_tiny.yaml", "--ckpt_path", checkpoint, *SMALL, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "Sudoku/greedy" in done.stdout
@@ -72,7 +72,7 @@ def test_a_checkpoint_can_be_tested_and_exported(fitted):
 
 def test_fit_from_any_directory_writes_summary_curve_and_config(fitted):
     folder, printed = fitted
-    run = folder / "runs" / "sudoku_tiny" / "version_0"
+    run = folder / "runs" / "sudoku_tiny" / "latest"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["seed"] == 7
     rates = [
@@ -95,13 +95,15 @@ def test_fit_from_any_directory_writes_summary_curve_and_config(fitted):
 def test_predict_writes_one_json_line_per_completion(tmp_path):
     done = command("predict", "--config", "sudoku_tiny", *SMALL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    lines = next(tmp_path.rglob("completions.jsonl")).read_text().splitlines()
+    written = next(tmp_path.rglob("completions.jsonl"))
+    lines = written.read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert len(records) == 2 * 16  # two samplers
     assert sorted({record["index"] for record in records}) == list(range(16))
     assert [record["index"] for record in records] == sorted(record["index"] for record in records)
     assert list(records[0]) == RECORD
-    assert "Written to runs/sudoku_tiny/version_0: completions.jsonl\n" in done.stdout
+    assert f"Written to runs/sudoku_tiny/{written.parent.name}: completions.jsonl\n" in done.stdout
+    assert not (tmp_path / "runs/sudoku_tiny/latest").exists(), "of training alone"
 
 
 RECORD = [
@@ -118,7 +120,8 @@ def evaluated(tmp_path_factory):
     options = ["--model.completions_per_prompt=2", "--model.evaluation_lengths=[20, 24]"]
     done = command("test", "--config", "sudoku_tiny", *FEW, *options, cwd=folder)
     assert done.returncode == 0, done.stderr
-    return folder / "runs" / "sudoku_tiny" / "version_0", done.stdout
+    (run,) = (folder / "runs" / "sudoku_tiny").iterdir()
+    return run, done.stdout
 
 
 def test_an_evaluation_prints_a_table_with_all_that_its_numbers_depend_on(evaluated):
@@ -150,7 +153,7 @@ def test_an_evaluation_prints_a_table_with_all_that_its_numbers_depend_on(evalua
     assert "accuracy  pass@1  pass@2" in printed
     # Lightning's own table would be a second one.
     assert "test/greedy" not in printed
-    assert "Written to runs/sudoku_tiny/version_0: evaluation.json, completions.jsonl\n" in printed
+    assert f"Written to runs/sudoku_tiny/{run.name}: evaluation.json, completions.jsonl\n" in printed
     written = json.loads((run / "evaluation.json").read_text())
     assert (written["n"], written["length"], written["split"]) == (8, [20, 24], "test")
     accuracy = written["results"][2]["means"]["accuracy"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dmpo_lightning.__main__ import main
+from dmpo_lightning.models.loading import EMBEDDED_MODELS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -23,9 +24,10 @@ def test_drop_in_raises_its_own_reward(tmp_path, monkeypatch):
     assert torch.isfinite(module.trainer.callback_metrics["train/loss"])
 
 
-def test_the_tokenizer_recipe_makes_the_embedded_tokenizer(tmp_path):
-    runpy.run_path(str(EXAMPLES / "make_sudoku_tokenizer.py"))["main"](str(tmp_path))
-    embedded = Path(__file__).parents[2] / "src" / "dmpo_lightning" / "assets" / "sudoku_tiny"
+@pytest.mark.parametrize("model", EMBEDDED_MODELS)
+def test_the_tokenizer_recipe_makes_the_embedded_tokenizer(tmp_path, model):
+    runpy.run_path(str(EXAMPLES / "make_tiny_tokenizer.py"))["main"](model, str(tmp_path))
+    embedded = Path(__file__).parents[2] / "src" / "dmpo_lightning" / "assets" / model
     for name in ("tokenizer.json", "chat_template.jinja"):
         assert (tmp_path / name).read_text() == (embedded / name).read_text()
 

@@ -1,6 +1,7 @@
 """What the command line refuses: one line with what to do about it, and status 2."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -44,7 +45,16 @@ def test_a_mistake_is_one_line_with_its_remedy(arguments, remedy, capsys, tmp_pa
     status, error = status_and_error(capsys, *arguments)
     assert status == 2
     assert remedy in error
-    assert error.count("\n") == 1
+    # Behind the line that says what is being loaded.
+    said = [line for line in error.splitlines() if not line.endswith("loading torch and Lightning ...")]
+    assert len(said) == 1
+
+
+def test_ranks_that_are_sent_the_run_as_a_pickle_are_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, error = status_and_error(capsys, "fit", *TINY, "--trainer.strategy=ddp_spawn", "--trainer.devices=2")
+    assert status == 2
+    assert "spawned ranks are sent the run as a pickle" in error
 
 
 @pytest.mark.parametrize(
@@ -177,8 +187,22 @@ def test_runs_that_start_at_once_have_a_folder_each(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(trainer.logger.version for trainer in trainers) == list(range(8))
-    assert len(list((tmp_path / "run").iterdir())) == 8
+    names = {trainer.logger.version for trainer in trainers}
+    assert len(names) == 8
+    assert {each.name for each in (tmp_path / "run").iterdir()} == names
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d)?", name) for name in names)
+
+
+def test_loggers_of_one_run_share_its_folder(tmp_path):
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+    from dmpo_lightning.commands.fit import reserve_folders
+
+    loggers = [TensorBoardLogger(tmp_path, name="run"), CSVLogger(tmp_path, name="run"), CSVLogger(tmp_path / "else")]
+    reserve_folders(Trainer(logger=loggers, accelerator="cpu"))
+    assert loggers[0].log_dir == loggers[1].log_dir
+    assert len(list((tmp_path / "run").iterdir())) == 1
 
 
 def test_a_version_of_ones_own_is_kept(tmp_path):

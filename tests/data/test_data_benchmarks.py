@@ -5,7 +5,7 @@ import pytest
 
 from dmpo_lightning.data.benchmarks import CountdownDataModule, GSM8KDataModule, Math500DataModule, SudokuDataModule
 from dmpo_lightning.tasks.benchmark import TRAIN_FORMAT
-from dmpo_lightning.tasks.countdown import generate, puzzle_key, solvable
+from dmpo_lightning.tasks.countdown_puzzles import generate, puzzle_key, solvable
 
 COMMON = {"tokenizer": "sudoku_tiny", "prompts_per_buffer": 4}
 SPLITS = ("train", "validation", "test")

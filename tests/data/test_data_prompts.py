@@ -73,10 +73,10 @@ def test_a_batch_is_padded_left_and_names_its_prompts():
 
 
 def test_padding_that_is_also_an_end_token_inside_the_prompt_stays_attended(tokenizer):
-    tokenizer.chat_template = None
-    made = PromptLoader([{"prompt": "<|endoftext|>1"}, {"prompt": "123"}], tokenizer, batch_size=2, shuffle=False)
+    tokenizer.chat_template = "{% for message in messages %}<|endoftext|>{{ message['content'] }}{% endfor %}"
+    made = PromptLoader([{"prompt": "1"}, {"prompt": "12"}], tokenizer, batch_size=2, shuffle=False)
     (batch,) = made
-    assert batch.prompt_ids.tolist() == [[0, 0, 15], [15, 16, 17]]
+    assert batch.prompt_ids.tolist() == [[0, 0, 15], [0, 15, 16]]
     assert batch.prompt_mask.tolist() == [[False, True, True], [True, True, True]]
 
 

@@ -1,5 +1,6 @@
 """What people wrote is read as text; control tokens come from chat templates alone."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -187,8 +188,40 @@ def test_nothing_is_added_behind_a_prompt_that_a_completion_follows():
     assert tokenizer("1 2")["input_ids"] == [2, 6, 7, 3]
     assert tokenize_prompt(tokenizer, "1 2") == [2, 6, 7]
     assert tokenize_prompt(tokenizer, "1", " 2") == [2, 6, 7]
-    # What the text itself ends with stays.
-    assert tokenize_prompt(tokenizer, "1 [SEP]") == [2, 6, 3]
+    # What the prefill itself ends with stays, and of a prompt it is text.
+    assert tokenize_prompt(tokenizer, "1", " [SEP]") == [2, 6, 3]
+    assert tokenize_prompt(tokenizer, "1 [SEP]", "2 [SEP]")[:2] == [2, 6]
+    assert tokenize_prompt(tokenizer, "1 [SEP]", "2 [SEP]").count(3) == 1
+
+
+def without_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    return bare
+
+
+def test_a_plain_prompt_that_spells_control_tokens_holds_none(tokenizer):
+    bare = without_template(tokenizer)
+    clean = controls_in(bare, tokenize_prompt(bare, "How many?"))
+    for name in special_texts(tokenizer):
+        for text in (name, f"How{name} many?", f"{name}{name}", f" {name} "):
+            assert controls_in(bare, tokenize_prompt(bare, text)) == clean
+    assert controls_in(bare, tokenize_prompt(bare, ATTACK)) == clean
+
+
+def test_a_plain_prompt_without_control_tokens_is_tokenised_as_ever_with_its_prefill(tokenizer):
+    bare = without_template(tokenizer)
+    for text in ("How many clips?", " blanks \n", "x<y|z>"):
+        assert tokenize_prompt(bare, text, " Let") == bare(text + " Let")["input_ids"]
+
+
+def test_the_prefill_of_a_plain_prompt_may_hold_control_tokens():
+    bare = without_template(TOKENIZERS["llada"]())
+    mask = bare.convert_tokens_to_ids("<|mdm_mask|>")
+    ids = tokenize_prompt(bare, "How<|mdm_mask|> many?", "<|mdm_mask|>")
+    assert ids.count(mask) == 1
+    assert ids[-1] == mask
+    assert bare.decode(ids[:-1]) == "How<|mdm_mask|> many?"
 
 
 # Messages -------------------------------------------------------------------------------------------------------------

@@ -185,6 +185,7 @@ def one_run(kind: str, adapter: str, *, steps: int = 4, flags: dict | None = Non
         "prompts": record.prompts,
         "steps": run.global_step,
         "validation": {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("val/")},
+        "norm": float(run.callback_metrics["gradient/norm"]),
         "weights": sums(dmpo),
     }
 
@@ -393,3 +394,30 @@ def command_line(arguments: list[str], *, apart: bool) -> dict:
         Path("apart").mkdir(exist_ok=True)
         os.chdir("apart")
     return {"status": main(arguments)}
+
+
+def told_early(arguments: list[str], *, told: str, path: str) -> dict:
+    """The command line with a signal that a local module sends; does not return. Commands are first looked for in
+    ``path``.
+    """
+    os.environ |= {"TOLD": told, "PATH": os.pathsep.join([path, os.environ["PATH"]])}
+    return {"status": main(arguments)}
+
+
+OTHER = {"whole": ("full", {}), "lora": ("lora", {}), "other rank": ("lora", {"rank": 2})}
+
+
+def refusals(kind: str, *, wrote: str, reads: list[str]) -> list[list[str]]:
+    """How a checkpoint of one kind of weights is refused by runs of others: the error's class and its text."""
+    adapter, options = OTHER[wrote]
+    fit(kind, module(adapter, **options), "run", steps=1)
+    path, errors = str(newest_readable(Path("run"))), []
+    for name in reads:
+        adapter, options = OTHER[name]
+        try:
+            fit(kind, module(adapter, **options), "again", steps=2, ckpt_path=path)
+        except Exception as error:
+            errors.append([type(error).__name__, str(error)])
+        else:
+            errors.append(["none", ""])
+    return errors

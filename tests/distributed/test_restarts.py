@@ -9,6 +9,7 @@ import pytest
 from ranks import end_ranks, run_ranks
 from small_run import ARGUMENTS, write_small
 
+from dmpo_lightning.checkpoints.contents import why_unfit
 from dmpo_lightning.checkpoints.folders import newest_readable
 
 SHARDED = ["fsdp2", "fsdp1", "zero2", "zero3"]
@@ -38,6 +39,20 @@ def test_after_a_signal_to_one_rank_all_save_and_leave_and_the_rest_of_the_run_i
         assert after["losses"] == pytest.approx(before["losses"][-len(after["losses"]) :], abs=tolerance, rel=0)
         assert after["weights"] == pytest.approx(before["weights"], abs=tolerance * 100, rel=0)
         assert after["validation"]["val/sampled/reward"] == before["validation"]["val/sampled/reward"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*SHARDED, "fsdp2_full"])
+@pytest.mark.parametrize(("wrote", "reads"), [("lora", ["other rank", "whole"]), ("whole", ["lora"])])
+def test_a_sharded_checkpoint_of_other_weights_is_refused_in_one_line(tmp_path, kind, wrote, reads):
+    for errors in run_ranks("cases.refusals", 2, tmp_path, kind=kind, wrote=wrote, reads=reads):
+        assert len(errors) == len(reads)
+        for name, text in errors:
+            assert name == "UnfitCheckpointError"
+            assert "Set model and adapter as in the run that wrote it" in text
+            assert "\n" not in text
+    (saved,) = tmp_path.rglob("*step=1.ckpt")
+    assert why_unfit(saved, keys=["dmpo"], continues=True) is None
 
 
 def kill_and_restart(folder: Path, kind: str, whole: list[dict], *, kills: int, seed: int) -> None:

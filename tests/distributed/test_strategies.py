@@ -62,6 +62,7 @@ def assert_one_run_like_ddp(folder, kind, adapter, *, gather_for_generation=Fals
     expected = run_ranks("cases.one_run", 2, folder / "ddp", kind="ddp", **case)
     for rank in (0, 1):
         assert found[rank]["losses"] == pytest.approx(expected[rank]["losses"], abs=1e-5)
+        assert found[rank]["norm"] == pytest.approx(expected[rank]["norm"], rel=1e-4)
         assert max(map(abs, found[rank]["losses"])) > 0.1  # else no group had a signal
 
 

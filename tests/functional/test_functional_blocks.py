@@ -5,7 +5,14 @@ from itertools import combinations, product
 import pytest
 import torch
 
-from dmpo_lightning.functional import block_weights, denoising_cross_entropy, draw_masks, elbo, elbo_replicates
+from dmpo_lightning.functional import (
+    block_weights,
+    denoising_cross_entropy,
+    denoising_likelihood,
+    draw_masks,
+    elbo,
+    elbo_replicates,
+)
 
 BLOCKS = torch.tensor([0, 1, 1, 1, 2, 2, -1])
 """A completion whose first token ends a block, and whose last one was never drawn."""
@@ -61,6 +68,29 @@ def test_the_cross_entropy_is_the_elbo_per_position_that_counts():
     # Every block's estimate is its own number of positions times -0.5, whatever is masked.
     assert denoising_cross_entropy(log_prob, masks, scale="length", blocks=BLOCKS[None]).item() == pytest.approx(3.0)
     assert denoising_cross_entropy(log_prob, masks, blocks=BLOCKS[None]).item() == pytest.approx(0.5)
+
+
+def test_likelihoods_weigh_tokens_as_the_cross_entropy_does():
+    """Weights 1, 3, 1 and 1 at what is masked, over the six positions that count."""
+    masks = torch.tensor([[[True, True, False, False, True, True, False]]])
+    log_prob = torch.tensor([[[0.5, 0.25, 1, 1, 0.5, 0.1, 1]]]).log()
+    behaviour = torch.tensor([[[0.25, 0.5, 1, 1, 0.5, 0.2, 1]]]).log()
+    blocks = BLOCKS[None]
+    assert denoising_likelihood(log_prob, masks, blocks=blocks).item() == pytest.approx(1.85 / 6)
+    assert denoising_likelihood(log_prob, masks, blocks=blocks, scale="length").item() == pytest.approx(1.85)
+    # 2 + 3 / 2 + 1 + 1 / 2
+    ratio = denoising_likelihood(log_prob, masks, blocks=blocks, behaviour_log_prob=behaviour)
+    assert ratio.item() == pytest.approx(5 / 6)
+    # Where p is 1, so that d p = d log p, the two forms push every token equally hard.
+    token = torch.zeros(1, 1, 7, requires_grad=True)
+    (up,) = torch.autograd.grad(denoising_cross_entropy(token, masks, blocks=blocks).sum(), token)
+    (down,) = torch.autograd.grad(denoising_likelihood(token, masks, blocks=blocks).sum(), token)
+    torch.testing.assert_close(up, -down)
+
+
+def test_stratified_counts_are_not_drawn_in_blocks():
+    with pytest.raises(ValueError, match="`stratified` draws one count"):
+        draw_masks(torch.arange(1), length=7, replicates=2, stratified=True, blocks=BLOCKS[None])
 
 
 def all_masks(size: int) -> list[tuple[float, tuple[int, ...]]]:

@@ -10,6 +10,7 @@ from dmpo_lightning.functional import (
     antithetic_pair,
     denoising_cross_entropy,
     draw_block_masks,
+    draw_masks,
     elbo,
     elbo_log_rnd,
     elbo_replicates,
@@ -89,6 +90,19 @@ def test_plain_complements_would_be_biased_by_the_all_masked_term(length):
     bias = (estimate(mask) + estimate(~mask)).mean() / 2 - defined_elbo(model, length)
     torch.testing.assert_close(bias, -all_masked / (2 * length))
     assert bias > 0.01
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+@pytest.mark.parametrize("length", [4, 5])
+def test_stratified_counts_leave_the_elbo_unbiased_and_lower_its_variance(length, antithetic):
+    model, keys = conditional_model(length), torch.arange(40_000)
+    estimates = {}
+    for stratified in (False, True):
+        masks = draw_masks(keys, length=length, replicates=4, antithetic=antithetic, stratified=stratified)
+        estimates[stratified] = elbo(token_log_prob(model, masks), masks)
+    error = estimates[True].std() / len(keys) ** 0.5
+    assert abs(estimates[True].mean() - defined_elbo(model, length)) < 4 * error
+    assert estimates[True].var() < 0.9 * estimates[False].var()
 
 
 def test_block_wise_masks_estimate_the_bound_of_block_wise_decoding():

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dmpo_lightning.functional import (
     denoising_cross_entropy,
+    denoising_likelihood,
     draw_masks,
     elbo,
     group_baseline,
@@ -45,6 +46,52 @@ def test_wdce_is_the_signal_weighted_mean():
     # (1.5 x 2 - 0.5 x 4) / 2 = 0.5.
     loss = wdce_loss(torch.tensor([2.0, 4.0]), torch.tensor([1.5, -0.5]), planned_rollouts=2)
     assert loss.item() == 0.5
+
+
+def test_likelihood_is_the_mean_over_masked_tokens_then_over_replicates():
+    expected = ((math.exp(-1) + math.exp(-2)) / 2 + math.exp(-4)) / 2
+    assert denoising_likelihood(LOG_PROB, MASKS).item() == pytest.approx(expected)
+    assert denoising_likelihood(LOG_PROB, MASKS, scale="length").item() == pytest.approx(3 * expected)
+
+
+def test_likelihood_ratio_divides_by_the_behaviour_policy_at_masked_tokens_alone():
+    behaviour = torch.tensor([[[-2.0, -2.0, -1e4], [-1e4, -1e4, -3.0]]])
+    ratio = denoising_likelihood(LOG_PROB, MASKS, behaviour_log_prob=behaviour)
+    # (e + 1) / 2 and 1 / e; what is not masked would be infinite.
+    assert ratio.item() == pytest.approx(((math.e + 1) / 2 + math.exp(-1)) / 2)
+
+
+def test_bounded_wdce_pulls_by_cross_entropy_and_pushes_by_likelihood():
+    cross_entropy, likelihood = torch.tensor([2.0, 4.0, 8.0]), torch.tensor([0.5, 0.25, 0.125])
+    signal = torch.tensor([1.5, -0.5, 0.0])
+    # (1.5 x 2 + 0.5 x 0.25) / 3.
+    loss = wdce_loss(cross_entropy, signal, planned_rollouts=3, likelihood=likelihood)
+    assert loss.item() == pytest.approx(3.125 / 3)
+
+
+@pytest.mark.parametrize("with_ratio", [False, True])
+def test_gradient_of_the_bounded_loss_equals_finite_differences(with_ratio):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 2, 3, 5, generator=generator, dtype=torch.float64)
+    masks = draw_masks(torch.arange(4), length=3, replicates=2)
+    behaviour = torch.randn(4, 2, 3, generator=generator, dtype=torch.float64) if with_ratio else None
+    signal = torch.tensor([1.5, -0.75, -0.75, 0.0], dtype=torch.float64)
+
+    def loss(theta: Tensor) -> Tensor:
+        log_prob = theta.log_softmax(-1)[..., 0]
+        return wdce_loss(
+            denoising_cross_entropy(log_prob, masks),
+            signal,
+            planned_rollouts=4,
+            likelihood=denoising_likelihood(log_prob, masks, behaviour_log_prob=behaviour),
+        )
+
+    assert torch.autograd.gradcheck(loss, logits.requires_grad_())
+
+
+def test_likelihood_of_half_precision_is_taken_in_full():
+    half = denoising_likelihood(LOG_PROB.to(torch.bfloat16), MASKS)
+    torch.testing.assert_close(half, denoising_likelihood(LOG_PROB, MASKS))
 
 
 def test_wdce_divides_by_the_planned_rollouts_so_that_skipping_zero_signal_changes_nothing():

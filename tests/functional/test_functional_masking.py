@@ -158,3 +158,12 @@ def test_some_steps_of_an_order_are_those_of_all_of_them():
     parts = [trajectory_masks(reveal_step, steps=range(first, first + 2)) for first in (0, 2, 4)]
     for which in (0, 1):
         assert torch.equal(torch.cat([part[which] for part in parts], dim=-2), whole[which])
+
+
+def test_stratified_counts_take_one_of_each_part():
+    masks = draw_masks(torch.arange(50), length=8, replicates=4, antithetic=False, stratified=True)
+    parts = (masks.sum(-1) - 1) // 2
+    assert torch.equal(parts, torch.arange(4).expand(50, 4))
+    pairs = draw_masks(torch.arange(50), length=8, replicates=4, stratified=True).sum(-1)
+    assert torch.equal((pairs[:, ::2] - 1) // 2, torch.arange(2).expand(50, 2))
+    assert torch.equal(pairs[:, ::2] + pairs[:, 1::2], torch.full((50, 2), 9))

@@ -22,7 +22,7 @@ SMALL = ["--data.prompts_per_buffer=4", "--data.sizes={train: 128, validation: 8
 SHORT = [f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=20", "--model.micro_batch_size=16"]
 PYTHONPATH = os.pathsep.join(map(os.path.abspath, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))))
 """Relative paths on it would be lost in another folder."""
-RUN = Path("runs", "sudoku_tiny", "version_0")
+RUN = Path("runs", "sudoku_tiny", "latest")
 CHECKPOINT = RUN / "checkpoints" / "last.ckpt"
 
 

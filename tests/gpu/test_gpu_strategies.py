@@ -1,11 +1,8 @@
 """One device under the strategies of many: DDP, FSDP2 and FSDP1 train as a single device does."""
 
-import inspect
-
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
 
 from dmpo_lightning.distributed.sharding import whole_weights
 from dmpo_lightning.distributed.strategies import DDPStrategy, FSDP1Strategy, FSDP2Strategy
@@ -59,15 +56,6 @@ def test_fsdp2_resumes_where_it_stopped(device, tmp_path, weights, distributed):
     _, found = fit(small_module(**WEIGHTS[weights]()), device, tmp_path, ckpt_path=tmp_path / "step=3.ckpt", **flags)
     expected.losses, expected.completions = expected.losses[3:], expected.completions[3:]
     assert_same_run(found, expected, "resumed and uninterrupted", within=1e-6)
-
-
-def test_fsdp2_offloads_to_the_cpu(device, tmp_path):
-    takes = {
-        each.__name__: inspect.signature(each.__init__).parameters for each in (FSDP2Strategy, ModelParallelStrategy)
-    }
-    if "cpu_offload" not in takes["FSDP2Strategy"]:
-        pytest.skip(f"nothing to offload with: { ({name: list(given)[1:] for name, given in takes.items()}) }")
-    fit(small_module(), device, tmp_path, strategy=FSDP2Strategy(cpu_offload=True))
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

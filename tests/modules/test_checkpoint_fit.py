@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dmpo_runs import digit_share, loader, module, trainer, weights
+from dmpo_runs import digit_share, loader, module, small_dmpo, trainer, weights
 
 from dmpo_lightning import (
     DMPO,
@@ -10,14 +10,18 @@ from dmpo_lightning import (
     WDDO,
     Backbone,
     ConfidenceSampler,
+    DemonstrationsDataModule,
+    LatinSquareDemonstrations,
     LoRA,
     MaskedSFT,
+    PromptLoader,
     RandomOrderSampler,
     WinoSampler,
 )
 from dmpo_lightning.checkpoints.weights import UnfitCheckpointError
 from dmpo_lightning.modules.described import REBUILT, described, rebuildable, rebuilt
 from dmpo_lightning.objectives import ElboEstimator, TrajectoryEstimator
+from small_models import bert_tokenizer, tiny_bert
 
 ADAPTED = {"adapter": LoRA(r=4, alpha=8)}
 MODULES = {
@@ -60,6 +64,15 @@ def test_a_checkpoint_of_other_weights_is_refused_in_one_line(tmp_path, wrote, r
     assert torch.equal(weights(other), before)
 
 
+def test_a_checkpoint_of_llada_is_refused_by_bert(tmp_path):
+    path = saved(tmp_path, module(), steps=1)
+    bert = small_dmpo(tiny_bert(), tokenizer=bert_tokenizer())
+    words = PromptLoader([{"prompt": "1 2", "digit": "1"}], bert_tokenizer(), batch_size=1)
+    for stage in ("validate", "fit"):
+        with pytest.raises(UnfitCheckpointError, match="weights are not those of this run"):
+            getattr(trainer(tmp_path, max_steps=2), stage)(bert, words, ckpt_path=path)
+
+
 @pytest.mark.parametrize("kind", ["whole", "adapted", "renewed"])
 def test_a_module_loads_from_its_checkpoint_alone(tmp_path, kind):
     made = module(**MODULES[kind])
@@ -94,6 +107,21 @@ def test_supervised_fine_tuning_reads_the_weights_of_dmpo_but_does_not_continue_
     sft = MaskedSFT(Backbone("sudoku_tiny", random_weights=True, **ADAPTED))
     with pytest.raises(UnfitCheckpointError, match="written by DMPO"):
         trainer(tmp_path, max_steps=8).fit(sft, loader(), ckpt_path=path)
+
+
+def test_dmpo_evaluates_the_weights_of_supervised_fine_tuning_but_does_not_continue_it(tmp_path):
+    sft = MaskedSFT(Backbone("sudoku_tiny", random_weights=True, **ADAPTED), seed=5)
+    run = trainer(tmp_path, max_steps=1)
+    task = LatinSquareDemonstrations(size=8, corruption=0.0)
+    run.fit(sft, DemonstrationsDataModule(task, tokenizer="sudoku_tiny", completion_length=20, batch_size=2))
+    run.save_checkpoint(tmp_path / "sft.ckpt")
+    dmpo = module(**ADAPTED)
+    trainer(tmp_path).validate(dmpo, loader(3, shuffle=False), ckpt_path=str(tmp_path / "sft.ckpt"), verbose=False)
+    held = sft.state_dict()
+    assert held
+    assert all(torch.equal(dmpo.state_dict()[name], value) for name, value in held.items())
+    with pytest.raises(UnfitCheckpointError, match="was not written by DMPO"):
+        trainer(tmp_path, max_steps=8).fit(module(**ADAPTED), loader(), ckpt_path=str(tmp_path / "sft.ckpt"))
 
 
 @pytest.mark.parametrize(

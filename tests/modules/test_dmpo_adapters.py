@@ -1,5 +1,7 @@
 """DMPO under LoRA: what is the reference, what a checkpoint holds, what a resume restores."""
 
+from functools import cache
+
 import huggingface_hub
 import pytest
 import torch
@@ -114,15 +116,28 @@ def test_a_run_depends_on_its_seed_alone_under_lora_too(tmp_path):
 REFRESH = pytest.mark.parametrize("interval", [None, 1, 2], ids=["the base", "every buffer", "every other buffer"])
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The run of each interval, made once, which saves at every step."""
+
+    @cache
+    def run(interval):
+        folder = tmp_path_factory.mktemp("uninterrupted")
+        whole, expected = lora_module(reference_refresh_interval=interval), Recorder()
+        save = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        fit(whole, folder, 15, callbacks=[expected, save], enable_checkpointing=True)
+        return whole, expected, folder
+
+    return run
+
+
 @REFRESH
 @pytest.mark.parametrize("stop", [3, 4, 9, 12], ids=["mid-buffer", "buffer end", "after a refresh", "epoch end"])
-def test_resumed_equals_uninterrupted(tmp_path, interval, stop):
-    whole, expected = lora_module(reference_refresh_interval=interval), Recorder()
-    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=stop, save_top_k=-1)
-    fit(whole, tmp_path, 15, callbacks=[expected, save], enable_checkpointing=True)
+def test_resumed_equals_uninterrupted(tmp_path, uninterrupted, interval, stop):
+    whole, expected, folder = uninterrupted(interval)
     resumed, record = lora_module(reference_refresh_interval=interval), Recorder()
     run = trainer(tmp_path, max_steps=15, callbacks=[record])
-    run.fit(resumed, loader(), ckpt_path=tmp_path / f"step={stop}.ckpt", weights_only=True)
+    run.fit(resumed, loader(), ckpt_path=folder / f"step={stop}.ckpt", weights_only=True)
     assert record.prompts == expected.prompts[stop:]
     assert record.losses == expected.losses[stop:]
     assert torch.equal(weights(resumed), weights(whole))

@@ -7,7 +7,7 @@ import torch
 from dmpo_runs import TOKENIZER, loader, small_dmpo, trainer
 
 from dmpo_lightning import WDCE, WDDO, ConfidenceSampler, TrajectoryEstimator
-from dmpo_lightning.functional import Purpose, elbo_replicates, fold_in
+from dmpo_lightning.functional import block_weights, elbo_replicates
 from dmpo_lightning.objectives import ElboEstimator
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards.reward import Reward
@@ -36,14 +36,15 @@ def block_causal(objective, **options):
     ("objective", "sampler"),
     [
         (WDCE(reward_temperature=0.2, replicates=4), ConfidenceSampler()),
+        (WDCE(reward_temperature=0.2, replicates=4, negative_term="likelihood_ratio"), ConfidenceSampler()),
         (WDDO(reward_temperature=0.2, replicates=4), ConfidenceSampler()),
         (
-            WDCE(reward_temperature=0.2, replicates=4, baseline="group", log_prob=TrajectoryEstimator()),
+            WDCE(reward_temperature=0.2, replicates=4, baseline="negative", log_prob=TrajectoryEstimator()),
             ConfidenceSampler(remasking="sequential"),
         ),
         (WDCE(reward_temperature=0.2, replicates=4, baseline="policy"), ConfidenceSampler(threshold=0.5)),
     ],
-    ids=["negative", "wddo", "trajectory", "policy, threshold"],
+    ids=["group", "ratio", "wddo", "negative, trajectory", "policy, threshold"],
 )
 def test_every_objective_raises_the_reward_of_a_block_causal_model(tmp_path, objective, sampler):
     dmpo = block_causal(objective, sampler=sampler, group_size=16, micro_batch_size=32)
@@ -73,9 +74,12 @@ def test_at_the_behaviour_policy_wddo_knows_no_ratio():
     assert loss.item() == pytest.approx(2 / 8 * 2 * math.log(2), rel=1e-4)
 
 
-def test_the_loss_of_wdce_is_the_elbo_per_token_that_was_drawn():
-    """Of each rollout, on masks with a count for each block; what stands behind its end does not count."""
-    objective = WDCE(reward_temperature=0.1, replicates=2, weight_tolerance=0.0)
+@pytest.mark.parametrize("negative_term", ["log_likelihood", "likelihood"])
+def test_the_loss_of_wdce_is_the_elbo_per_token_that_was_drawn(negative_term):
+    """Of each rollout, on masks with a count for each block; what stands behind its end does not count. A negative
+    rollout's likelihood is the same mean of p.
+    """
+    objective = WDCE(reward_temperature=0.1, replicates=2, weight_tolerance=0.0, negative_term=negative_term)
     dmpo = block_causal(objective)
     dmpo.policy._ban[list(dmpo.policy.facts.end_token_ids)] = 1.0  # which makes ends more likely
     rollouts = rollouts_of(dmpo)
@@ -86,11 +90,37 @@ def test_the_loss_of_wdce_is_the_elbo_per_token_that_was_drawn():
     signal = torch.linspace(-1, 1, len(rows))
     with evaluating(dmpo.policy):
         loss, _ = objective.loss(dmpo.policy, rows, {"signal": signal}, iteration=0, planned_rollouts=8)
-        masks, _ = objective._masks(fold_in(fold_in(rows.keys, Purpose.LOSS), 0), 8, blocks)
+        masks, _ = objective._masks(rows, 0, blocks)
         log_prob = dmpo.policy.completion_log_probs(rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks)
     assert not (masks & (blocks < 0)[:, None]).any()
-    bound = elbo_replicates(log_prob, masks, blocks).mean(-1) / (blocks >= 0).sum(-1)
-    assert loss.item() == pytest.approx(float(-(signal * bound).sum() / 8), rel=1e-5)
+    counted = (blocks >= 0).sum(-1)
+    up = -elbo_replicates(log_prob, masks, blocks).mean(-1) / counted
+    likelihood = (log_prob.exp() * block_weights(masks, blocks)).sum(-1).mean(-1) / counted
+    down = likelihood if negative_term == "likelihood" else -up
+    expected = (signal.abs() * torch.where(signal > 0, up, down)).sum() / 8
+    assert loss.item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_ratio_to_the_behaviour_policy_is_one_on_the_masks_of_every_pass():
+    objective = WDCE(reward_temperature=0.1, replicates=2, weight_tolerance=0.0, negative_term="likelihood_ratio")
+    dmpo = block_causal(objective)
+    rollouts = rollouts_of(dmpo)
+    with evaluating(dmpo.policy):
+        targets, _ = objective.prepare(dmpo.policy, rollouts, rows_per_forward=3)
+        rows = {name: value.flatten(0, 1) for name, value in targets.items()}
+        rows["signal"] = torch.linspace(-2, -1, 8)
+        for iteration in (0, 3):
+            loss, _ = objective.loss(dmpo.policy, rollouts.rows(), rows, iteration=iteration, planned_rollouts=8)
+            assert loss.item() == pytest.approx(1.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "owner"),
+    [({"stratified": True}, "WDCE"), ({"log_prob": ElboEstimator(2, stratified=True)}, "ElboEstimator")],
+)
+def test_stratified_counts_are_refused(options, owner):
+    with pytest.raises(ValueError, match=f"`stratified` of {owner} must be false with SDAR"):
+        block_causal(WDCE(reward_temperature=0.1, replicates=2, **options))
 
 
 def test_log_rnd_is_zero_between_equal_policies_and_not_between_others():

@@ -22,10 +22,59 @@ def test_groups_of_equal_reward_give_exactly_no_gradient_under_the_negative_base
     assert torch.equal(weights(dmpo), before)
 
 
+@pytest.mark.parametrize("negative_term", ["likelihood", "likelihood_ratio", "log_likelihood"])
+@pytest.mark.parametrize("baseline", ["none", "group", "negative", "policy"])
+def test_uninformative_groups_have_exactly_no_signal_under_any_baseline(baseline, negative_term):
+    dmpo = module()
+    rollouts = rollouts_of(dmpo, next(iter(loader())))
+    rollouts.reward = torch.tensor([[0.3, 0.3, 0.3, 0.3], [0.0, 1.0, 0.0, 0.0]])
+    objective = WDCE(
+        reward_temperature=0.2,
+        replicates=2,
+        baseline=baseline,
+        negative_term=negative_term,
+        uninformative_groups="skip",
+        weight_tolerance=0.0,
+    )
+    # The reference has moved away, so that no baseline is zero by itself.
+    with torch.no_grad():
+        dmpo.policy.model.model.transformer.ff_out.weight.mul_(1.5)
+        targets, _ = objective.prepare(dmpo.policy, rollouts, rows_per_forward=8)
+        dmpo.policy.model.model.transformer.ff_out.weight.mul_(1.5)
+        objective.before_step(dmpo.policy, rollouts, targets, slice(None), rows_per_forward=8)
+    assert targets["weight"][0].std() > 0
+    assert torch.equal(targets["signal"][0], torch.zeros(4))
+    assert (targets["signal"][1] != 0).all()
+    flat = {name: value.flatten(0, 1) for name, value in targets.items()}
+    loss, diagnostics = objective.loss(dmpo.policy, rollouts.rows(), flat, iteration=0, planned_rollouts=8)
+    assert loss.isfinite()
+    assert diagnostics["weight/skipped_rollouts"] == 0.5
+
+
+@pytest.mark.parametrize("iteration", [0, 3])
+def test_ratio_of_the_policy_that_sampled_is_one_in_every_pass(iteration):
+    """Both sides see the same maskings, so that their noise cancels."""
+    dmpo = module()
+    rollouts = rollouts_of(dmpo, next(iter(loader())))
+    rollouts.reward = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 1.0]])
+    objective = WDCE(reward_temperature=0.2, replicates=2, baseline="group", negative_term="likelihood_ratio")
+    targets, _ = objective.prepare(dmpo.policy, rollouts, rows_per_forward=3)
+    flat = {name: value.flatten(0, 1) for name, value in targets.items()}
+    flat["signal"] = -torch.ones(8)
+    loss, _ = objective.loss(dmpo.policy, rollouts.rows(), flat, iteration=iteration, planned_rollouts=8)
+    torch.testing.assert_close(loss, torch.ones(()))
+
+
 @pytest.mark.parametrize(
     ("objective", "sampler"),
     [
-        (WDCE(reward_temperature=0.2, replicates=4, baseline="group"), {}),
+        (WDCE(reward_temperature=0.2, replicates=4, baseline="group", negative_term="log_likelihood"), {}),
+        (WDCE(reward_temperature=0.2, replicates=4), {}),
+        pytest.param(
+            WDCE(reward_temperature=0.2, replicates=4, baseline="group", negative_term="likelihood_ratio"),
+            {},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(WDCE(reward_temperature=0.2, replicates=4, baseline="negative"), {}, marks=pytest.mark.slow),
         pytest.param(WDCE(reward_temperature=0.2, replicates=4, baseline="policy"), {}, marks=pytest.mark.slow),
         pytest.param(WDCE(reward_temperature=0.03, replicates=4, baseline="none"), {}, marks=pytest.mark.slow),
@@ -42,7 +91,19 @@ def test_groups_of_equal_reward_give_exactly_no_gradient_under_the_negative_base
             {"sampler": ConfidenceSampler(block_length=4)},
         ),
     ],
-    ids=["group", "negative", "policy", "none", "adaptive", "alpha 0", "wddo", "trajectory", "blocks"],
+    ids=[
+        "group",
+        "likelihood",
+        "ratio",
+        "negative",
+        "policy",
+        "none",
+        "adaptive",
+        "alpha 0",
+        "wddo",
+        "trajectory",
+        "blocks",
+    ],
 )
 def test_every_objective_raises_the_reward(tmp_path, objective, sampler):
     learns_slowly = isinstance(objective, WDCE) and objective.baseline == "none"

@@ -1,6 +1,7 @@
 """A resumed run equals the uninterrupted one, bit for bit."""
 
 import random
+from functools import cache
 
 import pytest
 import torch
@@ -10,8 +11,19 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from dmpo_lightning import WDCE, WDDO, LoRA, RandomOrderSampler, TrajectoryEstimator
 
 OBJECTIVES = {
-    "negative": {"objective": WDCE(reward_temperature=0.1, replicates=2)},
+    "published": {
+        "objective": WDCE(
+            reward_temperature=0.1,
+            replicates=2,
+            baseline="negative",
+            negative_term="log_likelihood",
+            uninformative_groups="train",
+        )
+    },
     "policy": {"objective": WDCE(reward_temperature=0.1, replicates=2, baseline="policy")},
+    "ratio": {
+        "objective": WDCE(reward_temperature=0.1, replicates=2, baseline="group", negative_term="likelihood_ratio")
+    },
     "wddo": {"objective": WDDO(reward_temperature=0.1, replicates=2)},
     "trajectory": {
         "objective": WDCE(reward_temperature=0.1, replicates=2, baseline="group", log_prob=TrajectoryEstimator()),
@@ -28,18 +40,30 @@ def options_for(name):
 
 MID_BUFFER, BUFFER_END, EPOCH_END, SECOND_EPOCH = 3, 4, 12, 14
 CUTS = [(name, MID_BUFFER) for name in OBJECTIVES] + [
-    (name, stop) for name in ("negative", "refreshed reference") for stop in (BUFFER_END, EPOCH_END, SECOND_EPOCH)
+    (name, stop) for name in ("published", "refreshed reference") for stop in (BUFFER_END, EPOCH_END, SECOND_EPOCH)
 ]
 
 
-@pytest.mark.parametrize(("name", "stop"), CUTS)
-def test_resumed_equals_uninterrupted(tmp_path, name, stop):
-    whole, whole_record = module(**options_for(name)), Recorder()
-    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=stop, save_top_k=-1)
-    trainer(tmp_path, max_steps=18, callbacks=[whole_record, save], enable_checkpointing=True).fit(whole, loader())
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The run of each objective, made once, which saves at every step."""
 
+    @cache
+    def run(name):
+        folder = tmp_path_factory.mktemp("uninterrupted")
+        whole, record = module(**options_for(name)), Recorder()
+        save = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        trainer(folder, max_steps=18, callbacks=[record, save], enable_checkpointing=True).fit(whole, loader())
+        return whole, record, folder
+
+    return run
+
+
+@pytest.mark.parametrize(("name", "stop"), CUTS)
+def test_resumed_equals_uninterrupted(tmp_path, uninterrupted, name, stop):
+    whole, whole_record, folder = uninterrupted(name)
     resumed, record = module(**options_for(name)), Recorder()
-    checkpoint = tmp_path / f"step={stop}.ckpt"
+    checkpoint = folder / f"step={stop}.ckpt"
     trainer(tmp_path, max_steps=18, callbacks=[record]).fit(resumed, loader(), ckpt_path=checkpoint, weights_only=True)
     assert record.prompts == whole_record.prompts[stop:]
     assert record.losses == whole_record.losses[stop:]

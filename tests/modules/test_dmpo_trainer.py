@@ -236,6 +236,14 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(tmp_path):
     assert run.callback_metrics["train/skipped_steps"] == 1
 
 
+def test_the_gradients_norm_is_logged_as_it_is_before_clipping(tmp_path):
+    recorder = Recorder()
+    run = trainer(tmp_path, max_steps=2, accumulate_grad_batches=2, gradient_clip_val=1e-3, callbacks=[recorder])
+    run.fit(module(), loader())
+    assert float(run.callback_metrics["gradient/norm"]) == pytest.approx(recorder.gradient_norms[-1], rel=1e-5)
+    assert recorder.gradient_norms[-1] > 1e-2
+
+
 def test_too_many_such_steps_in_a_row_end_the_run_and_leave_the_rollouts(tmp_path):
     dmpo = module()
     run = trainer(tmp_path, max_steps=9, callbacks=[Spoiler(0, 2, 3, 4, 5), SkipNonFiniteSteps(2)])

@@ -35,3 +35,38 @@ def test_an_observer_sees_each_buffer_once_before_it_is_trained_on(tmp_path):
         torch.testing.assert_close(rollouts.reward, torch.tensor(expected))
         assert collected.means["reward/total"] == pytest.approx(float(rollouts.reward.mean()))
         assert all(seconds > 0 for seconds in collected.seconds.values())
+
+
+def last_digit_is_one(example, completion):
+    """Differs within groups of even prompts alone."""
+    return 0.0 if int(example["digit"]) % 2 else float(completion.count("1"))
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_rounds_fill_a_buffer_with_groups_that_differ(tmp_path, rounds):
+    watcher, dmpo = Watcher(), module(reward=last_digit_is_one, sampling_rounds=rounds, num_iterations=1, group_size=8)
+    trainer(tmp_path, max_steps=2, max_epochs=-1, callbacks=[watcher]).fit(dmpo, loader(6, shuffle=False))
+    kept = 6 // rounds
+    first = watcher.seen[0]
+    assert first.rollouts.reward.shape == (kept, 8)
+    # Prompts 0, 2 and 4 can differ. They come first, and as many rounds are sampled as it takes.
+    assert first.prompts.prompt_index.tolist() == {1: [0, 1, 2, 3, 4, 5], 2: [0, 2, 4], 3: [0, 2]}[rounds]
+    assert first.sampled == {1: 48, 2: 48, 3: 32}[rounds]
+    assert sorted([*first.left_out, *first.prompts.prompt_index.tolist()]) == list(range(first.sampled // 8))
+    for example, texts, reward in zip(first.prompts.examples, first.completions, first.rollouts.reward, strict=True):
+        assert [last_digit_is_one(example, text) for text in texts] == reward.tolist()
+    assert dmpo.rollouts_seen == sum(each.sampled for each in watcher.seen)
+
+
+def test_a_round_more_leaves_the_rollouts_of_those_before_as_they_are(tmp_path):
+    one, two = Watcher(), Watcher()
+    for watcher, rounds in ((one, 1), (two, 2)):
+        dmpo = module(reward=last_digit_is_one, sampling_rounds=rounds, num_iterations=1)
+        trainer(tmp_path, max_steps=1, callbacks=[watcher]).fit(dmpo, loader(6, shuffle=False))
+    index = two.seen[0].prompts.prompt_index
+    assert torch.equal(two.seen[0].rollouts.completion_ids, one.seen[0].rollouts.completion_ids[index])
+
+
+def test_rounds_that_do_not_divide_the_prompts_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="`sampling_rounds` must divide the 6 prompts of a batch, got 4"):
+        trainer(tmp_path, max_steps=1).fit(module(sampling_rounds=4), loader(6))

@@ -1,6 +1,8 @@
 """Hyper-parameters reach any logger, and runs write into directories of their own."""
 
 import json
+import os
+import signal
 from itertools import count
 
 import pytest
@@ -12,8 +14,10 @@ from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateF
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 
-from dmpo_lightning import BeforeAfterReport, ConfidenceSampler
-from dmpo_lightning.modules.run_directory import continue_in_place, run_directory
+from dmpo_lightning import BeforeAfterReport, ConfidenceSampler, Preemption
+from dmpo_lightning.commands.last_checkpoint import newest_checkpoint
+from dmpo_lightning.distributed.internals import reserve_folders
+from dmpo_lightning.modules.run_directory import continue_in_place, link_latest, run_directory
 
 
 class ServiceLogger(Logger):
@@ -96,6 +100,26 @@ def test_a_resumed_run_continues_in_its_directory(tmp_path, make):
         assert [len(each) for each in rows] == [4, 4]
 
 
+def test_latest_leads_to_the_run_that_trained_last_and_takes_nothings_place(tmp_path):
+    def run(version=None, folder=tmp_path):
+        made = trainer(folder, logger=TensorBoardLogger(folder, name="mine", version=version))
+        reserve_folders(made)
+        link_latest(made)
+        return run_directory(made)
+
+    link = tmp_path / "mine" / "latest"
+    first = run()
+    assert (link.is_symlink(), link.resolve(), link.readlink().name) == (True, first.resolve(), str(link.readlink()))
+    assert run() != first
+    assert link.resolve() != first.resolve()
+    run(version=3)
+    assert str(link.readlink()) == "version_3"
+    (tmp_path / "other/mine/latest").mkdir(parents=True)
+    run(folder=tmp_path / "other")
+    assert not (tmp_path / "other/mine/latest").is_symlink()
+    assert not list(tmp_path.rglob(".latest*"))
+
+
 def test_a_version_of_ones_own_and_a_checkpoint_from_elsewhere_change_nothing(tmp_path):
     own = trainer(tmp_path, logger=TensorBoardLogger(tmp_path, name="mine", version=7))
     continue_in_place(own, tmp_path / "mine/version_0/checkpoints/last.ckpt")
@@ -103,6 +127,25 @@ def test_a_version_of_ones_own_and_a_checkpoint_from_elsewhere_change_nothing(tm
     other = trainer(tmp_path, logger=TensorBoardLogger(tmp_path, name="mine"))
     continue_in_place(other, tmp_path / "other/version_3/checkpoints/last.ckpt")
     assert other.logger.version == 0
+
+
+class Told(Callback):
+    def on_train_batch_end(self, trainer, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [ServiceLogger, lambda folder: TensorBoardLogger(folder, sub_dir="events"), lambda folder: False],
+    ids=["service", "files of a logger deeper", "no logger"],
+)
+def test_what_preemption_saves_without_a_model_checkpoint_is_found_as_the_last(tmp_path, make):
+    run = trainer(tmp_path, max_steps=4, logger=make(tmp_path), callbacks=[Told(), Preemption()])
+    with pytest.raises(SystemExit):
+        run.fit(module(), loader())
+    (saved,) = tmp_path.rglob("preempted.ckpt")
+    again = trainer(tmp_path, max_steps=4, logger=make(tmp_path))
+    assert newest_checkpoint(again, module(), continues=True) == str(saved)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dmpo_lightning.functional import (
     denoising_cross_entropy,
+    denoising_likelihood,
     elbo,
     group_baseline,
     importance_weights,
@@ -156,12 +157,29 @@ def population_signal(
     raise ValueError(f"`baseline` must be none, group, negative or policy, got {baseline!r}.")
 
 
-def population_loss(table: Tensor, completions: Tensor, signal: Tensor) -> Tensor:
+def population_loss(
+    table: Tensor,
+    completions: Tensor,
+    signal: Tensor,
+    *,
+    negative_term: str = "log_likelihood",
+    behaviour: Tensor | None = None,
+) -> Tensor:
     """The WDCE loss summed over the batch of problems, with every mask enumerated."""
     masks = LOSS_MASKS.expand(len(completions), -1, -1)
     log_prob = token_log_prob(table, completions, masks)
-    cross_entropy = denoising_cross_entropy(log_prob, masks.expand(log_prob.shape))
-    return wdce_loss(cross_entropy.flatten(), signal.flatten(), planned_rollouts=len(completions))
+    masks = masks.expand(log_prob.shape)
+    cross_entropy = denoising_cross_entropy(log_prob, masks)
+    likelihood = None
+    if negative_term == "likelihood":
+        likelihood = denoising_likelihood(log_prob, masks).flatten()
+    if negative_term == "likelihood_ratio":
+        assert behaviour is not None
+        of_behaviour = token_log_prob(behaviour, completions, LOSS_MASKS.expand(len(completions), -1, -1))
+        likelihood = denoising_likelihood(log_prob, masks, behaviour_log_prob=of_behaviour).flatten()
+    return wdce_loss(
+        cross_entropy.flatten(), signal.flatten(), planned_rollouts=len(completions), likelihood=likelihood
+    )
 
 
 def train(table: Tensor, loss: Callable[[Tensor, int], Tensor], *, steps: int, learning_rate: float = 0.1) -> Tensor:

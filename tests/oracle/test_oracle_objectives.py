@@ -117,9 +117,23 @@ def test_recorded_log_probs_of_the_sampler_equal_replaying_its_orders(block_leng
     torch.testing.assert_close(replayed, rollouts.sampled_log_prob.sum(-1))
 
 
-@pytest.mark.parametrize(("baseline", "iterations"), [("none", 4), ("group", 1), ("policy", 2)])
-def test_wdce_with_trajectory_log_rnd_reaches_the_target(baseline, iterations):
-    objective = WDCE(reward_temperature=ALPHA, baseline=baseline, replicates=8, log_prob=TrajectoryEstimator())
+@pytest.mark.parametrize(
+    ("baseline", "negative_term", "iterations"),
+    [
+        ("none", "log_likelihood", 4),
+        ("group", "log_likelihood", 1),
+        ("group", "likelihood_ratio", 1),
+        ("policy", "log_likelihood", 2),
+    ],
+)
+def test_wdce_with_trajectory_log_rnd_reaches_the_target(baseline, negative_term, iterations):
+    objective = WDCE(
+        reward_temperature=ALPHA,
+        baseline=baseline,
+        negative_term=negative_term,
+        replicates=8,
+        log_prob=TrajectoryEstimator(),
+    )
     reached = trained_on_policy(objective, REWARD, batch=1, group_size=512, buffers=100, iterations=iterations)
     assert total_variation(reached, TARGET) < 0.05
 
@@ -158,8 +172,11 @@ def test_wddo_with_trajectory_log_rnd_reaches_the_target():
     assert total_variation(reached, TARGET) < 0.05
 
 
-def test_negative_with_small_groups_puts_its_mass_on_the_one_right_completion():
-    objective = WDCE(reward_temperature=ALPHA, baseline="negative", log_prob=TrajectoryEstimator())
+@pytest.mark.parametrize("negative_term", ["log_likelihood", "likelihood"])
+def test_negative_with_small_groups_puts_its_mass_on_the_one_right_completion(negative_term):
+    objective = WDCE(
+        reward_temperature=ALPHA, baseline="negative", negative_term=negative_term, log_prob=TrajectoryEstimator()
+    )
     reached = trained_on_policy(objective, ONE_RIGHT, batch=8, group_size=4, buffers=300, iterations=1)
     assert reached[BEST] > 0.95
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from dmpo_runs import loader, module, trainer
@@ -42,6 +43,7 @@ CASES = {
     "guidance": {"sampler": ConfidenceSampler(denoising_steps=4, guidance=0.5)},
     "policy baseline": {"objective": elbo(baseline="policy")},
     "policy baseline, steps across groups": {"objective": elbo(baseline="policy"), "micro_batch_size": 3},
+    "likelihood ratio": {"objective": elbo(baseline="group", negative_term="likelihood_ratio")},
     "no reference": {"objective": WDCE(reward_temperature=0.0, reward_scale=1.0, replicates=2)},
     "trajectory": {"objective": WDCE(**TRAJECTORY), "sampler": RandomOrderSampler()},
     "trajectory and policy baseline": {
@@ -79,3 +81,13 @@ def test_as_many_forwards_are_planned_as_training_runs(name, accumulation, tmp_p
         sampling=counts["sampling"], scoring=counts["scoring"] + counts["baseline"], training=counts["loss"]
     )
     assert Forwards.of(work) == measured
+
+
+def test_all_rounds_of_sampling_are_planned():
+    def planned(rounds: int) -> Forwards:
+        schedule = Schedule(group_size=GROUP, prompts_per_buffer=2, micro_batch_size=GROUP, sampling_rounds=rounds)
+        sampling = ConfidenceSampler(denoising_steps=4).footprint(LENGTH)
+        objective = elbo().footprint(completion_length=LENGTH, sampler=ConfidenceSampler())
+        return Forwards.of(Workload(4, LENGTH, schedule=schedule, objective=objective, sampling=sampling))
+
+    assert planned(3) == replace(planned(1), sampling=3 * planned(1).sampling)

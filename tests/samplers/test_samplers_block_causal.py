@@ -13,6 +13,7 @@ from dmpo_lightning.samplers import (
     Samples,
     WinoSampler,
     draw_tokens,
+    observed,
     step_uniforms,
 )
 from helpers import MASK, pad_more, tiny_policy
@@ -229,3 +230,29 @@ def test_what_a_block_causal_policy_cannot_do_is_refused(sampler, message):
     ids, mask = prompts([3])
     with pytest.raises(ValueError, match=message):
         sample(policy_of(4), sampler, ids, mask, keys_of(1))
+
+
+def test_whoever_watches_sees_every_change_and_every_step():
+    """Rows whose prompts end at different places of a block, and of which some are over early."""
+    policy, steps = policy_of(4), []
+    policy._ban[list(policy.facts.end_token_ids)] = 0.5
+    ids, mask = prompts([5, 8, 3, 7])
+    watched, confidence = torch.full((4, LENGTH), MASK), torch.full((4, LENGTH), torch.nan)
+
+    def note(change):
+        watched[change.rows] = torch.where(change.written, change.completion_ids, watched[change.rows])
+        confidence[change.rows] = torch.where(change.written, change.confidence, confidence[change.rows])
+        assert torch.equal(watched[change.rows], change.completion_ids)
+
+    expected = sample(policy, ConfidenceSampler(), ids, mask, keys_of(4))
+    assert 0 < (expected.reveal_step < 0).any(1).sum() < 4
+    policy.on_denoising_step = lambda done, total: steps.append((done, total))
+    policy.expect_steps(0, LENGTH)
+    with observed(note):
+        found = sample(policy, ConfidenceSampler(), ids, mask, keys_of(4))
+    assert torch.equal(found.completion_ids, expected.completion_ids)
+    assert torch.equal(watched, found.completion_ids)
+    assert torch.equal(confidence.isnan(), found.reveal_step < 0)
+    assert steps == sorted(steps)
+    assert steps[1] == (1, LENGTH)
+    assert steps[-1] == (LENGTH, LENGTH)

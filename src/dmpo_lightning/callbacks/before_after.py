@@ -1,4 +1,4 @@
-"""What a run of DMPO changed on held-out examples: a table, ``summary.json`` and a learning curve."""
+"""What a run of DMPO changed on held-out examples: a table, ``summary.json``, a learning curve, and the report."""
 
 import json
 import time
@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
+from dmpo_lightning.callbacks.example_shown import LearntExample
+from dmpo_lightning.callbacks.examples import example_records, write_examples
+from dmpo_lightning.callbacks.preemption import leave_untrained
+from dmpo_lightning.callbacks.progress import announce, note_phase
+from dmpo_lightning.callbacks.rollout_records import TokenTexts
+from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.evaluation.batch import MEASURES
 from dmpo_lightning.evaluation.metrics import EvaluationMetrics
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.run_directory import run_directory
+from dmpo_lightning.reports.page import write_report
+from dmpo_lightning.reports.run import EXAMPLES, REPORT
 from dmpo_lightning.samplers import Sampler
+from dmpo_lightning.terminal import escaped
 
 Result = dict[str, tuple[float, float]]
 """Mean and standard error of each score component."""
@@ -25,7 +35,9 @@ class BeforeAfterReport(Callback):
     ``summary.json`` holds ``solve_rate_before``, ``solve_rate_best_temperature_before`` and ``solve_rate_after`` (at
     T = 1 unless ``sampled`` says otherwise), ``greedy_before`` and ``greedy_after``. It also holds ``seconds`` of
     fitting, which include validation but not the two evaluations of this report, ``rollouts``, ``seed`` and all
-    results. ``learning_curve.png`` shows the validation accuracy.
+    results. ``learning_curve.png`` shows the validation accuracy. ``examples.jsonl`` holds the completions of the first
+    examples by ``sampled``, before and after, token by token. ``report.html`` shows all of it, as ``dmpo-lightning
+    report`` does.
 
     The final weights are evaluated. Not for strategies that divide the model's weights, because the report runs outside
     of the training loop.
@@ -35,6 +47,7 @@ class BeforeAfterReport(Callback):
         sampled: the name of the sampler at T = 1.
         greedy: the name of the greedy sampler. It and ``sampled`` are evaluated again afterwards.
         curve: names of logged validation metrics to draw.
+        examples: how many of the test split ``examples.jsonl`` holds.
 
     Raises:
         ValueError: ``sampled`` or ``greedy`` is not among the samplers.
@@ -47,21 +60,24 @@ class BeforeAfterReport(Callback):
         sampled: str = "temperature_1",
         greedy: str = "greedy",
         curve: tuple[str, ...] = ("val/sampled/accuracy", "val/greedy/accuracy"),
+        examples: int = 64,
     ) -> None:
         for name in (sampled, greedy):
             if name not in samplers:
                 raise ValueError(f"`samplers` must contain {name!r}, got {sorted(samplers)}.")
         self.samplers, self.sampled, self.greedy, self.curve_names = dict(samplers), sampled, greedy, curve
+        self.examples = examples
         self.before: dict[str, Result] = {}
         self.after: dict[str, Result] = {}
         self.curve: list[dict[str, float]] = []
         self.seconds = 0.0
+        self.example = LearntExample()
         self._started: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A resumed run knows it from its first part, and its weights are not the base's any more.
         if not self.before:
-            self.before = self._evaluate(trainer, pl_module, list(self.samplers))
+            self.before = self._evaluate(trainer, pl_module, "before", list(self.samplers))
         # Moved back by what the run took before it was resumed.
         self._started = time.perf_counter() - self.seconds
 
@@ -75,45 +91,92 @@ class BeforeAfterReport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds = self._seconds_by_now()
-        self.after = self._evaluate(trainer, pl_module, [self.sampled, self.greedy])
+        self.after = self._evaluate(trainer, pl_module, "after", [self.sampled, self.greedy])
         # On all ranks, because it is a broadcast.
         directory = run_directory(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._write(directory, pl_module)
+            self._report(trainer, pl_module, directory)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the report, now that other callbacks have written what it shows."""
+        # On all ranks, because it is a broadcast.
+        directory = run_directory(trainer)
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            try:
+                write_report([directory], directory / REPORT)
+            # Of the disk, which does not make the run fail.
+            except ValueError as error:
+                print(escaped(f"No report: {error}"))
+            else:
+                print(escaped(next_step(directory / REPORT)))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"before": self.before, "curve": self.curve, "seconds": self._seconds_by_now()}
+        wrong = self.example.wrong
+        return {"before": self.before, "curve": self.curve, "seconds": self._seconds_by_now(), "wrong": wrong}
 
     def _seconds_by_now(self) -> float:
         return self.seconds if self._started is None else time.perf_counter() - self._started
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.before, self.curve, self.seconds = state_dict["before"], state_dict["curve"], state_dict["seconds"]
+        # Checkpoints of earlier versions have none.
+        self.example.wrong = state_dict.get("wrong", {})
 
-    def _evaluate(self, trainer: Trainer, module: LightningModule, names: list[str]) -> dict[str, Result]:
+    def _evaluate(self, trainer: Trainer, module: LightningModule, moment: str, names: list[str]) -> dict[str, Result]:
         assert isinstance(module, DMPO)
         data = getattr(trainer, "datamodule", None)
         if data is None:
             raise ValueError("BeforeAfterReport needs a datamodule, whose test split it evaluates; pass one to fit.")
         loader = data.test_dataloader()
         metrics = {name: EvaluationMetrics(trainer.strategy.root_device) for name in names}
-        for host_batch in islice(loader, _batch_limit(trainer, len(loader))):
+        batches = min(_batch_limit(trainer, len(loader)), len(loader))
+        self._announce(trainer, moment, _examples(loader, batches), len(names))
+        note = {"before": self.example.note_before, "after": self.example.note_after}[moment]
+        records: list[dict[str, Any]] = []
+        texts = TokenTexts(module.policy.tokenizer)
+        for number, host_batch in enumerate(islice(loader, batches)):
             # Lightning moves the batches of its own loops only.
             batch = host_batch.to(trainer.strategy.root_device)
-            for name in names:
-                metrics[name].update(module.evaluate_batch(batch, self.samplers[name]))
+            for position, name in enumerate(names):
+                note_phase(trainer, "evaluating", number * len(names) + position, batches * len(names))
+                evaluated = module.evaluate_batch(batch, self.samplers[name])
+                metrics[name].update(evaluated)
+                if name == self.sampled:
+                    note(evaluated)
+                    records += example_records(evaluated, host_batch, texts, moment)[: self.examples - len(records)]
+            # It may take minutes, of which a job that is told to end has none.
+            if moment == "before":
+                leave_untrained(trainer)
+        # On all ranks, because it is a broadcast.
+        directory = run_directory(trainer)
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            write_examples(directory / EXAMPLES, moment, records)
         return {name: found.result(name, module.completion_length).means for name, found in metrics.items()}
 
-    def _write(self, directory: Path, module: LightningModule) -> None:
+    def _announce(self, trainer: Trainer, moment: str, examples: int, samplers: int) -> None:
+        what = {"before": "the base", "after": "the trained model"}[moment]
+        plural = "s" * (samplers > 1)
+        announce(trainer, f"Evaluating {what} on {examples} held-out examples with {samplers} sampler{plural} ...")
+
+    def _report(self, trainer: Trainer, module: LightningModule, directory: Path) -> None:
         assert isinstance(module, DMPO)
-        directory.mkdir(parents=True, exist_ok=True)
         rollouts = module.rollouts_seen
-        summary = json.dumps(self.summary(module.seed, rollouts), indent=2)
-        (directory / "summary.json").write_text(summary + "\n", encoding="utf-8")
+        # Printed first: files may fail, and what took hours is then still to be read.
+        print(self.table(rollouts))
+        if text := self.example.to_text(getattr(getattr(trainer, "datamodule", None), "task", None)):
+            print(text)
+        try:
+            self._write(directory, self.summary(module.seed, rollouts))
+        except OSError as error:
+            rank_zero_warn(f"summary.json and learning_curve.png could not be written to {directory}: {error}")
+        else:
+            print(escaped(f"Written to {directory}: summary.json, learning_curve.png"))
+
+    def _write(self, directory: Path, summary: dict[str, Any]) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         lines = {self.curve_names[0]: self.sampled, self.curve_names[-1]: self.greedy}
         draw_curve(self.curve, self.before, lines, directory / "learning_curve.png")
-        print(self.table(rollouts))
-        print(f"Written to {directory}: summary.json, learning_curve.png")
 
     def summary(self, seed: int, rollouts: int) -> dict[str, Any]:
         """The content of ``summary.json``."""
@@ -145,10 +208,21 @@ class BeforeAfterReport(Callback):
         return "\n".join(lines)
 
 
+def next_step(report: Path) -> str:
+    """What somebody who has waited for a run does next."""
+    return f"Next: open {report}, which shows what happened."
+
+
 def _batch_limit(trainer: Trainer, batches: int) -> int:
     """How much of the test split the Trainer's flags allow: `fast_dev_run` and `limit_test_batches`."""
     limit: int | float = getattr(trainer, "fast_dev_run") or trainer.limit_test_batches
     return limit if isinstance(limit, int) and limit is not True else int(float(limit) * batches)
+
+
+def _examples(loader: PromptLoader, batches: int) -> int:
+    """How many examples so many batches hold, over all ranks."""
+    whole = len(loader.dataset) - loader.dropped
+    return whole if batches >= len(loader) else round(whole * batches / len(loader))
 
 
 def _named(result: Result) -> dict[str, dict[str, float]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.data.mixture import MixtureDataModule
@@ -62,9 +63,14 @@ class EvaluationReport(Callback):
         facts = evaluation_facts(trainer, module)
         print("\n".join([*table(facts["task"], module.results), "", *fact_lines(facts)]))
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            directory.mkdir(parents=True, exist_ok=True)
             content = json.dumps(facts | {"results": [_plain(result) for result in module.results]}, indent=2)
-            (directory / "evaluation.json").write_text(content + "\n", encoding="utf-8")
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                (directory / "evaluation.json").write_text(content + "\n", encoding="utf-8")
+            except OSError as error:
+                # What may have taken hours has been printed.
+                rank_zero_warn(f"evaluation.json could not be written to {directory}: {error}")
+                return
             _print_written(trainer, directory, "evaluation.json")
 
 

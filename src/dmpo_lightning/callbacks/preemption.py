@@ -1,21 +1,26 @@
 """Leaving in time: after a signal the run saves and ends at the next optimizer step."""
 
-import os
 import signal
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from dmpo_lightning.distributed.internals import is_accumulating, validate_before_training, validates_now
+from dmpo_lightning.callbacks.early_signals import requeue, take
+from dmpo_lightning.distributed.internals import (
+    is_accumulating,
+    replace_original_handlers,
+    validate_before_training,
+    validates_now,
+)
 from dmpo_lightning.distributed.ranks import gather_ranks
-from dmpo_lightning.modules.run_directory import run_directory
+from dmpo_lightning.modules.run_directory import checkpoint_directory
 
 FILE_NAME = "preempted.ckpt"
 
@@ -24,7 +29,9 @@ class Preemption(Callback):
     """After a signal to any rank, all ranks save a checkpoint and exit.
 
     They do so at the end of the next optimizer step. In a validation they do so at the end of its next batch, and the
-    continued run makes that validation again. After the last step nothing continues, and ``validate`` makes it.
+    continued run makes that validation again. After the last step nothing continues, and ``validate`` makes it. Before
+    the first step, from ``setup`` on, they leave without a checkpoint: nothing was trained, and a run that continues is
+    as it was. A validation that SIGINT interrupts is not made again.
 
     The checkpoint is ``preempted.ckpt`` beside those of `ModelCheckpoint`. It continues the run bit for bit, and
     ``--ckpt_path last`` finds it. The exit status of all ranks is 128 plus the signal's number, as of a process that
@@ -50,22 +57,35 @@ class Preemption(Callback):
         self._step = 0
         self._validation_is_due = self._validates_again = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.received = None
+            self._listen()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.leave_untrained(trainer)
+
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen(trainer)
+        self._listen()
+        self.leave_untrained(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen(trainer)
+        self._listen()
+        self.leave_untrained(trainer)
+        self._step = trainer.global_step
         is_due, self._validation_is_due = self._validation_is_due, False
         if is_due and trainer.enable_validation:
             self._validates_again = True
             validate_before_training(trainer)
             self._validates_again = False
 
-    def _listen(self, trainer: Trainer) -> None:
-        """Replaces Lightning's own handlers, which are in place by now. They would save in the middle of a step."""
-        if not self._previous:
-            self.received, self._step = None, trainer.global_step
-            self._previous = {each: signal.signal(each, self._note) for each in self.signals}
+    def _listen(self) -> None:
+        """Replaces what handles the signals: the command line's handlers at first, and Lightning's own, which come
+        shortly before training and would save in the middle of a step.
+        """
+        for each in self.signals:
+            previous = take(each, self._note)
+            self._previous.setdefault(each, previous)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # Only noted: a handler may run in the middle of a step, of which no checkpoint can be continued.
@@ -88,17 +108,30 @@ class Preemption(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        in_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if trainer.sanity_checking:
+            self.leave_untrained(trainer)
         # A validation may fall between two micro-batches, where there are gradients that no checkpoint holds.
-        if in_training and not is_accumulating(trainer):
+        elif trainer.state.fn == TrainerFn.FITTING and not is_accumulating(trainer):
             self._leave_if_told(trainer, validation_is_due=True)
 
-    def _leave_if_told(self, trainer: Trainer, *, validation_is_due: bool) -> None:
-        # All ranks ask at the same step, because the signal may have reached one of them only.
+    def leave_untrained(self, trainer: Trainer) -> None:
+        """Leaves if a rank was told to, before the first step of this run. All ranks call it together."""
+        received = self._told(trainer)
+        if received is not None:
+            rank_zero_info(f"Left after signal {received}, before training: nothing was trained, nothing is saved.")
+            self._exit(trainer, received)
+
+    def _told(self, trainer: Trainer) -> int | None:
+        """The signal that a rank was sent, on all ranks, which ask together as it may have reached one of them only."""
         if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
-            return
+            return None
         # Ranks may have been sent different signals, and exit with the same one.
-        received = max(number or 0 for number in gather_ranks(self.received))
+        return max(number or 0 for number in gather_ranks(self.received))
+
+    def _leave_if_told(self, trainer: Trainer, *, validation_is_due: bool) -> None:
+        received = self._told(trainer)
+        if received is None:
+            return
         # The checkpoint of the last time says all there is, the open validation included.
         if self._validates_again:
             rank_zero_info(f"Left after signal {received}, in the validation that the checkpoint had left open.")
@@ -106,8 +139,13 @@ class Preemption(Callback):
             path, self._validation_is_due = self._path(trainer), validation_is_due
             trainer.save_checkpoint(path)
             rank_zero_info(f"Saved to {path} after signal {received}, at optimizer step {trainer.global_step}.")
-        if trainer.is_global_zero:
-            _requeue(trainer, received)
+        self._exit(trainer, received)
+
+    def _exit(self, trainer: Trainer, received: int) -> NoReturn:
+        if trainer.is_global_zero and received == requeue_signal(trainer.strategy):
+            problem = requeue()
+            if problem is not None:
+                rank_zero_warn(problem)
         # srun may end the job at the first exit of a rank, before rank 0 has put it back into the queue.
         trainer.strategy.barrier()
         raise SystemExit(128 + received)
@@ -123,35 +161,50 @@ class Preemption(Callback):
     def _path(self, trainer: Trainer) -> str:
         directory = getattr(trainer.checkpoint_callback, "dirpath", None)
         if directory is None:
-            directory = run_directory(trainer) / "checkpoints"
+            directory = checkpoint_directory(trainer)
         return str(Path(directory) / FILE_NAME)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore()
+        self._restore(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore()
+        self._restore(trainer)
         self._validation_is_due = self._validates_again = False
 
-    def _restore(self) -> None:
+    def _restore(self, trainer: Trainer) -> None:
         for each, previous in self._previous.items():
             signal.signal(each, previous)
+        replace_original_handlers(trainer, self._previous)
         self._previous = {}
 
 
-def _requeue(trainer: Trainer, received: int) -> None:
-    """Puts a SLURM job back into the queue, as Lightning's own handler does, which `Preemption` replaces."""
-    environment = getattr(trainer.strategy, "cluster_environment", None)
+def leave_untrained(trainer: Trainer) -> None:
+    """Ends a run that was told to, in the midst of what a callback does before training. All ranks call it together."""
+    for each in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(each, Preemption):
+            each.leave_untrained(trainer)
+
+
+def requeue_signal(strategy: Any) -> int | None:
+    """The signal that puts this job back into the queue, None where none does.
+
+    After any other signal SLURM itself decides what becomes of the job.
+    """
+    environment = getattr(strategy, "cluster_environment", None)
     if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
-        return
-    # After any other signal SLURM itself decides what becomes of the job.
-    if received != (environment.requeue_signal or signal.SIGUSR1):
-        return
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    # A task of a job array is put back by itself and not with the whole array.
-    job = os.environ["SLURM_JOB_ID"] if array is None else f"{array}_{task}"
-    command = ["scontrol", "requeue", job]
-    try:
-        subprocess.run(command, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        rank_zero_warn(f"`{' '.join(command)}` failed ({error}): submit the job again, it continues where it was.")
+        return None
+    return environment.requeue_signal or signal.SIGUSR1
+
+
+def configured_requeue_signal(plugins: Any) -> int | None:
+    """As `requeue_signal`, of a Trainer that is not there yet, from its parsed ``plugins``."""
+    for each in plugins if isinstance(plugins, list) else [plugins]:
+        name, options = str(getattr(each, "class_path", "")), getattr(each, "init_args", None) or {}
+        if name.endswith("SLURMEnvironment"):
+            return (options.get("requeue_signal") or signal.SIGUSR1) if options.get("auto_requeue", True) else None
+        if name.endswith("Environment"):
+            return None
+    # The order in which Lightning looks who has started the ranks.
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return None
+    return signal.SIGUSR1

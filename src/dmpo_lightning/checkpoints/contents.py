@@ -4,6 +4,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dmpo_lightning.checkpoints.safe_reading import SafeReader, is_deepspeed, load_data, names_in_pickle
 
 PROGRESS = ("loops", "optimizer_states", "lr_schedulers")
@@ -39,6 +41,23 @@ def why_unfit(path: Path, *, keys: Collection[str], continues: bool) -> str | No
     return _optimizer_problem(saved) if continues else None
 
 
+def facts_beside_weights(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint says of itself, read without its tensors. None where that cannot be read.
+
+    A folder of DeepSpeed is unpickled, so this is for checkpoints that are about to be loaded anyway.
+    """
+    try:
+        if not path.is_dir():
+            return load_data(path)
+        if not is_deepspeed(path):
+            return load_data(path / "meta.pt")
+        states = next((path / "checkpoint").glob("*model_states.pt"))
+        return dict(torch.load(states, map_location="cpu", weights_only=False, mmap=True))
+    # Whoever loads it says what is wrong with it. A pickle that is obeyed may raise anything.
+    except Exception:
+        return None
+
+
 def _folder_contents(folder: Path) -> dict[str, Any]:
     """What a folder of FSDP1 or FSDP2 holds, with descriptions in the place of tensors."""
     saved = load_data(folder / "meta.pt")
@@ -59,10 +78,16 @@ def _holds_weights(state: Any) -> bool:
 def _optimizer_problem(saved: dict[str, Any]) -> str | None:
     """What is wrong with the optimizer's state, None if nothing is. One without momentum has none."""
     for state in saved["optimizer_states"]:
-        # Folders hold no list of options that could be looked into.
-        groups = state.get("param_groups") if isinstance(state, dict) and "state" in state else None
-        remembers = any(group.get("betas") or group.get("momentum") for group in groups or ())
-        if remembers and not state["state"] and saved.get("global_step"):
+        if not isinstance(state, dict):
+            continue
+        if "param_groups" in state:
+            remembers = any(group.get("betas") or group.get("momentum") for group in state["param_groups"])
+            is_empty = not state.get("state")
+        # Of a folder only names are known here, such as `param_groups.0.betas` and `state.<weight>.exp_avg`.
+        else:
+            remembers = any(str(name).endswith(".betas") for name in state)
+            is_empty = not any(str(name).startswith("state.") for name in state)
+        if remembers and is_empty and saved.get("global_step"):
             return f"its optimizer has no state after {saved['global_step']} steps"
     return None
 
@@ -74,4 +99,18 @@ def _deepspeed_problem(folder: Path, needed: Collection[str]) -> str | None:
     names = names_in_pickle(states[0])
     # The optimizer's state lies in files of its own.
     missing = [key for key in needed if key not in names and key != "optimizer_states"]
-    return f"it has no {missing[0]!r}" if missing else None
+    if missing:
+        return f"it has no {missing[0]!r}"
+    return _deepspeed_optimizer_problem(folder) if "optimizer_states" in needed else None
+
+
+def _deepspeed_optimizer_problem(folder: Path) -> str | None:
+    files = sorted((folder / "checkpoint").glob("*optim_states.pt"))
+    if not files:
+        return "it holds weights alone, of which no run can be continued"
+    for file in files:
+        names = names_in_pickle(file)
+        # DeepSpeed gives Adam its averages before the first step.
+        if "betas" in names and "exp_avg" not in names:
+            return f"its optimizer has no state in {file.name}"
+    return None

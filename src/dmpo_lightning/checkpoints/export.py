@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dmpo_lightning.checkpoints.weights import read_weights
+from dmpo_lightning.checkpoints.weights import is_reference, read_weights
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.loading import EMBEDDED_MODELS
 
@@ -50,22 +50,28 @@ def export_checkpoint(
             random weights without ``merge``, or an output folder that holds other weights.
     """
     saved = read_weights(checkpoint, trust_checkpoint=trust_checkpoint)
-    backbone = _backbone(saved["backbone"], model, trust_remote_code=trust_remote_code)
+    backbone = named_backbone(saved["backbone"], model, trust_remote_code=trust_remote_code)
     if backbone.adapter is not None and backbone.random_weights and not merge:
         raise ValueError("An adapter on random weights has no base to be found again; write the model with --merge.")
     # Trained in 4 bits or checkpointed, an exported model is neither.
     network = replace(backbone, quantization=None, gradient_checkpointing=False).build(seed=int(saved.get("seed", 0)))
     # Refused before anything is written.
     _refuse_other_weights(Path(output), adapter=hasattr(network, "peft_config") and not merge)
-    count = _load_trained(network, saved["state_dict"])
+    count = load_trained(network, saved["state_dict"])
     _write(network, Path(output), merge=merge)
     backbone.load_tokenizer().save_pretrained(str(output))
     _verify(network, Path(output), merge=merge)
     return count
 
 
-def _backbone(plain: dict[str, Any], model: str | None, *, trust_remote_code: bool) -> Backbone:
-    """What a checkpoint says of its model, which is believed as far as nothing of it runs."""
+def named_backbone(plain: dict[str, Any], model: str | None, *, trust_remote_code: bool) -> Backbone:
+    """What a checkpoint says of its model, which is believed as far as nothing of it runs.
+
+    ``model`` is where the base is now, if not where the run had it.
+
+    Raises:
+        ValueError: it does not say so in a way that is understood.
+    """
     named = [plain.get(name) for name in ("model", "tokenizer", "revision")]
     if not all(isinstance(name, str | None) for name in named):
         raise ValueError(f"The checkpoint must name its model, tokenizer and revision by texts, got {named}.")
@@ -116,10 +122,15 @@ def _refuse_other_weights(output: Path, *, adapter: bool) -> None:
         raise ValueError(f"{str(output)!r} holds other weights ({others[0]}); give an empty or a new folder.")
 
 
-def _load_trained(network: nn.Module, state: dict[str, torch.Tensor]) -> int:
+def load_trained(network: nn.Module, state: dict[str, torch.Tensor]) -> int:
+    """Puts the trained weights of a checkpoint into a network that its backbone has built, and returns their number.
+
+    Raises:
+        ValueError: they are those of another model or adapter.
+    """
     trained = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     # The adapter of a renewed reference is in checkpoints, but it is not what was trained.
-    trained = {name: value for name, value in trained.items() if ".reference." not in name}
+    trained = {name: value for name, value in trained.items() if not is_reference(name)}
     expected = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
     odd = sorted(name for name in trained | expected if expected.get(name) != getattr(trained.get(name), "shape", None))
     if odd:
@@ -150,7 +161,7 @@ def _verify(network: Any, output: Path, *, merge: bool) -> None:
     from safetensors import safe_open
 
     if hasattr(network, "peft_config") and not merge:
-        expected = sum(".lora_" in name and ".reference." not in name for name, _ in network.named_parameters())
+        expected = sum(".lora_" in name and not is_reference(name) for name, _ in network.named_parameters())
     else:
         whole = network.get_base_model() if merge else network
         # Tied weights share their memory and are written once.

@@ -14,6 +14,11 @@ class UnfitCheckpointError(ValueError):
     """A checkpoint of another model, adapter or kind of run than the one that is to go on from it."""
 
 
+def is_reference(name: str) -> bool:
+    """Whether a name in a checkpoint, or below a network, is that of a weight of the renewed reference."""
+    return name.startswith("policy.reference.") or ".reference." in name
+
+
 def read_weights(checkpoint: str | Path, *, trust_checkpoint: bool = False) -> dict[str, Any]:
     """``state_dict`` with whole tensors, and what else the checkpoint says of the policy.
 

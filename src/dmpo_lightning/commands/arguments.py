@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,8 +14,11 @@ from dmpo_lightning.commands.configs import resolve_config
 BACKBONE = "dmpo_lightning.Backbone"
 MODEL_OPTIONS = ("--model.model", "--model.init_args.model")
 """The option that is a name or a `Backbone`."""
+TEXTS = ("--prompt", "--prefill")
+"""Options whose value is what somebody says, neither a path nor YAML."""
 NULLS = ("null", "Null", "NULL", "~")
 """As YAML writes it."""
+YAML = (".yaml", ".yml", ".json")
 MOST_VALUES = 100_000
 """Of a configuration. Those shipped have less than two hundred."""
 
@@ -59,10 +63,24 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, list[str
 
 def _at_home(option: str, value: str | None, written: list[str]) -> tuple[str | None, list[str]]:
     """With the home folder in place of ``~/``, which shells leave alone behind an equals sign."""
-    if value is None or not value.startswith("~/"):
+    if value is None or not value.startswith("~/") or option in TEXTS:
         return value, written
     path = str(Path(value).expanduser())
     return path, [f"{option}={path}"] if len(written) == 1 else [option, path]
+
+
+def at_home(value: Any) -> Any:
+    """A parsed value with the home folder in place of ``~/`` at the start of each text in it."""
+    if isinstance(value, str):
+        return str(Path(value).expanduser()) if value.startswith("~/") else value
+    if isinstance(value, list):
+        return [at_home(each) for each in value]
+    if isinstance(value, dict):
+        return {name: at_home(each) for name, each in value.items()}
+    if isinstance(value, Namespace):
+        for name, each in vars(value).items():
+            setattr(value, name, at_home(each))
+    return value
 
 
 def named_modules(arguments: Sequence[str]) -> set[str]:
@@ -71,7 +89,8 @@ def named_modules(arguments: Sequence[str]) -> set[str]:
     for option, value, _ in _pairs(arguments):
         if option in ("--config", "-c") and value is not None:
             _collect(_load(value), paths, Path(value).parent if _is_file(value) else Path())
-        elif value is not None:
+        # Of files only configurations are read: a checkpoint may be large.
+        elif value is not None and option not in TEXTS and (value.endswith(YAML) or not _is_file(value)):
             # What cannot be read as YAML is text.
             with suppress(ValueError):
                 _collect(_load(value), paths, Path())
@@ -85,7 +104,7 @@ def _collect(content: Any, paths: set[str], folder: Path) -> None:
     if isinstance(content, list):
         for each in content:
             _collect(each, paths, folder)
-    elif isinstance(content, str) and content.endswith((".yaml", ".yml", ".json")) and _is_file(str(folder / content)):
+    elif isinstance(content, str) and content.endswith(YAML) and _is_file(str(folder / content)):
         _collect(_load(str(folder / content)), paths, (folder / content).parent)
     elif isinstance(content, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", content):
         paths.add(content)
@@ -147,7 +166,8 @@ def _load(source: str) -> Any:
         size = _size(content, {})
     # The reader goes down with the depth of a file.
     except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"The configuration {source[:200]!r} cannot be read: {str(error) or 'too deep'}") from error
+        why = " ".join(str(error).split()) or "too deep"
+        raise ValueError(f"The configuration {source[:200]!r} cannot be read: {why}") from error
     if size > MOST_VALUES:
         raise ValueError(
             f"The configuration {source[:200]!r} has more than {MOST_VALUES} values, or repeats them by aliases until "

@@ -1,12 +1,30 @@
 """``dmpo-lightning export``: writes the trained policy of a checkpoint as a Hugging Face folder."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dmpo_lightning.checkpoints.export import export_checkpoint
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 
 def run(arguments: Sequence[str]) -> None:
     """``dmpo-lightning export``."""
+    options = make_parser().parse_args(list(arguments))
+    count = export_checkpoint(
+        options.ckpt_path,
+        options.output,
+        merge=options.merge,
+        model=options.model,
+        trust_remote_code=options.trust_remote_code,
+        trust_checkpoint=options.trust_checkpoint,
+    )
+    print(f"{options.output}: {count} trained tensors" + (", merged into the base" if options.merge else ""))
+
+
+def make_parser() -> "ArgumentParser":
+    """The options of the command."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(
@@ -28,13 +46,4 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--trust_checkpoint", action="store_true", help="unpickle a folder of DeepSpeed, which can run any code"
     )
-    options = parser.parse_args(list(arguments))
-    count = export_checkpoint(
-        options.ckpt_path,
-        options.output,
-        merge=options.merge,
-        model=options.model,
-        trust_remote_code=options.trust_remote_code,
-        trust_checkpoint=options.trust_checkpoint,
-    )
-    print(f"{options.output}: {count} trained tensors" + (", merged into the base" if options.merge else ""))
+    return parser

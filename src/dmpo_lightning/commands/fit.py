@@ -12,16 +12,38 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from dmpo_lightning.callbacks import early_signals
 from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation_report import EvaluationReport
+from dmpo_lightning.callbacks.forgiving_loggers import ForgivingLoggers
+from dmpo_lightning.callbacks.guards import Guards
+from dmpo_lightning.callbacks.logging_extras import LoggingExtras
+from dmpo_lightning.callbacks.preemption import Preemption, configured_requeue_signal
+from dmpo_lightning.callbacks.progress import ProgressLine
+from dmpo_lightning.callbacks.records import RunRecorder
+from dmpo_lightning.callbacks.samples import RolloutsOnScreen
+from dmpo_lightning.commands.arguments import at_home
 from dmpo_lightning.commands.last_checkpoint import OF_LIGHTNING, is_elsewhere, newest_checkpoint, why_untrusted
-from dmpo_lightning.distributed.internals import reserve_folders
+from dmpo_lightning.commands.quiet import quiet
+from dmpo_lightning.distributed.internals import is_spawned, reserve_folders
 from dmpo_lightning.modules.base import PolicyModule
-from dmpo_lightning.modules.run_directory import continue_in_place
+from dmpo_lightning.modules.run_directory import continue_in_place, link_latest
 from dmpo_lightning.terminal import escaped
+
+ADDED: tuple[type[Callback], ...] = (
+    ForgivingLoggers,
+    LoggingExtras,
+    RunRecorder,
+    RolloutsOnScreen,
+    CompletionWriter,
+    EvaluationReport,
+    Guards,
+)
+"""Callbacks of every run from the command line, unless it has one of that class: what a run leaves and shows."""
 
 
 class DMPOArgumentParser(LightningArgumentParser):
@@ -97,6 +119,7 @@ class DMPOCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """One seed for everything: the model takes `seed_everything` unless it was given its own."""
         config = self.config.get(self.subcommand, self.config)
+        early_signals.configured(configured_requeue_signal(config.trainer.get("plugins")))
         options = config.model.init_args if config.model else None
         # A module of one's own may have no such argument, which is another thing than None.
         if options is not None and options.get("seed", 0) is None:
@@ -121,12 +144,24 @@ class DMPOCLI(LightningCLI):
             self.parser.error(_constructor_message(error))
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
-        """As Lightning does it, with the callbacks that leave an evaluation's table and completions."""
-        trainer = super().instantiate_trainer(**options)
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        for callback_class in (CompletionWriter, EvaluationReport):
+        """As Lightning does it, with the callbacks in `ADDED`, and with our own line of progress in the place of
+        Lightning's bars, unless one is configured or none is wanted.
+        """
+        given = self._get(self.config_init, "trainer", default={})
+        configured = given.get("callbacks") or []
+        callbacks = list(configured) if isinstance(configured, list) else [configured]
+        if given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            # First of all, so that it is there when the others report.
+            callbacks.insert(0, ProgressLine())
+        for callback_class in ADDED:
             if not any(isinstance(callback, callback_class) for callback in callbacks):
                 callbacks.append(callback_class())
+        trainer = super().instantiate_trainer(**{**options, "callbacks": callbacks})
+        if is_spawned(trainer.strategy):
+            self.parser.error(
+                "`--trainer.strategy`: spawned ranks are sent the run as a pickle, in which modules of this folder and "
+                "functions without a name are missing; use ddp (`--config strategies/ddp.yaml`)."
+            )
         return trainer
 
     def _choose_checkpoint(self) -> None:
@@ -161,11 +196,15 @@ class DMPOCLI(LightningCLI):
         if checkpoint is not None:
             continue_in_place(self.trainer, checkpoint)
         reserve_folders(self.trainer)
+        link_latest(self.trainer)
+        if not any(isinstance(each, Preemption) for each in self.trainer.callbacks):  # type: ignore[attr-defined]
+            early_signals.stop_listening()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning does it, without its warning that arguments are passed in, as the entry point always does."""
         assert args is None or isinstance(args, list)
-        self.config = parser.parse_args(args)
+        # Shells put the home folder in its place on the command line, and nobody does within a configuration.
+        self.config = at_home(parser.parse_args(args))
         self._check_checkpoint(self.config.get(f"{self.config.get('subcommand')}.ckpt_path"))
 
 
@@ -187,6 +226,7 @@ def tokenizer_source(model: Any) -> Any:
 
 def run(arguments: Sequence[str]) -> None:
     """Parses and runs. A bad configuration ends it with status 2 and a message."""
+    quiet()
     DMPOCLI(
         PolicyModule,
         LightningDataModule,
@@ -194,6 +234,8 @@ def run(arguments: Sequence[str]) -> None:
         subclass_mode_data=True,
         parser_class=DMPOArgumentParser,
         seed_everything_default=0,
+        # `ProgressLine` says how large the model is. Lightning's table counts the reference twice and FLOPs never.
+        trainer_defaults={"enable_model_summary": False},
         # Optimizer and scheduler are arguments of the modules, not of the command line.
         auto_configure_optimizers=False,
         save_config_callback=ConfigInCheckpoint,

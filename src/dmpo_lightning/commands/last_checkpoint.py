@@ -59,7 +59,9 @@ def _own_folders(trainer: Trainer) -> tuple[list[Path], str]:
         folders, where = [root / "checkpoints"], [root / "checkpoints"]
     else:
         runs = root / str(logger.name)
-        folders, where = sorted(runs.glob("*/checkpoints")), [runs / "*" / "checkpoints"]
+        # A link leads to one of the others.
+        folders = sorted(each for each in runs.glob("*/checkpoints") if not each.parent.is_symlink())
+        where = [runs / "*" / "checkpoints"]
     # A `ModelCheckpoint` may write anywhere.
     callbacks = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
     own = [Path(callback.dirpath) for callback in callbacks if callback.dirpath]

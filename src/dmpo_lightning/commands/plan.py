@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         ValueError: what `make_plan` raises.
     """
-    options, rest = _parser().parse_known_args(list(arguments))
+    options, rest = make_parser().parse_known_args(list(arguments))
     asks = any(argument.partition("=")[0] in ("-h", "--help", "--print_config") for argument in rest)
     # Libraries that a strategy imports speak on standard output, DeepSpeed for one, which is the plan's.
     with redirect_stdout(sys.stdout if asks else sys.stderr):
@@ -163,14 +163,15 @@ def _with_strategy(settings: Settings, sharding: Sharding) -> Settings:
             f"`quantization` needs whole layers on each rank, but {sharding.name} divides them; use DDP "
             "(`--config strategies/ddp.yaml`), or leave it out.",
         )
-    if settings.gather_for_generation and sharding.gathers and sharding.name.startswith("fsdp ("):
+    if settings.gather_for_generation and sharding.gathers and sharding.gathers_in_forward_alone:
         problems += (
             "`gather_for_generation` does not work under FSDP1; use FSDP2 (`--config strategies/fsdp2.yaml`).",
         )
     return replace(settings, problems=problems, notes=notes if sharding.note is None else (*notes, sharding.note))
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="dmpo-lightning plan",
         description=DESCRIPTION,

@@ -17,7 +17,7 @@ TASKS: dict[str, type[Task]] = {"gsm8k": GSM8K, "math500": Math500, "countdown":
 
 def run(arguments: Sequence[str]) -> None:
     """Runs the command. Raises ValueError for what a user can mend."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     task = make_task(options.task, options.verifier, algebra=options.algebra)
     summary = {"task": options.task, "verifier": options.verifier} | score_file(
         task, Path(options.file), only=options.only or options.task, on_bad_row=options.on_bad_row
@@ -129,7 +129,8 @@ def _record(task: Task, record: Mapping[str, Any], only: str | None) -> dict[str
     return {"verdict": verdict, "run": run, "task": name}
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(prog="dmpo-lightning score", description=__doc__, allow_abbrev=False)
     parser.add_argument("--task", required=True, help=f"{', '.join(TASKS)}, or the dotted path of a Task class")
     parser.add_argument("--verifier", choices=("published", "verified"), default="verified", help="the answer check")

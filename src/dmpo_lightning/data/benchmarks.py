@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_args
 
-from dmpo_lightning.data.sources import HeldOutSplits, Loaded, OnBadRow, check_sizes, load_hub, local_loader
+from dmpo_lightning.data.sources import HeldOutSplits, Loaded, OnBadRow, load_hub, local_loader
 from dmpo_lightning.data.task_module import TaskDataModule
-from dmpo_lightning.tasks.base import PromptStyle, Split, Variant, check_choice
+from dmpo_lightning.tasks.base import PromptStyle, Split, Variant, check_choice, check_sizes
 from dmpo_lightning.tasks.benchmark import Benchmark
-from dmpo_lightning.tasks.countdown import Countdown, generate, puzzle_key
+from dmpo_lightning.tasks.countdown import Countdown
+from dmpo_lightning.tasks.countdown_puzzles import generate, puzzle_key
 from dmpo_lightning.tasks.gsm8k import GSM8K
 from dmpo_lightning.tasks.math500 import Math500
 from dmpo_lightning.tasks.sudoku import Sudoku
@@ -157,7 +158,11 @@ class CountdownDataModule(BenchmarkDataModule):
             There are 4096, 256 and 256 unless ``sizes`` says otherwise.
         count: least and most numbers of a puzzle. Of ``data``, rows with more or fewer are left out and counted in
             ``splits.report``. The published puzzles have three.
-        largest: number and target of a generated puzzle.
+        largest: number of a generated puzzle.
+        largest_target: of a generated puzzle. None is the largest number.
+        brackets: whether a generated puzzle may need brackets. Without, no number on the way is negative or a fraction
+            either.
+        prompt_template: the user's turn instead of that of the style, see `Countdown`.
         options: of `BenchmarkDataModule`. ``seed`` is that of the generated puzzles too.
     """
 
@@ -172,6 +177,9 @@ class CountdownDataModule(BenchmarkDataModule):
         source: Literal["data", "generated"] = "data",
         count: tuple[int, int] = (3, 3),
         largest: int = 100,
+        largest_target: int | None = None,
+        brackets: bool = True,
+        prompt_template: str | None = None,
         **options: Any,
     ) -> None:
         check_choice("source", source, ("data", "generated"))
@@ -179,10 +187,14 @@ class CountdownDataModule(BenchmarkDataModule):
             raise ValueError(f"`count` must be two counts with 1 <= least <= most, got {count}.")
         # Before the constructor of the base class, which calls `_source`.
         self.source, self.count, self.largest = source, count, largest
+        self.largest_target, self.brackets, self.prompt_template = largest_target, brackets, prompt_template
         super().__init__(**options)
 
     def key(self, example: Mapping[str, Any]) -> str:
         return puzzle_key(example)
+
+    def _task(self, **options: Any) -> Benchmark:
+        return super()._task(**options, prompt_template=self.prompt_template)
 
     def _source(self, path: str | None, revision: str | None, on_bad_row: OnBadRow) -> SplitLoader:
         given = super()._source(path, revision, on_bad_row)
@@ -220,6 +232,8 @@ class CountdownDataModule(BenchmarkDataModule):
             sizes[split],
             count=self.count,
             largest=self.largest,
+            largest_target=self.largest_target,
+            brackets=self.brackets,
             # Splits of one seed would otherwise be the same puzzles.
             seed=f"{self.seed}-{split}",
             excluded={puzzle_key(example) for example in others},

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dmpo_lightning.tasks.base import check_choice
+from dmpo_lightning.tasks.base import check_choice, check_sizes
 from dmpo_lightning.tasks.json_lines import NOT_UTF8, numbered_lines
 
 OnBadRow = Literal["error", "skip"]
@@ -260,14 +260,6 @@ class HeldOutSplits(Mapping[str, list[dict[str, Any]]]):
         self.report[name] = count
         if count:
             logger.warning("%s: %d examples left out.", name, count)
-
-
-def check_sizes(sizes: Mapping[str, int] | None) -> dict[str, int]:
-    """The sizes as a dictionary. Raises ValueError for an unknown split or a count below 1."""
-    for split, size in (sizes or {}).items():
-        if split not in ("train", "validation", "test") or size < 1:
-            raise ValueError(f"`sizes` must map train, validation or test to a positive count, got {split}: {size}.")
-    return dict(sizes or {})
 
 
 def local_loader(

@@ -25,8 +25,8 @@ def tokenize_prompt(
     reach across their border. A message that spells a control token, such as an end of turn or the mask, is read as the
     characters that it consists of. Template and prefill may hold control tokens.
 
-    A tokenizer without a chat template takes plain strings as they are, control tokens included, because those have no
-    other place to come from. It adds the special tokens that it puts before a text, and not those behind.
+    A tokenizer without a chat template takes plain strings alone, as text too: who needs control tokens around them
+    sets one. It adds the special tokens that it puts before a text, and not those behind.
 
     Raises:
         ValueError: this is no prompt, or the chat template refuses it.
@@ -38,7 +38,7 @@ def tokenize_prompt(
                 "The tokenizer has no chat template, so prompts must be plain strings, got a conversation; set "
                 "tokenizer.chat_template."
             )
-        ids = _raw_ids(tokenizer, prompt + prefill)
+        ids = _raw_ids(tokenizer, prompt, prefill)
     else:
         ids = _chat_ids(tokenizer, _messages(prompt), prefill)
     if not ids:
@@ -173,36 +173,53 @@ def _control_tokens(tokenizer: "PreTrainedTokenizerBase", size: int) -> ControlT
 
 
 def _chat_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], prefill: str) -> list[int]:
+    hidden, originals = _hidden(tokenizer, messages, prefill)
+    if originals:
+        return _ids_around(tokenizer, chat_text(tokenizer, hidden) + prefill, originals)
+    # The template has written the special tokens already.
+    ids: list[int] = tokenizer(chat_text(tokenizer, messages) + prefill, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _raw_ids(tokenizer: "PreTrainedTokenizerBase", text: str, prefill: str) -> list[int]:
+    """Ids of a text that a completion follows, so that nothing that ends a text, such as BERT's `[SEP]`, is behind."""
+    encoded = tokenizer(text + prefill, return_special_tokens_mask=True)
+    ids, is_added = list(encoded["input_ids"]), encoded["special_tokens_mask"]
+    hidden, originals = _hidden(tokenizer, text, prefill)
+    if originals:
+        before = next((place for place, added in enumerate(is_added) if not added), len(ids))
+        return ids[:before] + _ids_around(tokenizer, hidden + prefill, originals)
+    while ids and is_added[len(ids) - 1]:
+        ids.pop()
+    return ids
+
+
+def _hidden(tokenizer: "PreTrainedTokenizerBase", written: Any, prefill: str) -> tuple[Any, dict[int, str]]:
+    """What people wrote, with each control token that it spells hidden behind a single character, and what these
+    characters stand for.
+
+    A template may then trim messages or look into them, and the control tokens that are seen afterwards are its own.
+    """
     controls = control_tokens(tokenizer)
-    spelled = sorted({match.group() for text in _texts(messages) for match in controls.within_text.finditer(text)})
-    if not spelled:
-        # The template has written the special tokens already.
-        ids: list[int] = tokenizer(chat_text(tokenizer, messages) + prefill, add_special_tokens=False)["input_ids"]
-        return ids
-    # What messages spell is hidden behind single characters while the template is filled in, which may trim messages or
-    # look into them. The control tokens that are seen afterwards are the template's own.
-    taken = set(prefill).union(*_texts(messages))
+    spelled = sorted({match.group() for text in _texts(written) for match in controls.within_text.finditer(text)})
+    taken = set(prefill).union(*_texts(written))
     free = (chr(code) for code in STAND_INS if chr(code) not in taken)
     stand_ins = dict(zip(spelled, free, strict=False))
-    originals = {ord(character): text for text, character in stand_ins.items()}
-    hidden = _mapped(messages, lambda text: controls.within_text.sub(lambda match: stand_ins[match.group()], text))
-    rendered = chat_text(tokenizer, hidden) + prefill
-    ids, start = [], 0
+    hidden = _mapped(written, lambda text: controls.within_text.sub(lambda match: stand_ins[match.group()], text))
+    return hidden, {ord(character): text for text, character in stand_ins.items()}
+
+
+def _ids_around(tokenizer: "PreTrainedTokenizerBase", rendered: str, originals: Mapping[int, str]) -> list[int]:
+    """Ids of a text whose control tokens count, but for those that are hidden in it."""
+    controls = control_tokens(tokenizer)
+    ids: list[int] = []
+    start = 0
     for match in controls.in_template.finditer(rendered):
         ids += text_ids(tokenizer, rendered[start : match.start()].translate(originals))
         name = match.group().strip()
         ids.append(controls.id_of[name] if name in controls.id_of else controls.id_of[name.casefold()])
         start = match.end()
     return ids + text_ids(tokenizer, rendered[start:].translate(originals))
-
-
-def _raw_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Ids of a text that a completion follows, so that nothing that ends a text, such as BERT's `[SEP]`, is behind."""
-    encoded = tokenizer(text, return_special_tokens_mask=True)
-    ids, is_added = list(encoded["input_ids"]), encoded["special_tokens_mask"]
-    while ids and is_added[len(ids) - 1]:
-        ids.pop()
-    return ids
 
 
 def _messages(prompt: "str | Sequence[Message]") -> Any:

@@ -4,7 +4,9 @@ Everything private that is touched stands here, so that a new version of Lightni
 of `DMPO` with a Trainer and of `Preemption` name the behaviour that is relied upon.
 """
 
-from collections.abc import Callable
+import itertools
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -93,6 +95,20 @@ def validate_before_training(trainer: Trainer) -> None:
     loop._has_run = False
 
 
+def replace_original_handlers(trainer: Trainer, handlers: Mapping[Any, Any]) -> None:
+    """Has Lightning put these handlers of signals back at the end.
+
+    It keeps those that it finds shortly before training, a callback's, and would put them back behind the callback.
+    """
+    originals = trainer._signal_connector._original_handlers
+    originals.update({number: each for number, each in handlers.items() if number in originals})
+
+
+def is_spawned(strategy: Any) -> bool:
+    """Whether a strategy sends the run to new processes as a pickle, as ``ddp_spawn`` does."""
+    return getattr(strategy, "_start_method", None) in ("spawn", "forkserver")
+
+
 def divide_data_among_all_ranks(strategy: Any) -> None:
     """Gives `ModelParallelStrategy` its data-parallel size, which is public only at construction, when the number of
     ranks is not known yet.
@@ -113,21 +129,28 @@ def set_timeout_of_all_groups(strategy: Any) -> None:
 
 
 def reserve_folders(trainer: Trainer) -> None:
-    """Makes the run's ``version_N``, whose number is the next that is free, at the moment it is chosen.
+    """Makes the run's folder at the moment it is named, by date and time, such as ``2026-11-26_21-55-03``.
 
-    Lightning looks for the number first and makes the folder later. Two runs that start at once then share one, and
-    write into each other's files.
+    Lightning numbers its folders: it looks for the next number first and makes the folder later, so that two runs that
+    start at once share one, and write into each other's files. Of two that start in the same second the later one has
+    a number behind its time. A logger that was given a version keeps it.
     """
     # Other ranks are told by rank 0.
     if not trainer.is_global_zero:
         return
+    now, made = time.strftime("%Y-%m-%d_%H-%M-%S"), set[Path]()
     for logger in trainer.loggers:
+        names = (f"{now}_{number}" if number > 1 else now for number in itertools.count(1))
         while isinstance(logger, CSVLogger | TensorBoardLogger) and logger._version is None:
-            try:
-                # Asking for the folder chooses the number.
-                Path(logger.log_dir).mkdir(parents=True)
-            except FileExistsError:
-                logger._version = None
+            logger._version = next(names)
+            folder = Path(logger.log_dir)
+            # Loggers of one run share a folder if they write to the same place.
+            if folder not in made:
+                try:
+                    folder.mkdir(parents=True)
+                    made.add(folder)
+                except FileExistsError:
+                    logger._version = None
 
 
 def averaged_module(callback: Any) -> Any:

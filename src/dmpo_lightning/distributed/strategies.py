@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import strategies
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
+from dmpo_lightning.checkpoints.contents import facts_beside_weights
 from dmpo_lightning.checkpoints.folders import complete_folder, partial_name
 from dmpo_lightning.distributed.internals import divide_data_among_all_ranks, set_timeout_of_all_groups
 
@@ -34,6 +35,21 @@ class WholeFolders:
             # All parts are written by now, and behind the next barrier every rank finds the new name.
             complete_folder(partial_name(target), target)
         self.barrier()
+
+    def load_checkpoint(self: Any, checkpoint_path: Any, *args: Any, **options: Any) -> Any:
+        """As Lightning's strategy does it. All ranks call it.
+
+        Raises:
+            UnfitCheckpointError: it is one of another model or adapter. torch and DeepSpeed would raise any error in
+                the midst of reading it.
+        """
+        check_fit = getattr(self.lightning_module, "check_fit", None)
+        # Other strategies read the weights once the module has looked at them.
+        if check_fit is not None and self.restore_checkpoint_after_setup:
+            facts = facts_beside_weights(Path(checkpoint_path))
+            if facts is not None:
+                check_fit(facts)
+        return super().load_checkpoint(checkpoint_path, *args, **options)  # type: ignore[misc]
 
 
 class DDPStrategy(WholeFolders, strategies.DDPStrategy):

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from dmpo_lightning.distributed.ranks import own_rank
 from dmpo_lightning.evaluation.values import BatchValues, batch_values
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rewards.scores import Scores
 from dmpo_lightning.rollout import PromptBatch, grouped, sample_completions
-from dmpo_lightning.samplers import Sampler
+from dmpo_lightning.samplers import Sampler, Samples
 from dmpo_lightning.tasks.base import Verdict
 
 EVALUATION = -1
@@ -32,6 +34,8 @@ class EvaluatedBatch:
     """As the answer check read them, with special tokens, or without them where the reward has no answer check."""
     verdicts: list[list[Verdict]] | None
     values: BatchValues
+    samples: Samples
+    """In one row each, on the CPU."""
     tokens: int
     seconds: float
     """Wall time of sampling."""
@@ -76,7 +80,7 @@ def evaluate(
     The answer check needs the special tokens because published checks search for the end of the turn. The first
     completions of a prompt are the same however many there are.
     """
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if own_rank()[1] == 1:
         # Filler keeps several ranks in step, and a single one has nobody to keep in step with.
         prompts = prompts.without_filler()
     started = time.perf_counter()
@@ -91,18 +95,17 @@ def evaluate(
         rows_per_forward=rows_per_forward,
     )
     # Waits for the device, so that the time is that of sampling.
-    ids = samples.completion_ids.cpu()
+    samples = _moved(samples)
     seconds = time.perf_counter() - started
     real = prompts.to("cpu").without_filler()
-    ids = ids[~prompts.is_filler.cpu().repeat_interleave(completions)]
+    ids = (samples := _moved(samples, ~prompts.is_filler.cpu().repeat_interleave(completions))).completion_ids
     texts = raw = grouped(policy.decode(ids), completions)
     if reward.verify is not None:
         raw = grouped(policy.decode(ids, special_tokens=True), completions)
+    # A rank that had filler alone has no completion by which components could be named.
+    scores = Scores({}, torch.zeros(0, completions, dtype=torch.float32), failures=0)
     if real.examples:
         scores = reward(real.examples, texts, real.prompt_index.tolist(), raw=raw)
-    else:
-        # A rank that had filler alone has no completion by which components could be named.
-        scores = Scores({}, torch.zeros(0, completions, dtype=torch.float32), failures=0)
     lengths = policy.effective_length(ids).view(-1, completions)
     measures = {"effective_length": lengths.float(), "truncated": (lengths == ids.shape[-1]).float()}
     return EvaluatedBatch(
@@ -112,9 +115,15 @@ def evaluate(
         completions=raw,
         verdicts=scores.verdicts,
         values=batch_values(scores, measures),
+        samples=samples,
         tokens=ids.numel(),
         seconds=seconds,
     )
+
+
+def _moved(samples: Samples, rows: Tensor | slice = slice(None)) -> Samples:
+    """Some of the samples, on the CPU."""
+    return Samples(*(each.cpu()[rows] for each in (samples.completion_ids, samples.reveal_step, samples.log_prob)))
 
 
 def _json_answer(verdict: Verdict) -> str | float | None:

@@ -8,7 +8,7 @@ from dmpo_lightning.functional.baselines import (
     policy_baseline,
 )
 from dmpo_lightning.functional.likelihood import elbo, elbo_log_rnd, elbo_replicates, trajectory_log_prob
-from dmpo_lightning.functional.losses import denoising_cross_entropy, wdce_loss, wddo_loss
+from dmpo_lightning.functional.losses import denoising_cross_entropy, denoising_likelihood, wdce_loss, wddo_loss
 from dmpo_lightning.functional.masking import (
     antithetic_pair,
     block_weights,
@@ -36,6 +36,7 @@ __all__ = [
     "block_weights",
     "check_replicates",
     "denoising_cross_entropy",
+    "denoising_likelihood",
     "draw_block_masks",
     "draw_masks",
     "effective_sample_size",

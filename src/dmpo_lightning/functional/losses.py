@@ -15,6 +15,9 @@ LossScale = Literal["count", "length"]
 ``count`` is 1/m, which makes it a mean. ``length`` is L/m, the scale of the paper and of the ELBO itself.
 """
 
+NegativeTerm = Literal["likelihood", "likelihood_ratio", "log_likelihood"]
+"""What rollouts of negative signal minimise: p, or p / p_old, or log p. Only the last has no lower bound."""
+
 
 def denoising_cross_entropy(
     token_log_prob: Float[Tensor, "*rows replicate length"],
@@ -28,25 +31,53 @@ def denoising_cross_entropy(
     With ``scale="length"`` it is ``-(L/m) sum_masked log p``, an estimate of -ELBO in nats. With ``blocks`` either is
     the ELBO of `elbo_replicates`, per position that counts or as it is.
     """
-    # Half precision would err by half a nat in such sums; float64 is kept, for tests against exact values.
-    full_precision = token_log_prob.to(torch.promote_types(token_log_prob.dtype, torch.float32))
-    if blocks is not None:
-        bound = -(full_precision * block_weights(masks, blocks)).sum(-1).mean(-1)
-        return bound if scale == "length" else bound / (blocks >= 0).sum(-1)
-    loss = -((full_precision * masks).sum(-1) / masks.sum(-1)).mean(-1)
-    return loss if scale == "count" else loss * masks.shape[-1]
+    return -_masked_mean(_full_precision(token_log_prob), masks, scale=scale, blocks=blocks)
+
+
+def denoising_likelihood(
+    token_log_prob: Float[Tensor, "*rows replicate length"],
+    masks: Bool[Tensor, "*rows replicate length"],
+    *,
+    behaviour_log_prob: Float[Tensor, "*rows replicate length"] | None = None,
+    scale: LossScale = "count",
+    blocks: Int[Tensor, "*rows length"] | None = None,
+) -> Float[Tensor, "*rows"]:
+    """``(1/m) sum_masked p``, averaged over replicates. It is at least 0, where -log p has no such end on its side.
+
+    With ``behaviour_log_prob``, log p_old under the same masks, it is ``(1/m) sum_masked p / p_old``. Its gradient at
+    theta = old is that of ``(1/m) sum_masked log p``. With ``blocks`` tokens weigh as they do in
+    `denoising_cross_entropy`.
+    """
+    log_prob = _full_precision(token_log_prob)
+    if behaviour_log_prob is not None:
+        log_prob = log_prob - _full_precision(behaviour_log_prob.detach())
+    # Only what is masked has a log-prob: elsewhere `exp` could overflow, and 0 times infinity is NaN.
+    return _masked_mean(log_prob.masked_fill(~masks, -torch.inf).exp(), masks, scale=scale, blocks=blocks)
 
 
 def wdce_loss(
-    cross_entropy: Float[Tensor, " rows"], signal: Float[Tensor, " rows"], *, planned_rollouts: int
+    cross_entropy: Float[Tensor, " rows"],
+    signal: Float[Tensor, " rows"],
+    *,
+    planned_rollouts: int,
+    likelihood: Float[Tensor, " rows"] | None = None,
 ) -> Float[Tensor, ""]:
     """Weighted denoising cross-entropy of DMPO (arXiv 2510.08233), with the weights ``signal`` = w - b.
 
     ``signal`` is detached: the weights say what to learn and are not learned themselves. The sum is divided by the
     number of rollouts that were planned. Rollouts of zero signal may have been skipped, and dividing by the rest would
     make the step longer the more of them there are.
+
+    With ``likelihood`` (see `denoising_likelihood`), rollouts of negative signal minimise that, not -cross_entropy:
+    ``sum_{s > 0} s (-log p) + sum_{s < 0} |s| p``. This form is ours. Every term is at least 0, and so is the loss,
+    while the published one falls without bound. Both push each rollout in the same direction; but the published push
+    is the same however unlikely a token has become, and this one fades with p, so that it leaves alone what the model
+    does not say anyway.
     """
-    return (signal.detach() * cross_entropy).sum() / planned_rollouts
+    weight = signal.detach()
+    if likelihood is None:
+        return (weight * cross_entropy).sum() / planned_rollouts
+    return (weight.clamp(min=0) * cross_entropy + (-weight).clamp(min=0) * likelihood).sum() / planned_rollouts
 
 
 def wddo_loss(
@@ -69,3 +100,16 @@ def wddo_loss(
     # `logsigmoid` stays finite for ratios of any size, the logarithm of a sigmoid does not.
     value = -(weight.detach() * F.logsigmoid(beta * log_ratio) + F.logsigmoid(-beta * log_ratio))
     return value.sum() * 2 / (beta * length * planned_rollouts)
+
+
+def _full_precision(value: Tensor) -> Tensor:
+    # Half precision would err by half a nat in such sums; float64 is kept, for tests against exact values.
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def _masked_mean(value: Tensor, masks: Tensor, *, scale: LossScale, blocks: Tensor | None) -> Tensor:
+    if blocks is not None:
+        whole = (value * block_weights(masks, blocks)).sum(-1).mean(-1)
+        return whole if scale == "length" else whole / (blocks >= 0).sum(-1)
+    mean = ((value * masks).sum(-1) / masks.sum(-1)).mean(-1)
+    return mean if scale == "count" else mean * masks.shape[-1]

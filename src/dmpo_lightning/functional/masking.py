@@ -25,24 +25,32 @@ def draw_masks(
     length: int,
     replicates: int,
     antithetic: bool = True,
+    stratified: bool = False,
     blocks: Int[Tensor, "*rows {length}"] | None = None,
 ) -> Bool[Tensor, "*rows {replicates} {length}"]:
     """``replicates`` masks of each key, True = masked: a count uniform on 1..length at uniformly random positions.
 
-    ``antithetic`` draws them in pairs whose errors partly cancel (see `antithetic_pair`). With ``blocks``, the block of
-    each position, every block has a count of its own, uniform on 1..its number of positions. Positions of a negative
-    block are never masked.
+    ``antithetic`` draws them in pairs whose errors partly cancel (see `antithetic_pair`). ``stratified`` draws the
+    counts of one key from equal parts of 1..length, one from each, so that they never all lie on one side. Their mean
+    over the replicates stays unbiased, a single one of them is not. With ``blocks``, the block of each position, every
+    block has a count of its own, uniform on 1..its number of positions. Positions of a negative block are never masked.
 
     Raises:
-        ValueError: the number of replicates, see `check_replicates`.
+        ValueError: the number of replicates, see `check_replicates`, or ``stratified`` with ``blocks``.
     """
     check_replicates(replicates, antithetic=antithetic)
+    if stratified and blocks is not None:
+        raise ValueError("`stratified` draws one count for the whole completion; leave it out, or `blocks`.")
     draws = replicates // 2 if antithetic else replicates
     if blocks is not None:
         return _draw_in_blocks(keys, blocks, draws, antithetic=antithetic)
     # Each draw takes one uniform per position, which orders the positions, and one more for the count.
     noise = uniforms(keys, draws * (length + 1)).unflatten(-1, (draws, length + 1))
-    rank, count = position_ranks(noise[..., :length]), mask_count(noise[..., length], length)
+    uniform = noise[..., length]
+    if stratified:
+        # The two counts of a pair are m and L + 1 - m, so that pairs need only the lower half.
+        uniform = (torch.arange(draws, device=keys.device) + uniform) / (2 * draws if antithetic else draws)
+    rank, count = position_ranks(noise[..., :length]), mask_count(uniform, length)
     if antithetic:
         return torch.stack(antithetic_pair(rank, count), dim=-2).flatten(-3, -2)
     return rank < count[..., None]

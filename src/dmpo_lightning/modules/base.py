@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from dmpo_lightning.models.blocks import compile_blocks
 from dmpo_lightning.modules.averages import keep_frozen_weights
 from dmpo_lightning.modules.described import Arguments, described
 from dmpo_lightning.modules.dividing import divide
+from dmpo_lightning.modules.generating import GeneratingModule
 from dmpo_lightning.modules.held_weights import (
     REFERENCE_PARTS,
     adapter_scale,
@@ -46,7 +46,7 @@ def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-6, betas=(0.9, 0.99), weight_decay=0.1)
 
 
-class PolicyModule(LightningModule):
+class PolicyModule(GeneratingModule):
     """A LightningModule around a `Policy`. Use `DMPO` or `MaskedSFT`.
 
     Args:
@@ -89,7 +89,7 @@ class PolicyModule(LightningModule):
             self.policy.refresh_reference()  # a loaded adapter is where the run starts
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
         self._lock_step = LockStep() if check_forwards else None
-        self._is_sharded = self._made_room = False
+        self._is_sharded = self._holds_reference_early = False
         self._options: Options | None = None
         self._stored_options: Options | None = None
         self._arguments: Arguments | None = None
@@ -254,6 +254,15 @@ class PolicyModule(LightningModule):
         keep_only(state, self.held_names(), prefix=kwargs.get("prefix", ""))
         return state
 
+    def check_fit(self, checkpoint: Mapping[str, Any]) -> None:
+        """Compares what a checkpoint holds with what this run trains. See `held_weights.check_fit`."""
+        check_fit(
+            checkpoint,
+            expected=self._trained_shapes,
+            scale=adapter_scale(self.policy.model),
+            backbone=self.backbone.to_plain(),
+        )
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the weights are those of this run, and puts a refreshed reference back.
 
@@ -264,12 +273,7 @@ class PolicyModule(LightningModule):
             UnfitCheckpointError: it is one of another model or adapter.
             ValueError: there was no room, because this run does not renew its reference.
         """
-        check_fit(
-            checkpoint,
-            expected=self._trained_shapes,
-            scale=adapter_scale(self.policy.model),
-            backbone=self.backbone.to_plain(),
-        )
+        self.check_fit(checkpoint)
         self._stored_options = checkpoint.get("options")
         trainer = attached_trainer(self)
         restore_reference(self.policy, checkpoint, strategy=trainer and trainer.strategy)
@@ -293,4 +297,4 @@ class PolicyModule(LightningModule):
         """Whether checkpoints hold the reference. Strategies that read weights before `on_load_checkpoint` can speak
         hold it from the start of a run that may renew it.
         """
-        return self.policy.reference.is_refreshed or self._made_room
+        return self.policy.reference.is_refreshed or self._holds_reference_early

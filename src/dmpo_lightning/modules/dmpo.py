@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.distributed.internals import prepare_training_loaders, training_loader
+from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.distributed.strategies import divides_weights
 from dmpo_lightning.models.backbone import Backbone
+from dmpo_lightning.modules.bar_totals import BarTotals
 from dmpo_lightning.modules.base import OptimizerFactory
 from dmpo_lightning.modules.collecting import collect_buffer
 from dmpo_lightning.modules.continuation import KEY, Continuation
 from dmpo_lightning.modules.evaluation import EvaluationModule
+from dmpo_lightning.modules.meter import RunMeter
 from dmpo_lightning.modules.non_finite import SkipNonFiniteSteps
 from dmpo_lightning.modules.observers import notify
 from dmpo_lightning.modules.options import SchedulerFactory
@@ -46,6 +49,8 @@ class DMPO(EvaluationModule):
         group_size: rollouts per prompt (paper: N).
         micro_batch_size: rollouts per training step and rank. Must divide the buffer.
         num_iterations: passes over one buffer (paper: F).
+        sampling_rounds: a buffer holds this part of a batch's prompts. The others are only sampled where the prompts
+            before them have rollouts of equal reward, to fill the buffer with groups that differ. 1 takes every prompt.
         reward: a `Reward`, or a function of an example and a completion. None takes the datamodule's ``reward``.
         validation_samplers: by name. Each is evaluated and logged. None is ``sampler``, named ``sampled``.
         evaluation_lengths: tokens per completion in evaluation. Each of several is logged under its own name. None is
@@ -95,6 +100,7 @@ class DMPO(EvaluationModule):
         group_size: int,
         micro_batch_size: int,
         num_iterations: int = 1,
+        sampling_rounds: int = 1,
         reward: Reward | ScoreFunction | None = None,
         validation_samplers: Mapping[str, Sampler] | None = None,
         evaluation_lengths: Sequence[int] | None = None,
@@ -110,7 +116,8 @@ class DMPO(EvaluationModule):
     ) -> None:
         given = dict(locals())
         buffer = RolloutBuffer(num_iterations=num_iterations, micro_batch_size=micro_batch_size)
-        check_counts(completion_length=completion_length, reference_refresh_interval=reference_refresh_interval)
+        check_counts(completion_length=completion_length, sampling_rounds=sampling_rounds)
+        check_counts(reference_refresh_interval=reference_refresh_interval)
         objective.validate(group_size=group_size, completion_length=completion_length, sampler=sampler)
         sampler.validate(completion_length)
         super().__init__(
@@ -129,12 +136,15 @@ class DMPO(EvaluationModule):
         )
         self.objective, self.sampler, self.sample_merged = objective, sampler, sample_merged
         self._prepare_policy(merged=sample_merged, renewed=reference_refresh_interval is not None)
-        self.group_size, self.micro_batch_size = group_size, micro_batch_size
-        self._scoring_rows = rows_per_forward or micro_batch_size
+        self.group_size, self.micro_batch_size, self.sampling_rounds = group_size, micro_batch_size, sampling_rounds
         self.reference_refresh_interval = reference_refresh_interval
-        self.buffer, self._continuation = buffer, Continuation()
-        self.buffers_collected = self.rollouts_seen = 0
+        self.buffer, self._continuation, self.buffers_collected, self.rollouts_seen = buffer, Continuation(), 0, 0
         self.note_arguments(given)
+
+    @property
+    def _scoring_rows(self) -> int:
+        """Rollouts per forward of the objective."""
+        return self.rows_per_forward or self.micro_batch_size
 
     def _prepare_policy(self, *, merged: bool, renewed: bool) -> None:
         self.sampler.validate_policy(self.policy)
@@ -146,16 +156,17 @@ class DMPO(EvaluationModule):
             self.policy.reference.make_room(self.policy.model)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds a `SkipNonFiniteSteps`, unless the Trainer has one."""
+        """Adds those of `SkipNonFiniteSteps`, `RunMeter` and `BarTotals` that the Trainer has not."""
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        # Lightning would put the one returned here in the place of the user's own, with its other limit.
-        return [] if any(isinstance(each, SkipNonFiniteSteps) for each in callbacks) else [SkipNonFiniteSteps()]
+        # Lightning would put the one returned here in the place of the user's own, with its other options.
+        kinds = (SkipNonFiniteSteps, RunMeter, BarTotals)
+        return [kind() for kind in kinds if not any(isinstance(each, kind) for each in callbacks)]
 
     def configure_model(self) -> None:
         """As `PolicyModule` does it. Strategies that see all weights early save the reference's own from the start."""
         early = self.trainer.strategy.restore_checkpoint_after_setup
         if self.reference_refresh_interval is not None and early:
-            self._made_room = True
+            self._holds_reference_early = True
         super().configure_model()
 
     def setup(self, stage: str) -> None:
@@ -176,15 +187,19 @@ class DMPO(EvaluationModule):
     def _prepared(self, loader: Any) -> PromptLoader:
         """Checks a training loader, and tells it what it has to know of the run."""
         prompts = check_training_loader(loader)
+        if prompts.batch_size % self.sampling_rounds:
+            whole = f"the {prompts.batch_size} prompts of a batch"
+            raise ValueError(f"`sampling_rounds` must divide {whole}, got {self.sampling_rounds}.")
         limit = self.prompt_limit(self.completion_length)
         bind(prompts, self.trainer, self._schedule(prompts), limit=limit, seed=self.seed)
-        self.prompts_per_buffer = prompts.batch_size
+        self.prompts_per_buffer = prompts.batch_size // self.sampling_rounds
         return prompts
 
     def _schedule(self, loader: PromptLoader) -> Schedule:
         return Schedule(
             group_size=self.group_size,
-            prompts_per_buffer=loader.batch_size,
+            prompts_per_buffer=loader.batch_size // self.sampling_rounds,
+            sampling_rounds=self.sampling_rounds,
             micro_batch_size=self.micro_batch_size,
             num_iterations=self.buffer.num_iterations,
             accumulation=accumulations(self.trainer)[0],
@@ -242,14 +257,14 @@ class DMPO(EvaluationModule):
             iteration=self.buffers_collected,
             merged=self.sample_merged,
             scoring_rows=self._scoring_rows,
+            sampling_rounds=self.sampling_rounds,
         )
         self.buffer.fill(collected.rollouts, dict(collected.targets))
         self.buffers_collected += 1
-        self.rollouts_seen += len(collected.rollouts) * self.trainer.world_size
+        self.rollouts_seen += sum(gather_ranks(collected.sampled))
         count = len(collected.prompts)
-        self.log_dict(dict(collected.means), batch_size=count)
-        # The number of `reward/total` under a short name, for the progress bar alone.
-        self.log("reward/mean", collected.means["reward/total"], prog_bar=True, logger=False, batch_size=count)
+        for name, mean in collected.means.items():
+            self.log(name, mean, prog_bar=name == "reward/total", batch_size=count)
         notify(self.trainer, self, collected)
 
     def _before_step(self, micro_batches: int) -> None:

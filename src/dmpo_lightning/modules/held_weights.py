@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dmpo_lightning.checkpoints.weights import UnfitCheckpointError
+from dmpo_lightning.checkpoints.weights import UnfitCheckpointError, is_reference
 from dmpo_lightning.distributed.sharding import plain_name
 from dmpo_lightning.policy import Policy
 
@@ -42,11 +42,6 @@ def forgive_frozen(module: Any, incompatible: Any) -> None:
     # The copy is called `module` there, and torch does not tell the hook.
     missing = [name for name in incompatible.missing_keys if name[max(name.find("policy."), 0) :] in kept]
     incompatible.missing_keys[:] = missing
-
-
-def is_reference(name: str) -> bool:
-    """Whether a name in a checkpoint is that of a weight of the renewed reference."""
-    return name.startswith("policy.reference.") or ".reference." in name
 
 
 def hold_weights(checkpoint: dict[str, Any], *, shapes: Shapes, scale: float | None) -> None:

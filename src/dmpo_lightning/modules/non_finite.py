@@ -1,14 +1,14 @@
 """Optimizer steps whose gradient is not finite are left out, on all ranks alike."""
 
-from collections.abc import Iterable
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
 from torch.optim import Optimizer
 
+from dmpo_lightning.distributed.gradients import engine_norm, gradient_norm
 from dmpo_lightning.modules.base import PolicyModule
 
 
@@ -17,7 +17,8 @@ class SkipNonFiniteSteps(Callback):
 
     `DMPO` adds one by itself. Put your own among the Trainer's callbacks for another limit. DeepSpeed hides its
     gradients and leaves such steps out by itself, which is counted in the same way. The count is logged as
-    ``train/skipped_steps`` and continues after a restart.
+    ``train/skipped_steps`` and continues after a restart. The norm that it looks at is logged as ``gradient/norm``:
+    over all ranks, before clipping, of the steps that are taken.
 
     Args:
         limit: steps in a row that may be left out. One more ends the run with a RuntimeError, once every rank has
@@ -32,6 +33,8 @@ class SkipNonFiniteSteps(Callback):
             raise ValueError(f"`limit` must be at least 0 steps, got {limit}.")
         self.limit = limit
         self.total = self.in_a_row = 0
+        self.norm: float | None = None
+        """Of the last optimizer step, None where it was left out. Under DeepSpeed `norm_of_step` knows it."""
         self._engine_steps = self._engine_skipped = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -40,10 +43,14 @@ class SkipNonFiniteSteps(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if isinstance(trainer.strategy, DeepSpeedStrategy):
             return
+        # One total norm waits for the device once, a check of each gradient once per parameter.
+        norm = float(gradient_norm(pl_module.policy.model if isinstance(pl_module, PolicyModule) else pl_module))
         # All ranks decide together: weights of a rank that steps alone would differ from then on.
-        if trainer.strategy.reduce_boolean_decision(gradients_are_finite(pl_module.parameters())):
-            self.in_a_row = 0
+        if trainer.strategy.reduce_boolean_decision(math.isfinite(norm)):
+            self.in_a_row, self.norm = 0, norm
+            pl_module.log("gradient/norm", norm, batch_size=1)
             return
+        self.norm = None
         for parameter in pl_module.parameters():
             # An optimizer does nothing to parameters without a gradient.
             parameter.grad = None
@@ -59,6 +66,9 @@ class SkipNonFiniteSteps(Callback):
             self._skip(pl_module, trainer.global_step - 1)
         elif steps > self._engine_steps:
             self.in_a_row = 0
+            norm = norm_of_step(trainer)
+            if norm is not None:
+                pl_module.log("gradient/norm", norm, batch_size=1)
         self._engine_steps, self._engine_skipped = steps, skipped
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -98,11 +108,17 @@ class SkipNonFiniteSteps(Callback):
         self.total, self.in_a_row = state_dict["total"], state_dict["in_a_row"]
 
 
-def gradients_are_finite(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether all gradients are finite. Of sharded parameters these are the gradients of this rank's parts."""
-    gradients = [getattr(p.grad, "_local_tensor", p.grad) for p in parameters if p.grad is not None]
-    # One total norm waits for the device once, a check of each gradient once per parameter.
-    return bool(nn.utils.get_total_norm(gradients).isfinite())
+def norm_of_step(trainer: Trainer) -> float | None:
+    """The gradient's norm of the optimizer step that a batch has ended with, which callbacks may ask at its end.
+
+    None is a step that was left out, or that nobody has looked at.
+    """
+    engine = getattr(trainer.strategy, "deepspeed_engine", None)
+    if engine is not None:
+        norm = engine_norm(engine)
+        return norm if norm is not None and math.isfinite(norm) else None
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((each.norm for each in callbacks if isinstance(each, SkipNonFiniteSteps)), None)
 
 
 def _engine_counts(trainer: Trainer) -> tuple[int, int]:

@@ -24,6 +24,8 @@ class CollectedBuffer:
             them, of WDCE with ``signal``.
         means: what is logged of the buffer, over all ranks.
         seconds: wall time of this rank by phase, ``sampling`` (with rewards) and ``scoring``.
+        sampled: rollouts that this rank sampled, more than the buffer holds if there were several ``sampling_rounds``.
+        left_out: the ``prompt_index`` of each prompt that was sampled and is not in the buffer.
     """
 
     iteration: int
@@ -34,6 +36,8 @@ class CollectedBuffer:
     targets: Mapping[str, Tensor]
     means: Mapping[str, float]
     seconds: Mapping[str, float]
+    sampled: int
+    left_out: Sequence[int]
 
 
 class RolloutObserver(Callback):

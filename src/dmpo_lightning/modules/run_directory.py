@@ -1,5 +1,7 @@
 """Where a run writes its files, which no other run does."""
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from dmpo_lightning.distributed.internals import continue_logger
+
+LATEST = "latest"
+"""The link beside the directories of runs that leads to that of the run that trained last."""
 
 
 def run_directory(trainer: Trainer) -> Path:
@@ -26,6 +31,20 @@ def run_directory(trainer: Trainer) -> Path:
     return Path(trainer.strategy.broadcast(str(own)))
 
 
+def checkpoint_directory(trainer: Trainer) -> Path:
+    """Where `ModelCheckpoint` writes by itself, and ``--ckpt_path last`` looks. All ranks call it together.
+
+    It is that of the version and not of the logger's files, which may lie deeper (``sub_dir`` of TensorBoard).
+    """
+    logger: Any = trainer.logger
+    own = Path(trainer.default_root_dir)
+    if logger is not None:
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        own = Path(logger.save_dir or own) / str(logger.name) / version
+    # The other ranks may not know what their logger's service has called the run.
+    return Path(trainer.strategy.broadcast(str(own))) / "checkpoints"
+
+
 def continue_in_place(trainer: Trainer, checkpoint: str | Path) -> None:
     """A resumed run goes on in the directory of the run that wrote the checkpoint, under the same id.
 
@@ -38,3 +57,23 @@ def continue_in_place(trainer: Trainer, checkpoint: str | Path) -> None:
     run = next((each for each in Path(checkpoint).resolve().parents if each.parent == runs.resolve()), None)
     if run is not None and continue_logger(logger, run):
         rank_zero_info(f"Continues in {run}.")
+
+
+def link_latest(trainer: Trainer) -> None:
+    """Has ``latest`` lead to the directory of this run, which is about to train. Evaluations leave it where it is.
+
+    It is a link to a folder beside it, so that all of them can be moved together. A file system without links, and
+    anything of that name that is none, are left alone.
+    """
+    logger: Any = trainer.logger
+    if not trainer.is_global_zero or not isinstance(logger, TensorBoardLogger | CSVLogger):
+        return
+    run = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    link = Path(logger.root_dir) / LATEST
+    partial = link.with_name(f".{LATEST}.{os.getpid()}")
+    if link.exists() and not link.is_symlink():
+        return
+    with contextlib.suppress(OSError):
+        partial.symlink_to(run, target_is_directory=True)
+        # In one step, so that somebody who looks meets the old run or the new one.
+        partial.replace(link)

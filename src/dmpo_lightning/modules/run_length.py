@@ -33,6 +33,15 @@ def refuse_finders(trainer: Trainer) -> None:
             )
 
 
+def refuse_rate_finder(trainer: Trainer) -> None:
+    """Raises ValueError where a learning rate is to be searched for, which no attribute of a module holds."""
+    if any(isinstance(each, LearningRateFinder) for each in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ValueError(
+            "The learning-rate finder sets an attribute of the module, but the rate is an argument of `optimizer`; "
+            "choose it there, by the validation losses of short runs."
+        )
+
+
 def check_training_loader(loader: Any) -> PromptLoader:
     """Returns the loader itself. Raises ValueError for a loader of another kind."""
     if not isinstance(loader, PromptLoader):

@@ -34,6 +34,9 @@ class LogProbEstimator(ABC):
     def validate(self, sampler: object) -> None:  # noqa: B027  optional hook
         """Raises ValueError where the estimate would mean nothing for rollouts of this sampler."""
 
+    def validate_policy(self, policy: Policy) -> None:  # noqa: B027  optional hook
+        """Raises ValueError where the estimator has options that the policy's model cannot do."""
+
     def footprint(self, *, completion_length: int, sampler: Sampler) -> MaskedPass:
         """What one estimate of all rollouts asks of the model, for `dmpo-lightning plan`. Training does not need it.
 
@@ -85,13 +88,22 @@ class ElboEstimator(LogProbEstimator):
     The estimate is unbiased for the ELBO. It is of the model at temperature 1, and so assumes rollouts that were
     sampled at 1. With another sampling temperature, weights made of it aim a little beside the target.
 
+    Args:
+        samples: maskings of each completion.
+        antithetic: draw the maskings in pairs.
+        stratified: draw their counts from equal parts of all counts, which lowers the variance at no cost. Not with a
+            block-causal model.
+
     Raises:
         ValueError: there is no sample, or an odd number of them with antithetic pairs.
     """
 
-    def __init__(self, samples: int = 4, *, antithetic: bool = True) -> None:
+    def __init__(self, samples: int = 4, *, antithetic: bool = True, stratified: bool = False) -> None:
         check_replicates(samples, antithetic=antithetic, name="samples")
-        self.samples, self.antithetic = samples, antithetic
+        self.samples, self.antithetic, self.stratified = samples, antithetic, stratified
+
+    def validate_policy(self, policy: Policy) -> None:
+        check_unstratified(self, self.stratified, policy)
 
     def footprint(self, *, completion_length: int, sampler: Sampler) -> MaskedPass:
         return MaskedPass.over(completion_length, replicates=self.samples)
@@ -105,6 +117,7 @@ class ElboEstimator(LogProbEstimator):
             length=rows.completion_ids.shape[1],
             replicates=self.samples,
             antithetic=self.antithetic,
+            stratified=self.stratified,
             blocks=blocks,
         )
         return elbo(
@@ -113,6 +126,15 @@ class ElboEstimator(LogProbEstimator):
             ),
             masks,
             blocks,
+        )
+
+
+def check_unstratified(owner: object, stratified: bool, policy: Policy) -> None:
+    """Raises ValueError where the counts of a block-causal model, which has one per block, are to be stratified."""
+    if stratified and policy.block_size is not None:
+        raise ValueError(
+            f"`stratified` of {type(owner).__name__} must be false with {type(policy.model).__name__}: each of its "
+            f"blocks ({policy.block_size} tokens) is masked with a count of its own."
         )
 
 

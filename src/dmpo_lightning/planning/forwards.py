@@ -12,7 +12,7 @@ class Forwards:
     """Calls of the model for one rollout buffer on one rank, at most.
 
     Args:
-        sampling: without gradient, to unmask the completions.
+        sampling: without gradient, to unmask the completions, of all rounds there may be.
         scoring: without gradient, for log_rnd, weights and baselines.
         training: with gradient, each with its backward pass.
     """
@@ -26,7 +26,9 @@ class Forwards:
         """Counts the chunks of rollouts in every pass."""
         per_sample = 0 if work.sampling is None else work.sampling.forwards
         return cls(
-            sampling=per_sample * _chunks(work.schedule.buffer_rollouts, work.sampling_rows),
+            sampling=per_sample
+            * _chunks(work.schedule.buffer_rollouts, work.sampling_rows)
+            * work.schedule.sampling_rounds,
             scoring=_scoring(work),
             training=work.schedule.training_steps,
         )

@@ -140,9 +140,11 @@ def _schedule(options: Options, data: Options, notes: list[str], *, accumulation
     prompts = data.get("prompts_per_buffer") or data.get("batch_size")
     if prompts is None:
         notes.append("one prompt per buffer is assumed, since the data has neither prompts_per_buffer nor batch_size")
+    rounds = int(options.get("sampling_rounds") or 1)
     return Schedule(
         group_size=int(options["group_size"]),
-        prompts_per_buffer=int(prompts or 1),
+        prompts_per_buffer=max(1, int(prompts or 1) // rounds),
+        sampling_rounds=rounds,
         micro_batch_size=int(options["micro_batch_size"]),
         num_iterations=int(options["num_iterations"]),
         accumulation=accumulation,

@@ -18,6 +18,7 @@ class Sharding:
         master_weights: whether half-precision weights have a float32 copy beside the optimizer states (DeepSpeed).
         offloads_optimizer: whether the optimizer states lie in the memory of the machine.
         divides: whether the strategy is one that divides weights, on however many ranks. Quantised ones it must not.
+        gathers_in_forward_alone: whether weights cannot be gathered for generation (FSDP1).
         note: what is surprising about it, for people.
     """
 
@@ -29,6 +30,7 @@ class Sharding:
     master_weights: bool = False
     offloads_optimizer: bool = False
     divides: bool = False
+    gathers_in_forward_alone: bool = False
     note: str | None = None
 
     @property
@@ -88,7 +90,15 @@ def _fsdp(key: str, options: dict[str, Any], devices: int, ranks: int) -> Shardi
         return Sharding("fsdp (no shard)", divides=True)
     # SHARD_GRAD_OP keeps whole weights between forward and backward.
     weights = 1 if plan == "SHARD_GRAD_OP" else shards
-    return Sharding(f"fsdp ({plan.lower()})", weights, shards, shards, offloads_optimizer=offload, divides=True)
+    return Sharding(
+        f"fsdp ({plan.lower()})",
+        weights,
+        shards,
+        shards,
+        offloads_optimizer=offload,
+        divides=True,
+        gathers_in_forward_alone=True,
+    )
 
 
 def _deepspeed(key: str, options: dict[str, Any], ranks: int) -> Sharding:

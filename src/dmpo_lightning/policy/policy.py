@@ -14,6 +14,7 @@ from dmpo_lightning.models.loading import TokenFacts, token_facts
 from dmpo_lightning.models.masked_lm import as_predictor, check_masked_lm
 from dmpo_lightning.models.merging import MergedCopy
 from dmpo_lightning.policy.clean_and_noisy import CleanAndNoisy, completion_blocks
+from dmpo_lightning.policy.evaluating import evaluating
 from dmpo_lightning.policy.reference import ReferencePolicy
 from dmpo_lightning.policy.rows import rows_of_replicates
 
@@ -65,6 +66,11 @@ class Policy(nn.Module):
         """
         self.before_forward: Callable[[str], None] | None = None
         """Called before each forward with ``policy`` or ``reference``. It is for checks."""
+        self.on_denoising_step: Callable[[int, int], None] | None = None
+        """Called with how many denoising steps of the present completions are done, and how many there are at most. It
+        is for watching, and meant to return at once.
+        """
+        self._expected_steps = (0, 0)
         self.holds_all_weights = False
         """Whether this is inside `gathered`, so that forwards need no other rank."""
         self._merged: MergedCopy | None = None
@@ -209,6 +215,19 @@ class Policy(nn.Module):
             merged = self._merged.model if self._samples_merged and self._merged is not None else None
             yield as_predictor(self.model if merged is None else merged)
 
+    def expect_steps(self, done: int, total: int) -> None:
+        """Says that ``done`` of ``total`` denoising steps are behind, before completions are sampled, and after."""
+        self._expected_steps = (done, total)
+        if self.on_denoising_step is not None:
+            self.on_denoising_step(done, total)
+
+    def note_step(self, step: int) -> None:
+        """Tells who watches that a denoising step, which counts from 0, has revealed its tokens."""
+        # Asked in every step of every sampler: unwatched it costs one comparison, and it never waits for the device.
+        if self.on_denoising_step is not None:
+            before, total = self._expected_steps
+            self.on_denoising_step(min(before + step + 1, total), total)
+
     def decode(self, completion_ids: Int[Tensor, "rows length"], *, special_tokens: bool = False) -> list[str]:
         """Text of each completion up to its first end token.
 
@@ -278,19 +297,3 @@ class Policy(nn.Module):
                 yield
             finally:
                 self.anywhere, self.holds_all_weights = together, False
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Inside, there is eval mode and no gradient, as completions are sampled and scored. Each submodule's own mode is
-    restored behind it.
-    """
-    # `train()` afterwards would put every submodule into training mode, those that were in eval mode before as well.
-    modes = {submodule: submodule.training for submodule in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for submodule, mode in modes.items():
-            submodule.training = mode

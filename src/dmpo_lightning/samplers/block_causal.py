@@ -10,7 +10,7 @@ from torch import Tensor
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers.base import Samples, reveal_counts
-from dmpo_lightning.samplers.canvas import PromptRuns, prompt_facts
+from dmpo_lightning.samplers.block_canvas import BlockCanvas
 from dmpo_lightning.samplers.draws import Draw, draw_at
 
 
@@ -66,106 +66,6 @@ def decode_blocks(
     return canvas.samples()
 
 
-@dataclass
-class BlockCanvas:
-    """Prompts with their growing completions, moved so that the blocks of all rows stand in the same columns.
-
-    Columns are those of the longest prompt's whole blocks, then the rest of the prompts with the completions. Prompts
-    that are shorter by whole blocks are padded on the left by them.
-    """
-
-    policy: Policy
-    keys: Int[Tensor, " rows"]
-    ids: Int[Tensor, "rows columns"]
-    attention_mask: Bool[Tensor, "rows columns"]
-    offset: Int[Tensor, " rows"]
-    """How many tokens of each prompt stand in the same block as its completion's first."""
-    start: int
-    """The column where that block begins, in every row."""
-    length: int
-    """The number of tokens of a completion."""
-    reveal_step: Int[Tensor, "rows columns"]
-    log_prob: Float[Tensor, "rows columns"]
-    prompt_runs: PromptRuns | None
-    is_padded: bool
-
-    @classmethod
-    def of(
-        cls,
-        policy: Policy,
-        prompt_ids: Int[Tensor, "rows prompt"],
-        prompt_mask: Bool[Tensor, "rows prompt"],
-        length: int,
-        keys: Int[Tensor, " rows"],
-    ) -> "BlockCanvas":
-        """The prompts followed by completions of mask tokens."""
-        assert policy.block_size is not None
-        runs, _ = prompt_facts(prompt_ids, prompt_mask)
-        lengths = prompt_mask.sum(1)
-        offset = lengths % policy.block_size
-        whole = lengths - offset
-        start, most = int(whole.max()), int(offset.max())
-        columns = torch.arange(start + most + length, device=keys.device)
-        ends = (start + offset)[:, None]
-        # The column from which a prompt's token comes. Columns of the completion get mask tokens instead.
-        source = (columns - ends + prompt_ids.shape[1]).clamp(0, prompt_ids.shape[1] - 1)
-        ids = torch.where(columns < ends, prompt_ids.gather(1, source), policy.facts.mask_token_id)
-        attended = (columns >= (start - whole)[:, None]) & (columns < ends + length)
-        return cls(
-            policy,
-            keys,
-            ids,
-            attended,
-            offset,
-            start,
-            length,
-            torch.full_like(ids, -1),
-            torch.zeros_like(ids, dtype=torch.float32),
-            runs,
-            not bool(attended.all()),
-        )
-
-    def rows(self, index: Int[Tensor, " selected"]) -> "BlockCanvas":
-        """A copy of some rows, which can be worked on alone."""
-        parts = self.keys, self.ids, self.attention_mask, self.offset
-        keys, ids, mask, offset = (part[index] for part in parts)
-        step, log_prob = self.reveal_step[index], self.log_prob[index]
-        return BlockCanvas(
-            self.policy, keys, ids, mask, offset, self.start, self.length, step, log_prob, None, self.is_padded
-        )
-
-    def put_rows(self, index: Int[Tensor, " selected"], part: "BlockCanvas") -> None:
-        """Writes a copy that `rows` made back into the same rows."""
-        self.ids[index], self.reveal_step[index], self.log_prob[index] = part.ids, part.reveal_step, part.log_prob
-
-    def blank(self, block: slice) -> Bool[Tensor, "rows block"]:
-        """Where the completion's columns of a block are not revealed yet."""
-        places = torch.arange(block.start, block.stop, device=self.ids.device) - self.start - self.offset[:, None]
-        return (places >= 0) & (places < self.length) & (self.reveal_step[:, block] < 0)
-
-    def places(self, block: slice) -> Int[Tensor, "rows block"]:
-        """The place of each column of a block in its row's completion, or the nearest one."""
-        columns = torch.arange(block.start, block.stop, device=self.ids.device)
-        return (columns - self.start - self.offset[:, None]).clamp(0, self.length - 1)
-
-    def logits(self, block: slice, cache: KeyValueCache, first: int) -> Float[Tensor, "rows block vocab"]:
-        """Logits of a block. All columns from ``first`` on are computed and written to the cache."""
-        rows = torch.arange(len(self.ids), device=self.ids.device)[:, None]
-        positions = rows * self.ids.shape[1] + torch.arange(block.start, block.stop, device=self.ids.device)
-        return self.policy.logits(self.ids, None, positions, cache=cache, columns=range(first, block.stop))
-
-    def idle(self) -> None:
-        """A forward for nothing: other ranks go on, and theirs gather weights from this rank too."""
-        self.policy.logits(self.ids[:1], self.attention_mask[:1], torch.zeros_like(self.ids[:1, :1]))
-
-    def samples(self) -> Samples:
-        """The completions, each from where its own row has it."""
-        columns = self.start + self.offset[:, None] + torch.arange(self.length, device=self.ids.device)
-        parts = (self.ids, self.reveal_step, self.log_prob)
-        ids, step, log_prob = (part.gather(1, columns) for part in parts)
-        return Samples(ids, step, log_prob)
-
-
 class Decoding:
     """The state of `decode_blocks`: which rows still go on, and the block and step that they are at."""
 
@@ -207,6 +107,9 @@ class Decoding:
         ):
             # Written as a choice over the whole block: picking places out would wait for the device to count them.
             target[:, block] = torch.where(chosen, value, target[:, block])
+        canvas.show(block, chosen, draw.confidence)
+        # Not the number by which draws are keyed, which leaves room for one token per step.
+        canvas.policy.note_step(self.number * len(self.counts) + self.within)
         self.within += 1
         if not bool((step.masked & ~chosen).any()):
             self._end_block()
@@ -245,6 +148,7 @@ class Decoding:
             return
         behind = canvas.ids[:, block.stop :]
         behind.copy_(torch.where(over[:, None], ends[:1], behind))
+        canvas.show(slice(block.stop, canvas.ids.shape[1]), over[:, None].expand(behind.shape))
         self.write_back()
         self.going, self.canvas = self.going[rest], canvas.rows(rest)
         assert self.cache is not None

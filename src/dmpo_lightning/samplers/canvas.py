@@ -1,6 +1,9 @@
-"""The partly unmasked sequences on which one call to `Sampler.sample` works."""
+"""The partly unmasked sequences on which one call to `Sampler.sample` works, and how to watch them grow."""
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -65,6 +68,58 @@ def prompt_facts(
     return PromptRuns(torch.tensor(first, device=prompt_ids.device), of_row), is_padded
 
 
+@dataclass(frozen=True)
+class Change:
+    """What was written to some completions at once. The tensors are the sampler's own, to be read and not kept."""
+
+    rows: Int[Tensor, " rows"]
+    """The numbers of these completions, counted from 0 over all calls to `Sampler.sample` inside `observed`."""
+    completion_ids: Int[Tensor, "rows length"]
+    """As they are now. Mask tokens stand where nothing has been revealed."""
+    written: Bool[Tensor, "rows length"]
+    confidence: Float[Tensor, "rows length"]
+    """The probability at temperature 1 of what was written. NaN where nothing was, or where it was not drawn."""
+
+
+Observer = Callable[[Change], None]
+
+
+@dataclass
+class _Watch:
+    """An observer, and how many completions were begun before its eyes."""
+
+    observer: Observer
+    begun: int = 0
+
+    def begin(self, keys: Tensor) -> Int[Tensor, " rows"]:
+        """The numbers of as many new completions as there are ``keys``."""
+        self.begun += len(keys)
+        return torch.arange(self.begun - len(keys), self.begun, device=keys.device)
+
+
+_watch: ContextVar[_Watch | None] = ContextVar("watch", default=None)
+
+
+@contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Inside, the observer is shown each change of every canvas that a sampler of this thread begins.
+
+    It is no argument of `Sampler.sample`, so that samplers of one's own can be watched without knowing of it, and
+    nothing is computed where nobody watches.
+    """
+    token = _watch.set(_Watch(observer))
+    try:
+        yield
+    finally:
+        _watch.reset(token)
+
+
+def watched(keys: Tensor) -> tuple[Observer | None, Int[Tensor, " rows"] | None]:
+    """Who watches as many new completions as there are ``keys``, and their numbers. None twice where nobody does."""
+    watch = _watch.get()
+    return (None, None) if watch is None else (watch.observer, watch.begin(keys))
+
+
 @dataclass
 class Canvas:
     """Prompts with their growing completions. A *place* counts from the first token of a completion."""
@@ -80,6 +135,9 @@ class Canvas:
     log_prob: Float[Tensor, "rows length"]
     prompt_runs: "PromptRuns | None" = None
     """Of a blank canvas whose neighbouring rows have prompts in common."""
+    observer: Observer | None = None
+    numbers: Int[Tensor, " rows"] | None = None
+    """Of these rows among all that the observer is shown. None where nobody watches."""
 
     @classmethod
     def blank(cls, policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, completion_length: int) -> "Canvas":
@@ -95,13 +153,17 @@ class Canvas:
             prompt_ids.new_full(shape, -1),
             torch.zeros(shape, dtype=torch.float32, device=prompt_ids.device),
             runs,
+            *watched(prompt_ids),
         )
 
-    def rows(self, index: Int[Tensor, " selected"]) -> "Canvas":
-        """A copy of some rows, which can be worked on alone."""
+    def rows(self, index: Int[Tensor, " selected"], *, shown: bool = True) -> "Canvas":
+        """A copy of some rows, which can be worked on alone. An observer sees what happens to it if it is ``shown``."""
         parts = (self.ids, self.attention_mask), (self.reveal_step, self.log_prob)
         (ids, mask), (step, log_prob) = ([part[index] for part in pair] for pair in parts)
-        return Canvas(self.policy, ids, mask, self.is_padded, self.prompt_length, step, log_prob)
+        part = Canvas(self.policy, ids, mask, self.is_padded, self.prompt_length, step, log_prob)
+        if self.numbers is not None and shown:
+            part.observer, part.numbers = self.observer, self.numbers[index]
+        return part
 
     def put_rows(self, index: Int[Tensor, " selected"], part: "Canvas") -> None:
         """Writes a copy that `rows` made back into the same rows."""
@@ -144,6 +206,11 @@ class Canvas:
         self.ids.scatter_(1, places + self.prompt_length, draw.tokens)
         self.reveal_step.scatter_(1, places, step)
         self.log_prob.scatter_(1, places, draw.log_prob)
+        if self.observer is not None:
+            written = torch.zeros_like(self.reveal_step, dtype=torch.bool).scatter_(1, places, True)
+            confidence = torch.full_like(self.log_prob, torch.nan).scatter_(1, places, draw.confidence.float())
+            self._show(written, confidence)
+        self.policy.note_step(step)
 
     def reveal_where(self, start: int, chosen: Bool[Tensor, "rows block"], draw: Draw, step: int) -> None:
         """Writes the ``chosen`` ones of the tokens that were drawn for all places of the block from ``start`` on."""
@@ -156,6 +223,9 @@ class Canvas:
             (self.log_prob[:, start:stop], draw.log_prob),
         ):
             target.copy_(torch.where(chosen, value, target))
+        if self.observer is not None:
+            self._show_block(start, chosen, draw.confidence.float())
+        self.policy.note_step(step)
 
     def mask_where(self, start: int, chosen: Bool[Tensor, "rows block"]) -> None:
         """Masks the ``chosen`` places of the block from ``start`` on again."""
@@ -163,6 +233,8 @@ class Canvas:
         first = self.prompt_length
         self.ids[:, first + start : first + stop].masked_fill_(chosen, self.policy.facts.mask_token_id)
         self.reveal_step[:, start:stop].masked_fill_(chosen, -1)
+        if self.observer is not None and bool(chosen.any()):
+            self._show_block(start, chosen, torch.full(chosen.shape, torch.nan, device=chosen.device))
 
     def end_rows(self, start: int) -> Int[Tensor, " going"]:
         """Fills rows that have an end token before place ``start`` with end tokens from there on.
@@ -173,7 +245,25 @@ class Canvas:
         completions = self.ids[:, self.prompt_length :]
         over = torch.isin(completions[:, :start], ends).any(1)
         completions[:, start:] = torch.where(over[:, None], ends[:1], completions[:, start:])
+        if self.observer is not None and bool(over.any()):
+            filled = over[:, None].expand(-1, self.length - start)
+            self._show_block(start, filled, torch.full(filled.shape, torch.nan, device=filled.device))
         return (~over).nonzero().squeeze(1)
+
+    def _show_block(
+        self, start: int, chosen: Bool[Tensor, "rows block"], confidence: Float[Tensor, "rows block"]
+    ) -> None:
+        block = slice(start, start + chosen.shape[1])
+        written = torch.zeros_like(self.reveal_step, dtype=torch.bool)
+        written[:, block] = chosen
+        whole = torch.full_like(self.log_prob, torch.nan)
+        whole[:, block] = confidence.masked_fill(~chosen, torch.nan)
+        self._show(written, whole)
+
+    def _show(self, written: Bool[Tensor, "rows length"], confidence: Float[Tensor, "rows length"]) -> None:
+        assert self.observer is not None
+        assert self.numbers is not None
+        self.observer(Change(self.numbers, self.ids[:, self.prompt_length :], written, confidence))
 
     def samples(self) -> Samples:
         """The finished completions."""

@@ -148,7 +148,7 @@ class ConfidenceSampler(Sampler):
                 # Rows that are over are left out of the forwards. Where all rows of this rank are over but another rank
                 # goes on, row 0 is decoded for nothing: ranks that share weights must run equally many forwards.
                 at_least_one = going if len(going) else torch.zeros_like(keys[:1])
-                part = canvas.rows(at_least_one)
+                part = canvas.rows(at_least_one, shown=len(going) > 0)
                 Block(self, part, keys[at_least_one], start, length).decode()
                 # Only rows that go on are written back, so that row 0 stays as it was.
                 canvas.put_rows(going, part.rows(going.new_tensor(range(len(going)))))

@@ -2,6 +2,7 @@
 
 from dmpo_lightning.tasks.base import Example, Message, Share, ShareNames, Split, Task, Variant, Verdict
 from dmpo_lightning.tasks.countdown import Countdown
+from dmpo_lightning.tasks.countdown_demonstrations import CountdownDemonstrations
 from dmpo_lightning.tasks.gsm8k import GSM8K
 from dmpo_lightning.tasks.latin_squares import LatinSquareDemonstrations
 from dmpo_lightning.tasks.math500 import Math500
@@ -10,6 +11,7 @@ from dmpo_lightning.tasks.sudoku import Sudoku
 __all__ = [
     "GSM8K",
     "Countdown",
+    "CountdownDemonstrations",
     "Example",
     "LatinSquareDemonstrations",
     "Math500",

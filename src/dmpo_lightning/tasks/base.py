@@ -26,6 +26,14 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
 
 
+def check_sizes(sizes: Mapping[str, int] | None) -> dict[str, int]:
+    """Examples per split as a dictionary. Raises ValueError for an unknown split or a count below 1."""
+    for split, size in (sizes or {}).items():
+        if split not in ("train", "validation", "test") or size < 1:
+            raise ValueError(f"`sizes` must map train, validation or test to a positive count, got {split}: {size}.")
+    return dict(sizes or {})
+
+
 @dataclass(frozen=True)
 class Share:
     """How many of an answer's parts are right, for answers that can be right in part."""
@@ -158,6 +166,14 @@ class Task(ABC):
     def has_answer_check(self) -> bool:
         """Whether evaluations call `verify`. By default they do if the task defines it."""
         return type(self).verify is not Task.verify
+
+    def drawn(self, example: Example, completion: str | None) -> str | None:
+        """A picture of an example in a few lines of text, as reports print it: with the answer of a completion, or of
+        the question alone.
+
+        The default is None, where prompt and completion are printed as they are.
+        """
+        return None
 
     @classmethod
     def from_saved(cls, record: Mapping[str, Any]) -> Example:

@@ -1,13 +1,8 @@
 r"""Countdown: reach a target with given numbers, each used exactly once."""
 
-import operator
-import random
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from fractions import Fraction
-from functools import cache
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dmpo_lightning.tasks.answers import final_answer, first_block, last_block, last_boxed, unbox
@@ -26,7 +21,6 @@ _FRACTION = re.compile(rf"\\[dtc]?frac(?![a-z]){_PART}{_PART}")
 _BRACKETS = str.maketrans("{}[]", "()()")
 _WRAPPING = " \t\r\n`'\"*_"
 """Quotes, and the marks of code and bold type."""
-_OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 _SYMBOLS = "0123456789+-*/() "
 _EQUATION = re.compile(r"[0-9+\-*/() ]=[0-9. ]")
 MAX_TEXT = 1000
@@ -55,11 +49,45 @@ class Countdown(Benchmark):
 
     Rewards ``verified`` are ``format``, 0.1 for reasoning and answer in tags, and ``correctness``, 1.0 for an
     expression of ``+ - * /`` and parentheses that reaches the target in exact rational arithmetic.
+
+    Args:
+        data: examples by split.
+        prompt_template: the user's turn instead of that of the style. ``{numbers}`` is replaced by the numbers with a
+            blank between two, ``{target}`` by the target.
+        options: of `Benchmark`.
+
+    Raises:
+        ValueError: as of `Benchmark`. Also a template without both places, or beside an ``instruction``.
     """
 
     components = {"published": ("equation",), "verified": ("format", "correctness")}
     columns = ()
     instructions = {"train": TRAIN_FORMAT.removesuffix("\n"), "eval": _EVAL_REQUEST + EVAL_FORMAT}
+
+    def __init__(
+        self,
+        data: Mapping[str, Sequence[Example]] | None = None,
+        *,
+        prompt_template: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(data, **options)
+        if prompt_template is not None and not all(place in prompt_template for place in ("{numbers}", "{target}")):
+            raise ValueError(f"`prompt_template` must contain {{numbers}} and {{target}}, got {prompt_template!r}.")
+        if prompt_template is not None and options.get("instruction") is not None:
+            raise ValueError("`prompt_template` is the whole of the user's turn; leave it out, or `instruction`.")
+        self.prompt_template = prompt_template
+
+    def facts(self) -> dict[str, Any]:
+        if self.prompt_template is None:
+            return super().facts()
+        # It is the whole of the user's turn, so that the style's instruction is not used.
+        return super().facts() | {"instruction": None, "prompt template": self.prompt_template}
+
+    def _user_turn(self, example: Example) -> str:
+        if self.prompt_template is None:
+            return super()._user_turn(example)
+        return fill_template(self.prompt_template, example)
 
     def task_text(self, example: Example) -> str:
         return _QUESTIONS[self.prompt_style].format(numbers=list(example["numbers"]), target=example["target"])
@@ -104,6 +132,13 @@ class Countdown(Benchmark):
     def from_saved(cls, record: Mapping[str, Any]) -> Example:
         numbers, target = record["ground_truth"]
         return _example(numbers, target)
+
+
+def fill_template(template: str, example: Example) -> str:
+    """The template with the numbers and the target of a puzzle in their places."""
+    # `format` would stumble over other braces of the template.
+    numbers = " ".join(map(str, example["numbers"]))
+    return template.replace("{numbers}", numbers).replace("{target}", str(example["target"]))
 
 
 def _example(numbers: Sequence[Any], target: Any) -> Example:
@@ -174,102 +209,3 @@ def _plain(answer: str) -> str:
     while found:
         answer, found = _FRACTION.subn(r"((\1\2)/(\3\4))", answer)
     return answer.translate(_BRACKETS)
-
-
-# Remembered, because the same few numbers are parts of many cuts.
-@cache
-def reachable(numbers: tuple[int, ...]) -> frozenset[Fraction]:
-    """Every value of an expression with all of the sorted numbers once each. For six numbers this takes seconds."""
-    if len(numbers) == 1:
-        return frozenset([Fraction(numbers[0])])
-    values: set[Fraction] = set()
-    for left, right in _parts(numbers):
-        for a in reachable(left):
-            for b in reachable(right):
-                # Both differences and both quotients, because `_parts` names each cut once.
-                values.update((a + b, a - b, b - a, a * b))
-                values.update(chain((a / b,) if b else (), (b / a,) if a else ()))
-    return frozenset(values)
-
-
-def _parts(numbers: tuple[int, ...]) -> set[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The ways to cut a sorted tuple in two. The first number stays left."""
-    rest = numbers[1:]
-    # One less than all subsets: with the whole rest on the left there would be nothing on the right.
-    cuts = [[rest[i] for i in range(len(rest)) if mask >> i & 1] for mask in range(2 ** len(rest) - 1)]
-    return {((numbers[0], *left), tuple((Counter(rest) - Counter(left)).elements())) for left in cuts}
-
-
-def solvable(example: Example) -> bool:
-    """Whether the target can be reached. This is a search, meant for up to five numbers."""
-    return Fraction(example["target"]) in reachable(tuple(sorted(example["numbers"])))
-
-
-PARTS = 10
-"""Largest part of a generated expression, as a multiple of the largest number."""
-
-
-def generate(
-    size: int,
-    *,
-    count: tuple[int, int],
-    largest: int,
-    seed: str,
-    excluded: Collection[str] = (),
-) -> list[Example]:
-    """Different puzzles that have a solution, because each target is the value of a random expression.
-
-    Args:
-        size: number of puzzles.
-        count: least and most numbers of a puzzle.
-        largest: number and target. Both start at 1.
-        seed: of all of it.
-        excluded: keys (`puzzle_key`) that must not come.
-
-    Raises:
-        ValueError: fewer puzzles exist, as far as 200 attempts for each can tell.
-    """
-    generator = random.Random(seed)
-    puzzles: dict[str, Example] = {}
-    # Bounded, because there may not be as many puzzles.
-    for _ in range(200 * size):
-        if len(puzzles) == size:
-            break
-        numbers = [generator.randint(1, largest) for _ in range(generator.randint(*count))]
-        value = _random_value(numbers, generator, PARTS * largest)
-        if value is not None and 1 <= value <= largest:
-            example = {"numbers": numbers, "target": int(value)}
-            key = puzzle_key(example)
-            if key not in excluded:
-                puzzles.setdefault(key, example)
-    if len(puzzles) < size:
-        raise ValueError(
-            f"Found only {len(puzzles)} of {size} Countdown puzzles; ask for fewer by `sizes`, or widen `count` or "
-            "`largest`."
-        )
-    return list(puzzles.values())
-
-
-def _random_value(numbers: Sequence[int], generator: random.Random, bound: int) -> Fraction | None:
-    """The value of a random expression of all numbers, whose parts are whole and within the bound.
-
-    None where no operation on two parts keeps to that.
-    """
-    values = [Fraction(number) for number in numbers]
-    while len(values) > 1:
-        generator.shuffle(values)
-        right, left = values.pop(), values.pop()
-        # Sums and differences stand in twice, so that they are tried first twice as often as products and quotients.
-        results = (
-            _OPERATIONS[symbol](left, right) for symbol in generator.sample("++--*/", 6) if symbol != "/" or right
-        )
-        kept = next((value for value in results if value.denominator == 1 and abs(value) <= bound), None)
-        if kept is None:
-            return None
-        values.append(kept)
-    return values[0]
-
-
-def puzzle_key(example: Example) -> str:
-    """The same for puzzles that differ in the order of their numbers only."""
-    return f"{sorted(example['numbers'])} {example['target']}"

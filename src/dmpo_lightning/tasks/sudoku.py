@@ -7,7 +7,7 @@ from functools import cache, cached_property
 from typing import Any, get_args
 
 from dmpo_lightning.tasks.answers import last_block
-from dmpo_lightning.tasks.base import Example, Share, ShareNames, Split, Variant, Verdict, check_choice
+from dmpo_lightning.tasks.base import Example, Share, ShareNames, Split, Variant, Verdict, check_choice, check_sizes
 from dmpo_lightning.tasks.benchmark import Benchmark
 from dmpo_lightning.tasks.latin_squares import CELLS, blank_out, keeps_clues, latin_squares
 from dmpo_lightning.tasks.sudoku_answers import first_digits, published_answer, verified_answer
@@ -152,17 +152,12 @@ class Sudoku(Benchmark):
         if prompt_template is not None and options.get("instruction") is not None:
             raise ValueError("`prompt_template` is the whole of the user's turn; leave it out, or `instruction`.")
         self.blanks, self.seed, self.prompt_template = blanks, seed, prompt_template
-        self.sizes = {"train": 4096, "validation": 512, "test": 1024} | dict(sizes or {})
+        self.sizes = {"train": 4096, "validation": 512, "test": 1024} | check_sizes(sizes)
         self.is_generated = data is None
         self.verifier = verifier
         # The published reward. `solved` is for the log, or for weights of one's own.
         self.reward_weights = {"cells": 1.0}
         self.accuracy = {None: "solved", "published": "correct_cells", "verified": "correct"}[verifier]
-        for split, size in self.sizes.items():
-            if split not in ("train", "validation", "test") or size < 1:
-                raise ValueError(
-                    f"`sizes` must map train, validation or test to a positive count, got {split}: {size}."
-                )
 
     @cached_property
     def grids(self) -> dict[str, list[str]]:
@@ -208,6 +203,13 @@ class Sudoku(Benchmark):
             return super().facts()
         # It is the whole of the user's turn, so that the style's instruction is not used.
         return super().facts() | {"instruction": None, "prompt template": self.prompt_template}
+
+    def drawn(self, example: Example, completion: str | None) -> str:
+        """The grid, with a point for each cell without a digit."""
+        digits = example["puzzle"] if completion is None else published_answer(completion)[:CELLS]
+        cells = [digit if digit in "1234" else "." for digit in digits.ljust(CELLS, "0")]
+        rows = [f"{a} {b} | {c} {d}" for a, b, c, d in zip(*[iter(cells)] * 4, strict=True)]
+        return "\n".join([*rows[:2], "----+----", *rows[2:]])
 
     def task_text(self, example: Example) -> str:
         return f"Solve the following Sudoku puzzle: {example['puzzle']}\n"

@@ -1,7 +1,7 @@
-"""Makes the tokenizer and the configuration of the embedded model, `sudoku_tiny`; its weights come from
-sudoku_tiny_sft.yaml.
+"""Makes the tokenizer and the configuration of an embedded model, `sudoku_tiny` or `countdown_tiny`; its weights come
+from sudoku_tiny_sft.yaml or countdown_tiny_sft.yaml.
 
-Usage: python examples/make_sudoku_tokenizer.py DIR
+Usage: python examples/make_tiny_tokenizer.py NAME DIR
 """
 
 import sys
@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerFast
 from dmpo_lightning.models.llada import FAMILY, LLaDAConfig
 
 SPECIAL = ["<|endoftext|>", "<|startoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|mdm_mask|>"]
-WORDS = ["system", "user", "assistant", "<answer>", "</answer>", "\n\n", "\n", " ", *"0123456789", "<unk>"]
+WORDS = ["system", "user", "assistant", "<answer>", "</answer>", "\n\n", "\n", " ", *"0123456789"]
+SYMBOLS = {"sudoku_tiny": "", "countdown_tiny": "+-*/="}
 
 
-def main(directory: str) -> None:
-    vocabulary = {token: index for index, token in enumerate(SPECIAL + WORDS)}
+def main(name: str, directory: str) -> None:
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *WORDS, *SYMBOLS[name], "<unk>"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(
         Regex(r"</?answer>|system|user|assistant|\n\n|[\s\S]"), behavior="isolated"
@@ -50,4 +51,4 @@ def main(directory: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

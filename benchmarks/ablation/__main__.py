@@ -1,0 +1,93 @@
+"""Runs what is missing of the grid, on one thread a run, and appends each finished run to the table.
+
+    python -m benchmarks.ablation --workers 2        # goes on where an earlier call stopped
+    python -m benchmarks.ablation --smoke            # four steps of one run per problem
+    python -m benchmarks.ablation.results            # figures and docs/results.md from the table
+
+A run is in the table with all of its evaluations or not at all.
+"""
+
+import argparse
+import csv
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ablation.grid import OF_RUN, Grid, Run
+from benchmarks.ablation.training import execute
+
+HERE = Path(__file__).parent
+COLUMNS = (
+    *OF_RUN,
+    *("step", "rollouts", "seconds", "sampled", "sampled_se", "greedy", "greedy_se"),
+    *("reward", "ess", "informative", "entropy", "distinct_correct", "torch", "lightning", "dmpo_lightning"),
+)
+
+
+def finished(path: Path) -> set[tuple[str, ...]]:
+    """The runs that a table holds."""
+    if not path.exists():
+        return set()
+    with path.open(encoding="utf-8", newline="") as file:
+        return {tuple(row[name] for name in OF_RUN) for row in csv.DictReader(file)}
+
+
+def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Adds the rows of one run, and the header where there is none."""
+    is_new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the grid and returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grid", type=Path, default=HERE / "grid.yaml")
+    parser.add_argument("--output", type=Path, default=HERE / "results.csv")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--problems", nargs="*", default=(), help="of the grid; all by default")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="starts no run after so long")
+    parser.add_argument("--smoke", action="store_true", help="four steps of one run per problem")
+    options = parser.parse_args(arguments)
+    grid = Grid.read(options.grid, problems=options.problems)
+    missing = grid.missing(finished(options.output))
+    if options.smoke:
+        missing = [_shortened(run) for run in missing if run.seed == 0 and run.lr == missing[0].lr][
+            :: len(missing) // 60 or 1
+        ]
+    started = time.monotonic()
+    # One thread each: two small runs side by side are faster than one after the other on two threads.
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=16) as pool:
+        tasks = ((run, grid.collapsed) for run in missing)
+        for done, rows in enumerate(pool.imap_unordered(execute, tasks), 1):
+            append(options.output, rows)
+            print(f"{done}/{len(missing)} {_described(rows[-1])}", flush=True)
+            if time.monotonic() - started > options.seconds:
+                pool.terminate()
+                break
+    return 0
+
+
+def _described(last: dict[str, Any]) -> str:
+    run = f"{last['problem']}, {last['method']}, lr {last['lr']:g} {last['schedule']}, seed {last['seed']}"
+    return f"{run}: {last['sampled']:.3f} {last['greedy']:.3f} after {last['step']} steps, {last['seconds']:.0f} s"
+
+
+def _shortened(run: Run) -> Run:
+    """Its first four steps on little data, under another number of steps than the run itself has."""
+    sizes = "{train: 512, validation: 16, test: 16}"
+    shorter = ("--trainer.max_steps=4", "--trainer.val_check_interval=4", f"--data.sizes={sizes}")
+    return replace(run, steps=4, arguments=(*run.arguments, *shorter))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""What is written down of a run: one row per evaluation."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from dmpo_lightning import DMPO
+from dmpo_lightning.modules.observers import CollectedBuffer, RolloutObserver
+
+MEASURED = ("reward", "ess", "informative", "entropy", "distinct_correct")
+
+
+class Recorder(RolloutObserver):
+    """Keeps a row per evaluation, the first of the base, and stops a run that has collapsed.
+
+    Args:
+        collapsed: the sampled solve rate at or below which a run has.
+    """
+
+    def __init__(self, collapsed: float) -> None:
+        self.collapsed = collapsed
+        self.rows: list[dict[str, Any]] = []
+        self._buffers: list[dict[str, float]] = []
+        self._started = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.perf_counter()
+
+    def on_rollouts(self, trainer: Trainer, module: LightningModule, collected: CollectedBuffer) -> None:
+        self._buffers.append(
+            {
+                "reward": collected.means["reward/total"],
+                "ess": collected.means["weight/ess"],
+                "informative": collected.means["reward/informative_groups"],
+                "entropy": -float(collected.rollouts.sampled_log_prob.mean()),
+                "distinct_correct": _distinct_correct(collected.completions, collected.rollouts.reward),
+            }
+        )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DMPO)
+        found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        since = self._buffers or [dict.fromkeys(MEASURED, float("nan"))]
+        self.rows.append(
+            {
+                "step": trainer.global_step,
+                "rollouts": pl_module.rollouts_seen,
+                "seconds": round(time.perf_counter() - self._started, 1) if self._buffers else 0.0,
+                **{name: found[f"val/{name}/accuracy"] for name in ("sampled", "greedy")},
+                **{f"{name}_se": found[f"val/{name}/accuracy_stderr"] for name in ("sampled", "greedy")},
+                **{name: sum(buffer[name] for buffer in since) / len(since) for name in MEASURED},
+            }
+        )
+        self._buffers = []
+        if self.rows[-1]["sampled"] <= self.collapsed:
+            trainer.should_stop = True
+
+
+def _distinct_correct(completions: Sequence[Sequence[str]], reward: torch.Tensor) -> float:
+    """Different completions of full reward, 1, per prompt."""
+    found = [
+        {text for text, value in zip(texts, values, strict=True) if value >= 1}
+        for texts, values in zip(completions, reward.tolist(), strict=True)
+    ]
+    return sum(map(len, found)) / len(found)

@@ -1,0 +1,143 @@
+"""Tables and figures of an ablation, from its table of runs: docs/results.md and docs/results_*.png.
+
+python -m benchmarks.ablation.results
+"""
+
+import argparse
+import csv
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+ROOT = Path(__file__).parents[2]
+Setting = tuple[str, float, str]
+"""Method, learning rate and schedule."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The evaluations of one run, in the order of its steps. Rates are the better of sampled and greedy."""
+
+    seed: int
+    steps: tuple[int, ...]
+    sampled: tuple[float, ...]
+    greedy: tuple[float, ...]
+    rollouts: int
+
+    @property
+    def base(self) -> float:
+        """The better rate of the untrained base."""
+        return max(self.sampled[0], self.greedy[0])
+
+    @property
+    def final(self) -> float:
+        """The better rate at the end."""
+        return max(self.sampled[-1], self.greedy[-1])
+
+    @property
+    def best(self) -> float:
+        """The best rate of any evaluation after the first."""
+        return max(*self.sampled[1:], *self.greedy[1:])
+
+
+def curves(path: Path) -> dict[str, dict[Setting, list[Curve]]]:
+    """All runs of a table, by problem and setting, both in the order in which they appear first."""
+    rows: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            rows[row["problem"], row["method"], row["lr"], row["schedule"], row["seed"]].append(row)
+    found: dict[str, dict[Setting, list[Curve]]] = defaultdict(lambda: defaultdict(list))
+    for (problem, method, lr, schedule, seed), run in rows.items():
+        curve = Curve(
+            seed=int(seed),
+            steps=tuple(int(row["step"]) for row in run),
+            sampled=tuple(float(row["sampled"]) for row in run),
+            greedy=tuple(float(row["greedy"]) for row in run),
+            rollouts=int(run[-1]["rollouts"]),
+        )
+        found[problem][method, float(lr), schedule].append(curve)
+    return found
+
+
+def band(values: Sequence[float]) -> str:
+    """The mean, with the standard deviation over seeds where there are several."""
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def table(settings: Mapping[Setting, list[Curve]]) -> list[str]:
+    """One line per method: final rates at each learning rate and schedule, and how many runs ended below their base."""
+    columns = sorted({(lr, schedule) for _, lr, schedule in settings}, key=lambda each: (each[1], each[0]))
+    best = {column: _best(settings, column) for column in columns}
+    lines = [
+        "| method | " + " | ".join(f"{lr:g}, {schedule}" for lr, schedule in columns) + " | best | below the base |",
+        "|---|" + "---|" * (len(columns) + 2),
+    ]
+    for method in dict.fromkeys(method for method, _, _ in settings):
+        cells = []
+        for column in columns:
+            runs = settings.get((method, *column), [])
+            text = band([run.final for run in runs]) if runs else ""
+            cells.append(f"**{text}**" if method == best[column] else text)
+        runs = [run for setting, each in settings.items() if setting[0] == method for run in each]
+        below = sum(run.final < run.base for run in runs)
+        lines.append(
+            f"| {method} | " + " | ".join(cells) + f" | {max(run.best for run in runs):.2f} | {below} of {len(runs)} |"
+        )
+    return lines
+
+
+def _best(settings: Mapping[Setting, list[Curve]], column: tuple[float, str]) -> str:
+    means = {key[0]: mean(run.final for run in runs) for key, runs in settings.items() if key[1:] == column}
+    return max(means, key=lambda method: means[method])
+
+
+def draw(settings: Mapping[Setting, list[Curve]], path: Path) -> None:
+    """Sampled solve rates over optimizer steps: one panel per learning rate and schedule, one line per seed."""
+    from matplotlib.figure import Figure
+
+    columns = sorted({(lr, schedule) for _, lr, schedule in settings}, key=lambda each: (each[1], each[0]))
+    methods = list(dict.fromkeys(method for method, _, _ in settings))
+    figure = Figure(figsize=(4 * len(columns), 4), layout="constrained")
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for panel, (lr, schedule) in zip(panels, columns, strict=True):
+        for number, method in enumerate(methods):
+            for run in settings.get((method, lr, schedule), []):
+                label = method if run is settings[method, lr, schedule][0] else None
+                panel.plot(run.steps, run.sampled, color=f"C{number}", linewidth=1, label=label)
+        panel.set(title=f"learning rate {lr:g}, {schedule}", xlabel="optimizer step", ylim=(0, 1))
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("solve rate at temperature 1")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
+    figure.savefig(path, dpi=100)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes the page and its figures, and returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", type=Path, default=Path(__file__).with_name("results.csv"))
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results.md")
+    options = parser.parse_args(arguments)
+    found = curves(options.table)
+    text = [Path(__file__).with_name("preface.md").read_text(encoding="utf-8").rstrip()]
+    for problem, settings in found.items():
+        figure = options.output.with_name(f"results_{problem}.png")
+        draw(settings, figure)
+        runs = [run for each in settings.values() for run in each]
+        text += [
+            f"\n## {problem}\n",
+            f"Base: {runs[0].sampled[0]:.2f} sampled, {runs[0].greedy[0]:.2f} greedy. {len(runs)} runs of "
+            f"{max(run.rollouts for run in runs)} rollouts; seeds {sorted({run.seed for run in runs})}.\n",
+            *table(settings),
+            f"\n![Learning curves]({figure.name})",
+        ]
+    options.output.write_text("\n".join(text) + "\n", encoding="utf-8")
+    print(f"Written: {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""``dmpo-lightning completion``: a script by which bash or zsh completes commands, options and names."""
+
+import argparse
+import inspect
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from dmpo_lightning.commands.configs import shipped_configs
+from dmpo_lightning.models.loading import EMBEDDED_MODELS
+
+DESCRIPTION = """\
+Print a script that completes commands, options and names in bash or zsh. It is fixed text, so that no key press waits
+for Python; print it again after an upgrade.
+
+  source <(dmpo-lightning completion bash)     in ~/.bashrc, or once: dmpo-lightning completion bash > FILE
+  source <(dmpo-lightning completion zsh)      in ~/.zshrc
+"""
+RUN_OPTIONS = ("config", "ckpt_path", "seed_everything", "print_config", "trust_checkpoint", "model", "data", "help")
+LIGHT = ("export", "generate", "plan", "report", "score")
+FUNCTION = """\
+_dmpo_lightning() {
+  local current="${COMP_WORDS[COMP_CWORD]}" option="${COMP_WORDS[COMP_CWORD-1]}" words=""
+  # Bash takes an equals sign for a word.
+  if [ "$current" = "=" ]; then current=""
+  elif [ "$option" = "=" ]; then option="${COMP_WORDS[COMP_CWORD-2]}"; fi
+  if [ "$COMP_CWORD" -eq 1 ]; then words="%(commands)s"
+  else
+    case "$option" in
+%(values)s
+      *) case "${COMP_WORDS[1]}" in
+%(options)s
+      esac ;;
+    esac
+  fi
+  COMPREPLY=($(compgen -W "$words" -- "$current"))
+  case "$current" in
+    -*) ;;
+    *) [ "$COMP_CWORD" -eq 1 ] || COMPREPLY+=($(compgen -f -- "$current")) ;;
+  esac
+}
+complete -o bashdefault -o default -F _dmpo_lightning dmpo-lightning
+"""
+ZSH = """\
+#compdef dmpo-lightning
+(( $+functions[compdef] )) || { autoload -U +X compinit && compinit -u; }
+autoload -U +X bashcompinit && bashcompinit
+"""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Prints the script."""
+    parser = argparse.ArgumentParser(
+        prog="dmpo-lightning completion",
+        description=DESCRIPTION,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("shell", choices=("bash", "zsh"))
+    print(script(parser.parse_args(arguments).shell), end="")
+
+
+def script(shell: str) -> str:
+    """The completion script of a shell, see `DESCRIPTION`."""
+    runs = " ".join(f"--{name}" for name in [*RUN_OPTIONS, *_run_options(), "debug"])
+    options = {command: _options(command) for command in LIGHT} | {"fit|validate|test|predict": runs}
+    # Of plan all options of a run are options too.
+    options["plan"] += f" {runs}"
+    values = {
+        "--config": " ".join(shipped_configs()),
+        "--model|--model.model": " ".join(EMBEDDED_MODELS),
+        "--ckpt_path": "last",
+        "--verifier": "published verified",
+        "--task": "gsm8k math500 countdown sudoku",
+        "completion": "bash zsh",
+    }
+    commands = "fit validate test predict generate export plan score report configs completion"
+    text = FUNCTION % {
+        "commands": f"{commands} --help --version",
+        "values": "\n".join(f'      {name}) words="{value}" ;;' for name, value in values.items()),
+        "options": "\n".join(f'        {name}) words="{value}" ;;' for name, value in options.items()),
+    }
+    return (ZSH if shell == "zsh" else "") + text
+
+
+def _options(command: str) -> str:
+    """The options of a light command, as its parser states them."""
+    parser = import_module(f"dmpo_lightning.commands.{command}").make_parser()
+    return " ".join(name for action in parser._actions for name in action.option_strings if name.startswith("--"))
+
+
+def _run_options() -> list[str]:
+    """Names of what is given to the Trainer, to `DMPO` and to its `Backbone`. Data differ from task to task."""
+    lightning: Any = import_module("lightning.pytorch")
+    dmpo, backbone = import_module("dmpo_lightning.modules.dmpo"), import_module("dmpo_lightning.models.backbone")
+    owners = {"trainer": lightning.Trainer, "model": dmpo.DMPO, "model.model": backbone.Backbone}
+    return [f"{prefix}.{name}" for prefix, owner in owners.items() for name in inspect.signature(owner).parameters]

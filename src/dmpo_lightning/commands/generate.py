@@ -1,0 +1,210 @@
+"""``dmpo-lightning generate``: answers prompts with a model or a checkpoint, and shows how they come about."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmpo_lightning.commands.sampler_options import make_sampler, sampler_options
+from dmpo_lightning.tasks.json_lines import NOT_UTF8, numbered_lines
+from dmpo_lightning.terminal import escaped, printable
+
+if TYPE_CHECKING:
+    from dmpo_lightning.modules.generating import Generation, Prompt
+    from dmpo_lightning.policy import Policy
+    from dmpo_lightning.samplers import Sampler
+
+LENGTH = 128
+"""Tokens of an answer where nothing says."""
+DESCRIPTION = """\
+Answer prompts with a model, or with the policy that a run has trained.
+
+  dmpo-lightning generate --model sudoku_tiny --completion_length 20 --prompt 1004002001004001 --show
+  dmpo-lightning generate --ckpt_path runs/sudoku_tiny/latest/checkpoints/last.ckpt --prompt 1004002001004001
+
+A checkpoint names its model, sampler and length, of which options given here take the place. A prompt is a user's turn
+in the model's chat template. Without --prompt and --prompts_file all of standard input is one prompt.
+"""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Prints the answers.
+
+    Raises:
+        ValueError: no prompt, or what loading and sampling raise for what a user can mend.
+    """
+    options, rest = make_parser().parse_known_args(list(arguments))
+    given = sampler_options(vars(options), rest)
+    prompts = list(_prompts(options))
+    if not prompts:
+        raise ValueError("There is no prompt: pass --prompt TEXT, --prompts_file FILE, or write one to standard input.")
+    policy, stored = _loaded(options)
+    sampler = make_sampler(options.sampler, given, stored=stored.get("sampler"))
+    length = options.completion_length or stored.get("completion_length") or _length(policy)
+    several = len(prompts) * options.completions > 1
+    for answer in _answered(policy, sampler, prompts, options, length):
+        if options.json:
+            print(json.dumps(asdict(answer)), flush=True)
+        else:
+            heading = f"--- {_name(answer, options)}\n" if several else ""
+            print(f"{heading}{printable(answer.text)}", flush=True)
+
+
+def _answered(
+    policy: "Policy", sampler: "Sampler", prompts: list["Prompt"], options: argparse.Namespace, length: int
+) -> Iterator["Generation"]:
+    """The answers, a few at a time, so that the first are there before the last are begun."""
+    from dmpo_lightning.commands.denoising import Denoising
+    from dmpo_lightning.modules.generating import generate
+
+    rows = 1 if options.show else options.rows_per_forward
+    size = max(1, rows // options.completions)
+    watcher = Denoising(policy, sys.stderr, delay=options.delay) if options.show else None
+    for start in range(0, len(prompts), size):
+        part = prompts[start : start + size]
+        yield from generate(
+            policy,
+            part,
+            sampler=sampler,
+            completion_length=length,
+            completions=options.completions,
+            prefill=options.prefill,
+            seed=options.seed,
+            index=range(options.index + start, options.index + start + len(part)),
+            rows_per_forward=rows,
+            on_change=watcher,
+        )
+
+
+def _name(answer: "Generation", options: argparse.Namespace) -> str:
+    """How an answer among several is headed."""
+    prompt = answer.prompt if isinstance(answer.prompt, str) else str(answer.prompt[-1]["content"])
+    shown = escaped(prompt if len(prompt) <= 60 else f"{prompt[:57]}...")
+    return f"{answer.index}.{answer.rollout} {shown}" if options.completions > 1 else f"{answer.index} {shown}"
+
+
+def _prompts(options: argparse.Namespace) -> Iterator["Prompt"]:
+    """The prompts in the order of the options, else all of standard input."""
+    yield from options.prompt
+    if options.prompts_file is not None:
+        yield from _prompts_of(options.prompts_file)
+    # A terminal would wait for somebody who does not know that he is asked.
+    elif not options.prompt and not sys.stdin.isatty() and (text := sys.stdin.read().rstrip("\n")):
+        yield text
+
+
+def _prompts_of(name: str) -> Iterator["Prompt"]:
+    """A prompt per line: a text, or in a ``.jsonl`` file an object whose ``prompt`` is a text or a conversation."""
+    if name == "-":
+        yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        return
+    path = Path(name)
+    if not path.is_file():
+        raise ValueError(
+            f"`--prompts_file` must be a file with a prompt per line, or - for standard input, got {name}."
+        )
+    if path.suffix != ".jsonl":
+        try:
+            # `splitlines` would also cut at characters such as U+2028.
+            yield from (line for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name} is {NOT_UTF8}.") from error
+        return
+    for number, record, problem in numbered_lines(path):
+        if problem is not None or not isinstance(record, dict) or "prompt" not in record:
+            raise ValueError(f"{name}, line {number}: {problem or 'no object with `prompt`'}.")
+        yield record["prompt"]
+
+
+def _loaded(options: argparse.Namespace) -> tuple["Policy", dict[str, Any]]:
+    """The policy on its device, and what a checkpoint holds of the arguments of its run."""
+    from transformers.utils import logging as transformers_logging
+
+    # Its bars would stand between the answers.
+    transformers_logging.disable_progress_bar()
+    import torch
+
+    from dmpo_lightning.models.backbone import Backbone
+    from dmpo_lightning.policy import Policy
+
+    stored: dict[str, Any] = {}
+    if options.ckpt_path is None:
+        if options.model is None:
+            raise ValueError("There is no model: pass --model NAME_OR_FOLDER or --ckpt_path CHECKPOINT.")
+        backbone = Backbone(options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
+        network = backbone.build()
+    else:
+        network, backbone, stored = _trained(options)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    policy = Policy(network, backbone.load_tokenizer(), mask_token_id=backbone.mask_token_id, with_reference=False)
+    try:
+        return policy.to(device), stored
+    # Torch has no error of its own for a name that it does not know, or a device that is not there.
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`--device` {options.device}: {str(error).splitlines()[0]}") from error
+
+
+def _trained(options: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
+    """The network of a checkpoint, which is read as data as `export` reads it, and the arguments of its run."""
+    from dataclasses import replace
+
+    from dmpo_lightning.checkpoints.export import load_trained, named_backbone
+    from dmpo_lightning.checkpoints.weights import read_weights
+
+    saved = read_weights(options.ckpt_path, trust_checkpoint=options.trust_checkpoint)
+    backbone = named_backbone(saved["backbone"], options.model, trust_remote_code=options.trust_remote_code)
+    # What is only of use in training, and a compilation that pays in long runs.
+    backbone = replace(backbone, gradient_checkpointing=False, compile_blocks=False)
+    if options.dtype != "auto":
+        backbone = replace(backbone, dtype=options.dtype)
+    network = backbone.build(seed=int(saved.get("seed", 0)))
+    load_trained(network, saved["state_dict"])
+    arguments = saved.get("arguments")
+    held = arguments.get("held") if isinstance(arguments, dict) else None
+    return network, backbone, held if isinstance(held, dict) else {}
+
+
+def _length(policy: "Policy") -> int:
+    """Of an answer where nothing says: as long as leaves half of the model's room to the prompt."""
+    return LENGTH if policy.max_length is None else max(1, min(LENGTH, policy.max_length // 2))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    parser = argparse.ArgumentParser(
+        prog="dmpo-lightning generate",
+        description=DESCRIPTION,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", help="hub id, folder (of a model or an adapter) or embedded name; with --ckpt_path its base's place")
+    add("--ckpt_path", help="checkpoint file or folder of a run, read as data")
+    add("--prompt", action="append", default=[], metavar="TEXT", help="can be given several times")
+    add("--prompts_file", metavar="FILE", help="a prompt per line, or .jsonl with `prompt`; - is standard input")
+    add("--prefill", default="", metavar="TEXT", help="what the answer's turn starts with")
+    add("--completions", type=int, default=1, help="answers to each prompt (default 1)")
+    add("--completion_length", type=int, help=f"tokens of an answer (default: the run's, else at most {LENGTH})")
+    add("--sampler", metavar="CLASS", help="default: the run's, else ConfidenceSampler at temperature 0")
+    sampler_options = parser.add_argument_group("options of the sampler", "Any of its constructor, such as")
+    sampler_options.add_argument("--sampler.temperature", default=argparse.SUPPRESS, metavar="T", help="0 is greedy")
+    sampler_options.add_argument(
+        "--sampler.denoising_steps", default=argparse.SUPPRESS, metavar="N", help="null: a token each"
+    )
+    sampler_options.add_argument(
+        "--sampler.block_length", default=argparse.SUPPRESS, metavar="N", help="null: one block"
+    )
+    add("--seed", type=int, default=0, help="of the draws (default 0)")
+    add("--index", type=int, default=0, help="number of the first prompt, which keys its draws (default 0)")
+    add("--rows_per_forward", type=int, default=8, help="answers that are sampled at a time (default 8)")
+    add("--show", action="store_true", help="show the denoising on standard error, live on a terminal")
+    add("--delay", type=float, default=0.05, help="least seconds per step that is shown live (default 0.05)")
+    add("--json", action="store_true", help="print a JSON object per answer, with steps and confidence of its tokens")
+    add("--dtype", default="auto", help="of the weights (default: the model's)")
+    add("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    add("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    add("--trust_checkpoint", action="store_true", help="unpickle a folder of DeepSpeed, which can run any code")
+    return parser

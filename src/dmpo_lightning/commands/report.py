@@ -1,0 +1,36 @@
+"""``dmpo-lightning report``: one HTML file on one or several runs. Imports no torch."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dmpo_lightning.reports.curves import AXES
+from dmpo_lightning.reports.figures import write_pictures
+from dmpo_lightning.reports.page import write_report
+from dmpo_lightning.reports.run import REPORT
+from dmpo_lightning.terminal import escaped
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs the command. Raises ValueError for what a user can mend."""
+    options = make_parser().parse_args(arguments)
+    folders = [Path(each).expanduser() for each in options.runs]
+    # Of one run it lies beside what it tells of, of several where the command was given.
+    output = Path(options.output).expanduser() if options.output else Path()
+    if not options.output:
+        output = folders[0] / REPORT if len(folders) == 1 else Path(REPORT)
+    panels = write_report(folders, output, options.x)
+    if options.png:
+        pictures = write_pictures(panels, Path(options.png).expanduser())
+        print(escaped(f"{len(pictures)} pictures in {options.png}"))
+    print(escaped(f"Report: {output}"))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    parser = argparse.ArgumentParser(prog="dmpo-lightning report", description=__doc__, allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="the directory of a run; several are compared")
+    parser.add_argument("-o", "--output", metavar="FILE", help=f"default: RUN/{REPORT}, of several runs ./{REPORT}")
+    parser.add_argument("--png", metavar="DIR", help="also write each plot as a picture there")
+    parser.add_argument("--x", choices=tuple(AXES), default="step", help="what to plot over")
+    return parser

@@ -1,0 +1,58 @@
+"""What rollouts look like: length, end, variety, repetition, how sure the policy was, and whether rewards differ."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dmpo_lightning.functional import equal_reward_groups
+from dmpo_lightning.policy import Policy
+from dmpo_lightning.rollout import Rollouts
+
+NGRAM = 4
+"""Tokens of what counts as a repetition. Shorter ones recur in any good text."""
+
+
+def rollout_values(policy: Policy, rollouts: Rollouts, texts: Sequence[str]) -> dict[str, Tensor]:
+    """Values to average over rollouts, or over groups where there is one for each, under the names that are logged.
+
+    ``texts`` are the decoded completions in the order of the rows. ``docs/metrics.md`` says what the names mean.
+    """
+    ids, group = rollouts.completion_ids.flatten(0, 1), rollouts.group_shape[1]
+    lengths = policy.effective_length(ids)
+    # Places that an early exit filled in were not drawn, and their log-prob of 0 says nothing of the policy.
+    drawn = (rollouts.reveal_step >= 0).flatten(0, 1)
+    groups = [texts[start : start + group] for start in range(0, len(texts), group)]
+    return {
+        "policy/entropy": -rollouts.sampled_log_prob.flatten(0, 1)[drawn],
+        "completion/length": lengths.float(),
+        "completion/truncated": (lengths == ids.shape[-1]).float(),
+        "completion/empty": torch.tensor([float(not text.strip()) for text in texts], dtype=torch.float32),
+        "completion/distinct": torch.tensor([len(set(each)) / group for each in groups], dtype=torch.float32),
+        "completion/repetition": repeated_share(ids, lengths),
+        "reward/informative_groups": (~equal_reward_groups(rollouts.reward)).float(),
+    }
+
+
+def repeated_share(
+    ids: Int[Tensor, "rows length"], lengths: Int[Tensor, " rows"], *, n: int = NGRAM
+) -> Float[Tensor, " rows"]:
+    """The share of a row's n-grams that occurred in it before: 0 where all differ, near 1 in an endless loop.
+
+    Only the first ``lengths`` tokens of each row are read. Of fewer than n tokens there is no n-gram, and the share is
+    0.
+    """
+    if ids.shape[-1] < n:
+        return torch.zeros(len(ids), dtype=torch.float32, device=ids.device)
+    # One number for each n-gram. Two that differ share it with a chance of about 2**-64, so that no text is compared.
+    codes = torch.zeros_like(ids[:, n - 1 :], dtype=torch.int64)
+    for offset in range(n):
+        codes = codes * 6364136223846793005 + ids[:, offset : ids.shape[-1] - n + 1 + offset] + 1442695040888963407
+    counts = (lengths - n + 1).clamp(min=0)
+    inside = torch.arange(codes.shape[-1], device=ids.device) < counts[:, None]
+    # What is behind the end goes behind everything, so that equal n-grams become neighbours among the first `counts`.
+    ordered = codes.masked_fill(~inside, torch.iinfo(torch.int64).max).sort(-1).values
+    recurs = (ordered[:, 1:] == ordered[:, :-1]) & inside[:, 1:]
+    # In float32, whatever a Trainer has made the default.
+    return recurs.sum(-1).float() / counts.clamp(min=1)

@@ -1,0 +1,56 @@
+"""How long each part of a rollout buffer takes, and how many rollouts a second that makes."""
+
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from dmpo_lightning.modules.observers import CollectedBuffer, RolloutObserver
+
+
+class RunMeter(RolloutObserver):
+    """Logs what a run costs. `DMPO` adds one by itself.
+
+    ``time/sampling`` (with rewards), ``time/scoring`` and ``time/training`` are seconds of one buffer on this rank.
+    ``rollouts/seen`` counts all ranks, ``rollouts/per_second`` is that of the last buffer, without validation.
+    ``optimizer/lr`` is the learning rate of the first parameters.
+    """
+
+    def __init__(self) -> None:
+        self.rollouts_per_second: float | None = None
+        """Of the last buffer that was used up. None before there is one."""
+        self._seconds: Mapping[str, float] = {}
+        self._rollouts = 0
+        self._training = self._collecting = self._batch_started = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._batch_started, self._collecting = perf_counter(), 0.0
+        if trainer.optimizers:
+            pl_module.log("optimizer/lr", float(trainer.optimizers[0].param_groups[0]["lr"]), batch_size=1)
+
+    def on_rollouts(self, trainer: Trainer, module: LightningModule, collected: CollectedBuffer) -> None:
+        self._seconds, self._rollouts = collected.seconds, len(collected.rollouts) * trainer.world_size
+        # Of a buffer that an epoch cut short there is no time of training that could be compared.
+        self._training, self._collecting = 0.0, sum(collected.seconds.values())
+        values = {f"time/{name}": seconds for name, seconds in collected.seconds.items()}
+        seen = float(getattr(module, "rollouts_seen", self._rollouts))
+        module.log_dict(values | {"rollouts/seen": seen}, batch_size=1)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        buffer: Any = getattr(pl_module, "buffer", None)
+        is_used_up = buffer is not None and buffer.needs_rollouts
+        device = trainer.strategy.root_device
+        if is_used_up and device.type == "cuda":
+            # Else the time of training would be counted as that of the next sampling, which waits for it in any case.
+            torch.cuda.synchronize(device)
+        self._training += perf_counter() - self._batch_started - self._collecting
+        # A run that is continued within a buffer does not know how long it was sampled.
+        if is_used_up and self._seconds:
+            self.rollouts_per_second = self._rollouts / (sum(self._seconds.values()) + self._training)
+            pl_module.log_dict(
+                {"time/training": self._training, "rollouts/per_second": self.rollouts_per_second}, batch_size=1
+            )

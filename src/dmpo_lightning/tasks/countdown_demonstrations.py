@@ -1,0 +1,109 @@
+"""Demonstrations that teach how Countdown is answered, and how to come near a target, but not how to hit it."""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+from dmpo_lightning.tasks.answers import tag_text
+from dmpo_lightning.tasks.arithmetic import ExpressionError, exact_value, integers
+from dmpo_lightning.tasks.base import Example, Split, Task, check_choice
+from dmpo_lightning.tasks.countdown import fill_template
+from dmpo_lightning.tasks.countdown_puzzles import generate, puzzle_key
+from dmpo_lightning.tasks.flat_expressions import random_expression
+
+
+class CountdownDemonstrations(Task):
+    """Demonstrations for supervised fine-tuning that teach expressions whose value is *near* the target.
+
+    All of them have the numbers in the order of the prompt, and the target is the value of the expression and up to
+    ``spread`` more or less, each as likely as the next. A model of them knows how large a value becomes, and has
+    something to learn that no sampling temperature gives it: which of the near expressions is the right one.
+
+    No puzzle that `CountdownDataModule` holds out with the same ``seed``, ``held_out`` as its ``sizes``, ``largest``,
+    ``largest_target`` and ``brackets: false`` is in any demonstration.
+
+    Args:
+        count: of the numbers of a puzzle.
+        largest: number. The least is 1.
+        largest_target: of a puzzle. The least is 1.
+        size: number of training pairs.
+        spread: how far the target may lie from the value, at least 0.
+        held_out: puzzles of the splits validation and test, see above.
+        seed: of all of it.
+        prompt_template: the user's turn, see `Countdown`.
+
+    Raises:
+        ValueError: a negative spread.
+    """
+
+    accuracy = "right"
+
+    def __init__(
+        self,
+        *,
+        count: int = 3,
+        largest: int = 9,
+        largest_target: int = 99,
+        size: int = 100_000,
+        spread: int = 20,
+        held_out: Mapping[str, int] | None = None,
+        seed: int = 0,
+        prompt_template: str = "{numbers}={target}",
+    ) -> None:
+        if spread < 0:
+            raise ValueError(f"`spread` must be at least 0, got {spread}.")
+        self.count, self.largest, self.largest_target = count, largest, largest_target
+        self.size, self.spread, self.seed = size, spread, seed
+        self.held_out = {"validation": 256, "test": 256} | dict(held_out or {})
+        self.prompt_template = prompt_template
+
+    def examples(self, split: Split) -> Sequence[Example]:
+        """``{"numbers", "target", "completion"}``. Validation and test hold a tenth as many as training.
+
+        Validation and test here are other demonstrations, to watch the loss, and hold none of the held-out puzzles
+        either.
+        """
+        check_choice("split", split, get_args(Split))
+        generator = random.Random(f"{self.seed}-demonstrations-{split}")
+        excluded = self._held_out_keys()
+        size = self.size if split == "train" else max(1, self.size // 10)
+        return [self._example(generator, excluded) for _ in range(size)]
+
+    def _held_out_keys(self) -> set[str]:
+        keys: set[str] = set()
+        # The order and the seeds are those of `CountdownDataModule`.
+        for split in ("test", "validation"):
+            puzzles = generate(
+                self.held_out[split],
+                count=(self.count, self.count),
+                largest=self.largest,
+                largest_target=self.largest_target,
+                brackets=False,
+                seed=f"{self.seed}-{split}",
+                excluded=keys,
+            )
+            keys |= set(map(puzzle_key, puzzles))
+        return keys
+
+    def _example(self, generator: random.Random, excluded: set[str]) -> Example:
+        while True:
+            numbers = [generator.randint(1, self.largest) for _ in range(self.count)]
+            expression, value = random_expression(numbers, generator)
+            target = value + generator.randint(-self.spread, self.spread)
+            example: Example = {"numbers": numbers, "target": target}
+            if 1 <= target <= self.largest_target and puzzle_key(example) not in excluded:
+                break
+        return {**example, "completion": f"<answer>{expression}</answer>"}
+
+    def prompt(self, example: Example) -> str:
+        return fill_template(self.prompt_template, example)
+
+    def score(self, example: Example, completion: str) -> dict[str, float]:
+        """``valid``: an expression that uses the numbers once each. ``right``: it has the target's value too."""
+        expression = tag_text(completion)
+        try:
+            value = exact_value(expression)
+            is_valid = sorted(integers(expression)) == sorted(example["numbers"])
+        except ExpressionError:
+            return {"valid": 0.0, "right": 0.0}
+        return {"valid": float(is_valid), "right": float(is_valid and value == example["target"])}

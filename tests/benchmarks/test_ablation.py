@@ -1,0 +1,75 @@
+"""The ablation: which runs a grid has, what is left of it, and what the page says of the table."""
+
+import pytest
+from benchmarks.ablation.__main__ import COLUMNS, append, finished
+from benchmarks.ablation.grid import Grid
+from benchmarks.ablation.results import curves, main, table
+
+GRID = """
+steps: 8
+evaluate_every: 4
+collapsed: 0.02
+problems:
+  one: {config: one.yaml, options: [--model.group_size=2]}
+  two: {config: two.yaml, options: []}
+methods:
+  plain: {baseline: none}
+  twice: {baseline: group, model.num_iterations: 2}
+learning_rates: [0.1, 0.2]
+schedules: [constant, decayed]
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture
+def grid(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(GRID)
+    return Grid.read(path)
+
+
+def rows(run, *rates):
+    own = dict.fromkeys(COLUMNS, "0") | {name: getattr(run, name) for name in COLUMNS[:6]}
+    return [own | {"step": 4 * at, "sampled": rate, "greedy": rate / 2} for at, rate in enumerate(rates)]
+
+
+def test_a_grid_is_every_combination_seed_by_seed(grid):
+    assert len(grid.runs) == len({run.identity for run in grid.runs}) == 32
+    assert [run.seed for run in grid.runs] == [0] * 16 + [1] * 16
+
+
+def test_several_passes_are_more_steps_and_evaluations_at_the_same_rollouts(grid):
+    plain, twice = grid.runs[0], grid.runs[1]
+    assert (plain.steps, twice.steps) == (8, 16)
+    assert "--trainer.val_check_interval=8" in twice.arguments
+    assert {"--model.num_iterations=2", "--model.objective.baseline=group"} <= set(twice.arguments)
+    assert "--model.lr_scheduler=null" in plain.arguments
+
+
+def test_what_the_table_holds_is_not_run_again(grid, tmp_path):
+    path = tmp_path / "table.csv"
+    assert grid.missing(finished(path)) == list(grid.runs)
+    append(path, rows(grid.runs[0], 0.5, 0.6))
+    append(path, rows(grid.runs[3], 0.5, 0.6))
+    assert grid.missing(finished(path)) == [run for run in grid.runs if run not in (grid.runs[0], grid.runs[3])]
+
+
+def test_the_page_counts_runs_below_the_base_and_marks_the_best(grid, tmp_path):
+    path = tmp_path / "table.csv"
+    by_method = {
+        method: [run for run in grid.runs if run.method == method and run.problem == "one"]
+        for method in ("plain", "twice")
+    }
+    for run in by_method["plain"]:
+        append(path, rows(run, 0.5, 0.9, 0.4 if run.seed else 0.6))
+    for run in by_method["twice"]:
+        append(path, rows(run, 0.5, 0.7))
+    lines = table(curves(path)["one"])
+    assert lines[0].startswith("| method | 0.1, constant | 0.2, constant | 0.1, decayed")
+    assert lines[2].startswith("| plain | 0.50 ± 0.14 |")
+    assert lines[2].endswith("| 0.90 | 4 of 8 |")
+    assert lines[3] == "| twice | " + " | ".join(["**0.70 ± 0.00**"] * 4) + " | 0.70 | 0 of 8 |"
+    main(["--table", str(path), "--output", str(tmp_path / "results.md")])
+    page = (tmp_path / "results.md").read_text()
+    assert "Base: 0.50 sampled, 0.25 greedy. 16 runs" in page
+    assert (tmp_path / "results_one.png").stat().st_size > 1000

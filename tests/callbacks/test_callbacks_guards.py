@@ -1,0 +1,222 @@
+"""Guards in real runs: each is provoked, a healthy run is left alone, and a restart changes nothing."""
+
+import json
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from dmpo_runs import TOKENIZER, digit_share, module, trainer, weights
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from dmpo_lightning import WDCE, ConfidenceSampler, Guards, PromptLoader
+from dmpo_lightning.callbacks.guards import FILE_NAME
+
+ROWS = [{"prompt": f"{i:04d}", "digit": str(i % 10)} for i in range(100)]
+UNBOUNDED = WDCE(
+    reward_temperature=0.1,
+    replicates=2,
+    baseline="negative",
+    negative_term="log_likelihood",
+    uninformative_groups="train",
+)
+COLLAPSE = {"reward_drop", "entropy", "distinct", "repetition", "log_rnd"}
+"""What a policy that writes one token for ever shows, if its reward is `variety`."""
+
+
+def variety(example, completion):
+    return len(set(completion)) / 8
+
+
+def value_of_text(example, completion):
+    """Differs between nearly all texts."""
+    return sum(ord(character) * (place + 1) for place, character in enumerate(completion)) % 97 / 97
+
+
+def prompts(batch_size):
+    return PromptLoader(ROWS, TOKENIZER, batch_size=batch_size)
+
+
+def run(tmp_path, guards, *, steps, rate=1e-3, callbacks=(), ckpt_path=None, flags=None, groups=50, **options):
+    """One optimizer step for each buffer of 50 groups."""
+    options = {
+        "group_size": 2,
+        "micro_batch_size": 2 * groups,
+        "num_iterations": 1,
+        "sampler": ConfidenceSampler(denoising_steps=2),
+        "validation_samplers": {"greedy": ConfidenceSampler(temperature=0.0, denoising_steps=1)},
+        "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=rate),
+        **options,
+    }
+    dmpo = module(**options)
+    saves = any(isinstance(each, ModelCheckpoint) for each in callbacks)
+    flags = {
+        "max_steps": steps,
+        "max_epochs": -1,
+        "limit_val_batches": 0,
+        "enable_checkpointing": saves,
+        **(flags or {}),
+    }
+    fitted = trainer(tmp_path, callbacks=[guards, *callbacks], **flags)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitted.fit(dmpo, prompts(groups), prompts(4), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+    return dmpo, fitted
+
+
+def names(guards):
+    return {event["name"] for event in guards.events}
+
+
+def only(**thresholds):
+    """All other guards are switched off."""
+    return Guards(**(dict.fromkeys(Guards().thresholds) | thresholds), window=2)
+
+
+def written(folder):
+    return [json.loads(line) for line in (folder / FILE_NAME).read_text().splitlines()]
+
+
+def test_a_healthy_run_is_left_alone(tmp_path):
+    # Random weights fill eight tokens nearly always.
+    guards = Guards(window=2, truncated=None)
+    run(tmp_path, guards, steps=5, group_size=4, micro_batch_size=200)
+    assert guards.events == []
+    assert not (tmp_path / FILE_NAME).exists()
+
+
+def test_a_destroyed_policy_is_seen_by_all_guards_of_collapse_once_and_written_down(tmp_path):
+    guards = Guards(window=2)
+    run(tmp_path, guards, steps=5, rate=10.0, reward=variety, objective=UNBOUNDED)
+    assert names(guards) >= COLLAPSE
+    assert len(names(guards)) == len(guards.events)
+    assert written(tmp_path) == guards.events
+    assert all(set(event) == {"step", "buffer", "name", "value", "message"} for event in guards.events)
+
+
+def test_rewards_that_are_all_the_same_are_told(tmp_path):
+    guards = only(informative_groups=0.01)
+    run(tmp_path, guards, steps=2, reward=lambda example, completion: 1.0)
+    assert names(guards) == {"informative_groups"}
+    assert "too hard or too easy" in guards.events[0]["message"]
+
+
+def test_greedy_rollouts_are_told_at_the_start_and_by_their_completions(tmp_path):
+    guards = only(temperature=0.0, distinct=0.01)
+    run(tmp_path, guards, steps=3, sampler=ConfidenceSampler(temperature=0.0, denoising_steps=2))
+    first, second = guards.events
+    assert (first["name"], first["step"], first["buffer"]) == ("temperature", 0, -1)
+    assert second["name"] == "distinct"
+    assert "All completions" in second["message"]
+
+
+def test_one_rollout_with_all_the_weight_is_told(tmp_path):
+    guards = only(effective_rollouts=1.1)
+    run(tmp_path, guards, steps=3, reward=value_of_text, objective=WDCE(reward_temperature=1e-4, replicates=2))
+    assert names(guards) == {"effective_rollouts"}
+
+
+class Amplified(Callback):
+    """The gradient of one optimizer step is a thousand times as long."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_after_backward(self, trainer, pl_module):
+        if trainer.global_step == self.step:
+            for parameter in pl_module.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= 1000
+
+
+def test_a_gradient_much_longer_than_the_others_is_told_with_its_step(tmp_path):
+    guards = only(gradient_spike=20.0)
+    run(tmp_path, guards, steps=24, groups=4, micro_batch_size=4, callbacks=[Amplified(22)])
+    (event,) = guards.events
+    assert (event["name"], event["step"]) == ("gradient_spike", 23)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("guard", "reward"),
+    [
+        ("empty", lambda example, completion: -len(completion)),
+        ("truncated", lambda example, completion: len(completion)),
+        ("repetition", lambda example, completion: -len(set(completion)) if completion else -8),
+    ],
+)
+def test_a_reward_that_asks_for_degenerate_completions_is_found_out(tmp_path, guard, reward):
+    guards = Guards(window=2)
+    run(tmp_path, guards, steps=40, rate=3e-3, reward=reward, objective=WDCE(reward_temperature=0.5, replicates=2))
+    assert guard in names(guards)
+
+
+def test_stopping_ends_the_run_early_and_leaves_the_best_state(tmp_path):
+    best = ModelCheckpoint(tmp_path, monitor="val/greedy/accuracy", mode="max", save_top_k=1)
+    flags = {"limit_val_batches": 1, "val_check_interval": 1, "check_val_every_n_epoch": None}
+    guards = Guards(window=2, stop=True)
+    _, fitted = run(tmp_path, guards, steps=40, rate=10.0, reward=variety, callbacks=[best], flags=flags)
+    assert fitted.global_step == guards.events[-1]["step"] + 1 < 40
+    assert Path(best.best_model_path).is_file()
+
+
+def test_stopping_needs_a_checkpoint_that_monitors(tmp_path):
+    with pytest.raises(ValueError, match=re.escape("ModelCheckpoint(monitor=")):
+        run(tmp_path, Guards(stop=True), steps=1, callbacks=[ModelCheckpoint(tmp_path)])
+
+
+class SaveAt(Callback):
+    """At the end of a training batch, also of one without an optimizer step."""
+
+    def __init__(self, number, path):
+        self.number, self.path = number, path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.fit_loop.total_batch_idx == self.number:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("batch", [4, 5])
+def test_a_restart_within_a_step_or_behind_one_changes_neither_guards_nor_weights(tmp_path, batch):
+    """Two batches a step and a buffer: the fifth and sixth are those of the third."""
+    options = {"steps": 6, "rate": 10.0, "reward": variety, "micro_batch_size": 50}
+    flags = {"accumulate_grad_batches": 2}
+    whole, saved = Guards(window=2), tmp_path / "a.ckpt"
+    first, _ = run(tmp_path / "whole", whole, callbacks=[SaveAt(batch, saved)], flags=flags, **options)
+    again = Guards(window=2)
+    second, _ = run(tmp_path / "again", again, ckpt_path=saved, flags=flags, **options)
+    steps = [event["step"] for event in whole.events]
+    assert min(steps) == 2 < max(steps), "said before the checkpoint and behind it"
+    assert again.state_dict() == whole.state_dict()
+    assert written(tmp_path / "again") == whole.events
+    assert torch.equal(weights(first), weights(second))
+
+
+def test_a_second_run_starts_anew(tmp_path):
+    guards = only(temperature=0.0, distinct=0.01)
+    for _ in range(2):
+        run(tmp_path, guards, steps=3, sampler=ConfidenceSampler(temperature=0.0, denoising_steps=1))
+        assert len(guards.events) == 2
+
+
+def test_a_folder_that_cannot_be_written_costs_the_notes_and_not_the_run(tmp_path):
+    (tmp_path / FILE_NAME).mkdir()
+    guards = Guards()
+    _, fitted = run(tmp_path, guards, steps=1, sampler=ConfidenceSampler(temperature=0.0, denoising_steps=1))
+    assert fitted.global_step == 1
+    assert names(guards) == {"temperature"}
+
+
+@pytest.mark.parametrize("options", [{"entropy": -0.1}, {"log_rnd": float("nan")}, {"window": 0}, {"patience": 0}])
+def test_thresholds_out_of_range_are_errors_at_construction(options):
+    with pytest.raises(ValueError, match=f"`{next(iter(options))}` must be at least"):
+        Guards(**options)
+
+
+def test_every_metric_of_a_run_is_explained(tmp_path):
+    _, fitted = run(tmp_path, Guards(), steps=1, reward=digit_share)
+    explained = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    logged = {name for name in fitted.callback_metrics if "/" in name}
+    assert {"policy/entropy", "gradient/norm", "completion/repetition"} <= logged
+    assert {name for name in logged - {"reward/reward"} if f"`{name}`" not in explained} == set()

@@ -1,0 +1,169 @@
+"""What a run records of itself: as it was, once, and whatever happens to the disk."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from dmpo_runs import TOKENIZER, loader, module, trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from dmpo_lightning import RunRecorder
+from dmpo_lightning.callbacks.rollout_records import is_drawn
+from dmpo_lightning.modules.observers import RolloutObserver
+from dmpo_lightning.reports.lines import read_lines
+
+
+class Watcher(RolloutObserver):
+    def __init__(self):
+        self.seen = []
+
+    def on_rollouts(self, trainer, module, collected):
+        self.seen.append(collected)
+
+
+def fit(folder, steps, *, callbacks=(), checkpoint=None, dmpo=None, **options):
+    dmpo = module() if dmpo is None else dmpo
+    flags = {"max_steps": steps, "max_epochs": -1, "val_check_interval": 4, "callbacks": list(callbacks)} | options
+    run = trainer(folder, **flags)
+    run.fit(dmpo, loader(), loader(3, shuffle=False), ckpt_path=checkpoint)
+    return run
+
+
+def rollouts(folder):
+    files = sorted((folder / "rollouts").iterdir())
+    return [record for path in files for record in read_lines(path) if "header" not in record]
+
+
+def metrics(folder):
+    return list(read_lines(folder / "metrics.jsonl"))
+
+
+def without_times(record):
+    values = {name: value for name, value in record["values"].items() if not name.endswith("per_second")}
+    values = {name: value for name, value in values.items() if not name.startswith("time/")}
+    return record | {"seconds": 0, "values": values}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A run of four buffers that saves in the middle of the third, with what an observer saw."""
+    folder, watcher = tmp_path_factory.mktemp("run"), Watcher()
+    save = ModelCheckpoint(folder / "kept", every_n_train_steps=10, save_top_k=-1, filename="{step}")
+    fit(folder, 16, callbacks=[watcher, RunRecorder(), save], enable_checkpointing=True)
+    return folder, watcher.seen
+
+
+def test_each_rollout_is_recorded_with_all_its_facts(recorded):
+    folder, seen = recorded
+    records = iter(rollouts(folder))
+    for collected in seen:
+        facts = collected.rollouts
+        for row, group in enumerate(collected.completions):
+            for column, completion in enumerate(group):
+                record = next(records)
+                assert (record["iteration"], record["rollout"]) == (collected.iteration, column)
+                assert record["prompt_index"] == int(collected.prompts.prompt_index[row])
+                assert record["key"] == int(facts.keys[row, column])
+                assert record["completion"] == completion
+                assert collected.prompts.examples[row]["prompt"] in record["prompt"]
+                assert record["reward"] == pytest.approx(float(facts.reward[row, column]), rel=1e-5)
+                for name in ("weight", "signal", "log_rnd"):
+                    assert record[name] == pytest.approx(float(collected.targets[name][row, column]), rel=1e-5)
+                assert record["reveal_step"] == facts.reveal_step[row, column].tolist()
+                confidence = facts.sampled_log_prob[row, column].exp().tolist()
+                assert record["confidence"] == pytest.approx(confidence, abs=5.1e-4)
+                ids = facts.completion_ids[row, column].tolist()
+                assert record["tokens"] == [TOKENIZER.decode([token]) for token in ids]
+    assert next(records, None) is None
+
+
+def test_metrics_have_a_line_per_buffer_and_validation(recorded):
+    folder, seen = recorded
+    lines = metrics(folder)
+    assert [(line["kind"], line["step"], line["rollouts"]) for line in lines] == [
+        (kind, step, 2 * step) for step in (4, 8, 12, 16) for kind in ("buffer", "validation")
+    ]
+    buffers = [line for line in lines if line["kind"] == "buffer"]
+    for line, collected in zip(buffers, seen, strict=True):
+        assert line["values"]["reward/total"] == pytest.approx(collected.means["reward/total"])
+        assert {"weight/ess", "policy/log_rnd", "train/loss", "time/sampling"} <= set(line["values"])
+        assert not any(name.startswith("val/") for name in line["values"])
+    assert {"val/sampled/accuracy", "val/greedy/accuracy_stderr"} <= set(lines[1]["values"])
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    facts = json.loads((folder / "run.json").read_text())
+    assert (facts["model"], facts["seed"], facts["prompts"]) == ("sudoku_tiny", 0, {"train": 6, "validation": 6})
+    assert facts["versions"]["torch"] == torch.__version__
+
+
+def test_a_resumed_run_repeats_no_line_and_loses_none(recorded, tmp_path):
+    folder, _ = recorded
+    before = rollouts(folder), [without_times(line) for line in metrics(folder)]
+    started = json.loads((folder / "run.json").read_text())["started"]
+    (folder / "metrics.jsonl").open("a").write('{"kind":"buf')
+    # In the third of four buffers, of which the files hold all.
+    fit(folder, 16, callbacks=[RunRecorder()], checkpoint=folder / "kept" / "step=10.ckpt")
+    assert rollouts(folder) == before[0]
+    after = [without_times(line) for line in metrics(folder)]
+    for line, earlier in zip(after, before[1], strict=True):
+        # The mean over the buffer is that of the part since the restart, in which it was resumed.
+        resumed = line["kind"] == "buffer" and line["iteration"] == 2
+        left_out = {"train/loss"} if resumed else set()
+        for each in (line, earlier):
+            each["values"] = {name: value for name, value in each["values"].items() if name not in left_out}
+        assert line == earlier
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["started"] == started
+    assert [each["step"] for each in facts["resumed"]] == [10]
+
+
+def test_a_new_run_in_the_same_folder_begins_anew(tmp_path):
+    for _ in range(2):
+        fit(tmp_path, 4, callbacks=[RunRecorder()], val_check_interval=None)
+        assert len(rollouts(tmp_path)) == 8
+        assert len(metrics(tmp_path)) == 1
+
+
+def test_a_share_is_the_same_rollouts_however_they_are_grouped(tmp_path):
+    keys = torch.arange(4000).view(40, 100)
+    drawn = is_drawn(keys, 0.25)
+    assert torch.equal(drawn, torch.stack([is_drawn(row, 0.25) for row in keys]))
+    # Four standard deviations of a mean of 4000.
+    assert abs(float(drawn.float().mean()) - 0.25) < 0.03
+    assert bool((is_drawn(keys, 0.5) | ~drawn).all())
+    assert bool(is_drawn(keys, 1.0).all())
+
+
+def test_a_rollout_that_no_file_holds_is_left_out_and_told_once(tmp_path):
+    dmpo = module(reward=lambda example, completion: {"x" * 9000: 1.0}, num_iterations=1)
+    with pytest.warns(UserWarning, match="too long for 8192 bytes") as caught:
+        fit(tmp_path, 4, callbacks=[RunRecorder(max_bytes=2**16)], dmpo=dmpo, limit_val_batches=0)
+    assert sum("too long for" in str(each.message) for each in caught) == 1
+    assert not list((tmp_path / "rollouts").iterdir())
+    assert len(metrics(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(("option", "says"), [({"share": 0.0}, "share"), ({"max_bytes": 10}, "max_bytes")])
+def test_options_out_of_range_are_refused(option, says):
+    with pytest.raises(ValueError, match=says):
+        RunRecorder(**option)
+
+
+def test_fast_dev_run_writes_nothing(tmp_path):
+    fit(tmp_path, -1, callbacks=[RunRecorder()], fast_dev_run=2, val_check_interval=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_whose_record_cannot_be_written_goes_on_and_says_so_once(tmp_path):
+    # Also root, who may write to any folder, can write to none of these.
+    (tmp_path / "rollouts").write_text("a file")
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    (tmp_path / "run.json").mkdir()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = fit(tmp_path, 8, callbacks=[RunRecorder()])
+    assert run.global_step == 8
+    said = [str(each.message) for each in caught if "The run goes on without" in str(each.message)]
+    assert sorted(text.split()[5] for text in said) == ["metrics.jsonl", "rollouts", "run.json"]
+    assert any("No space left on device" in text for text in said)
