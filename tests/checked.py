@@ -8,6 +8,7 @@ CHECKED = (
     "distributed.ranks",
     "evaluation",
     "functional",
+    "models.block_causal",
     "models.blocks",
     "models.families",
     "models.family",

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from dmpo_lightning.models.dream import DreamConfig, DreamForMaskedDiffusion
+from dmpo_lightning.models.sdar import SDARConfig, SDARForMaskedDiffusion
 
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BERT_VOCABULARY = 24
@@ -42,6 +43,33 @@ def tiny_dream(seed: int = 0, **changes) -> DreamForMaskedDiffusion:
         for name, parameter in model.named_parameters():
             if name.endswith(".bias"):
                 torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def tiny_sdar(seed: int = 0, **changes) -> SDARForMaskedDiffusion:
+    """Two layers of width 32 with grouped keys, head norms that are not 1, and heads wider than the width's share."""
+    settings = {
+        "vocab_size": 32,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.3,
+        "block_size": 4,
+        "mask_token_id": 5,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = SDARForMaskedDiffusion(SDARConfig(**(settings | changes)))
+        for name, parameter in model.named_parameters():
+            if "q_norm" in name or "k_norm" in name:
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
     return model
 
 

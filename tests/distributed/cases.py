@@ -67,6 +67,7 @@ def reward(example, completion):
 def module(
     adapter: str,
     *,
+    model: str = "sudoku_tiny",
     sampler: str = "static",
     dropout: float = 0.1,
     rank: int = 4,
@@ -87,7 +88,7 @@ def module(
         "seed": 3,
     }
     lora = LoRA(r=rank, alpha=8, dropout=dropout) if adapter == "lora" else None
-    dmpo = DMPO(Backbone("sudoku_tiny", adapter=lora), **defaults | options)
+    dmpo = DMPO(Backbone(model, adapter=lora), **defaults | options)
     with torch.no_grad():
         for name, parameter in dmpo.policy.named_parameters():
             if ".lora_B." in name:  # a policy that differs from its reference

@@ -7,6 +7,8 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 
 from dmpo_lightning.checkpoints.export import export_checkpoint
+from dmpo_lightning.models.loading import load_model, load_tokenizer
+from small_models import tiny_sdar
 
 FAST = [("ddp", "lora"), ("fsdp2", "lora"), ("zero2", "lora"), ("zero3", "full")]
 SLOW = [(kind, "full") for kind in ("ddp", "fsdp2", "fsdp2_full", "fsdp1", "zero2")]
@@ -116,6 +118,24 @@ def test_lightnings_own_deepspeed_is_warned_about_where_it_divides_accumulated_g
 @pytest.mark.parametrize("kind", SHARDED)
 def test_samplers_that_end_early_on_one_rank_do_not_hang_and_train_as_ddp_does(tmp_path, kind, sampler):
     assert_one_run_like_ddp(tmp_path, kind, "full", sampler=sampler, learning_rate=2e-4)
+
+
+@pytest.fixture(scope="module")
+def block_causal_folder(tmp_path_factory):
+    """A block-causal model whose head is its embedding, with the tokenizer of the embedded one."""
+    folder = str(tmp_path_factory.mktemp("block_causal"))
+    tiny_sdar(tie_word_embeddings=True, initializer_range=0.1).save_pretrained(folder)
+    load_tokenizer("sudoku_tiny").save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "adapter"), [("fsdp2", "lora"), ("fsdp2", "full"), ("zero3", "full")])
+def test_a_block_causal_model_trains_as_under_ddp_and_restarts_and_exports(runs, block_causal_folder, kind, adapter):
+    assert_like_ddp(runs, kind, adapter, model=block_causal_folder)
+    _, folder = runs(kind, adapter, cut=3, model=block_causal_folder)
+    exported = folder / "exported"
+    assert type(load_model(str(exported))).__name__ in ("SDARForMaskedDiffusion", "PeftModel")
 
 
 @pytest.mark.parametrize(("kind", "adapter"), ALL)

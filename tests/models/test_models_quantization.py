@@ -9,7 +9,7 @@ from dmpo_lightning.models.loading import load_model
 from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.policy import evaluating
 from helpers import perturb, prompt_batch, tiny_model, tiny_policy
-from small_models import tiny_dream
+from small_models import tiny_dream, tiny_sdar
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="QLoRA needs bitsandbytes: the `quantization` extra")
 WIDE = {"d_model": 64, "mlp_hidden_size": 128, "initializer_range": 0.1}
@@ -21,12 +21,13 @@ def test_quantization_without_an_adapter_is_an_error():
         Backbone("sudoku_tiny", adapter=None, quantization="nf4").build()
 
 
-@pytest.fixture(params=["LLaDA", "Dream"])
+@pytest.fixture(params=["LLaDA", "Dream", "SDAR"])
 def folder(request, tmp_path):
     if request.param == "LLaDA":
         tiny_model(**WIDE).to(torch.bfloat16).save_pretrained(tmp_path)
     else:
-        wide = tiny_dream(hidden_size=64, intermediate_size=128, initializer_range=0.1)
+        shape = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}
+        wide = tiny_dream(**shape) if request.param == "Dream" else tiny_sdar(**shape, head_dim=16)
         wide.to(torch.bfloat16).save_pretrained(tmp_path)
     return str(tmp_path)
 

@@ -98,13 +98,14 @@ class SmallRun:
         self.prompt = torch.randint(6, 20, (self.rows, PROMPT), device=device)
         self.completion = torch.randint(6, 20, (self.rows, LENGTH), device=device)
         self.keys = torch.arange(self.rows, device=device)
-        self.masks = draw_masks(self.keys, length=LENGTH, replicates=REPLICATES)
+        self.blocks = self.policy.completion_blocks(torch.ones_like(self.prompt, dtype=torch.bool), self.completion)
+        self.masks = draw_masks(self.keys, length=LENGTH, replicates=REPLICATES, blocks=self.blocks)
 
     def micro_batch(self, *, is_first: bool) -> None:
         mask = torch.ones_like(self.prompt, dtype=torch.bool)
         with torch.autocast(self.prompt.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16-mixed"):
             log_probs = self.policy.completion_log_probs(self.prompt, mask, self.completion, self.masks)
-            loss = denoising_cross_entropy(log_probs, self.masks).mean()
+            loss = denoising_cross_entropy(log_probs, self.masks, blocks=self.blocks).mean()
         del log_probs
         if is_first:
             self.optimizer.zero_grad()

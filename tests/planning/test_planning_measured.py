@@ -12,6 +12,7 @@ from transformers import AutoModelForMaskedLM
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.dream import DreamConfig
 from dmpo_lightning.models.lora import LoRA
+from dmpo_lightning.models.sdar import SDARConfig
 from dmpo_lightning.objectives import MaskedPass, ObjectiveFootprint
 from dmpo_lightning.samplers import ConfidenceSampler, RandomOrderSampler, WinoSampler
 
@@ -97,6 +98,25 @@ def test_dream_is_predicted(checkpointing):
     )
     settings = small_settings(gradient_checkpointing=checkpointing)
     assert predicted(config, settings).peak == pytest.approx(SmallRun(config, settings).measured_peak(), rel=0.02)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_sdar_is_predicted(checkpointing):
+    config = SDARConfig(
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        intermediate_size=384,
+        vocab_size=2048,
+        mask_token_id=5,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    settings = small_settings(gradient_checkpointing=checkpointing)
+    found = SmallRun(config, settings).measured_peak()
+    assert predicted(config, settings).peak == pytest.approx(found, rel=WITHIN)
 
 
 @pytest.mark.filterwarnings("ignore")

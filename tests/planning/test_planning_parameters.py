@@ -40,6 +40,22 @@ def test_dream_7b_is_described_without_network():
     assert (dream.heads, dream.key_heads, dream.head_size) == (28, 4, 128)
 
 
+@pytest.mark.parametrize(
+    ("source", "total"),
+    [
+        ("JetLM/SDAR-1.7B-Chat", 2_031_739_904),
+        ("JetLM/SDAR-4B-Chat", 4_411_424_256),
+        ("Gen-Verse/TraDo-4B-Instruct", 4_411_424_256),
+        ("JetLM/SDAR-8B-Chat", 8_190_735_360),
+        ("Gen-Verse/TraDo-8B-Instruct", 8_190_735_360),
+        ("OpenMOSS-Team/DiRL-8B-Instruct", 8_190_735_360),
+    ],
+)
+def test_the_block_causal_models_are_described_without_network(source, total):
+    model = read_architecture(source)
+    assert (model.total, model.key_heads, model.head_size, model.dtype) == (total, 8, 128, "bfloat16")
+
+
 def test_lora_on_all_block_linears_counts_rank_times_in_and_out(llada):
     by_hand = 32 * 128 * (4 * (4096 + 4096) + 3 * (4096 + 12288))
     assert by_hand == 335_544_320

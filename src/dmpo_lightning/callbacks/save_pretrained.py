@@ -11,7 +11,7 @@ class SavePretrained(Callback):
     """At the end of fitting, under any strategy, writes model, configuration and tokenizer to a Hugging Face folder.
 
     It is a ``model`` like any other here. An ``AutoModelForMaskedLM.from_pretrained`` of transformers loads it too, if
-    it is LLaDA or Dream after ``import dmpo_lightning.models``, and an adapter by PEFT on its base.
+    it is native after ``import dmpo_lightning.models``, and an adapter by PEFT on its base.
 
     Args:
         directory: created if need be. Files of the same names are replaced.

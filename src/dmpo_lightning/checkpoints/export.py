@@ -33,7 +33,7 @@ def export_checkpoint(
 
     An adapter is written as PEFT has it (``adapter_model.safetensors``), or merged into its base with ``merge``. A
     fully fine-tuned model is written whole. Either folder can be given as ``model`` to any command. Of transformers it
-    is ``AutoModelForMaskedLM.from_pretrained`` that loads a whole one, if it is LLaDA or Dream after
+    is ``AutoModelForMaskedLM.from_pretrained`` that loads a whole one, if it is native after
     ``import dmpo_lightning.models``.
 
     Args:

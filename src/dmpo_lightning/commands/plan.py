@@ -25,7 +25,8 @@ PUBLISHED_PROMPT_CAP = 200
 
 DESCRIPTION = """\
 Parameters, memory per GPU, forwards per rollout buffer and the size of an optimizer step, for a configuration as
-`fit` would run it. Needs no weights, and for LLaDA-8B, Dream-7B and embedded models no network.
+`fit` would run it. Needs no weights, and for LLaDA-8B, Dream-7B, SDAR and embedded models no
+network.
 All options of `fit` are taken as well: dmpo-lightning plan --config X --trainer.devices 8 --model.model.adapter null
 """
 

@@ -11,6 +11,7 @@ from dmpo_lightning.functional.likelihood import elbo, elbo_log_rnd, elbo_replic
 from dmpo_lightning.functional.losses import denoising_cross_entropy, denoising_likelihood, wdce_loss, wddo_loss
 from dmpo_lightning.functional.masking import (
     antithetic_pair,
+    block_weights,
     check_replicates,
     draw_block_masks,
     draw_masks,
@@ -32,6 +33,7 @@ __all__ = [
     "Purpose",
     "adaptive_proximal_coefficient",
     "antithetic_pair",
+    "block_weights",
     "check_replicates",
     "denoising_cross_entropy",
     "denoising_likelihood",

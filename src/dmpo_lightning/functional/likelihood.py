@@ -1,27 +1,38 @@
 """Log-likelihood estimates of a completion under a masked diffusion model."""
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from dmpo_lightning.functional.masking import block_weights
 
 
 def elbo_replicates(
-    token_log_prob: Float[Tensor, "*rows replicate length"], masks: Bool[Tensor, "*rows replicate length"]
+    token_log_prob: Float[Tensor, "*rows replicate length"],
+    masks: Bool[Tensor, "*rows replicate length"],
+    blocks: Int[Tensor, "*rows length"] | None = None,
 ) -> Float[Tensor, "*rows replicate"]:
     """``(L / m) sum_masked log p`` of each replicate, in nats, where m of the L positions are masked.
 
     This is an unbiased estimate of the evidence lower bound of log p (LLaDA, arXiv 2502.09992) if the masks come from
     `draw_masks`. It is biased low for log p itself, and a non-linear function of it, such as its exponential, is biased
     for that function of the bound.
+
+    With ``blocks`` it is the sum of the blocks' ELBOs, ``(n / m) sum_masked log p`` each, as block-causal models have
+    it (BD3-LM, arXiv 2503.09573). With one position per block that is log p itself.
     """
+    if blocks is not None:
+        return (token_log_prob.float() * block_weights(masks, blocks)).sum(-1)
     count = masks.sum(-1)
     return (token_log_prob.float() * masks).sum(-1) * (masks.shape[-1] / count)
 
 
 def elbo(
-    token_log_prob: Float[Tensor, "*rows replicate length"], masks: Bool[Tensor, "*rows replicate length"]
+    token_log_prob: Float[Tensor, "*rows replicate length"],
+    masks: Bool[Tensor, "*rows replicate length"],
+    blocks: Int[Tensor, "*rows length"] | None = None,
 ) -> Float[Tensor, "*rows"]:
     """Monte Carlo estimate of the ELBO in nats: the mean of `elbo_replicates`, in float32."""
-    return elbo_replicates(token_log_prob, masks).mean(-1)
+    return elbo_replicates(token_log_prob, masks, blocks).mean(-1)
 
 
 def elbo_log_rnd(

@@ -4,8 +4,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from dmpo_lightning.functional.masking import block_weights
 
 LossScale = Literal["count", "length"]
 """What the sum over masked positions is multiplied by.
@@ -22,12 +24,14 @@ def denoising_cross_entropy(
     masks: Bool[Tensor, "*rows replicate length"],
     *,
     scale: LossScale = "count",
+    blocks: Int[Tensor, "*rows length"] | None = None,
 ) -> Float[Tensor, "*rows"]:
     """``-(1/m) sum_masked log p``, averaged over replicates, in nats per token.
 
-    With ``scale="length"`` it is ``-(L/m) sum_masked log p``, an estimate of -ELBO in nats.
+    With ``scale="length"`` it is ``-(L/m) sum_masked log p``, an estimate of -ELBO in nats. With ``blocks`` either is
+    the ELBO of `elbo_replicates`, per position that counts or as it is.
     """
-    return -_masked_mean(_full_precision(token_log_prob), masks, scale=scale)
+    return -_masked_mean(_full_precision(token_log_prob), masks, scale=scale, blocks=blocks)
 
 
 def denoising_likelihood(
@@ -36,17 +40,19 @@ def denoising_likelihood(
     *,
     behaviour_log_prob: Float[Tensor, "*rows replicate length"] | None = None,
     scale: LossScale = "count",
+    blocks: Int[Tensor, "*rows length"] | None = None,
 ) -> Float[Tensor, "*rows"]:
     """``(1/m) sum_masked p``, averaged over replicates. It is at least 0, where -log p has no such end on its side.
 
     With ``behaviour_log_prob``, log p_old under the same masks, it is ``(1/m) sum_masked p / p_old``. Its gradient at
-    theta = old is that of ``(1/m) sum_masked log p``.
+    theta = old is that of ``(1/m) sum_masked log p``. With ``blocks`` tokens weigh as they do in
+    `denoising_cross_entropy`.
     """
     log_prob = _full_precision(token_log_prob)
     if behaviour_log_prob is not None:
         log_prob = log_prob - _full_precision(behaviour_log_prob.detach())
     # Only what is masked has a log-prob: elsewhere `exp` could overflow, and 0 times infinity is NaN.
-    return _masked_mean(log_prob.masked_fill(~masks, -torch.inf).exp(), masks, scale=scale)
+    return _masked_mean(log_prob.masked_fill(~masks, -torch.inf).exp(), masks, scale=scale, blocks=blocks)
 
 
 def wdce_loss(
@@ -101,6 +107,9 @@ def _full_precision(value: Tensor) -> Tensor:
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
-def _masked_mean(value: Tensor, masks: Tensor, *, scale: LossScale) -> Tensor:
+def _masked_mean(value: Tensor, masks: Tensor, *, scale: LossScale, blocks: Tensor | None) -> Tensor:
+    if blocks is not None:
+        whole = (value * block_weights(masks, blocks)).sum(-1).mean(-1)
+        return whole if scale == "length" else whole / (blocks >= 0).sum(-1)
     mean = ((value * masks).sum(-1) / masks.sum(-1)).mean(-1)
     return mean if scale == "count" else mean * masks.shape[-1]

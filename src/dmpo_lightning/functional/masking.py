@@ -20,19 +20,30 @@ def check_replicates(replicates: int, *, antithetic: bool, name: str = "replicat
 
 
 def draw_masks(
-    keys: Int[Tensor, "*rows"], *, length: int, replicates: int, antithetic: bool = True, stratified: bool = False
+    keys: Int[Tensor, "*rows"],
+    *,
+    length: int,
+    replicates: int,
+    antithetic: bool = True,
+    stratified: bool = False,
+    blocks: Int[Tensor, "*rows {length}"] | None = None,
 ) -> Bool[Tensor, "*rows {replicates} {length}"]:
     """``replicates`` masks of each key, True = masked: a count uniform on 1..length at uniformly random positions.
 
     ``antithetic`` draws them in pairs whose errors partly cancel (see `antithetic_pair`). ``stratified`` draws the
     counts of one key from equal parts of 1..length, one from each, so that they never all lie on one side. Their mean
-    over the replicates stays unbiased, a single one of them is not.
+    over the replicates stays unbiased, a single one of them is not. With ``blocks``, the block of each position, every
+    block has a count of its own, uniform on 1..its number of positions. Positions of a negative block are never masked.
 
     Raises:
-        ValueError: the number of replicates, see `check_replicates`.
+        ValueError: the number of replicates, see `check_replicates`, or ``stratified`` with ``blocks``.
     """
     check_replicates(replicates, antithetic=antithetic)
+    if stratified and blocks is not None:
+        raise ValueError("`stratified` draws one count for the whole completion; leave it out, or `blocks`.")
     draws = replicates // 2 if antithetic else replicates
+    if blocks is not None:
+        return _draw_in_blocks(keys, blocks, draws, antithetic=antithetic)
     # Each draw takes one uniform per position, which orders the positions, and one more for the count.
     noise = uniforms(keys, draws * (length + 1)).unflatten(-1, (draws, length + 1))
     uniform = noise[..., length]
@@ -43,6 +54,46 @@ def draw_masks(
     if antithetic:
         return torch.stack(antithetic_pair(rank, count), dim=-2).flatten(-3, -2)
     return rank < count[..., None]
+
+
+def _draw_in_blocks(
+    keys: Int[Tensor, "*rows"], blocks: Int[Tensor, "*rows length"], draws: int, *, antithetic: bool
+) -> Bool[Tensor, "*rows replicates length"]:
+    length = blocks.shape[-1]
+    # Each draw takes one uniform per position, which orders the positions of a block, and one per block for its count.
+    noise = uniforms(keys, draws * 2 * length).unflatten(-1, (draws, 2 * length))
+    blocks = blocks[..., None, :].expand(*noise.shape[:-1], length)
+    sizes = block_sums(torch.ones_like(blocks), blocks)
+    rank = position_ranks(blocks + noise[..., :length].double())
+    # Blocks are sorted one behind the other, and a rank in its block counts from the block's first.
+    first = rank.new_full((*rank.shape[:-1], length + 1), length).scatter_reduce(-1, blocks + 1, rank, "amin")
+    rank = rank - first.gather(-1, blocks + 1)
+    uniform = noise[..., length:].gather(-1, blocks.clamp(min=0))
+    count = (uniform * sizes).long().minimum(sizes - 1) + 1
+    counted = blocks >= 0
+    if antithetic:
+        pair = (rank < count) & counted, (rank >= count - 1) & counted
+        return torch.stack(pair, dim=-2).flatten(-3, -2)
+    return (rank < count) & counted
+
+
+def block_sums(values: Int[Tensor, "*rows length"], blocks: Int[Tensor, "*rows length"]) -> Int[Tensor, "*rows length"]:
+    """The sum of ``values`` over the block of each position. Blocks are numbered from -1 to length - 1 in any order."""
+    sums = values.new_zeros((*values.shape[:-1], values.shape[-1] + 1)).scatter_add(-1, blocks + 1, values)
+    return sums.gather(-1, blocks + 1)
+
+
+def block_weights(
+    masks: Bool[Tensor, "*rows replicate length"], blocks: Int[Tensor, "*rows length"]
+) -> Float[Tensor, "*rows replicate length"]:
+    """``n / m`` at masked positions and 0 elsewhere, where m of the n positions of a position's block are masked.
+
+    The sum of these times log-probs is an unbiased estimate of the sum of the blocks' ELBOs, if the masks come from
+    `draw_masks` with the same ``blocks``.
+    """
+    blocks = blocks[..., None, :].expand(masks.shape)
+    sizes, counts = block_sums(torch.ones_like(blocks), blocks), block_sums(masks.long(), blocks)
+    return torch.where(masks, sizes / counts.clamp(min=1), 0.0)
 
 
 def draw_block_masks(

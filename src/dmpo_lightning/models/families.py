@@ -1,5 +1,7 @@
 """The known families of masked diffusion language models, and which of them a model or a tokenizer belongs to."""
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmpo_lightning.models.family import Family
@@ -14,15 +16,42 @@ def families() -> tuple[Family, ...]:
     Importing their modules registers their architectures with transformers, which importing `dmpo_lightning.models`
     does.
     """
-    from dmpo_lightning.models import dream, llada
+    from dmpo_lightning.models import dream, llada, sdar
 
-    return llada.FAMILY, dream.FAMILY
+    # SDAR has the end tokens of Dream and more to be known by, so that it is asked first.
+    return llada.FAMILY, sdar.FAMILY, dream.FAMILY
+
+
+REFUSED = {
+    "illada": "iLLaDA is bidirectional with a tied head, and its tensor names and rotary base were not to be had",
+    "llada2_moe": "LLaDA2 is block-causal, but its router and its 256 experts per layer are not built here",
+    "sdar_moe": "this SDAR is a mixture of experts, whose router and experts are not built here",
+}
+"""Models that are known by the ``model_type`` of config.json and not supported, and what is missing."""
+
+
+def check_supported(folder: Path, source: str) -> None:
+    """Raises ValueError for a folder whose model is known not to be supported, whatever code comes with it.
+
+    It is read before transformers reads it, which would not know the ``model_type`` either and ask for remote code.
+    """
+    config = folder / "config.json"
+    model_type = json.loads(config.read_text()).get("model_type") if config.is_file() else None
+    if model_type in REFUSED:
+        raise ValueError(
+            f"{source!r} is a {model_type!r}, which is not supported: {REFUSED[model_type]}. Supported: "
+            f"{', '.join(family.model_type for family in families())}, and any masked language model of transformers."
+        )
 
 
 def family_of_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> Family | None:
-    """The family whose end tokens are all in a tokenizer's vocabulary, or None if there is no such family."""
-    vocabulary = tokenizer.get_vocab()
-    return next((family for family in families() if set(family.end_tokens) <= set(vocabulary)), None)
+    """The family whose end tokens, and mask token where it states one, are all in a tokenizer's vocabulary.
+
+    None if there is no such family.
+    """
+    vocabulary = set(tokenizer.get_vocab())
+    marks = ((family, {*family.end_tokens, family.mask_token} - {None}) for family in families())
+    return next((family for family, tokens in marks if tokens <= vocabulary), None)
 
 
 def family_of_model(model_type: str) -> Family | None:

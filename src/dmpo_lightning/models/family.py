@@ -14,3 +14,5 @@ class Family:
     """The chat template for tokenizers that carry none of their own."""
     block_linears: str
     """A regular expression of the full names of the blocks' linear layers, for LoRA to adapt. It omits the head."""
+    mask_token: str | None = None
+    """A token that tells the family's tokenizers from those of families with the same end tokens."""

@@ -49,7 +49,7 @@ class LLaDAConfig(PreTrainedConfig):
 
     Raises:
         ValueError: numbers of heads that do not divide the width, or each other, or into even head sizes. A switch that
-            no published LLaDA sets so.
+            no published LLaDA sets so. A mixture of experts, which calls itself a LLaDA too.
     """
 
     model_type = "llada"
@@ -87,6 +87,12 @@ class LLaDAConfig(PreTrainedConfig):
             raise ValueError(
                 "`n_heads` must divide `d_model` into even head sizes and be a multiple of `n_kv_heads`, "
                 f"got {self.n_heads}, {self.d_model} and {self.n_kv_heads}."
+            )
+        # Its other keys would be read as those of a dense model of other sizes.
+        if kwargs.get("num_experts"):
+            raise ValueError(
+                f"LLaDA-MoE is not supported: its router and its {kwargs['num_experts']} experts per layer are not "
+                "built here. Use a dense LLaDA (GSAI-ML/LLaDA-8B-Instruct, LLaDA-1.5)."
             )
         for name, value in _FIXED.items():
             # A switch that is not implemented would be ignored without a word otherwise.

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dmpo_lightning.models.adapter_folders import base_of
-from dmpo_lightning.models.families import family_of_model, family_of_tokenizer, logit_width
+from dmpo_lightning.models.families import check_supported, family_of_model, family_of_tokenizer, logit_width
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -49,9 +49,9 @@ def load_model(
 ) -> nn.Module:
     """Loads a masked diffusion language model by hub id, folder or embedded name.
 
-    LLaDA and Dream load as native models, after every tensor of their checkpoint was found to have its name and shape.
-    Any other model that transformers knows as a masked language model loads as such. For a folder with a PEFT adapter
-    its base is loaded, and the adapter on top of it, trainable.
+    LLaDA, Dream and SDAR load as native models, after every tensor of their checkpoint was found to have its name and
+    shape. Any other model that transformers knows as a masked language model loads as such. For a folder with a PEFT
+    adapter its base is loaded, and the adapter on top of it, trainable.
 
     Args:
         source: a hub id, a folder, or the name of an embedded model.
@@ -60,11 +60,12 @@ def load_model(
         random_weights: build the architecture with fresh weights that are drawn from ``seed``.
         seed: the seed of fresh weights.
         quantization: ``nf4`` quantises the blocks' linear layers to 4 bits while loading. It needs bitsandbytes.
-        trust_remote_code: run code that comes with the checkpoint. LLaDA and Dream never need it.
+        trust_remote_code: run code that comes with the checkpoint. LLaDA, Dream and SDAR never need it.
 
     Raises:
         ValueError: there is nothing to load, or tensors of the checkpoint are missing, unexpected, misshapen or
-            truncated. The message names the file and the tensor, and says what to do.
+            truncated. The message names the file and the tensor, and says what to do. Or the model is of a known
+            kind that is not supported, see `check_supported`.
     """
     folder = fetch(source, revision)
     if (Path(folder) / "adapter_config.json").is_file():
@@ -73,6 +74,7 @@ def load_model(
         return _load_adapted(folder, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
     from transformers import AutoConfig, AutoModelForMaskedLM
 
+    check_supported(Path(folder), source)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if random_weights:
         # All ranks draw the same weights, and nobody else's draws move.
@@ -127,10 +129,15 @@ def verify_checkpoint(folder: str, config: "PretrainedConfig") -> None:
     from transformers import AutoModelForMaskedLM
 
     with torch.device("meta"):
-        expected = {name: tuple(t.shape) for name, t in AutoModelForMaskedLM.from_config(config).state_dict().items()}
+        model = AutoModelForMaskedLM.from_config(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    # A tensor that is tied to another is one with it, and is stored or left out.
+    tied = (getattr(model, "_tied_weights_keys", None) if config.tie_word_embeddings else None) or {}
     index = _weight_map(Path(folder))
     stored = _stored_tensors(Path(folder), sorted(set(index.values())) or [SINGLE_FILE])
     for name, shape in expected.items():
+        if name not in stored and name in tied:
+            continue
         if name not in stored:
             file = str(Path(folder) / index.get(name, SINGLE_FILE if not index else INDEX_FILE))
             raise ValueError(f"Checkpoint file {file!r}: tensor {name!r} is missing. Download the model again.")

@@ -134,8 +134,8 @@ class DMPO(EvaluationModule):
             seed=seed,
             check_forwards=check_forwards,
         )
-        self._prepare_policy(sampler, merged=sample_merged, renewed=reference_refresh_interval is not None)
         self.objective, self.sampler, self.sample_merged = objective, sampler, sample_merged
+        self._prepare_policy(merged=sample_merged, renewed=reference_refresh_interval is not None)
         self.group_size, self.micro_batch_size, self.sampling_rounds = group_size, micro_batch_size, sampling_rounds
         self.reference_refresh_interval = reference_refresh_interval
         self.buffer, self._continuation, self.buffers_collected, self.rollouts_seen = buffer, Continuation(), 0, 0
@@ -146,8 +146,9 @@ class DMPO(EvaluationModule):
         """Rollouts per forward of the objective."""
         return self.rows_per_forward or self.micro_batch_size
 
-    def _prepare_policy(self, sampler: Sampler, *, merged: bool, renewed: bool) -> None:
-        sampler.validate_policy(self.policy)
+    def _prepare_policy(self, *, merged: bool, renewed: bool) -> None:
+        self.sampler.validate_policy(self.policy)
+        self.objective.validate_policy(self.policy)
         if merged:
             self.policy.check_mergeable()
         if renewed:

@@ -113,11 +113,13 @@ class MaskedSFT(PolicyModule):
                 "`completion_length`); shorten or remove it."
             )
         keys = row_keys(self.seed, batch.index, group_size=1, iteration=iteration).squeeze(1)
+        blocks = self.policy.completion_blocks(batch.prompt_mask, batch.completion_ids)
         masks = draw_masks(
             fold_in(keys, Purpose.LOSS),
             length=batch.completion_ids.shape[1],
             replicates=self.replicates,
             antithetic=self.antithetic,
+            blocks=blocks,
         )
         log_prob = self.policy.completion_log_probs(batch.prompt_ids, batch.prompt_mask, batch.completion_ids, masks)
-        return torch.mean(denoising_cross_entropy(log_prob, masks))
+        return torch.mean(denoising_cross_entropy(log_prob, masks, blocks=blocks))

@@ -60,6 +60,9 @@ class Objective(ABC):
     def validate(self, *, group_size: int, completion_length: int, sampler: object) -> None:  # noqa: B027  optional hook
         """Raises ValueError where the objective cannot work with such groups, completions or sampler."""
 
+    def validate_policy(self, policy: Policy) -> None:  # noqa: B027  optional hook
+        """Raises ValueError where the objective cannot work with the policy's model."""
+
     def footprint(
         self, *, completion_length: int, sampler: Sampler, reference_is_current: bool = False
     ) -> ObjectiveFootprint:

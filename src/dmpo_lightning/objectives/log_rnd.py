@@ -34,6 +34,9 @@ class LogProbEstimator(ABC):
     def validate(self, sampler: object) -> None:  # noqa: B027  optional hook
         """Raises ValueError where the estimate would mean nothing for rollouts of this sampler."""
 
+    def validate_policy(self, policy: Policy) -> None:  # noqa: B027  optional hook
+        """Raises ValueError where the estimator has options that the policy's model cannot do."""
+
     def footprint(self, *, completion_length: int, sampler: Sampler) -> MaskedPass:
         """What one estimate of all rollouts asks of the model, for `dmpo-lightning plan`. Training does not need it.
 
@@ -88,7 +91,8 @@ class ElboEstimator(LogProbEstimator):
     Args:
         samples: maskings of each completion.
         antithetic: draw the maskings in pairs.
-        stratified: draw their counts from equal parts of all counts, which lowers the variance at no cost.
+        stratified: draw their counts from equal parts of all counts, which lowers the variance at no cost. Not with a
+            block-causal model.
 
     Raises:
         ValueError: there is no sample, or an odd number of them with antithetic pairs.
@@ -98,10 +102,14 @@ class ElboEstimator(LogProbEstimator):
         check_replicates(samples, antithetic=antithetic, name="samples")
         self.samples, self.antithetic, self.stratified = samples, antithetic, stratified
 
+    def validate_policy(self, policy: Policy) -> None:
+        check_unstratified(self, self.stratified, policy)
+
     def footprint(self, *, completion_length: int, sampler: Sampler) -> MaskedPass:
         return MaskedPass.over(completion_length, replicates=self.samples)
 
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
+        blocks = policy.completion_blocks(rows.prompt_mask, rows.completion_ids)
         masks = draw_masks(
             # No pass and no step is part of the key. All estimates of a rollout are on the same masks, those of the two
             # sides of log_rnd and the later ones of the `policy` baseline.
@@ -110,12 +118,23 @@ class ElboEstimator(LogProbEstimator):
             replicates=self.samples,
             antithetic=self.antithetic,
             stratified=self.stratified,
+            blocks=blocks,
         )
         return elbo(
             policy.completion_log_probs(
                 rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks, reference=reference
             ),
             masks,
+            blocks,
+        )
+
+
+def check_unstratified(owner: object, stratified: bool, policy: Policy) -> None:
+    """Raises ValueError where the counts of a block-causal model, which has one per block, are to be stratified."""
+    if stratified and policy.block_size is not None:
+        raise ValueError(
+            f"`stratified` of {type(owner).__name__} must be false with {type(policy.model).__name__}: each of its "
+            f"blocks ({policy.block_size} tokens) is masked with a count of its own."
         )
 
 
@@ -159,14 +178,13 @@ class TrajectoryEstimator(LogProbEstimator):
             )
 
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
+        reveal_step = policy.replayed_steps(rows.reveal_step)
         # Counted from what was recorded, since the sampler is not known here.
-        steps = int(rows.reveal_step.max()) + 1
+        steps = int(reveal_step.max()) + 1
         total = torch.zeros(len(rows), dtype=torch.float32, device=rows.keys.device)
         # Steps take the place of replicates: each sees what was masked before it, and counts what it revealed.
         for first in range(0, steps, self.steps_per_forward):
-            masks, revealed = trajectory_masks(
-                rows.reveal_step, range(first, min(first + self.steps_per_forward, steps))
-            )
+            masks, revealed = trajectory_masks(reveal_step, range(first, min(first + self.steps_per_forward, steps)))
             log_prob = policy.completion_log_probs(
                 rows.prompt_ids,
                 rows.prompt_mask,

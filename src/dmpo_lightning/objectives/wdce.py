@@ -25,7 +25,7 @@ from dmpo_lightning.functional import (
 )
 from dmpo_lightning.functional.losses import LossScale, NegativeTerm
 from dmpo_lightning.objectives.base import Diagnostics, MaskedPass, ObjectiveFootprint, Targets
-from dmpo_lightning.objectives.log_rnd import LogProbEstimator
+from dmpo_lightning.objectives.log_rnd import LogProbEstimator, check_unstratified
 from dmpo_lightning.objectives.weighted import WeightedObjective, weight_diagnostics
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rewards.functions import check_function
@@ -66,7 +66,8 @@ class WDCE(WeightedObjective):
             imitated like one that is all right.
         replicates: the number of random maskings per rollout and step. It must be even when ``antithetic`` is true.
         antithetic: draw the maskings in pairs.
-        stratified: draw the counts of a rollout's maskings from equal parts of all counts. Not with ``block_length``.
+        stratified: draw the counts of a rollout's maskings from equal parts of all counts. Not with ``block_length``,
+            nor with a block-causal model.
         scale: ``count`` takes the mean over masked tokens (1/m), ``length`` the paper's scale (L/m).
         block_length: mask as decoding in blocks of this length meets completions: a random block in part, and all
             behind it. The loss is then taken in that block alone. None masks anywhere.
@@ -128,6 +129,15 @@ class WDCE(WeightedObjective):
             raise ValueError("`stratified` draws counts over the whole completion; leave it out, or `block_length`.")
         self.stratified = stratified
         self.negative_term, self.uninformative_groups = negative_term, uninformative_groups
+
+    def validate_policy(self, policy: Policy) -> None:
+        super().validate_policy(policy)
+        check_unstratified(self, self.stratified, policy)
+        if self.block_length is not None and policy.block_size is not None:
+            raise ValueError(
+                f"`block_length` of WDCE must be null with {type(policy.model).__name__}, got {self.block_length}: its "
+                f"blocks are its own ({policy.block_size} tokens), and each of them is masked in part anyway."
+            )
 
     def validate(self, *, group_size: int, completion_length: int, sampler: object) -> None:
         super().validate(group_size=group_size, completion_length=completion_length, sampler=sampler)
@@ -222,9 +232,10 @@ class WDCE(WeightedObjective):
         # One always stays, even if its signal is zero: every rank has to run this forward, and a backward.
         kept = kept if len(kept) else torch.zeros_like(whole[:1], dtype=torch.int64)
         rows, signal = rows[kept], whole[kept]
-        masks, predicted = self._masks(rows, iteration)
+        blocks = policy.completion_blocks(rows.prompt_mask, rows.completion_ids)
+        masks, predicted = self._masks(rows, iteration, blocks)
         log_prob = self._log_prob(policy, rows, masks, predicted)
-        cross_entropy = denoising_cross_entropy(log_prob, predicted, scale=self.scale)
+        cross_entropy = denoising_cross_entropy(log_prob, predicted, scale=self.scale, blocks=blocks)
         likelihood = None
         if self.negative_term != "log_likelihood":
             behaviour = targets.get("behaviour_token_log_prob")
@@ -233,6 +244,7 @@ class WDCE(WeightedObjective):
                 predicted,
                 behaviour_log_prob=None if behaviour is None else behaviour[kept],
                 scale=self.scale,
+                blocks=blocks,
             )
         loss = wdce_loss(cross_entropy, signal, planned_rollouts=planned_rollouts, likelihood=likelihood)
         # Not 0, by which a micro-batch without any signal would divide.
@@ -245,16 +257,17 @@ class WDCE(WeightedObjective):
 
     def _token_log_probs(self, policy: Policy, rollouts: Rollouts, rows_per_forward: int) -> Tensor:
         """Of the policy that sampled, under the masks of the loss."""
-        rows = rollouts.rows()
-        chunks = [rows[start : start + rows_per_forward] for start in range(0, len(rows), rows_per_forward)]
-        return torch.cat([self._log_prob(policy, chunk, *self._masks(chunk, 0)) for chunk in chunks]).unflatten(
-            0, rollouts.group_shape
-        )
+        rows, parts = rollouts.rows(), []
+        for start in range(0, len(rows), rows_per_forward):
+            chunk = rows[start : start + rows_per_forward]
+            blocks = policy.completion_blocks(chunk.prompt_mask, chunk.completion_ids)
+            parts.append(self._log_prob(policy, chunk, *self._masks(chunk, 0, blocks)))
+        return torch.cat(parts).unflatten(0, rollouts.group_shape)
 
     def _log_prob(self, policy: Policy, rows: RolloutRows, masks: Tensor, predicted: Tensor) -> Tensor:
         return policy.completion_log_probs(rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks, at=predicted)
 
-    def _masks(self, rows: RolloutRows, iteration: int) -> tuple[Tensor, Tensor]:
+    def _masks(self, rows: RolloutRows, iteration: int, blocks: Tensor | None) -> tuple[Tensor, Tensor]:
         """Draws what is masked, and says at which of those positions the loss is taken."""
         # The pass is part of the key, so that each pass has fresh masks and does not overfit those of the one before.
         # A ratio to the policy that sampled needs the masks under which that one was scored.
@@ -263,5 +276,5 @@ class WDCE(WeightedObjective):
         options: Any = {"length": length, "replicates": self.replicates, "antithetic": self.antithetic}
         if self.block_length is not None:
             return draw_block_masks(keys, block_length=self.block_length, **options)
-        masks = draw_masks(keys, stratified=self.stratified, **options)
+        masks = draw_masks(keys, stratified=self.stratified, blocks=blocks, **options)
         return masks, masks

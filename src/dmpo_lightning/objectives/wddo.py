@@ -99,10 +99,13 @@ class WDDO(WeightedObjective):
 
         The keys do not contain the pass over the buffer, so the masks are those on which log p_old was estimated.
         """
+        blocks = policy.completion_blocks(rows.prompt_mask, rows.completion_ids)
         masks = draw_masks(
             fold_in(rows.keys, Purpose.LOSS),
             length=rows.completion_ids.shape[1],
             replicates=self.replicates,
             antithetic=self.antithetic,
+            blocks=blocks,
         )
-        return elbo(policy.completion_log_probs(rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks), masks)
+        log_prob = policy.completion_log_probs(rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks)
+        return elbo(log_prob, masks, blocks)

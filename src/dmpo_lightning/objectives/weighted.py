@@ -78,6 +78,10 @@ class WeightedObjective(Objective):
         if self.reward_scale is None:
             self.log_prob.validate(sampler)
 
+    def validate_policy(self, policy: Policy) -> None:
+        if self.reward_scale is None:
+            self.log_prob.validate_policy(policy)
+
     def log_rnd_passes(
         self, *, completion_length: int, sampler: Sampler, reference_is_current: bool
     ) -> tuple[MaskedPass, ...]:

@@ -58,7 +58,12 @@ class Activations:
         Its result is the input of the next linear layer too, which is therefore not counted there.
         """
         numbers = 2 * self.query_width + 2 * self.key_width
-        return self.precision.attention * numbers + FLOAT32 * self.architecture.heads
+        kept = self.precision.attention * numbers + FLOAT32 * self.architecture.heads
+        if not self.architecture.normalises_heads:
+            return kept
+        # Norms of single heads keep what the norms of whole states do.
+        normalised, heads = self.query_width + self.key_width, self.architecture.heads + self.architecture.key_heads
+        return kept + FLOAT32 * (normalised + heads) + self.is_full * self.precision.stream * normalised
 
     def _mlp(self) -> float:
         """The MLP keeps its gate before and after the SiLU, and the other factor.

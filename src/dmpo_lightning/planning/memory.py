@@ -84,7 +84,7 @@ class _Estimate:
 
     def __init__(self, settings: Settings, architecture: Architecture, sharding: Sharding) -> None:
         self.settings, self.architecture, self.sharding = settings, architecture, sharding
-        self.work: Workload = settings.workload
+        self.work: Workload = settings.workload.of_blocks(architecture.block_size)
         self.parameters: Parameters = count_parameters(architecture, settings.adapter)
         self.precision = Precision.of(
             dtype=settings.dtype, trainer=settings.precision, quantization=settings.quantization
@@ -162,7 +162,8 @@ class _Estimate:
 
     def training(self) -> Phase:
         work = self.work
-        tokens, positions = work.training_rows * work.length, work.training_positions
+        columns = work.columns(work.objective.training.maskings)
+        tokens, positions = work.schedule.micro_batch_size * columns, work.training_positions
         kept, block = self.kept(tokens, positions)
         forward, backward = self.head.forward(positions), self.head.backward(positions)
         # Without accumulation the optimizer has cleared the gradients, which `resident` counts, and the backward pass
@@ -232,7 +233,7 @@ class _Estimate:
         rollouts = self.work.scored_rollouts
         phases = [
             self._without_gradient(
-                rollouts * each.maskings * self.work.length, self.head.scoring(rollouts * each.positions)
+                rollouts * self.work.columns(each.maskings), self.head.scoring(rollouts * self.work.positions(each))
             )
             for each in self.work.scoring_passes
         ]

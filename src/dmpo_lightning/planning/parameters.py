@@ -9,20 +9,31 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dmpo_lightning.models.families import logit_width
+from dmpo_lightning.models.families import check_supported, logit_width
 from dmpo_lightning.models.loading import EMBEDDED_MODELS, fetch
 from dmpo_lightning.models.lora import LoRA
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-PUBLISHED = (
-    ("GSAI-ML/LLaDA-8B-", "llada"),
-    ("GSAI-ML/LLaDA-1.5", "llada"),
-    ("Dream-org/Dream-v0-", "Dream"),
-    ("apple/DiffuCoder-7B-", "Dream"),
+_SDAR_4B = {"hidden_size": 2560, "intermediate_size": 9728}
+_SDAR_1_7B = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16}
+PUBLISHED: tuple[tuple[str, str, dict[str, int]], ...] = (
+    ("GSAI-ML/LLaDA-8B-", "llada", {}),
+    ("GSAI-ML/LLaDA-1.5", "llada", {}),
+    ("Dream-org/Dream-v0-", "Dream", {}),
+    ("apple/DiffuCoder-7B-", "Dream", {}),
+    ("JetLM/SDAR-1.7B-", "sdar", _SDAR_1_7B),
+    ("JetLM/SDAR-4B-", "sdar", _SDAR_4B),
+    ("JetLM/SDAR-8B-", "sdar", {}),
+    ("Gen-Verse/TraDo-4B-", "sdar", _SDAR_4B),
+    ("Gen-Verse/TraDo-8B-", "sdar", {}),
+    ("OpenMOSS-Team/DiRL-8B-", "sdar", {}),
 )
-"""Hub ids by their beginning, and the family whose default configuration is the published one. All are bfloat16."""
+"""Hub ids by their beginning, their family, and where the published configuration differs from the family's default.
+
+All are bfloat16.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,8 +55,9 @@ class Linear:
 class Architecture:
     """Sizes of a transformer, and its parameters by module type.
 
-    ``dtype`` is that of the checkpoint's weights. ``parameters`` counts by module type: ``wte``, ``blocks.q_proj`` and
-    so on. ``model`` is the network itself on the meta device, which holds no weights.
+    ``block_size`` is that of a block-causal model. ``dtype`` is that of the checkpoint's weights. ``parameters`` counts
+    by module type: ``wte``, ``blocks.q_proj`` and so on. ``model`` is the network itself on the meta device, which
+    holds no weights.
     """
 
     name: str
@@ -62,12 +74,18 @@ class Architecture:
     linears: tuple[Linear, ...]
     head_parameters: int
     largest_parameter: int
+    block_size: int | None
     model: nn.Module = field(repr=False, compare=False)
 
     @property
     def total(self) -> int:
         """All parameters."""
         return sum(self.parameters.values())
+
+    @property
+    def normalises_heads(self) -> bool:
+        """Whether queries and keys are normalised head by head."""
+        return any(name.endswith("q_norm") for name in self.parameters)
 
     @property
     def block_linears(self) -> tuple[Linear, ...]:
@@ -166,6 +184,7 @@ def describe(config: "PreTrainedConfig", *, name: str, dtype: str) -> Architectu
         linears=_linears(model),
         head_parameters=0 if head is None else sum(parameter.numel() for parameter in head.parameters()),
         largest_parameter=max(parameter.numel() for parameter in model.parameters()),
+        block_size=getattr(model, "block_size", None) if getattr(model, "is_native", False) else None,
         model=model,
     )
 
@@ -200,9 +219,9 @@ def _read_config(source: str) -> tuple["PreTrainedConfig", str]:
     if Path(source).is_dir() or source in EMBEDDED_MODELS:
         return _stored_config(source)
     # The published models are known without the hub, so that planning needs no network.
-    for beginning, model_type in PUBLISHED:
+    for beginning, model_type, differences in PUBLISHED:
         if source.startswith(beginning):
-            return AutoConfig.for_model(model_type), "bfloat16"
+            return AutoConfig.for_model(model_type, **differences), "bfloat16"
     return _hub_config(source)
 
 
@@ -210,6 +229,7 @@ def _stored_config(source: str) -> tuple["PreTrainedConfig", str]:
     folder = Path(fetch(source))
     if not (folder / "config.json").is_file():
         raise ValueError(f"`plan` needs the model's config.json, and the folder {str(folder)!r} has none.")
+    check_supported(folder, source)
     return _load_config(str(folder))
 
 
@@ -217,7 +237,7 @@ def _hub_config(source: str) -> tuple["PreTrainedConfig", str]:
     try:
         return _load_config(source)
     except OSError as error:
-        known = ", ".join(f"{beginning}*" for beginning, _ in PUBLISHED)
+        known = ", ".join(f"{beginning}*" for beginning, *_ in PUBLISHED)
         raise ValueError(
             f"`plan` needs the configuration of {source!r}, which is neither a folder nor to be had from the hub. "
             f"Known without network: {known}, {', '.join(EMBEDDED_MODELS)}."

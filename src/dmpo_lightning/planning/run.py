@@ -58,19 +58,22 @@ class WholeRun:
 
 def _buffer_flops(settings: Settings, architecture: Architecture) -> float:
     """Two operations per weight and token. The head is counted at the positions whose logits are taken."""
-    work = settings.workload
+    work = settings.workload.of_blocks(architecture.block_size)
     rollouts, objective = work.schedule.buffer_rollouts, work.objective
     length = work.length
     # A backward pass computes the gradient of the inputs, and without an adapter that of the weights.
     passes = 2 + (settings.adapter is None) + settings.gradient_checkpointing
     shown = rollouts * work.schedule.num_iterations
-    tokens = passes * shown * objective.training.maskings * length
-    places = passes * shown * objective.training.positions
+    tokens = passes * shown * work.columns(objective.training.maskings)
+    places = passes * shown * work.positions(objective.training)
     for times, scored in ((rollouts, objective.per_buffer), (shown, objective.per_step)):
-        tokens += sum(times * each.forwards * each.maskings * length for each in scored)
-        places += sum(times * each.forwards * each.positions for each in scored)
+        tokens += sum(times * each.forwards * work.columns(each.maskings) for each in scored)
+        places += sum(times * each.forwards * work.positions(each) for each in scored)
     if work.sampling is not None:
-        tokens += rollouts * work.sampling.forwards * (length + work.sampling.extra_columns)
+        # A step of a block-causal model computes its block alone, and once in a block's steps that before it too.
+        block = work.block_size
+        computed = length + work.sampling.extra_columns if block is None else block + 1
+        tokens += rollouts * work.sampling.forwards * computed
         places += rollouts * work.sampling.forwards * work.sampling.places
     # Scores and their sums over the values, each of a row's length times the width of the heads.
     attention = 4 * length * architecture.heads * architecture.head_size * architecture.blocks

@@ -1,6 +1,6 @@
 """What one rank computes: its rollouts, their tokens, and the passes of the model over them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dmpo_lightning.objectives import MaskedPass, ObjectiveFootprint
 from dmpo_lightning.samplers import SamplingFootprint
@@ -19,6 +19,7 @@ class Workload:
         sampling: what the sampler asks of the model, None where nothing is sampled.
         rows_per_forward: rollouts of a forward without gradient. None takes all for sampling and a micro-batch for
             scoring.
+        block_size: of a block-causal model, which has rows of its own for scoring (`CleanAndNoisy`).
     """
 
     prompt_length: int
@@ -27,6 +28,36 @@ class Workload:
     objective: ObjectiveFootprint
     sampling: SamplingFootprint | None = None
     rows_per_forward: int | None = None
+    block_size: int | None = None
+
+    def of_blocks(self, block_size: int | None) -> "Workload":
+        """The same for a block-causal model, or itself where there are no blocks.
+
+        Each block is masked in part, so more positions are scored, and sampling keeps the finished blocks.
+        """
+        if block_size is None:
+            return self
+        sampling = self.sampling
+        if sampling is not None:
+            sampling = replace(sampling, places=min(sampling.places, block_size), keeps_cache=True)
+        return replace(self, block_size=block_size, sampling=sampling)
+
+    def columns(self, maskings: int) -> int:
+        """Columns that a forward computes for one rollout under so many maskings."""
+        if self.block_size is None:
+            return maskings * self.length
+        return self.length + maskings * (self.completion_length + min(self.block_size - 1, self.prompt_length))
+
+    def positions(self, each: MaskedPass) -> float:
+        """Positions of one rollout whose log-probs a forward computes.
+
+        ``each`` counts them for a bidirectional model, where (L + 1) / 2 of L positions are masked on average. In
+        blocks of B that is (B + 1) / 2 of each block.
+        """
+        if self.block_size is None:
+            return each.positions
+        share = (self.block_size + 1) / self.block_size / (1 + 1 / self.completion_length)
+        return min(each.positions * share, each.maskings * self.completion_length)
 
     @property
     def length(self) -> int:
@@ -41,7 +72,7 @@ class Workload:
     @property
     def training_positions(self) -> float:
         """Positions whose log-probs one forward with gradient computes."""
-        return self.schedule.micro_batch_size * self.objective.training.positions
+        return self.schedule.micro_batch_size * self.positions(self.objective.training)
 
     @property
     def sampling_rows(self) -> int:

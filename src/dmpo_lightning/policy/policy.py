@@ -13,7 +13,10 @@ from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.models.loading import TokenFacts, token_facts
 from dmpo_lightning.models.masked_lm import as_predictor, check_masked_lm
 from dmpo_lightning.models.merging import MergedCopy
+from dmpo_lightning.policy.clean_and_noisy import CleanAndNoisy, completion_blocks
+from dmpo_lightning.policy.evaluating import evaluating
 from dmpo_lightning.policy.reference import ReferencePolicy
+from dmpo_lightning.policy.rows import rows_of_replicates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -135,6 +138,11 @@ class Policy(nn.Module):
         """Columns before its own that a logit is computed from: 1 for shifted models such as Dream."""
         return getattr(self.model, "lookback", 0)
 
+    @property
+    def block_size(self) -> int | None:
+        """The number of positions of a block of a block-causal backbone, None for a bidirectional one."""
+        return self.model.block_size if self.is_native and hasattr(self.model, "block_size") else None
+
     def completion_log_probs(
         self,
         prompt_ids: Int[Tensor, "rows prompt"],
@@ -152,18 +160,16 @@ class Policy(nn.Module):
         ``temperature`` divides the logits. At 1 they are the model's own.
         """
         at = masks if at is None else at
-        replicates, prompt_length = masks.shape[1], prompt_ids.shape[1]
-        # Each replicate becomes a row of its own here, at the door of the model.
         noisy = torch.where(masks, self.facts.mask_token_id, completion_ids[:, None])
-        prompt = prompt_ids[:, None].expand(-1, replicates, -1)
-        ids = torch.cat((prompt, noisy), dim=-1).flatten(0, 1)
-        # Without padding there is no mask, which the fastest kernels of attention do not take.
-        is_padded = not bool(prompt_mask.all())
-        prompts_mask = prompt_mask.repeat_interleave(replicates, 0)
-        attention_mask = full_attention_mask(prompts_mask, masks.shape[-1]) if is_padded else None
-        # `nonzero`, indexing by `at` and `masked_scatter` below all go through `at` row by row, so that indices,
-        # targets and log-probs belong together.
-        flat = torch.nn.functional.pad(at.flatten(0, 1), (prompt_length, 0)).flatten().nonzero().squeeze(-1)
+        native: dict[str, Any] = {}
+        # `nonzero` in the indices, indexing by `at` and `masked_scatter` below all go through `at` row by row, so that
+        # indices, targets and log-probs belong together.
+        if self.block_size is None:
+            ids, attention_mask, flat = rows_of_replicates(prompt_ids, prompt_mask, noisy, at)
+        else:
+            rows = CleanAndNoisy.of(prompt_ids, prompt_mask, completion_ids, noisy, self.block_size)
+            ids, attention_mask, flat = rows.ids, rows.attention_mask, rows.flat_positions(at)
+            native = {"position_ids": rows.position_ids}
         targets = completion_ids[:, None].expand_as(masks)[at]
         # The bias is the sampler's own: the density that scores must be the one that drew
         # (docs/decisions/003-banned-tokens.md).
@@ -175,8 +181,27 @@ class Policy(nn.Module):
                 targets=targets,
                 logit_bias=self._ban,
                 temperature=temperature,
+                **native,
             )
         return torch.zeros(masks.shape, dtype=torch.float32, device=masks.device).masked_scatter(at, log_probs.float())
+
+    def completion_blocks(
+        self, prompt_mask: Bool[Tensor, "rows prompt"], completion_ids: Int[Tensor, "rows length"]
+    ) -> Int[Tensor, "rows length"] | None:
+        """The block of each token of block-causal completions, see `completion_blocks`. None for models without."""
+        if self.block_size is None:
+            return None
+        return completion_blocks(prompt_mask, self._are_ends(completion_ids), self.block_size)
+
+    def replayed_steps(self, reveal_step: Int[Tensor, "*rows length"]) -> Int[Tensor, "*rows length"]:
+        """The recorded steps, renumbered so that those that one forward can replay together have one number.
+
+        Blocks of a block-causal model are scored beside each other, so their steps count from 0 in each. Samplers
+        number the steps of block k from k times the block size on.
+        """
+        if self.block_size is None:
+            return reveal_step
+        return torch.where(reveal_step < 0, reveal_step, reveal_step % self.block_size)
 
     @contextmanager
     def _predictor(self, reference: bool) -> Iterator[Any]:
@@ -216,10 +241,13 @@ class Policy(nn.Module):
 
     def effective_length(self, completion_ids: Int[Tensor, "rows length"]) -> Int[Tensor, " rows"]:
         """How many tokens come before the first end token. Where there is none, all of them."""
-        ends = torch.isin(completion_ids, torch.tensor(self.facts.end_token_ids, device=completion_ids.device))
+        ends = self._are_ends(completion_ids)
         length = completion_ids.shape[-1]
         # `argmax` takes no booleans. Of equal values it returns the first.
         return torch.where(ends.any(-1), ends.int().argmax(-1), length)
+
+    def _are_ends(self, ids: Int[Tensor, "rows length"]) -> Bool[Tensor, "rows length"]:
+        return torch.isin(ids, torch.tensor(self.facts.end_token_ids, device=ids.device))
 
     def check_mergeable(self) -> None:
         """Raises ValueError where `merged` cannot work."""
@@ -269,24 +297,3 @@ class Policy(nn.Module):
                 yield
             finally:
                 self.anywhere, self.holds_all_weights = together, False
-
-
-def full_attention_mask(prompt_mask: Bool[Tensor, "rows prompt"], length: int) -> Bool[Tensor, "rows total"]:
-    """The prompt's padding mask, extended over a completion of ``length`` tokens that are all attended."""
-    return torch.nn.functional.pad(prompt_mask.bool(), (0, length), value=True)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Inside, there is eval mode and no gradient, as completions are sampled and scored. Each submodule's own mode is
-    restored behind it.
-    """
-    # `train()` afterwards would put every submodule into training mode, those that were in eval mode before as well.
-    modes = {submodule: submodule.training for submodule in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for submodule, mode in modes.items():
-            submodule.training = mode

@@ -1,9 +1,11 @@
 """The partly unmasked sequences on which one call to `Sampler.sample` works, and how to watch them grow."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +15,22 @@ from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.policy import Policy, full_attention_mask
 from dmpo_lightning.samplers.base import Samples
 from dmpo_lightning.samplers.draws import Draw
+
+CacheMode = Literal["none", "prefix", "dual"]
+
+
+def check_cache(cache: str, refresh_window: int, suffix_window: int | None, guidance: float) -> None:
+    """Raises ValueError for a kind of cache that does not exist, or options out of range or that do not go with it."""
+    if cache not in ("none", "prefix", "dual"):
+        raise ValueError(f"`cache` must be none, prefix or dual, got {cache!r}.")
+    if refresh_window < 0 or (refresh_window and cache != "dual"):
+        raise ValueError(f"`refresh_window` must be at least 0 and goes with cache: dual, got {refresh_window}.")
+    if suffix_window is not None and suffix_window < 0:
+        raise ValueError(f"`suffix_window` must be at least 0, or null for all, got {suffix_window}.")
+    if not 0 <= guidance < math.inf or (guidance and cache != "none"):
+        raise ValueError(
+            f"`guidance` must be at least 0 and finite, and needs cache: none, got {guidance} with {cache}."
+        )
 
 
 @dataclass(frozen=True)
@@ -84,7 +102,7 @@ _watch: ContextVar[_Watch | None] = ContextVar("watch", default=None)
 
 @contextmanager
 def observed(observer: Observer) -> Iterator[None]:
-    """Inside, the observer is shown each change of every `Canvas` that a sampler of this thread begins.
+    """Inside, the observer is shown each change of every canvas that a sampler of this thread begins.
 
     It is no argument of `Sampler.sample`, so that samplers of one's own can be watched without knowing of it, and
     nothing is computed where nobody watches.
@@ -94,6 +112,12 @@ def observed(observer: Observer) -> Iterator[None]:
         yield
     finally:
         _watch.reset(token)
+
+
+def watched(keys: Tensor) -> tuple[Observer | None, Int[Tensor, " rows"] | None]:
+    """Who watches as many new completions as there are ``keys``, and their numbers. None twice where nobody does."""
+    watch = _watch.get()
+    return (None, None) if watch is None else (watch.observer, watch.begin(keys))
 
 
 @dataclass
@@ -120,7 +144,7 @@ class Canvas:
         """The prompts followed by completions of mask tokens."""
         shape = (prompt_ids.shape[0], completion_length)
         runs, is_padded = prompt_facts(prompt_ids, prompt_mask)
-        canvas = cls(
+        return cls(
             policy,
             torch.cat((prompt_ids, prompt_ids.new_full(shape, policy.facts.mask_token_id)), dim=1),
             full_attention_mask(prompt_mask, completion_length),
@@ -129,10 +153,8 @@ class Canvas:
             prompt_ids.new_full(shape, -1),
             torch.zeros(shape, dtype=torch.float32, device=prompt_ids.device),
             runs,
+            *watched(prompt_ids),
         )
-        if (watch := _watch.get()) is not None:
-            canvas.observer, canvas.numbers = watch.observer, watch.begin(prompt_ids)
-        return canvas
 
     def rows(self, index: Int[Tensor, " selected"], *, shown: bool = True) -> "Canvas":
         """A copy of some rows, which can be worked on alone. An observer sees what happens to it if it is ``shown``."""

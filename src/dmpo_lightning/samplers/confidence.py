@@ -3,15 +3,12 @@
 The schedule is static, or parallel as far as confidence allows. Both work with or without caches of keys and values.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dmpo_lightning.functional.randomness import Purpose, fold_in, uniforms
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers.base import (
@@ -22,12 +19,17 @@ from dmpo_lightning.samplers.base import (
     check_blocks,
     reveal_counts,
 )
-from dmpo_lightning.samplers.canvas import Canvas, Window
-from dmpo_lightning.samplers.draws import Draw, draw_tokens, most_likely, step_uniforms
-from dmpo_lightning.samplers.transfer import above_threshold, best, check_parallel, within_factor
-
-Remasking = Literal["low_confidence", "random"]
-CacheMode = Literal["none", "prefix", "dual"]
+from dmpo_lightning.samplers.block_causal import Step, check_own_blocks, decode_blocks
+from dmpo_lightning.samplers.canvas import CacheMode, Canvas, Window, check_cache
+from dmpo_lightning.samplers.draws import Draw, draw_at
+from dmpo_lightning.samplers.transfer import (
+    Remasking,
+    best,
+    best_of,
+    check_parallel,
+    remasking_scores,
+    sure_enough,
+)
 
 
 class ConfidenceSampler(Sampler):
@@ -38,13 +40,15 @@ class ConfidenceSampler(Sampler):
     is the parallel decoding of Fast-dLLM (arXiv 2505.22618).
 
     A ``cache`` makes steps cheaper and approximate: within a block, the keys and values of other columns stay as they
-    were in the block's first step.
+    were in the block's first step. Block-causal models (SDAR) need none of its kinds. They are decoded in their own
+    blocks, finished blocks are kept exactly, and a completion is over with the block of its first end token.
 
     Args:
         block_length: the number of positions per block. None takes the whole completion as one block.
         denoising_steps: the number of steps over all blocks, split evenly among them. None reveals one token per step.
             Not with ``threshold`` or ``factor``.
-        remasking: ``low_confidence`` keeps the tokens of highest probability, ``random`` those at random positions.
+        remasking: ``low_confidence`` keeps the tokens of highest probability, ``random`` those at random positions,
+            and ``sequential`` the first ones.
         temperature: the temperature of the exact categorical draw. 0 takes the most likely token.
         threshold: keep every token of at least this probability, in (0, 1].
         factor: keep the n most probable tokens as long as (n + 1) (1 - probability) is at most this, above 0.
@@ -79,19 +83,8 @@ class ConfidenceSampler(Sampler):
     ) -> None:
         super().__init__(temperature=temperature, denoising_steps=denoising_steps)
         check_block_length(block_length)
-        if remasking not in ("low_confidence", "random"):
-            raise ValueError(f"`remasking` must be low_confidence or random, got {remasking!r}.")
-        if cache not in ("none", "prefix", "dual"):
-            raise ValueError(f"`cache` must be none, prefix or dual, got {cache!r}.")
+        check_cache(cache, refresh_window, suffix_window, guidance)
         check_parallel(threshold, factor, denoising_steps, remasking)
-        if refresh_window < 0 or (refresh_window and cache != "dual"):
-            raise ValueError(f"`refresh_window` must be at least 0 and goes with cache: dual, got {refresh_window}.")
-        if suffix_window is not None and suffix_window < 0:
-            raise ValueError(f"`suffix_window` must be at least 0, or null for all, got {suffix_window}.")
-        if not 0 <= guidance < math.inf or (guidance and cache != "none"):
-            raise ValueError(
-                f"`guidance` must be at least 0 and finite, and needs cache: none, got {guidance} with {cache}."
-            )
         self.block_length, self.remasking, self.cache = block_length, remasking, cache
         self.threshold, self.factor, self.guidance = threshold, factor, guidance
         self.refresh_window, self.suffix_window, self.early_exit = refresh_window, suffix_window, early_exit
@@ -105,6 +98,15 @@ class ConfidenceSampler(Sampler):
         super().validate(completion_length)
         check_blocks(completion_length, self.block_length, self.num_steps(completion_length))
 
+    @property
+    def _is_approximate(self) -> bool:
+        return self.cache != "none" or self.suffix_window is not None or self.guidance > 0
+
+    @property
+    def order_is_independent(self) -> bool:  # type: ignore[override]
+        """From left to right the order is the same for all tokens, if each step sees what a replay of it sees."""
+        return self.remasking == "sequential" and self.is_static and not self._is_approximate and not self.early_exit
+
     def footprint(self, completion_length: int) -> SamplingFootprint:
         """A step asks for the logits of one block, and with guidance runs a second forward without the prompt."""
         is_guided = self.guidance > 0
@@ -117,6 +119,7 @@ class ConfidenceSampler(Sampler):
         )
 
     def validate_policy(self, policy: Policy) -> None:
+        check_own_blocks(self, policy, self.block_length, approximate=self._is_approximate)
         if self.cache != "none" and not policy.is_native:
             raise ValueError(
                 f"`cache` {self.cache} needs a native backbone (LLaDA, Dream), got {type(policy.model).__name__}; "
@@ -133,6 +136,8 @@ class ConfidenceSampler(Sampler):
         keys: Int[Tensor, " rows"],
     ) -> Samples:
         self.validate_policy(policy)
+        if policy.block_size is not None:
+            return decode_blocks(self, policy, prompt_ids, prompt_mask, completion_length=completion_length, keys=keys)
         canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length)
         length = self.block_length or completion_length
         going = None  # the rows that are not over; None while that is all of them
@@ -152,6 +157,13 @@ class ConfidenceSampler(Sampler):
                 if not policy.anywhere(len(going) > 0):
                     break
         return canvas.samples()
+
+    def choose(self, draw: Draw, step: Step) -> Bool[Tensor, "rows block"]:
+        """What a step in a block-causal model's own block reveals."""
+        if not self.is_static:
+            return sure_enough(draw, step.masked, threshold=self.threshold, factor=self.factor)
+        scores = remasking_scores(self.remasking, draw, step.keys, step.number, step.length, step.places)
+        return best_of(scores, step.masked, step.count)
 
     def diagnostics(self, reveal_step: Int[Tensor, "*rows length"]) -> dict[str, Tensor]:
         """The share of places that an early exit filled in without computing them."""
@@ -191,7 +203,8 @@ class Block:
             draw = self._draw(
                 self._logits_of_all(masked) if step == 0 else self._logits(None, masked), masked, key_step
             )
-            ranking = best(self._scores(draw, masked, key_step), masked.shape[1])
+            scores = remasking_scores(self.sampler.remasking, draw, self.keys, key_step, self.canvas.length, masked)
+            ranking = best(scores, masked.shape[1])
             # The rest goes back to its order from left to right, by which `best` decides between equal scores.
             chosen, rest = ranking[:, :count], ranking[:, count:].sort(dim=1).values
             self.canvas.reveal(masked.gather(1, chosen), draw.at(chosen), key_step)
@@ -226,12 +239,7 @@ class Block:
         return places.expand(len(self.keys), -1)
 
     def _reveal_sure(self, draw: Draw, masked: Bool[Tensor, "rows block"], step: int) -> None:
-        sampler = self.sampler
-        if sampler.threshold is not None:
-            chosen = above_threshold(draw.confidence, masked, sampler.threshold)
-        else:
-            assert sampler.factor is not None
-            chosen = within_factor(draw.confidence, masked, sampler.factor)
+        chosen = sure_enough(draw, masked, threshold=self.sampler.threshold, factor=self.sampler.factor)
         self.canvas.reveal_where(self.start, chosen, draw, step)
 
     def _logits_of_all(self, places: Int[Tensor, "rows block"]) -> Float[Tensor, "rows block vocab"]:
@@ -286,13 +294,5 @@ class Block:
         return Window(range(max(start - near, 0), min(stop + near, visible)), visible)
 
     def _draw(self, logits: Tensor, places: Tensor, step: int, rows: Tensor | None = None) -> Draw:
-        if self.sampler.temperature == 0:
-            return most_likely(logits)
-        uniform = step_uniforms(self.keys, step, self.canvas.length)
-        uniform = uniform.gather(1, places) if rows is None else uniform[rows, places]
-        return draw_tokens(logits, uniform, temperature=self.sampler.temperature)
-
-    def _scores(self, draw: Draw, masked: Tensor, step: int) -> Float[Tensor, "rows places"]:
-        if self.sampler.remasking == "low_confidence":
-            return draw.log_odds
-        return uniforms(fold_in(fold_in(self.keys, Purpose.REMASKING), step), self.canvas.length).gather(1, masked)
+        temperature = self.sampler.temperature
+        return draw_at(logits, self.keys, step, self.canvas.length, places, temperature=temperature, rows=rows)

@@ -41,6 +41,24 @@ def step_uniforms(keys: Int[Tensor, " rows"], step: int, length: int) -> Float[T
     return uniforms(fold_in(fold_in(keys, Purpose.TOKEN), step), length)
 
 
+def draw_at(
+    logits: Float[Tensor, "*places vocab"],
+    keys: Int[Tensor, " rows"],
+    step: int,
+    length: int,
+    places: Int[Tensor, "*places"],
+    *,
+    temperature: float,
+    rows: Int[Tensor, "*places"] | None = None,
+) -> Draw:
+    """Draws at places of completions of ``length`` tokens: a grid ``[rows places]``, or pairs of ``rows`` and place."""
+    if temperature == 0:
+        return most_likely(logits)
+    uniform = step_uniforms(keys, step, length)
+    uniform = uniform.gather(1, places) if rows is None else uniform[rows, places]
+    return draw_tokens(logits, uniform, temperature=temperature)
+
+
 def draw_tokens(
     logits: Float[Tensor, "*places vocab"], uniform: Float[Tensor, "*places"], *, temperature: float
 ) -> Draw:

@@ -17,15 +17,18 @@ from dmpo_lightning.samplers.base import (
     check_blocks,
     reveal_counts,
 )
+from dmpo_lightning.samplers.block_causal import Step, check_own_blocks, decode_blocks
 from dmpo_lightning.samplers.canvas import Canvas
-from dmpo_lightning.samplers.draws import draw_tokens, step_uniforms
+from dmpo_lightning.samplers.draws import Draw, draw_tokens, step_uniforms
+from dmpo_lightning.samplers.transfer import best_of
 
 
 class RandomOrderSampler(Sampler):
     """Reveals the positions in a uniformly random order, which no token influences.
 
     At temperature 1 and with one token per step this samples the any-order model exactly. At every temperature above 0,
-    `TrajectoryEstimator` gives exact log-probs for it, with blocks or without.
+    `TrajectoryEstimator` gives exact log-probs for it, with blocks or without. A block-causal model is decoded in its
+    own blocks, and a completion is over with the block of its first end token.
 
     Args:
         temperature: the temperature of the exact categorical draw. 0 takes the most likely token.
@@ -50,6 +53,9 @@ class RandomOrderSampler(Sampler):
         super().validate(completion_length)
         check_blocks(completion_length, self.block_length, self.num_steps(completion_length))
 
+    def validate_policy(self, policy: Policy) -> None:
+        check_own_blocks(self, policy, self.block_length)
+
     def footprint(self, completion_length: int) -> SamplingFootprint:
         """A step asks for logits only at the places that it reveals."""
         most = max(self._counts(completion_length))
@@ -64,6 +70,9 @@ class RandomOrderSampler(Sampler):
         completion_length: int,
         keys: Int[Tensor, " rows"],
     ) -> Samples:
+        self.validate_policy(policy)
+        if policy.block_size is not None:
+            return decode_blocks(self, policy, prompt_ids, prompt_mask, completion_length=completion_length, keys=keys)
         canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length)
         order = self._order(keys, completion_length)
         start = 0
@@ -74,6 +83,11 @@ class RandomOrderSampler(Sampler):
             canvas.reveal(places, draw, step)
             start += count
         return canvas.samples()
+
+    def choose(self, draw: Draw, step: Step) -> Bool[Tensor, "rows block"]:
+        """What a step in a block-causal model's own block reveals."""
+        noise = uniforms(fold_in(step.keys, Purpose.ORDER), step.length).gather(1, step.places)
+        return best_of(-noise, step.masked, step.count)
 
     def _order(self, keys: Int[Tensor, " rows"], completion_length: int) -> Int[Tensor, "rows length"]:
         """The places in the order in which each row reveals them."""

@@ -5,10 +5,40 @@ the rows one by one.
 """
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from dmpo_lightning.functional.masking import position_ranks
+from dmpo_lightning.functional.randomness import Purpose, fold_in, uniforms
+from dmpo_lightning.samplers.draws import Draw
+
+Remasking = Literal["low_confidence", "random", "sequential"]
+
+
+def remasking_scores(
+    remasking: Remasking,
+    draw: Draw,
+    keys: Int[Tensor, " rows"],
+    step: int,
+    length: int,
+    places: Int[Tensor, "rows places"],
+) -> Float[Tensor, "rows places"]:
+    """The scores by which candidates are kept, the highest first: their confidence, chance, or from left to right."""
+    if remasking == "low_confidence":
+        return draw.log_odds
+    if remasking == "sequential":
+        return -places.double()
+    return uniforms(fold_in(fold_in(keys, Purpose.REMASKING), step), length).gather(1, places)
+
+
+def best_of(
+    scores: Float[Tensor, "rows block"], masked: Bool[Tensor, "rows block"], count: int
+) -> Bool[Tensor, "rows block"]:
+    """Chooses the ``count`` highest scores among each row's masked places, or all where there are fewer."""
+    return (position_ranks((-scores).masked_fill(~masked, torch.inf)) < count) & masked
 
 
 def best(scores: Float[Tensor, "rows block"], count: int) -> Int[Tensor, "rows {count}"]:
@@ -49,8 +79,20 @@ def within_factor(
     return torch.zeros_like(masked).scatter_(1, order, place < count[:, None]) & masked
 
 
+def sure_enough(
+    draw: Draw, masked: Bool[Tensor, "rows block"], *, threshold: float | None, factor: float | None
+) -> Bool[Tensor, "rows block"]:
+    """Chooses by the one of the two rules above that is given a number."""
+    if threshold is not None:
+        return above_threshold(draw.confidence, masked, threshold)
+    assert factor is not None
+    return within_factor(draw.confidence, masked, factor)
+
+
 def check_parallel(threshold: float | None, factor: float | None, steps: int | None, remasking: str) -> None:
-    """Raises ValueError for rules of parallel decoding that are out of range or do not go together."""
+    """Raises ValueError for unknown remasking and rules of parallel decoding out of range or in conflict."""
+    if remasking not in ("low_confidence", "random", "sequential"):
+        raise ValueError(f"`remasking` must be low_confidence, random or sequential, got {remasking!r}.")
     if threshold is not None and factor is not None:
         raise ValueError("Set `threshold` or `factor`, not both.")
     if threshold is not None and not 0 < threshold <= 1:

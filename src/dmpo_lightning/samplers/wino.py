@@ -61,10 +61,10 @@ class WinoSampler(Sampler):
         return replace(super().footprint(completion_length), places=block, extra_columns=block)
 
     def validate_policy(self, policy: Policy) -> None:
-        if not policy.is_native or policy.lookback:
+        if not policy.is_native or policy.lookback or policy.block_size is not None:
             raise ValueError(
-                "WinoSampler needs a native backbone whose logits stand at their own position (LLaDA), got "
-                f"{type(policy.model).__name__}; use ConfidenceSampler(threshold=...)."
+                "WinoSampler needs a native bidirectional backbone whose logits stand at their own position (LLaDA), "
+                f"got {type(policy.model).__name__}; use ConfidenceSampler(threshold=...)."
             )
 
     def sample(

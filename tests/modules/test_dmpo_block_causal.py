@@ -1,0 +1,132 @@
+"""Objectives train a block-causal model unchanged."""
+
+import math
+
+import pytest
+import torch
+from dmpo_runs import TOKENIZER, loader, small_dmpo, trainer
+
+from dmpo_lightning import WDCE, WDDO, ConfidenceSampler, TrajectoryEstimator
+from dmpo_lightning.functional import block_weights, elbo_replicates
+from dmpo_lightning.objectives import ElboEstimator
+from dmpo_lightning.policy import evaluating
+from dmpo_lightning.rewards.reward import Reward
+from dmpo_lightning.rollout import collect
+from small_models import tiny_sdar
+
+
+def share_of_ones(example, completion):
+    return completion.count("1") / 8
+
+
+def block_causal(objective, **options):
+    """Blocks of four, behind prompts of which some end inside a block, and steps by which it learns soon."""
+    defaults = {
+        "tokenizer": TOKENIZER,
+        "sampler": ConfidenceSampler(),
+        "objective": objective,
+        "reward": share_of_ones,
+        "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=3e-3),
+    }
+    return small_dmpo(tiny_sdar(initializer_range=0.1), **{**defaults, **options})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("objective", "sampler"),
+    [
+        (WDCE(reward_temperature=0.2, replicates=4), ConfidenceSampler()),
+        (WDCE(reward_temperature=0.2, replicates=4, negative_term="likelihood_ratio"), ConfidenceSampler()),
+        (WDDO(reward_temperature=0.2, replicates=4), ConfidenceSampler()),
+        (
+            WDCE(reward_temperature=0.2, replicates=4, baseline="negative", log_prob=TrajectoryEstimator()),
+            ConfidenceSampler(remasking="sequential"),
+        ),
+        (WDCE(reward_temperature=0.2, replicates=4, baseline="policy"), ConfidenceSampler(threshold=0.5)),
+    ],
+    ids=["group", "ratio", "wddo", "negative, trajectory", "policy, threshold"],
+)
+def test_every_objective_raises_the_reward_of_a_block_causal_model(tmp_path, objective, sampler):
+    dmpo = block_causal(objective, sampler=sampler, group_size=16, micro_batch_size=32)
+    run = trainer(tmp_path, max_steps=24, gradient_clip_val=1.0)
+    run.validate(dmpo, loader(6, shuffle=False), verbose=False)
+    before = float(run.callback_metrics["val/sampled/reward"])
+    run.fit(dmpo, loader())
+    run.validate(dmpo, loader(6, shuffle=False), verbose=False)
+    assert float(run.callback_metrics["val/sampled/reward"]) > before + 0.1
+
+
+def rollouts_of(dmpo):
+    options = {"group_size": 4, "completion_length": 8, "seed": 0, "iteration": 0}
+    rollouts, _, _ = collect(dmpo.policy, dmpo.sampler, Reward(share_of_ones), next(iter(loader())), **options)
+    return rollouts
+
+
+def test_at_the_behaviour_policy_wddo_knows_no_ratio():
+    """D is 0 on the masks that both sides share, so that the loss is 2 / (beta L) (w + 1) log 2 with w of mean 1."""
+    objective = WDDO(reward_temperature=0.1, replicates=2)
+    dmpo = block_causal(objective)
+    rollouts = rollouts_of(dmpo)
+    with evaluating(dmpo.policy):
+        targets, _ = objective.prepare(dmpo.policy, rollouts, rows_per_forward=3)
+        rows = {name: value.flatten(0, 1) for name, value in targets.items()}
+        loss, _ = objective.loss(dmpo.policy, rollouts.rows(), rows, iteration=0, planned_rollouts=8)
+    assert loss.item() == pytest.approx(2 / 8 * 2 * math.log(2), rel=1e-4)
+
+
+@pytest.mark.parametrize("negative_term", ["log_likelihood", "likelihood"])
+def test_the_loss_of_wdce_is_the_elbo_per_token_that_was_drawn(negative_term):
+    """Of each rollout, on masks with a count for each block; what stands behind its end does not count. A negative
+    rollout's likelihood is the same mean of p.
+    """
+    objective = WDCE(reward_temperature=0.1, replicates=2, weight_tolerance=0.0, negative_term=negative_term)
+    dmpo = block_causal(objective)
+    dmpo.policy._ban[list(dmpo.policy.facts.end_token_ids)] = 1.0  # which makes ends more likely
+    rollouts = rollouts_of(dmpo)
+    rows = rollouts.rows()
+    assert (rows.reveal_step < 0).any()
+    blocks = dmpo.policy.completion_blocks(rows.prompt_mask, rows.completion_ids)
+    assert torch.equal(blocks < 0, rows.reveal_step < 0)
+    signal = torch.linspace(-1, 1, len(rows))
+    with evaluating(dmpo.policy):
+        loss, _ = objective.loss(dmpo.policy, rows, {"signal": signal}, iteration=0, planned_rollouts=8)
+        masks, _ = objective._masks(rows, 0, blocks)
+        log_prob = dmpo.policy.completion_log_probs(rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks)
+    assert not (masks & (blocks < 0)[:, None]).any()
+    counted = (blocks >= 0).sum(-1)
+    up = -elbo_replicates(log_prob, masks, blocks).mean(-1) / counted
+    likelihood = (log_prob.exp() * block_weights(masks, blocks)).sum(-1).mean(-1) / counted
+    down = likelihood if negative_term == "likelihood" else -up
+    expected = (signal.abs() * torch.where(signal > 0, up, down)).sum() / 8
+    assert loss.item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_ratio_to_the_behaviour_policy_is_one_on_the_masks_of_every_pass():
+    objective = WDCE(reward_temperature=0.1, replicates=2, weight_tolerance=0.0, negative_term="likelihood_ratio")
+    dmpo = block_causal(objective)
+    rollouts = rollouts_of(dmpo)
+    with evaluating(dmpo.policy):
+        targets, _ = objective.prepare(dmpo.policy, rollouts, rows_per_forward=3)
+        rows = {name: value.flatten(0, 1) for name, value in targets.items()}
+        rows["signal"] = torch.linspace(-2, -1, 8)
+        for iteration in (0, 3):
+            loss, _ = objective.loss(dmpo.policy, rollouts.rows(), rows, iteration=iteration, planned_rollouts=8)
+            assert loss.item() == pytest.approx(1.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "owner"),
+    [({"stratified": True}, "WDCE"), ({"log_prob": ElboEstimator(2, stratified=True)}, "ElboEstimator")],
+)
+def test_stratified_counts_are_refused(options, owner):
+    with pytest.raises(ValueError, match=f"`stratified` of {owner} must be false with SDAR"):
+        block_causal(WDCE(reward_temperature=0.1, replicates=2, **options))
+
+
+def test_log_rnd_is_zero_between_equal_policies_and_not_between_others():
+    dmpo = block_causal(WDCE(reward_temperature=0.1, replicates=2))
+    rollouts, estimator = rollouts_of(dmpo), ElboEstimator(2)
+    with evaluating(dmpo.policy):
+        assert estimator.log_rnd(dmpo.policy, rollouts, rows_per_forward=8).abs().max() < 1e-5
+        dmpo.policy.model.model.layers[0].mlp.down_proj.weight.add_(0.1)
+        assert estimator.log_rnd(dmpo.policy, rollouts, rows_per_forward=8).abs().max() > 1e-3
