@@ -19,6 +19,11 @@ def share_of_ones(example, completion):
     return completion.count("1") / 8
 
 
+def share_of_digits(example, completion):
+    """Rollouts of a fresh model often have some, so that there is something to learn from in every buffer."""
+    return sum(token in "1234" for token in completion) / 8
+
+
 def block_causal(objective, **options):
     """Blocks of four, behind prompts of which some end inside a block, and steps by which it learns soon."""
     defaults = {
@@ -35,25 +40,27 @@ def block_causal(objective, **options):
 @pytest.mark.parametrize(
     ("objective", "sampler"),
     [
-        (WDCE(reward_temperature=0.2, replicates=4), ConfidenceSampler()),
-        (WDCE(reward_temperature=0.2, replicates=4, negative_term="likelihood_ratio"), ConfidenceSampler()),
-        (WDDO(reward_temperature=0.2, replicates=4), ConfidenceSampler()),
+        (WDCE(reward_temperature=0.03, replicates=4), ConfidenceSampler()),
+        (WDCE(reward_temperature=0.03, replicates=4, negative_term="likelihood_ratio"), ConfidenceSampler()),
+        (WDDO(reward_temperature=0.03, replicates=4), ConfidenceSampler()),
         (
-            WDCE(reward_temperature=0.2, replicates=4, baseline="negative", log_prob=TrajectoryEstimator()),
+            WDCE(reward_temperature=0.03, replicates=4, baseline="negative", log_prob=TrajectoryEstimator()),
             ConfidenceSampler(remasking="sequential"),
         ),
-        (WDCE(reward_temperature=0.2, replicates=4, baseline="policy"), ConfidenceSampler(threshold=0.5)),
+        (WDCE(reward_temperature=0.03, replicates=4, baseline="policy"), ConfidenceSampler(threshold=0.5)),
     ],
     ids=["group", "ratio", "wddo", "negative, trajectory", "policy, threshold"],
 )
 def test_every_objective_raises_the_reward_of_a_block_causal_model(tmp_path, objective, sampler):
-    dmpo = block_causal(objective, sampler=sampler, group_size=16, micro_batch_size=32)
+    # At a reward temperature at which the target, which is tilted from a reference that says few digits, has many.
+    options = {"group_size": 16, "micro_batch_size": 32, "completions_per_prompt": 16, "reward": share_of_digits}
+    dmpo = block_causal(objective, sampler=sampler, **options)
     run = trainer(tmp_path, max_steps=24, gradient_clip_val=1.0)
     run.validate(dmpo, loader(6, shuffle=False), verbose=False)
     before = float(run.callback_metrics["val/sampled/reward"])
     run.fit(dmpo, loader())
     run.validate(dmpo, loader(6, shuffle=False), verbose=False)
-    assert float(run.callback_metrics["val/sampled/reward"]) > before + 0.1
+    assert float(run.callback_metrics["val/sampled/reward"]) > before + 0.3
 
 
 def rollouts_of(dmpo):
