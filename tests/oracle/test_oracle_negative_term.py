@@ -41,7 +41,7 @@ def trained(baseline: str, negative_term: str, *, steps_per_buffer: int) -> Tens
         signal = signal_of(baseline, table, behaviour)
         return population_loss(table, PAIR_COMPLETIONS, signal, negative_term=negative_term, behaviour=behaviour)
 
-    return total_variation(sequence_log_prob(train(REFERENCES, loss, steps=600)).exp(), TARGETS)
+    return total_variation(sequence_log_prob(train(REFERENCES, loss, steps=300)).exp(), TARGETS)
 
 
 @pytest.mark.parametrize("baseline", ["group", "negative", "policy"])

@@ -42,25 +42,26 @@ def collect_buffer(
             too few informative groups to fill a buffer of one part.
     """
 
-    def one_round(chosen: PromptBatch) -> Round:
-        rollouts, scores, texts = collect(
-            module.policy,
-            sampler,
-            module.reward,
-            chosen,
-            group_size=group_size,
-            completion_length=module.completion_length,
-            seed=module.seed,
-            iteration=iteration,
-            rows_per_forward=module.rows_per_forward,
-        )
+    def sample(chosen: PromptBatch) -> Round:
+        with module.phase("sampling"):
+            rollouts, scores, texts = collect(
+                module.policy,
+                sampler,
+                module.reward,
+                chosen,
+                group_size=group_size,
+                completion_length=module.completion_length,
+                seed=module.seed,
+                iteration=iteration,
+                rows_per_forward=module.rows_per_forward,
+            )
         return Round(chosen, rollouts, scores, grouped(texts, group_size))
 
     with module.gathered():
         started = perf_counter()
-        with module.phase("sampling"), module.policy.merged() if merged else nullcontext():
-            anywhere = module.policy.anywhere
-            kept, whole = collect_informative(one_round, prompts, rounds=sampling_rounds, anywhere=anywhere)
+        # Ranks agree on another round between two phases: within one they would compare their forwards.
+        with module.policy.merged() if merged else nullcontext():
+            kept, whole = collect_informative(sample, prompts, rounds=sampling_rounds, anywhere=module.policy.anywhere)
         sampled = perf_counter()
         # In eval mode as the rollouts were sampled. With dropout, log p_old would be that of another policy.
         with module.phase("scoring"), evaluating(module.policy):

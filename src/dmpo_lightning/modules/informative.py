@@ -73,10 +73,10 @@ def collect_informative(
     size = len(candidates) // rounds
     sampled: list[Round] = []
     for prompts in _rounds(candidates, size):
-        sampled.append(collect(prompts))
-        missing = size > sum(int(each.informative.sum()) for each in sampled)
-        if not anywhere(missing):
+        # Not asked before the first round, so that ranks say nothing to each other where there is only one.
+        if sampled and not anywhere(size > sum(int(each.informative.sum()) for each in sampled)):
             break
+        sampled.append(collect(prompts))
     whole = sampled[0] if len(sampled) == 1 else _joined(sampled)
     # A stable sort, so that each kind stays in the order of the candidates.
     order = (~whole.informative).to(torch.int8).argsort(stable=True)[:size]
