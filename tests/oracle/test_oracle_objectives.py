@@ -120,7 +120,7 @@ def test_recorded_log_probs_of_the_sampler_equal_replaying_its_orders(block_leng
 @pytest.mark.parametrize(
     ("baseline", "negative_term", "iterations"),
     [
-        ("none", "log_likelihood", 4),
+        pytest.param("none", "log_likelihood", 4, marks=pytest.mark.slow),
         ("group", "log_likelihood", 1),
         ("group", "likelihood_ratio", 1),
         ("policy", "log_likelihood", 2),
@@ -160,19 +160,21 @@ def test_wddo_of_the_behaviour_policy_itself_is_exact_whatever_the_masks():
     assert loss.item() == pytest.approx(2 * math.log(2) * 2 / 3)
 
 
+@pytest.mark.slow
 def test_wdce_with_elbo_log_rnd_and_no_baseline_reaches_the_tilted_elbo():
     objective = WDCE(reward_temperature=ALPHA, baseline="none", replicates=8, log_prob=ElboEstimator(32))
     reached = trained_on_policy(objective, REWARD, batch=1, group_size=512, buffers=80, iterations=4)
     assert total_variation(reached, ELBO_TARGET) < 0.05
 
 
+@pytest.mark.slow
 def test_wddo_with_trajectory_log_rnd_reaches_the_target():
     objective = WDDO(reward_temperature=ALPHA, replicates=16, log_prob=TrajectoryEstimator())
     reached = trained_on_policy(objective, REWARD, batch=1, group_size=512, buffers=100, iterations=2)
     assert total_variation(reached, TARGET) < 0.05
 
 
-@pytest.mark.parametrize("negative_term", ["log_likelihood", "likelihood"])
+@pytest.mark.parametrize("negative_term", [pytest.param("log_likelihood", marks=pytest.mark.slow), "likelihood"])
 def test_negative_with_small_groups_puts_its_mass_on_the_one_right_completion(negative_term):
     objective = WDCE(
         reward_temperature=ALPHA, baseline="negative", negative_term=negative_term, log_prob=TrajectoryEstimator()

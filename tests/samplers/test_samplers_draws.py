@@ -18,7 +18,7 @@ def exact_log_odds(logits: list[float], token: int) -> float:
         return float((weights[token] / (sum(weights) - weights[token])).ln())
 
 
-def random_logits(scale: float, places: int = 40) -> torch.Tensor:
+def random_logits(scale: float, places: int = 12) -> torch.Tensor:
     logits = scale * torch.randn(places, VOCAB, generator=torch.Generator().manual_seed(0))
     logits[:, 5] = -torch.inf
     return logits
