@@ -4,27 +4,21 @@ They have the shape of Qwen2 with bidirectional attention. They are *shifted*: a
 were trained from, the hidden state at position i - 1 predicts the token at position i.
 """
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     AutoTokenizer,
     PreTrainedConfig,
-    PreTrainedModel,
     Qwen2Tokenizer,
 )
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import MaskedLMOutput
 
 from dmpo_lightning.models.family import Family
-from dmpo_lightning.models.head import predict
 from dmpo_lightning.models.kv_cache import KeyValueCache
-from dmpo_lightning.models.layers import RMSNorm, Store, attention, take
-from dmpo_lightning.models.native import Geometry, at_positions, run_blocks
+from dmpo_lightning.models.layers import Store, attention, take
+from dmpo_lightning.models.native import Geometry
+from dmpo_lightning.models.qwen import BLOCK_LINEARS, QwenBlock, QwenForMaskedDiffusion, QwenModel
 
 FAMILY = Family(
     model_type="Dream",
@@ -36,7 +30,7 @@ FAMILY = Family(
         "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
         "{{ '<|im_start|>assistant\n' }}"
     ),
-    block_linears=r".*layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))",
+    block_linears=BLOCK_LINEARS,
 )
 
 
@@ -104,132 +98,51 @@ class DreamAttention(nn.Module):
         )
 
 
-class DreamMLP(nn.Module):
-    """SiLU-gated MLP without biases."""
-
-    def __init__(self, config: DreamConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
-
-
-class DreamBlock(GradientCheckpointingLayer):
+class DreamBlock(QwenBlock):
     """Pre-norm transformer block with bidirectional grouped-query attention."""
 
     def __init__(self, config: DreamConfig) -> None:
-        super().__init__()
-        self.self_attn = DreamAttention(config)
-        self.mlp = DreamMLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        key_mask: Tensor | None,
-        store: Store | None = None,
-        at: Tensor | None = None,
-    ) -> Tensor:
-        """New states of all columns. With ``at`` ``[rows k]`` only of these, which still attend to the others."""
-        x = take(x, at) + self.self_attn(self.input_layernorm(x), rotary, key_mask, store, at)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        super().__init__(config, DreamAttention(config))
 
 
-class DreamModel(nn.Module):
+class DreamModel(QwenModel):
     """Embeddings, blocks and final norm, under the names of the published checkpoints."""
 
-    def __init__(self, config: DreamConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers: Any = nn.ModuleList(DreamBlock(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+    block_class = DreamBlock
 
-    def forward(
+    def geometry(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
-        at: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        start: int = 0,
-        position_ids: Tensor | None = None,
-    ) -> Tensor:
-        """Final hidden states, normalised but not shifted: ``[rows length hidden_size]``, or those at flat indices."""
+        position_ids: Tensor | None,
+        cache: KeyValueCache | None,
+        start: int,
+    ) -> Geometry:
+        """Every token sees all that are not padding."""
         head_size, theta = self.config.hidden_size // self.config.num_attention_heads, self.config.rope_theta
-        geometry = Geometry.of(input_ids, attention_mask, position_ids, cache, start, head_size=head_size, theta=theta)
-        states = self.norm(run_blocks(self.layers, self.embed_tokens(input_ids), geometry, at))
-        return at_positions(states, at, input_ids.shape[0])
+        return Geometry.of(input_ids, attention_mask, position_ids, cache, start, head_size=head_size, theta=theta)
 
 
-class DreamForMaskedDiffusion(PreTrainedModel):
+class DreamForMaskedDiffusion(QwenForMaskedDiffusion):
     """Dream with its head. It is called like `LLaDAForMaskedDiffusion`, and logit i predicts token i.
 
     The published model's own logit i predicts token i + 1. The shift is undone here, so that nobody else needs to know.
     """
 
     config_class = DreamConfig
-    base_model_prefix = "model"
-    predicts_at_positions = True
-    """Whether the forward takes ``positions`` and ``targets``, which `Policy` asks."""
-    is_native = True
-    """Whether the forward takes a ``cache`` and ``position_ids`` as well, which `Policy` asks."""
+    model_class = DreamModel
     lookback = 1
-    """How many columns before its own the hidden state stands from which a logit is computed.
-
-    A forward with a cache that computes some columns has to begin this many columns earlier.
-    """
-    supports_gradient_checkpointing = True
     # The name that transformers has for blocks. `blocks_of` finds by it what to compile, checkpoint and divide.
     _no_split_modules = ["DreamBlock"]
-    _supports_sdpa = True
-    main_input_name = "input_ids"
 
-    def __init__(self, config: DreamConfig) -> None:
-        super().__init__(config)
-        self.model = DreamModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.embed_tokens = value
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        self.lm_head = value
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        targets: Tensor | None = None,
-        logit_bias: Tensor | None = None,
-        temperature: float = 1.0,
-        cache: KeyValueCache | None = None,
-        start: int = 0,
-        position_ids: Tensor | None = None,
-        return_dict: bool | None = None,
-    ) -> MaskedLMOutput | Tensor:
-        """Logits or log-probs aligned to positions, with the arguments of `LLaDAForMaskedDiffusion.forward`."""
+    def state_positions(self, input_ids: Tensor, positions: Tensor | None) -> Tensor:
+        """The flat indices one column to the left."""
         length = input_ids.shape[1]
         columns = torch.arange(input_ids.numel(), device=input_ids.device).view_as(input_ids)
         # All positions are listed as well, because their states are shifted: the first counts twice, the last never.
         wanted = columns if positions is None else positions
-        # The hidden state one column to the left in the same row; the first column has no left neighbour and, as in the
-        # published code, predicts itself.
-        behind = wanted - (wanted % length > 0).long()
-        hidden = self.model(input_ids, attention_mask, behind, cache, start, position_ids)
-        return predict(self.lm_head, hidden, positions, targets, logit_bias, temperature)
+        # The first column has no left neighbour in its row and, as in the published code, predicts itself.
+        return wanted - (wanted % length > 0).long()
 
 
 class DreamTokenizer(Qwen2Tokenizer):

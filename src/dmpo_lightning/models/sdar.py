@@ -7,25 +7,21 @@ blocks. They are not shifted: logit i predicts token i.
 from dataclasses import replace
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     AutoTokenizer,
     PreTrainedConfig,
-    PreTrainedModel,
     Qwen2Tokenizer,
 )
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import MaskedLMOutput
 
 from dmpo_lightning.models.block_causal import block_causal_mask
 from dmpo_lightning.models.family import Family
-from dmpo_lightning.models.head import predict
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.models.layers import RMSNorm, Store, attention, padded_position_ids, take
-from dmpo_lightning.models.native import Geometry, at_positions, run_blocks
+from dmpo_lightning.models.native import Geometry
+from dmpo_lightning.models.qwen import BLOCK_LINEARS, QwenBlock, QwenForMaskedDiffusion, QwenModel
 
 FAMILY = Family(
     model_type="sdar",
@@ -35,7 +31,7 @@ FAMILY = Family(
         "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
         "{{ '<|im_start|>assistant\n' }}"
     ),
-    block_linears=r".*layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))",
+    block_linears=BLOCK_LINEARS,
     mask_token="<|MASK|>",
 )
 
@@ -127,67 +123,19 @@ class SDARAttention(nn.Module):
         return self.o_proj(attention(query, key, self.v_proj(h), self.head_size, rotary, key_mask, store, at))
 
 
-class SDARMLP(nn.Module):
-    """SiLU-gated MLP without biases."""
+class SDARBlock(QwenBlock):
+    """Pre-norm transformer block with block-causal grouped-query attention."""
 
     def __init__(self, config: SDARConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+        super().__init__(config, SDARAttention(config))
 
 
-class SDARBlock(GradientCheckpointingLayer):
-    """Pre-norm transformer block with grouped-query attention."""
-
-    def __init__(self, config: SDARConfig) -> None:
-        super().__init__()
-        self.self_attn = SDARAttention(config)
-        self.mlp = SDARMLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        key_mask: Tensor | None,
-        store: Store | None = None,
-        at: Tensor | None = None,
-    ) -> Tensor:
-        """New states of all columns. With ``at`` ``[rows k]`` only of these, which still attend to the others."""
-        x = take(x, at) + self.self_attn(self.input_layernorm(x), rotary, key_mask, store, at)
-        return x + self.mlp(self.post_attention_layernorm(x))
-
-
-class SDARModel(nn.Module):
+class SDARModel(QwenModel):
     """Embeddings, blocks and final norm, under the names of the published checkpoints."""
 
-    def __init__(self, config: SDARConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers: Any = nn.ModuleList(SDARBlock(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+    block_class = SDARBlock
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        at: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        start: int = 0,
-        position_ids: Tensor | None = None,
-    ) -> Tensor:
-        """Final hidden states, normalised: ``[rows length hidden_size]``, or those at flat indices ``at``."""
-        geometry = self._geometry(input_ids, attention_mask, position_ids, cache, start)
-        states = self.norm(run_blocks(self.layers, self.embed_tokens(input_ids), geometry, at))
-        return at_positions(states, at, input_ids.shape[0])
-
-    def _geometry(
+    def geometry(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
@@ -211,7 +159,7 @@ class SDARModel(nn.Module):
         return replace(geometry, key_mask=block_causal_mask(position_ids, attention_mask, block))
 
 
-class SDARForMaskedDiffusion(PreTrainedModel):
+class SDARForMaskedDiffusion(QwenForMaskedDiffusion):
     """SDAR with its head. It is called like `LLaDAForMaskedDiffusion`, and logit i predicts token i.
 
     The block rule holds for whatever it is called with. An ``attention_mask`` of queries and keys takes further keys
@@ -219,60 +167,16 @@ class SDARForMaskedDiffusion(PreTrainedModel):
     """
 
     config_class = SDARConfig
-    base_model_prefix = "model"
-    predicts_at_positions = True
-    """Whether the forward takes ``positions`` and ``targets``, which `Policy` asks."""
-    is_native = True
-    """Whether the forward takes a ``cache`` and ``position_ids`` as well, which `Policy` asks."""
-    lookback = 0
-    """How many columns before its own the hidden state stands from which a logit is computed."""
-    supports_gradient_checkpointing = True
+    model_class = SDARModel
     # The name that transformers has for blocks. `blocks_of` finds by it what to compile, checkpoint and divide.
     _no_split_modules = ["SDARBlock"]
-    _supports_sdpa = True
     # In effect only where the configuration ties them.
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    main_input_name = "input_ids"
-
-    def __init__(self, config: SDARConfig) -> None:
-        super().__init__(config)
-        self.model = SDARModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
 
     @property
     def block_size(self) -> int:
         """The number of positions of a block, which `Policy` asks. Models without blocks have no such attribute."""
         return self.config.block_size
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.embed_tokens = value
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        self.lm_head = value
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        targets: Tensor | None = None,
-        logit_bias: Tensor | None = None,
-        temperature: float = 1.0,
-        cache: KeyValueCache | None = None,
-        start: int = 0,
-        position_ids: Tensor | None = None,
-        return_dict: bool | None = None,
-    ) -> MaskedLMOutput | Tensor:
-        """Logits or log-probs aligned to positions, with the arguments of `LLaDAForMaskedDiffusion.forward`."""
-        hidden = self.model(input_ids, attention_mask, positions, cache, start, position_ids)
-        return predict(self.lm_head, hidden, positions, targets, logit_bias, temperature)
 
 
 # By these lines transformers builds the published folders without their remote code.
