@@ -21,25 +21,31 @@ BERT_VOCABULARY = 24
 """Embeddings of the small BERTs; the tokenizer's words end at 15."""
 
 
+SMALL = {
+    "vocab_size": 32,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""Of the models that have Qwen's shape."""
+IDS = {
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "mask_token_id": 5,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+}
+"""As in the embedded tokenizer."""
+
+
 def tiny_dream(seed: int = 0, **changes) -> DreamForMaskedDiffusion:
     """Two layers of width 32 with grouped keys, and biases that are not zero; ids as in the embedded tokenizer."""
-    settings = {
-        "vocab_size": 32,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.3,
-        "mask_token_id": 5,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = DreamForMaskedDiffusion(DreamConfig(**(settings | changes)))
+        model = DreamForMaskedDiffusion(DreamConfig(**(SMALL | IDS | changes)))
         for name, parameter in model.named_parameters():
             if name.endswith(".bias"):
                 torch.nn.init.normal_(parameter, std=0.3)
@@ -48,29 +54,18 @@ def tiny_dream(seed: int = 0, **changes) -> DreamForMaskedDiffusion:
 
 def tiny_sdar(seed: int = 0, **changes) -> SDARForMaskedDiffusion:
     """Two layers of width 32 with grouped keys, head norms that are not 1, and heads wider than the width's share."""
-    settings = {
-        "vocab_size": 32,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 12,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.3,
-        "block_size": 4,
-        "mask_token_id": 5,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = SDARForMaskedDiffusion(SDARConfig(**(settings | changes)))
+        model = SDARForMaskedDiffusion(SDARConfig(**(SMALL | IDS | {"head_dim": 12, "block_size": 4} | changes)))
         for name, parameter in model.named_parameters():
             if "q_norm" in name or "k_norm" in name:
                 torch.nn.init.uniform_(parameter, 0.5, 1.5)
     return model
+
+
+def random_ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    """Token ids of a vocabulary of 32."""
+    return torch.randint(0, 32, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 def word_tokenizer(words: tuple[str, ...], **special: str) -> PreTrainedTokenizerFast:

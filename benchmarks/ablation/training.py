@@ -29,27 +29,13 @@ def train(arguments: Sequence[str], *, collapsed: float) -> list[dict[str, Any]]
     import logging
     import warnings
 
-    from lightning.pytorch import LightningDataModule
-
     from benchmarks.ablation.recorder import Recorder
     from dmpo_lightning.commands.arguments import resolve_arguments
-    from dmpo_lightning.commands.fit import DMPOCLI, DMPOArgumentParser
-    from dmpo_lightning.modules.base import PolicyModule
+    from dmpo_lightning.commands.fit import command_line
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    cli = DMPOCLI(
-        PolicyModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        parser_class=DMPOArgumentParser,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        save_config_callback=None,
-        run=False,
-        args=list(resolve_arguments([*arguments, *QUIET])),
-    )
+    cli = command_line(resolve_arguments([*arguments, *QUIET]), run=False, save_config_callback=None)
     recorder = Recorder(collapsed)
     # None of those that write files.
     cli.trainer.callbacks[:] = [recorder]

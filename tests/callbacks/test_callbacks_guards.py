@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dmpo_runs import TOKENIZER, digit_share, module, trainer, weights
+from dmpo_runs import TOKENIZER, SaveAt, digit_share, module, trainer, weights
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from dmpo_lightning import WDCE, ConfidenceSampler, Guards, PromptLoader
@@ -164,17 +164,6 @@ def test_stopping_ends_the_run_early_and_leaves_the_best_state(tmp_path):
 def test_stopping_needs_a_checkpoint_that_monitors(tmp_path):
     with pytest.raises(ValueError, match=re.escape("ModelCheckpoint(monitor=")):
         run(tmp_path, Guards(stop=True), steps=1, callbacks=[ModelCheckpoint(tmp_path)])
-
-
-class SaveAt(Callback):
-    """At the end of a training batch, also of one without an optimizer step."""
-
-    def __init__(self, number, path):
-        self.number, self.path = number, path
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.fit_loop.total_batch_idx == self.number:
-            trainer.save_checkpoint(self.path)
 
 
 @pytest.mark.parametrize("batch", [4, 5])

@@ -8,7 +8,7 @@ from transformers import AutoModelForMaskedLM, Qwen2Config, Qwen2ForCausalLM
 from dmpo_lightning.models.dream import FAMILY, DreamConfig, DreamForMaskedDiffusion
 from dmpo_lightning.models.loading import load_model, load_tokenizer, token_facts
 from helpers import NEVER_SAMPLED, tiny_policy
-from small_models import tiny_dream, word_tokenizer
+from small_models import random_ids, tiny_dream, word_tokenizer
 
 PUBLISHED_CONFIG = {
     "architectures": ["DreamModel"],
@@ -48,10 +48,6 @@ USER_TURN = "<|im_start|>user\n2 + 2<|im_end|>\n<|im_start|>assistant\n"
 def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-
-
-def random_ids(rows: int, length: int) -> torch.Tensor:
-    return torch.randint(0, 32, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
 def published_names(layers: int) -> set[str]:

@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, LlamaConfig, LlamaFor
 
 from dmpo_lightning.models.llada import LLaDAConfig, LLaDAForMaskedDiffusion
 from helpers import END_OF_TEXT, pad_more, tiny_config, tiny_model
+from small_models import random_ids
 
 PUBLISHED_CONFIG = {
     "activation_type": "silu",
@@ -44,10 +45,6 @@ PUBLISHED_CONFIG = {
     "vocab_size": 126464,
     "weight_tying": False,
 }
-
-
-def random_ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 32, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 def published_names(n_layers: int) -> set[str]:

@@ -12,7 +12,7 @@ from dmpo_lightning.models.llada import LLaDAConfig
 from dmpo_lightning.models.loading import load_model, load_tokenizer, token_facts
 from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.models.sdar import FAMILY, SDARConfig, SDARForMaskedDiffusion
-from small_models import tiny_sdar, word_tokenizer
+from small_models import SMALL, random_ids, tiny_sdar, word_tokenizer
 
 PUBLISHED_CONFIG = {
     "architectures": ["SDARForCausalLM"],
@@ -50,16 +50,7 @@ PUBLISHED_CONFIG = {
     "use_sliding_window": False,
     "vocab_size": 151936,
 }
-SMALL = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 12,
-    "vocab_size": 32,
-    "mask_token_id": 5,
-}
+SMALL_CHECKPOINT = SMALL | {"head_dim": 12, "mask_token_id": 5}
 SIZES = {
     "1.7B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
     "4B": {"hidden_size": 2560, "intermediate_size": 9728},
@@ -73,10 +64,6 @@ USER_TURN = "<|im_start|>user\n2 + 2<|im_end|>\n<|im_start|>assistant\n"
 def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-
-
-def random_ids(rows: int, length: int) -> torch.Tensor:
-    return torch.randint(0, 32, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
 def published_names(layers: int) -> set[str]:
@@ -140,7 +127,7 @@ def qwen3_twin(model: SDARForMaskedDiffusion) -> Qwen3ForCausalLM:
     config = model.config
     twin = Qwen3ForCausalLM(
         Qwen3Config(
-            **{name: getattr(config, name) for name in SMALL if name != "mask_token_id"},
+            **{name: getattr(config, name) for name in (*SMALL, "head_dim")},
             rms_norm_eps=config.rms_norm_eps,
             rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
             tie_word_embeddings=config.tie_word_embeddings,
@@ -231,14 +218,14 @@ def test_saving_in_shards_and_loading_is_exact(tmp_path, load, tied):
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_folder_with_the_published_configuration_needs_no_remote_code(tmp_path, tied):
     tiny_sdar(tie_word_embeddings=tied).save_pretrained(tmp_path)
-    config = PUBLISHED_CONFIG | SMALL | {"tie_word_embeddings": tied}
+    config = PUBLISHED_CONFIG | SMALL_CHECKPOINT | {"tie_word_embeddings": tied}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert type(load_model(str(tmp_path))) is SDARForMaskedDiffusion
 
 
 def test_a_head_that_is_not_tied_must_be_there(tmp_path):
     tiny_sdar(tie_word_embeddings=True).save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_CONFIG | SMALL))
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_CONFIG | SMALL_CHECKPOINT))
     with pytest.raises(ValueError, match=r"'lm_head.weight' is missing"):
         load_model(str(tmp_path))
 

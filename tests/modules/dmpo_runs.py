@@ -85,5 +85,16 @@ class Recorder(Callback):
         self.validated_at.append(trainer.global_step)
 
 
+class SaveAt(Callback):
+    """At the end of the training batch of this number, over all epochs, also of one without an optimizer step."""
+
+    def __init__(self, number, path):
+        self.number, self.path = number, path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.fit_loop.total_batch_idx == self.number:
+            trainer.save_checkpoint(self.path)
+
+
 def weights(module: DMPO) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in module.policy.model.parameters()])

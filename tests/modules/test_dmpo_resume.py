@@ -5,8 +5,8 @@ from functools import cache
 
 import pytest
 import torch
-from dmpo_runs import Recorder, loader, module, trainer, weights
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from dmpo_runs import Recorder, SaveAt, loader, module, trainer, weights
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dmpo_lightning import WDCE, WDDO, LoRA, RandomOrderSampler, TrajectoryEstimator
 
@@ -124,17 +124,6 @@ def test_a_second_fit_of_a_module_counts_its_own_micro_batches(tmp_path):
     again.fit(dmpo, loader())
     progress = torch.load(tmp_path / "a.ckpt", weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     assert progress["current"]["ready"] == progress["total"]["ready"] == 0
-
-
-class SaveAt(Callback):
-    """At the end of the training batch of this number, over all epochs."""
-
-    def __init__(self, number, path):
-        self.number, self.path = number, path
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.fit_loop.total_batch_idx == self.number:
-            trainer.save_checkpoint(self.path)
 
 
 def drawing_reward(example, completion):

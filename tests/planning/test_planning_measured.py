@@ -84,8 +84,9 @@ def test_checkpointing_saves_what_the_estimate_says():
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_dream_is_predicted(checkpointing):
-    config = DreamConfig(
+@pytest.mark.parametrize(("family", "own", "within"), [(DreamConfig, {}, 0.02), (SDARConfig, {"head_dim": 32}, WITHIN)])
+def test_models_of_qwens_shape_are_predicted(family, own, within, checkpointing):
+    config = family(
         hidden_size=128,
         num_hidden_layers=4,
         num_attention_heads=4,
@@ -95,28 +96,10 @@ def test_dream_is_predicted(checkpointing):
         mask_token_id=5,
         eos_token_id=0,
         pad_token_id=0,
+        **own,
     )
     settings = small_settings(gradient_checkpointing=checkpointing)
-    assert predicted(config, settings).peak == pytest.approx(SmallRun(config, settings).measured_peak(), rel=0.02)
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_sdar_is_predicted(checkpointing):
-    config = SDARConfig(
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        intermediate_size=384,
-        vocab_size=2048,
-        mask_token_id=5,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    settings = small_settings(gradient_checkpointing=checkpointing)
-    found = SmallRun(config, settings).measured_peak()
-    assert predicted(config, settings).peak == pytest.approx(found, rel=WITHIN)
+    assert predicted(config, settings).peak == pytest.approx(SmallRun(config, settings).measured_peak(), rel=within)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -14,6 +14,7 @@ FEWEST_NORMS = 20
 """Of which a median is taken."""
 Finding = tuple[float, str]
 """The number that a rule stumbled over, and what it says of it."""
+Rule = Callable[[History, float], Finding | None]
 
 
 def reward_drop(history: History, errors: float) -> Finding | None:
@@ -96,40 +97,19 @@ def effective_rollouts(history: History, least: float) -> Finding | None:
     )
 
 
-def repetition(history: History, most: float) -> Finding | None:
-    """Completions go in circles."""
-    share = history.mean("completion/repetition")
-    if share is None or share <= most:
-        return None
-    return share, (
-        f"{share:.0%} of what completions say they have said before (4-grams of tokens). The policy has degenerated, "
-        "or the reward likes repetition. Look at completions with a high reward, lower the learning rate, or let the "
-        "reward reject repetition."
-    )
+def too_many(metric: str, said: str) -> Rule:
+    """A rule that speaks up where the share ``metric`` of completions is above its threshold.
 
+    ``said`` is what it says of them behind their share, with ``{length}`` for the tokens of a completion.
+    """
 
-def empty(history: History, most: float) -> Finding | None:
-    """Completions say nothing."""
-    share = history.mean("completion/empty")
-    if share is None or share <= most:
-        return None
-    return share, (
-        f"{share:.0%} of the completions are empty. The reward may favour saying nothing, the prompt template may not "
-        "be the model's, or the policy has collapsed. Look at rewards of empty completions, at `prompt_template`, and "
-        "lower the learning rate."
-    )
+    def rule(history: History, most: float) -> Finding | None:
+        share = history.mean(metric)
+        if share is None or share <= most:
+            return None
+        return share, f"{share:.0%} of {said.format(length=history.length)}"
 
-
-def truncated(history: History, most: float) -> Finding | None:
-    """Completions do not come to an end."""
-    share = history.mean("completion/truncated")
-    if share is None or share <= most:
-        return None
-    return share, (
-        f"{share:.0%} of the completions fill all {history.length} tokens without an end token, so that answers may be "
-        "cut off. Raise `completion_length`, or let the reward ask for short answers. Where completions are meant to "
-        "fill it, set `truncated: null` of dmpo_lightning.Guards."
-    )
+    return rule
 
 
 def log_rnd(history: History, most: float) -> Finding | None:
@@ -147,16 +127,30 @@ def log_rnd(history: History, most: float) -> Finding | None:
     )
 
 
-Rule = Callable[[History, float], Finding | None]
 RULES: dict[str, Rule] = {
     "reward_drop": reward_drop,
     "informative_groups": informative_groups,
     "entropy": entropy,
     "distinct": distinct,
     "effective_rollouts": effective_rollouts,
-    "repetition": repetition,
-    "empty": empty,
-    "truncated": truncated,
+    "repetition": too_many(
+        "completion/repetition",
+        "what completions say they have said before (4-grams of tokens). The policy has degenerated, or the reward "
+        "likes repetition. Look at completions with a high reward, lower the learning rate, or let the reward reject "
+        "repetition.",
+    ),
+    "empty": too_many(
+        "completion/empty",
+        "the completions are empty. The reward may favour saying nothing, the prompt template may not be the model's, "
+        "or the policy has collapsed. Look at rewards of empty completions, at `prompt_template`, and lower the "
+        "learning rate.",
+    ),
+    "truncated": too_many(
+        "completion/truncated",
+        "the completions fill all {length} tokens without an end token, so that answers may be cut off. Raise "
+        "`completion_length`, or let the reward ask for short answers. Where completions are meant to fill it, set "
+        "`truncated: null` of dmpo_lightning.Guards.",
+    ),
     "log_rnd": log_rnd,
 }
 """The rules that look at buffers, by the names of their thresholds."""

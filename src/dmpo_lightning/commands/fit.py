@@ -224,22 +224,30 @@ def tokenizer_source(model: Any) -> Any:
     return options.get("tokenizer") or options.get("model")
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Parses and runs. A bad configuration ends it with status 2 and a message."""
-    quiet()
-    DMPOCLI(
+def command_line(arguments: Sequence[str], **options: Any) -> DMPOCLI:
+    """Parses, and runs unless ``options`` of `LightningCLI` say otherwise."""
+    return DMPOCLI(
         PolicyModule,
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
         parser_class=DMPOArgumentParser,
         seed_everything_default=0,
-        # `ProgressLine` says how large the model is. Lightning's table counts the reference twice and FLOPs never.
-        trainer_defaults={"enable_model_summary": False},
         # Optimizer and scheduler are arguments of the modules, not of the command line.
         auto_configure_optimizers=False,
+        args=list(arguments),
+        **options,
+    )
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parses and runs. A bad configuration ends it with status 2 and a message."""
+    quiet()
+    command_line(
+        arguments,
+        # `ProgressLine` says how large the model is. Lightning's table counts the reference twice and FLOPs never.
+        trainer_defaults={"enable_model_summary": False},
         save_config_callback=ConfigInCheckpoint,
         # Else Lightning refuses a run directory that holds a configuration already.
         save_config_kwargs={"overwrite": True},
-        args=list(arguments),
     )
