@@ -54,7 +54,7 @@ def measure(prompts: int, group_size: int, buffers: int) -> dict[str, float]:
     rollouts = prompts * group_size
     module = DMPO(
         "sudoku_tiny",
-        objective=WDCE(reward_temperature=0.05, baseline="none"),
+        objective=WDCE(reward_temperature=0.05, baseline="none", uninformative_groups="train"),
         sampler=ConfidenceSampler(),
         completion_length=20,
         group_size=group_size,

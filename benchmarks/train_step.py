@@ -107,7 +107,15 @@ class Run:
         """Seconds of each phase."""
         buffer, policy, clock = self.buffer, self.policy, Clock()
         estimator = ElboEstimator(buffer.elbo_samples)
-        objective = WDCE(reward_temperature=1.0, baseline="group", replicates=buffer.replicates, log_prob=estimator)
+        # The published form, as the plain algorithm has it.
+        objective = WDCE(
+            reward_temperature=1.0,
+            baseline="group",
+            negative_term="log_likelihood",
+            uninformative_groups="train",
+            replicates=buffer.replicates,
+            log_prob=estimator,
+        )
         mask = torch.ones_like(self.prompt, dtype=torch.bool)
         batch = PromptBatch(self.prompt, mask, torch.zeros(1, dtype=torch.long), [{}], torch.zeros(1, dtype=torch.bool))
         rollouts, _, _ = collect(

@@ -86,7 +86,13 @@ def run(baseline: str, steps: int) -> Iterator[Effect]:
     )
     module = DMPO(
         "sudoku_tiny",
-        objective=WDCE(reward_temperature=0.05, baseline=baseline),  # type: ignore[arg-type]
+        # In the published form, in which groups of equal rewards have a signal too.
+        objective=WDCE(
+            reward_temperature=0.05,
+            baseline=baseline,  # type: ignore[arg-type]
+            negative_term="log_likelihood",
+            uninformative_groups="train",
+        ),
         sampler=ConfidenceSampler(temperature=1.0),
         completion_length=20,
         group_size=8,

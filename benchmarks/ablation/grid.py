@@ -61,6 +61,8 @@ def _runs(options: Mapping[str, Any], problems: Mapping[str, Any]) -> Iterator[R
                 # Several passes over each buffer are more steps on the same rollouts.
                 "--trainer.max_steps": steps * passes,
                 "--trainer.val_check_interval": every * passes,
+                # Stated, because configurations have passes of their own.
+                "--model.num_iterations": passes,
                 "--model.optimizer.lr": lr,
                 **_schedule(schedule, steps * passes),
                 **{_option(name): value for name, value in options["methods"][method].items()},

@@ -89,6 +89,9 @@ def test_metrics_have_a_line_per_buffer_and_validation(recorded):
         assert line["values"]["reward/total"] == pytest.approx(collected.means["reward/total"])
         assert {"weight/ess", "policy/log_rnd", "train/loss", "time/sampling"} <= set(line["values"])
         assert not any(name.startswith("val/") for name in line["values"])
+        # Of this buffer, not of the one before.
+        took = sum(line["values"][f"time/{part}"] for part in ("sampling", "scoring", "training"))
+        assert line["values"]["rollouts/per_second"] == pytest.approx(8 / took, rel=1e-4)
     assert {"val/sampled/accuracy", "val/greedy/accuracy_stderr"} <= set(lines[1]["values"])
     seconds = [line["seconds"] for line in lines]
     assert seconds == sorted(seconds)

@@ -37,7 +37,7 @@ def test_values_of_a_group_by_hand():
     found = rollout_values(
         policy,
         rollouts_of(rows, reveal_step=steps, log_prob=[[-0.5] * 6, [-1.5] * 6, [-0.5] * 6, [-1.5] * 5 + [0.0]]),
-        ["aaaaaa", "aaaaaa", "ab", " \n"],
+        [["aaaaaa", "aaaaaa", "ab", " \n"]],
     )
     assert found["completion/length"].tolist() == [6, 6, 2, 0]
     assert found["completion/truncated"].tolist() == [1, 1, 0, 0]

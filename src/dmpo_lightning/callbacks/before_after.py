@@ -143,6 +143,8 @@ class BeforeAfterReport(Callback):
                 metrics[name].update(evaluated)
                 if name == self.sampled:
                     note(evaluated)
+                # Rank 0 alone writes them, and they cost the decoding of every token.
+                if name == self.sampled and trainer.is_global_zero and len(records) < self.examples:
                     records += example_records(evaluated, host_batch, texts, moment)[: self.examples - len(records)]
             # It may take minutes, of which a job that is told to end has none.
             if moment == "before":

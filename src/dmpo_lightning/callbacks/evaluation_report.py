@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.data.mixture import MixtureDataModule
+from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.evaluation.metrics import EvaluationResult
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.modules.run_directory import run_directory
@@ -77,8 +78,7 @@ class EvaluationReport(Callback):
 def _print_written(trainer: Trainer, directory: Path, *names: str) -> None:
     """Says where the files of an evaluation are, those of `CompletionWriter` included."""
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        completions = [callback.path for callback in callbacks if isinstance(callback, CompletionWriter)]
+        completions = [callback.path for callback in callbacks_of(trainer, CompletionWriter)]
         print(escaped(f"Written to {directory}: {', '.join([*names, *completions])}"))
 
 

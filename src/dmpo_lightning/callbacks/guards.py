@@ -18,6 +18,7 @@ from dmpo_lightning.callbacks.guard_rules import (
     gradient_spike,
     greedy_rollouts,
 )
+from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.distributed.ranks import means_over_ranks
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.non_finite import norm_of_step
@@ -231,5 +232,4 @@ class Guards(RolloutObserver):
 
 def _monitoring(trainer: Trainer) -> ModelCheckpoint | None:
     """The checkpoints that keep a best state."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((each for each in callbacks if isinstance(each, ModelCheckpoint) and each.monitor is not None), None)
+    return next((each for each in callbacks_of(trainer, ModelCheckpoint) if each.monitor is not None), None)

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from dmpo_lightning.callbacks.early_signals import requeue, take
 from dmpo_lightning.distributed.internals import (
+    callbacks_of,
     is_accumulating,
     replace_original_handlers,
     validate_before_training,
@@ -180,9 +181,8 @@ class Preemption(Callback):
 
 def leave_untrained(trainer: Trainer) -> None:
     """Ends a run that was told to, in the midst of what a callback does before training. All ranks call it together."""
-    for each in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(each, Preemption):
-            each.leave_untrained(trainer)
+    for each in callbacks_of(trainer, Preemption):
+        each.leave_untrained(trainer)
 
 
 def requeue_signal(strategy: Any) -> int | None:

@@ -1,7 +1,6 @@
 """What a person sees while a run goes on: one line at the bottom of a terminal, or plain lines in a log."""
 
 import math
-import os
 import sys
 import textwrap
 from dataclasses import replace
@@ -16,11 +15,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from dmpo_lightning.callbacks.progress_text import Progress, duration, plain_line, status_line
 from dmpo_lightning.callbacks.run_facts import first_accuracy, model_line, total_steps, validation_line
 from dmpo_lightning.callbacks.status import StatusLine
+from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.meter import RunMeter
 from dmpo_lightning.modules.observers import CollectedBuffer, RolloutObserver
-from dmpo_lightning.terminal import escaped
+from dmpo_lightning.terminal import escaped, is_terminal
 
 
 class ProgressLine(ProgressBar, RolloutObserver):
@@ -94,8 +94,7 @@ class ProgressLine(ProgressBar, RolloutObserver):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._first_step, self._ends = trainer.global_step, None
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        self._meter = next((each for each in callbacks if isinstance(each, RunMeter)), None)
+        self._meter = next(iter(callbacks_of(trainer, RunMeter)), None)
         self.progress = replace(self.progress, step=trainer.global_step, steps=total_steps(trainer))
         self.note_phase("training")
 
@@ -179,7 +178,7 @@ class ProgressLine(ProgressBar, RolloutObserver):
         self._close(keep=True)
 
     def _open(self, module: LightningModule, phase: str) -> None:
-        if self._is_enabled and self._line is None and _is_terminal(sys.stderr):
+        if self._is_enabled and self._line is None and is_terminal(sys.stderr):
             self._line = StatusLine(sys.stderr)
             self._line.open()
         if self._line is not None and isinstance(module, PolicyModule):
@@ -261,8 +260,3 @@ def note_phase(trainer: Trainer, phase: str, done: int = 0, total: int | None = 
     """Shows in the line what a callback is doing, and how much of it is done."""
     if isinstance(bar := trainer.progress_bar_callback, ProgressLine):
         bar.note_phase(phase, done, total)
-
-
-def _is_terminal(stream: Any) -> bool:
-    """Whether lines can be replaced there."""
-    return stream.isatty() and os.environ.get("TERM", "") != "dumb"

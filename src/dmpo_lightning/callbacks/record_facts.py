@@ -8,7 +8,9 @@ from lightning.pytorch import LightningModule, Trainer
 
 from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation_report import task_facts
+from dmpo_lightning.callbacks.run_facts import parameter_counts
 from dmpo_lightning.data.prompts import PromptLoader
+from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.modules.base import PolicyModule
 
 PACKAGES = ("dmpo-lightning", "torch", "lightning", "transformers", "peft", "numpy")
@@ -30,15 +32,13 @@ def run_facts(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     """Everything but times, in JSON's types. What is not known is left out."""
     data: Any = getattr(trainer, "datamodule", None)
     task = {name: fact for name, fact in task_facts(data).items() if fact is not None}
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    configurations = [each.plain_config for each in callbacks if isinstance(each, ConfigInCheckpoint)]
-    # Without the reference's own copy.
-    weights = list((module.policy.model if isinstance(module, PolicyModule) else module).parameters())
+    configurations = [each.plain_config for each in callbacks_of(trainer, ConfigInCheckpoint)]
+    total, trained = parameter_counts(module)
     return {
         "module": type(module).__name__,
         **_model(module),
-        "parameters": sum(each.numel() for each in weights),
-        "trained": sum(each.numel() for each in weights if each.requires_grad),
+        "parameters": total,
+        "trained": trained,
         "data": {} if data is None else {"datamodule": type(data).__name__} | task,
         "prompts": _sizes(trainer),
         "ranks": trainer.world_size,

@@ -13,16 +13,20 @@ from dmpo_lightning.modules.evaluation import EvaluationModule
 
 def model_line(trainer: Trainer, module: LightningModule) -> str:
     """The model with its size, the part of it that is trained, and where it runs."""
-    network: nn.Module = module.policy.model if isinstance(module, PolicyModule) else module
     name = module.backbone.to_plain()["model"] if isinstance(module, PolicyModule) else type(module).__name__
-    parameters = list(network.parameters())
-    total = sum(map(_count, parameters))
-    trained = sum(_count(each) for each in parameters if each.requires_grad)
+    total, trained = parameter_counts(module)
     share = "all trained" if trained == total else f"{_millions(trained)} of them trained"
     device = trainer.strategy.root_device.type
     where = f"{device}, {trainer.world_size} rank{'s' * (trainer.world_size > 1)}"
     seed = f", seed {module.seed}" if isinstance(module, PolicyModule) else ""
     return f"Model {name}: {_millions(total)} parameters, {share}; {where}{seed}."
+
+
+def parameter_counts(module: LightningModule) -> tuple[int, int]:
+    """The parameters of the model, without the reference's own copy, and how many of them are trained."""
+    network: nn.Module = module.policy.model if isinstance(module, PolicyModule) else module
+    counts = [(_count(each), each.requires_grad) for each in network.parameters()]
+    return sum(count for count, _ in counts), sum(count for count, is_trained in counts if is_trained)
 
 
 def total_steps(trainer: Trainer) -> int | None:

@@ -29,7 +29,7 @@ from dmpo_lightning.callbacks.samples import RolloutsOnScreen
 from dmpo_lightning.commands.arguments import at_home
 from dmpo_lightning.commands.last_checkpoint import OF_LIGHTNING, is_elsewhere, newest_checkpoint, why_untrusted
 from dmpo_lightning.commands.quiet import quiet
-from dmpo_lightning.distributed.internals import is_spawned, reserve_folders
+from dmpo_lightning.distributed.internals import callbacks_of, is_spawned, reserve_folders
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.run_directory import continue_in_place, link_latest
 from dmpo_lightning.terminal import escaped
@@ -197,7 +197,7 @@ class DMPOCLI(LightningCLI):
             continue_in_place(self.trainer, checkpoint)
         reserve_folders(self.trainer)
         link_latest(self.trainer)
-        if not any(isinstance(each, Preemption) for each in self.trainer.callbacks):  # type: ignore[attr-defined]
+        if not callbacks_of(self.trainer, Preemption):
             early_signals.stop_listening()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

@@ -16,9 +16,8 @@ def run(arguments: Sequence[str]) -> None:
     options = make_parser().parse_args(arguments)
     folders = [Path(each).expanduser() for each in options.runs]
     # Of one run it lies beside what it tells of, of several where the command was given.
-    output = Path(options.output).expanduser() if options.output else Path()
-    if not options.output:
-        output = folders[0] / REPORT if len(folders) == 1 else Path(REPORT)
+    beside = folders[0] if len(folders) == 1 else Path()
+    output = Path(options.output).expanduser() if options.output else beside / REPORT
     panels = write_report(folders, output, options.x)
     if options.png:
         pictures = write_pictures(panels, Path(options.png).expanduser())

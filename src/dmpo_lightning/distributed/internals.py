@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch import LightningModule, Trainer
@@ -20,6 +20,8 @@ from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSourc
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed import distributed_c10d
+
+Kind = TypeVar("Kind")
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:
@@ -31,6 +33,13 @@ def is_being_fitted(module: LightningModule) -> bool:
     """Whether a Trainer is training the module, rather than evaluating it, or nothing."""
     trainer = attached_trainer(module)
     return trainer is not None and trainer.state.fn == TrainerFn.FITTING
+
+
+def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
+    """The Trainer's callbacks of a class, in their order."""
+    # Lightning does not declare the attribute.
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return [each for each in callbacks if isinstance(each, kind)]
 
 
 def training_loader(trainer: Trainer) -> Any:

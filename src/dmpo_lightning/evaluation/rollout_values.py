@@ -14,22 +14,23 @@ NGRAM = 4
 """Tokens of what counts as a repetition. Shorter ones recur in any good text."""
 
 
-def rollout_values(policy: Policy, rollouts: Rollouts, texts: Sequence[str]) -> dict[str, Tensor]:
+def rollout_values(policy: Policy, rollouts: Rollouts, completions: Sequence[Sequence[str]]) -> dict[str, Tensor]:
     """Values to average over rollouts, or over groups where there is one for each, under the names that are logged.
 
-    ``texts`` are the decoded completions in the order of the rows. ``docs/metrics.md`` says what the names mean.
+    ``completions`` are the decoded texts, group by group. ``docs/metrics.md`` says what the names mean.
     """
-    ids, group = rollouts.completion_ids.flatten(0, 1), rollouts.group_shape[1]
+    ids = rollouts.completion_ids.flatten(0, 1)
     lengths = policy.effective_length(ids)
     # Places that an early exit filled in were not drawn, and their log-prob of 0 says nothing of the policy.
     drawn = (rollouts.reveal_step >= 0).flatten(0, 1)
-    groups = [texts[start : start + group] for start in range(0, len(texts), group)]
+    empty = [float(not text.strip()) for texts in completions for text in texts]
+    distinct = [len(set(texts)) / len(texts) for texts in completions]
     return {
         "policy/entropy": -rollouts.sampled_log_prob.flatten(0, 1)[drawn],
         "completion/length": lengths.float(),
         "completion/truncated": (lengths == ids.shape[-1]).float(),
-        "completion/empty": torch.tensor([float(not text.strip()) for text in texts], dtype=torch.float32),
-        "completion/distinct": torch.tensor([len(set(each)) / group for each in groups], dtype=torch.float32),
+        "completion/empty": torch.tensor(empty, dtype=torch.float32),
+        "completion/distinct": torch.tensor(distinct, dtype=torch.float32),
         "completion/repetition": repeated_share(ids, lengths),
         "reward/informative_groups": (~equal_reward_groups(rollouts.reward)).float(),
     }

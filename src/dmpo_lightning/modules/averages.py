@@ -6,13 +6,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
-from dmpo_lightning.distributed.internals import averaged_module
+from dmpo_lightning.distributed.internals import averaged_module, callbacks_of
 
 
 def averaging_callbacks(trainer: Trainer) -> list[Any]:
     """Those of Lightning's callbacks that average weights."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return [each for each in callbacks if isinstance(each, WeightAveraging | StochasticWeightAveraging)]
+    return [*callbacks_of(trainer, WeightAveraging), *callbacks_of(trainer, StochasticWeightAveraging)]
 
 
 def refuse_divided(trainer: Trainer) -> None:

@@ -1,7 +1,6 @@
 """How a rollout buffer comes to be: sampled, scored and weighted, with the time that each took."""
 
 from contextlib import nullcontext
-from itertools import chain
 from time import perf_counter
 
 from dmpo_lightning.evaluation.metrics import rollout_means
@@ -66,7 +65,7 @@ def collect_buffer(
         # In eval mode as the rollouts were sampled. With dropout, log p_old would be that of another policy.
         with module.phase("scoring"), evaluating(module.policy):
             targets, diagnostics = objective.prepare(module.policy, kept.rollouts, rows_per_forward=scoring_rows)
-    values = rollout_values(module.policy, whole.rollouts, list(chain.from_iterable(whole.completions)))
+    values = rollout_values(module.policy, whole.rollouts, whole.completions)
     return CollectedBuffer(
         iteration=iteration,
         prompts=kept.prompts,

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dmpo_lightning.data.prompts import PromptLoader
-from dmpo_lightning.distributed.internals import prepare_training_loaders, training_loader
+from dmpo_lightning.distributed.internals import callbacks_of, prepare_training_loaders, training_loader
 from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.distributed.strategies import divides_weights
 from dmpo_lightning.models.backbone import Backbone
@@ -19,7 +19,7 @@ from dmpo_lightning.modules.base import OptimizerFactory
 from dmpo_lightning.modules.collecting import collect_buffer
 from dmpo_lightning.modules.continuation import KEY, Continuation
 from dmpo_lightning.modules.evaluation import EvaluationModule
-from dmpo_lightning.modules.meter import RunMeter
+from dmpo_lightning.modules.meter import RunMeter, measure_first
 from dmpo_lightning.modules.non_finite import SkipNonFiniteSteps
 from dmpo_lightning.modules.observers import notify
 from dmpo_lightning.modules.options import SchedulerFactory
@@ -157,10 +157,9 @@ class DMPO(EvaluationModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Adds those of `SkipNonFiniteSteps`, `RunMeter` and `BarTotals` that the Trainer has not."""
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         # Lightning would put the one returned here in the place of the user's own, with its other options.
         kinds = (SkipNonFiniteSteps, RunMeter, BarTotals)
-        return [kind() for kind in kinds if not any(isinstance(each, kind) for each in callbacks)]
+        return [kind() for kind in kinds if not callbacks_of(self.trainer, kind)]
 
     def configure_model(self) -> None:
         """As `PolicyModule` does it. Strategies that see all weights early save the reference's own from the start."""
@@ -172,6 +171,7 @@ class DMPO(EvaluationModule):
     def setup(self, stage: str) -> None:
         """Checks the training loader and tells it how often a batch of prompts is used."""
         super().setup(stage)
+        measure_first(self.trainer)
         if self.sample_merged and divides_weights(self.trainer.strategy):
             raise ValueError(
                 f"`sample_merged` needs whole weights on each rank, which {type(self.trainer.strategy).__name__} "

@@ -54,3 +54,9 @@ class RunMeter(RolloutObserver):
             pl_module.log_dict(
                 {"time/training": self._training, "rollouts/per_second": self.rollouts_per_second}, batch_size=1
             )
+
+
+def measure_first(trainer: Trainer) -> None:
+    """Puts the meter before all other callbacks, which read what it logs at the same moment."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks.sort(key=lambda each: not isinstance(each, RunMeter))

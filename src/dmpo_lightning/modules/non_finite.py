@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from dmpo_lightning.distributed.gradients import engine_norm, gradient_norm
+from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.modules.base import PolicyModule
 
 
@@ -117,8 +118,7 @@ def norm_of_step(trainer: Trainer) -> float | None:
     if engine is not None:
         norm = engine_norm(engine)
         return norm if norm is not None and math.isfinite(norm) else None
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((each.norm for each in callbacks if isinstance(each, SkipNonFiniteSteps)), None)
+    return next((each.norm for each in callbacks_of(trainer, SkipNonFiniteSteps)), None)
 
 
 def _engine_counts(trainer: Trainer) -> tuple[int, int]:

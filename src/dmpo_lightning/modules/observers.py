@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.rewards.scores import Scores
 from dmpo_lightning.rollout import PromptBatch, Rollouts
 
@@ -49,7 +50,5 @@ class RolloutObserver(Callback):
 
 def notify(trainer: Trainer, module: LightningModule, collected: CollectedBuffer) -> None:
     """Shows a buffer to all observers among the callbacks, in their order."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
-        if isinstance(callback, RolloutObserver):
-            callback.on_rollouts(trainer, module, collected)
+    for observer in callbacks_of(trainer, RolloutObserver):
+        observer.on_rollouts(trainer, module, collected)

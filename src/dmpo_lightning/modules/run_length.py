@@ -7,35 +7,34 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationScheduler, LearningRateFinder
 
 from dmpo_lightning.data.prompts import PromptLoader
+from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.schedule import RunLength, Schedule
 
 
 def accumulations(trainer: Trainer) -> list[int]:
     """All values that accumulate_grad_batches takes in this run, the present one first."""
-    for each in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(each, GradientAccumulationScheduler):
-            return [each.get_accumulate_grad_batches(trainer.current_epoch), *each.scheduling.values()]
+    for each in callbacks_of(trainer, GradientAccumulationScheduler):
+        return [each.get_accumulate_grad_batches(trainer.current_epoch), *each.scheduling.values()]
     return [trainer.accumulate_grad_batches]
 
 
 def refuse_finders(trainer: Trainer) -> None:
     """Raises ValueError where a learning rate or a batch size is to be searched for."""
-    for each in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(each, LearningRateFinder):
-            raise ValueError(
-                "The learning-rate finder follows the loss of one run over rising rates, but the losses of two rollout "
-                "buffers do not compare; choose the rate in `optimizer`, by the rewards of short runs."
-            )
-        if isinstance(each, BatchSizeFinder):
-            raise ValueError(
-                "The batch-size finder tries sizes one by one, but here several must divide one another; choose "
-                "`micro_batch_size` and `rows_per_forward`, for which `dmpo-lightning plan` says what memory they take."
-            )
+    if callbacks_of(trainer, LearningRateFinder):
+        raise ValueError(
+            "The learning-rate finder follows the loss of one run over rising rates, but the losses of two rollout "
+            "buffers do not compare; choose the rate in `optimizer`, by the rewards of short runs."
+        )
+    if callbacks_of(trainer, BatchSizeFinder):
+        raise ValueError(
+            "The batch-size finder tries sizes one by one, but here several must divide one another; choose "
+            "`micro_batch_size` and `rows_per_forward`, for which `dmpo-lightning plan` says what memory they take."
+        )
 
 
 def refuse_rate_finder(trainer: Trainer) -> None:
     """Raises ValueError where a learning rate is to be searched for, which no attribute of a module holds."""
-    if any(isinstance(each, LearningRateFinder) for each in trainer.callbacks):  # type: ignore[attr-defined]
+    if callbacks_of(trainer, LearningRateFinder):
         raise ValueError(
             "The learning-rate finder sets an attribute of the module, but the rate is an argument of `optimizer`; "
             "choose it there, by the validation losses of short runs."

@@ -10,7 +10,7 @@ from typing import Any
 from dmpo_lightning.reports.lines import read_lines
 
 RUN, METRICS, ROLLOUTS, EXAMPLES, GUARDS = "run.json", "metrics.jsonl", "rollouts", "examples.jsonl", "guards.jsonl"
-SUMMARY, EVALUATION, CONFIG, REPORT = "summary.json", "evaluation.json", "config.yaml", "report.html"
+SUMMARY, EVALUATION, REPORT = "summary.json", "evaluation.json", "report.html"
 """Names within a run directory."""
 KNOWN = (RUN, METRICS, ROLLOUTS, EXAMPLES, GUARDS, SUMMARY, EVALUATION)
 """By any of these a folder is known as a run's."""
@@ -68,13 +68,13 @@ def read_run(folder: Path, name: str) -> Run:
         ValueError: there is no such folder, or nothing in it is a run's.
     """
     if not folder.is_dir():
-        raise ValueError(f"RUN must be the directory of a run, such as runs/sudoku_tiny/version_0; got {folder}.")
+        raise ValueError(f"RUN must be the directory of a run, such as runs/sudoku_tiny/latest; got {folder}.")
     if not any((folder / known).exists() for known in KNOWN):
         inside = sorted(str(path.parent) for known in KNOWN for path in folder.glob(f"*/{known}"))
         meant = f" Did you mean {inside[-1]}?" if inside else ""
         raise ValueError(f"RUN must hold one of {', '.join(KNOWN)}; got {folder}, which holds none.{meant}")
     metrics = list(read_lines(folder / METRICS))
-    guards = (record for record in read_lines(folder / GUARDS))
+    guards = read_lines(folder / GUARDS)
     return Run(
         name=name,
         folder=folder,
@@ -83,7 +83,7 @@ def read_run(folder: Path, name: str) -> Run:
         validations=points(metrics, "validation", "step"),
         summary=read_object(folder / SUMMARY),
         guards=tuple((number(each.get("step")), text(each.get("name")), text(each.get("message"))) for each in guards),
-        examples=tuple(completion(record) for record in read_lines(folder / EXAMPLES) if "header" not in record),
+        examples=tuple(completion(record) for record in read_lines(folder / EXAMPLES)),
     )
 
 

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 OPERATORS = "+-*/"
 
 
-def random_expression(
-    numbers: Sequence[int], generator: random.Random, *, operators: str = OPERATORS
-) -> tuple[str, int]:
+def random_expression(numbers: Sequence[int], generator: random.Random) -> tuple[str, int]:
     """An expression of all numbers in their order, and its value.
 
     Operators are drawn until every quotient is exact and no partial sum is below zero. Sums and products always are,
@@ -17,10 +15,9 @@ def random_expression(
     Args:
         numbers: at least one, none of them negative.
         generator: of the draws.
-        operators: to draw from. One that stands there twice comes twice as often. It must hold ``+`` or ``*``.
     """
     while True:
-        chosen = generator.choices(operators, k=len(numbers) - 1)
+        chosen = generator.choices(OPERATORS, k=len(numbers) - 1)
         value = _value(numbers, chosen)
         if value is not None:
             rest = zip(chosen, numbers[1:], strict=True)
