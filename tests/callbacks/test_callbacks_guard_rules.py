@@ -127,8 +127,10 @@ def test_vanished_information_is_told_apart_from_a_solved_task():
     vanished = {"reward/informative_groups": 0.0}
     _, message = said(of_rewards(*[0.0] * 10, spread=0.0, **vanished), "informative_groups")
     assert "too hard or too easy" in message
-    history = of_rewards(0.3, 0.3, *[1.0] * 10, **vanished)
-    assert "learnt all" in said(history, "informative_groups")[1]
+    solved = of_rewards(0.3, 0.3, *[0.95] * 10, spread=0.2, reward_highest=1.0, **vanished)
+    assert "informative_groups" not in found(solved)
+    stuck = of_rewards(0.3, 0.3, *[0.6] * 10, reward_highest=1.0, **vanished)
+    assert "one answer to each prompt, right or wrong" in said(stuck, "informative_groups")[1]
     assert "informative_groups" not in found(of_rewards(*[0.0] * 9, spread=0.0, **vanished)), "a window is not full"
 
 

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from dmpo_lightning import Preemption
 from dmpo_lightning.checkpoints.folders import newest_readable
+from tiers import slow_unless
 
 
 class Killer(Callback):
@@ -67,7 +68,7 @@ def logged(folder):
     return [(row["step"], row["val/sampled/reward"]) for row in rows if row["val/sampled/reward"]]
 
 
-@pytest.mark.parametrize("kill_at", [1, 2])
+@pytest.mark.parametrize("kill_at", slow_unless(lambda batch: batch == 2, [1, 2]))
 @pytest.mark.parametrize(("steps", "every", "sanity"), [(6, 4, 0), (6, 4, 1), (14, 12, 0)])
 def test_a_run_told_in_a_validation_leaves_it_and_makes_it_again(tmp_path, kill_at, steps, every, sanity):
     """A validation of two batches; 12 is also the end of an epoch."""

@@ -63,7 +63,7 @@ def test_what_was_right_before_was_not_learnt():
 def test_a_task_without_drawings_shows_its_texts_and_nothing_that_a_terminal_obeys():
     shown, example = LearntExample(), {"text": "say \x1b[2J"}
     shown.note_before(batch([False], ["\x07"], example))
-    shown.note_after(batch([True], ["a\nb"], example))
+    shown.note_after(batch([True], ["a\nb<|eot_id|><|eot_id|>"], example))
     assert shown.to_text(Echo()).splitlines() == [
         "An example that was learnt:",
         "prompt: say \\x1b[2J",

@@ -72,12 +72,13 @@ def module(
     dropout: float = 0.1,
     rank: int = 4,
     tolerance: float = 1e-4,
+    objective: dict | None = None,
     optimizer: str = "AdamW",
     learning_rate: float = 1e-3,
     **options,
 ) -> DMPO:
     defaults = {
-        "objective": WDCE(reward_temperature=0.1, replicates=2, weight_tolerance=tolerance),
+        "objective": WDCE(reward_temperature=0.1, replicates=2, weight_tolerance=tolerance, **objective or {}),
         "sampler": SAMPLERS[sampler](),
         "completion_length": 8,
         "group_size": 4,

@@ -3,6 +3,8 @@
 import pytest
 from ranks import end_ranks, run_ranks
 
+from tiers import slow_unless
+
 SHARED = {"dropout": 0.0, "tolerance": 0.0}
 """Dropout draws from each rank's generator, and the tolerance leaves out rows by the share of their micro-batch."""
 
@@ -31,11 +33,18 @@ def test_plain_steps_of_two_ranks_are_those_of_one_that_accumulates_twice_as_muc
     assert max(means) - min(means) > 0.1
 
 
-@lora_and_full("ddp", "fsdp2")
-def test_two_ranks_with_half_of_the_prompts_each_are_one_rank_with_all(tmp_path, kind, adapter):
+@pytest.mark.parametrize(
+    ("kind", "adapter", "normalization"),
+    slow_unless(
+        lambda *case: case == ("ddp", "lora", "buffer"),
+        [("ddp", "lora", "group"), ("ddp", "lora", "buffer"), ("ddp", "full", "group"), ("fsdp2", "full", "buffer")],
+    ),
+)
+def test_two_ranks_with_half_of_the_prompts_each_are_one_rank_with_all(tmp_path, kind, adapter, normalization):
     """Each step takes all rollouts of a buffer, so that both runs average over the same ones."""
-    whole = SHARED | {"adapter": adapter, "micro_batch_size": 16, "flags": {"prompts": 4, "accumulate": 1}}
-    half = SHARED | {"adapter": adapter, "micro_batch_size": 8, "flags": {"prompts": 2, "accumulate": 1}}
+    shared = SHARED | {"objective": {"normalization": normalization}}
+    whole = shared | {"adapter": adapter, "micro_batch_size": 16, "flags": {"prompts": 4, "accumulate": 1}}
+    half = shared | {"adapter": adapter, "micro_batch_size": 8, "flags": {"prompts": 2, "accumulate": 1}}
     (one,) = run_ranks("cases.one_run", 1, tmp_path / "1", kind=kind, steps=6, **whole)
     two = run_ranks("cases.one_run", 2, tmp_path / "2", kind=kind, steps=6, **half)
     assert one["prompts"] == [first + second for first, second in zip(*(r["prompts"] for r in two), strict=True)]

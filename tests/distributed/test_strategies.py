@@ -1,6 +1,7 @@
 """Every strategy trains as DDP does, and a restarted run is the uninterrupted one."""
 
 from functools import cache
+from itertools import product
 
 import pytest
 from ranks import run_ranks
@@ -9,18 +10,10 @@ from safetensors.torch import load_file
 from dmpo_lightning.checkpoints.export import export_checkpoint
 from dmpo_lightning.models.loading import load_model, load_tokenizer
 from small_models import tiny_sdar
+from tiers import slow_unless
 
-FAST = [("ddp", "lora"), ("fsdp2", "lora"), ("zero2", "lora"), ("zero3", "full")]
-SLOW = [(kind, "full") for kind in ("ddp", "fsdp2", "fsdp2_full", "fsdp1", "zero2")]
-SLOW += [("fsdp2_full", "lora"), ("fsdp1", "lora"), ("zero3", "lora")]
-
-
-def cases(fast: list[tuple[str, str]], slow: list[tuple[str, str]]) -> list:
-    return [*fast, *(pytest.param(*case, marks=pytest.mark.slow) for case in slow)]
-
-
-ALL = cases(FAST, SLOW)
-ACCUMULATED = [("fsdp2", "lora"), ("zero2", "lora")]
+PAIRS = list(product(("ddp", "fsdp2", "fsdp2_full", "fsdp1", "zero2", "zero3"), ("lora", "full")))
+ALL = slow_unless(lambda *pair: pair in {("ddp", "lora"), ("fsdp2", "lora"), ("zero2", "lora")}, PAIRS)
 SHARDED = ["fsdp2", "fsdp1", "zero2", "zero3"]
 EXACT = {"ddp", "fsdp2", "fsdp2_full"}
 
@@ -93,7 +86,9 @@ def test_a_restart_right_before_the_reference_is_renewed_renews_it_once(runs, ki
 
 @pytest.mark.parametrize(
     ("kind", "adapter"),
-    cases(ACCUMULATED, [case for case in (FAST + SLOW) if case not in ACCUMULATED and case[0] != "ddp"]),
+    slow_unless(
+        lambda *pair: pair in {("fsdp2", "lora"), ("zero3", "full")}, [pair for pair in PAIRS if pair[0] != "ddp"]
+    ),
 )
 def test_accumulated_gradients_are_those_of_ddp(tmp_path, kind, adapter):
     """Neither clipped nor divided by Adam, so that a factor shows."""

@@ -1,6 +1,7 @@
 """A checkpoint that is saved on an exception, or between two steps, continues the run bit for bit."""
 
 import csv
+from itertools import product
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, OnExceptionCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from dmpo_lightning import LoRA, PromptLoader
+from tiers import slow_unless
 
 ADAPTED = {"adapter": LoRA(r=2, alpha=4, dropout=0.3)}
 
@@ -64,8 +66,9 @@ def check_resumed(tmp_path, make, interrupt, flags, *, reward=digit_share):
     assert (again.buffers_collected, again.rollouts_seen) == (whole.buffers_collected, whole.rollouts_seen)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("at", [3, 17, 33])
+@pytest.mark.parametrize(
+    ("accumulation", "at"), slow_unless(lambda *case: case == (2, 17), product([1, 2], [3, 17, 33]))
+)
 def test_an_interrupt_while_a_reward_is_computed(tmp_path, accumulation, at):
     """Eight completions a buffer, so in the first, the third and the fifth, which is the second of an epoch."""
     flags = {"max_steps": 18 // accumulation, "accumulate_grad_batches": accumulation}
@@ -78,15 +81,14 @@ HOOKS = [
 ]
 
 
-@pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("number", [5, 12])
+@pytest.mark.parametrize(("hook", "number"), slow_unless(lambda _, number: number == 12, product(HOOKS, [5, 12])))
 def test_an_exception_anywhere_in_a_step(tmp_path, hook, number):
     """In the middle of a buffer, and in the first batch of an epoch."""
     check_resumed(tmp_path, lambda **o: module(**ADAPTED, **o), [StopAt(hook, number)], {"max_steps": 15})
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_start", "on_before_backward", "on_after_backward"])
-@pytest.mark.parametrize("number", [7, 12])
+@pytest.mark.parametrize("number", slow_unless(lambda number: number == 7, [7, 12]))
 def test_an_exception_within_an_accumulated_step(tmp_path, hook, number):
     flags = {"max_steps": 8, "accumulate_grad_batches": 2}
     check_resumed(tmp_path, lambda **o: module(**ADAPTED, **o), [StopAt(hook, number)], flags)
@@ -109,8 +111,8 @@ class SaveAt(Callback):
             trainer.save_checkpoint(self.path)
 
 
-@pytest.mark.parametrize("validates", [False, True])
-@pytest.mark.parametrize("number", [0, 1, 2, 3, 4, 12, 13, 14])
+@pytest.mark.parametrize("validates", slow_unless(bool, [False, True]))
+@pytest.mark.parametrize("number", slow_unless(lambda number: number in (1, 12), [0, 1, 2, 3, 4, 12, 13, 14]))
 def test_the_steps_of_the_logger_do_not_drift(tmp_path, number, validates):
     """Saved anywhere, at two batches a step and twelve an epoch."""
     flags = {"max_steps": 8, "accumulate_grad_batches": 2, "log_every_n_steps": 1}

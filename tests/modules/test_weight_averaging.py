@@ -1,5 +1,7 @@
 """Lightning's averages of weights: they resume, and leave alone what is not trained."""
 
+from itertools import product
+
 import pytest
 import torch
 from dmpo_runs import loader, module, trainer, weights
@@ -12,6 +14,7 @@ from lightning.pytorch.callbacks import (
 
 from dmpo_lightning import LoRA
 from dmpo_lightning.checkpoints.export import export_checkpoint
+from tiers import slow_unless
 
 CALLBACKS = {
     "ema": EMAWeightAveraging,
@@ -25,8 +28,10 @@ MODULES = {
 }
 
 
-@pytest.mark.parametrize("callback", CALLBACKS)
-@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize(
+    ("callback", "kind"),
+    slow_unless(lambda *case: case in {("ema", "adapted"), ("swa", "whole")}, product(CALLBACKS, MODULES)),
+)
 def test_an_averaged_run_resumes_as_if_it_had_not_ended(tmp_path, callback, kind):
     whole, again = module(**MODULES[kind]), module(**MODULES[kind])
     save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)

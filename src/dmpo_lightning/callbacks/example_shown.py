@@ -5,6 +5,7 @@ from typing import Any
 
 from dmpo_lightning.callbacks.samples import shortened
 from dmpo_lightning.evaluation.batch import EvaluatedBatch
+from dmpo_lightning.tasks.answers import before_end
 from dmpo_lightning.tasks.base import Example, Task
 
 KEPT = 64
@@ -41,7 +42,7 @@ class LearntExample:
         answers = {"before": before, "after": after}
         question = task.drawn(example, None)
         if question is None:
-            lines = [f"{moment}: {shortened(answer, CHARACTERS)}" for moment, answer in answers.items()]
+            lines = [f"{moment}: {shortened(before_end(answer), CHARACTERS)}" for moment, answer in answers.items()]
             return "\n".join(["An example that was learnt:", f"prompt: {_prompt(task, example)}", *lines])
         drawings = {"question": question} | {name: task.drawn(example, text) or "" for name, text in answers.items()}
         return "\n".join(["An example that was learnt:", *side_by_side(drawings)])

@@ -12,6 +12,7 @@ PROMPTS = 100
 JUDGED = (
     "reward",
     "reward_square",
+    "reward_highest",
     "reward/informative_groups",
     "weight/ess",
     "policy/entropy",
@@ -22,7 +23,10 @@ JUDGED = (
     "completion/repetition",
     "completion/truncated",
 )
-"""The numbers of a buffer that rules read. ``reward`` is the mean over prompts, and ``reward_square`` of its square."""
+"""The numbers of a buffer that rules read. ``reward`` is the mean over prompts, ``reward_square`` of its square, and
+``reward_highest`` is that of the best rollout, mean over ranks."""
+MOSTLY = 0.8
+"""Share of the way from the first reward to the highest beyond which a task counts as solved."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,18 @@ class History:
         return start is not None and any(
             now is not None and now.mean - start.mean > 2 * math.hypot(start.error, now.error)
             for now in (self.reward, last)
+        )
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether the reward has risen most of the way to the best that any rollout of the window got."""
+        start, now = Estimate.of(self.first, prompts=self.prompts), self.reward
+        highest = max((row.get("reward_highest", math.inf) for row in self.recent), default=math.inf)
+        return (
+            start is not None
+            and now is not None
+            and self.has_risen
+            and now.mean - start.mean >= MOSTLY * (highest - start.mean)
         )
 
     def mean(self, name: str, *, buffers: int = SHORT) -> float | None:

@@ -34,9 +34,9 @@ def reward_drop(history: History, errors: float) -> Finding | None:
 
 
 def informative_groups(history: History, least: float) -> Finding | None:
-    """Nearly all groups have equal rewards, so that there is nothing to learn from."""
+    """Nearly all groups have equal rewards, so that there is nothing to learn from, and this is not success."""
     share, now = history.mean("reward/informative_groups", buffers=history.buffers), history.reward
-    if share is None or now is None or share >= least:
+    if share is None or now is None or share >= least or history.is_solved:
         return None
     seen = (
         f"Only {share:.1%} of the groups are informative: in all others every rollout got the same reward, "
@@ -44,8 +44,9 @@ def informative_groups(history: History, least: float) -> Finding | None:
     )
     if history.has_risen:
         return share, (
-            seen + "The policy may have learnt all that these prompts teach. Stop, or take harder prompts or a larger "
-            "`group_size`."
+            seen
+            + "The reward has risen and goes no further: the policy gives one answer to each prompt, right or wrong. "
+            "Take a larger `group_size`, a higher sampling `temperature`, or a lower learning rate from the start."
         )
     return share, (
         seen + "The prompts are too hard or too easy for this model, the policy has collapsed, or the reward cannot "

@@ -145,10 +145,11 @@ class Guards(RolloutObserver):
             return
         self._iteration = collected.iteration
         prompts, group = collected.rollouts.group_shape
-        reward = collected.scores.total.double().mean(-1)
-        squares = means_over_ranks({"reward": reward, "reward_square": reward.square()})
+        rewards = collected.scores.total.double()
+        means = rewards.mean(-1)
+        of_reward = {"reward": means, "reward_square": means.square(), "reward_highest": rewards.amax()}
         self._history.add(
-            {**collected.means, **squares},
+            {**collected.means, **means_over_ranks(of_reward)},
             prompts=prompts * trainer.world_size,
             group=group,
             length=collected.rollouts.completion_ids.shape[-1],

@@ -1,5 +1,6 @@
 """What the ranks of a job say to each other. A single process answers for itself."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,13 @@ def check_same_start(start: str) -> None:
             f"The ranks start differently ({said}): each found another checkpoint. Pass the path of one that all nodes "
             "see; `--ckpt_path last` has rank 0 choose."
         )
+
+
+def log_mean_exp_over_ranks(values: Tensor) -> float:
+    """The logarithm of the mean of ``exp(values)`` over the numbers of all ranks. Every rank must call it."""
+    states = gather_ranks((float(values.double().logsumexp(-1)), values.numel()))
+    sums, counts = zip(*states, strict=True)
+    return float(torch.tensor(sums, dtype=torch.float64).logsumexp(-1)) - math.log(sum(counts))
 
 
 def means_over_ranks(values: Mapping[str, Tensor]) -> dict[str, float]:

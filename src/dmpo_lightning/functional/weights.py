@@ -1,5 +1,7 @@
 """Self-normalised importance weights towards the reward-tilted reference; DMPO (arXiv 2510.08233)."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -23,12 +25,37 @@ def importance_weights(
     ``proximal_coefficient`` c in (0, 1] raises the density ratio of target and behaviour policy to the power c. With 1
     the target itself is aimed at, and with less a distribution on the way there.
     """
-    return _normalised(proximal_coefficient * (log_rnd.float() + reward.float() / reward_temperature))
+    return self_normalised(
+        log_density_ratio(
+            log_rnd, reward, reward_temperature=reward_temperature, proximal_coefficient=proximal_coefficient
+        )
+    )
+
+
+def log_density_ratio(
+    log_rnd: Float[Tensor, "batch group"],
+    reward: Float[Tensor, "batch group"],
+    *,
+    reward_temperature: float,
+    proximal_coefficient: float | Float[Tensor, "batch 1"] = 1.0,
+) -> Float[Tensor, "batch group"]:
+    """``c (log_rnd + r / alpha)`` in nats: the logarithm of `importance_weights` before they are normalised."""
+    return proximal_coefficient * (log_rnd.float() + reward.float() / reward_temperature)
+
+
+def self_normalised(log_ratio: Float[Tensor, "batch group"]) -> Float[Tensor, "batch group"]:
+    """Weights of mean 1 over each group, proportional to ``exp(log_ratio)``."""
+    return log_ratio.shape[-1] * torch.softmax(log_ratio, dim=-1)
+
+
+def log_partition(log_ratio: Float[Tensor, "batch group"]) -> Float[Tensor, " batch"]:
+    """Estimates log Z of each prompt from its group: the logarithm of the mean of ``exp(log_ratio)``, in float64."""
+    return log_ratio.double().logsumexp(-1) - math.log(log_ratio.shape[-1])
 
 
 def reward_weights(reward: Float[Tensor, "batch group"], *, reward_scale: float) -> Float[Tensor, "batch group"]:
     """Weights of mean 1, proportional to ``exp(eta r)``: the limit alpha = 0, with no pull towards the reference."""
-    return _normalised(reward_scale * reward.float())
+    return self_normalised(reward_scale * reward.float())
 
 
 def effective_sample_size(weights: Float[Tensor, "batch group"]) -> Float[Tensor, " batch"]:
@@ -84,7 +111,3 @@ def negligible(signal: Float[Tensor, " rows"], tolerance: float) -> Bool[Tensor,
     mass, order = signal.abs().double().sort(stable=True)
     held = mass.cumsum(0)
     return torch.zeros_like(signal, dtype=torch.bool).scatter(0, order, held <= tolerance * mass.sum())
-
-
-def _normalised(log_weights: Float[Tensor, "batch group"]) -> Float[Tensor, "batch group"]:
-    return log_weights.shape[-1] * torch.softmax(log_weights, dim=-1)

@@ -1,11 +1,12 @@
 """Weighted denoising cross-entropy with a weight baseline: the objective of DMPO itself."""
 
-from collections.abc import Callable
+import math
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from dmpo_lightning.distributed.ranks import log_mean_exp_over_ranks
 from dmpo_lightning.functional import (
     Purpose,
     check_replicates,
@@ -16,6 +17,7 @@ from dmpo_lightning.functional import (
     equal_reward_groups,
     fold_in,
     group_baseline,
+    log_partition,
     negative_baseline,
     negative_reward_baseline,
     negligible,
@@ -25,22 +27,16 @@ from dmpo_lightning.functional import (
 )
 from dmpo_lightning.functional.losses import LossScale, NegativeTerm
 from dmpo_lightning.objectives.base import Diagnostics, MaskedPass, ObjectiveFootprint, Targets
+from dmpo_lightning.objectives.baseline import BaselineFunction, BaselineName, called_baseline, check_baseline
 from dmpo_lightning.objectives.log_rnd import LogProbEstimator, check_unstratified
 from dmpo_lightning.objectives.weighted import WeightedObjective, weight_diagnostics
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.rewards.functions import check_function
 from dmpo_lightning.rollout import RolloutRows, Rollouts
 from dmpo_lightning.samplers.base import Sampler
 from dmpo_lightning.tasks.base import check_choice
 
-BaselineName = Literal["none", "group", "negative", "policy"]
-BaselineFunction = Callable[[Tensor, Tensor, Rollouts], Any]
-"""Computes the baseline b from weights, log_rnd and the rollouts. All tensors are ``[batch group]``.
-
-It returns a Tensor. Named here, that type would refuse functions without annotations on the command line.
-"""
-
-
+Normalization = Literal["group", "buffer"]
+"""The rollouts over which weights have mean 1."""
 UninformativeGroups = Literal["skip", "train"]
 """What becomes of groups whose rewards are all equal."""
 
@@ -54,16 +50,24 @@ class WDCE(WeightedObjective):
 
     Args:
         reward_temperature: alpha, see `WeightedObjective`.
+        normalization: over which rollouts weights have mean 1. ``group``, the paper's, takes those of one prompt:
+            prompts count alike, and a group that is all wrong is told to imitate itself. ``buffer`` takes those of all
+            prompts on all ranks: the target of a prompt is the same, its weight is Z(q) over the mean of Z, so that
+            prompts without a good rollout hardly count, and those that are solved still do. Rewards of all prompts
+            must be on one scale, and log_rnd of little noise. Not with ``target_ess``.
         baseline: ``none`` (b = 0), ``group`` (b = 1), ``negative`` (the weights of -r), or ``policy`` (the weights
             under which the current policy itself would be the target, renewed before each optimizer step). Or a
             function of weights, log_rnd and rollouts, which a configuration names by its dotted path.
+        baseline_scale: what b is multiplied by, at least 0. While theta is the policy that sampled, b is a control
+            variate, and its coefficient changes the variance of the gradient of ``log_likelihood`` and not its mean.
         negative_term: what rollouts of negative signal minimise, see `wdce_loss`. ``likelihood``, the mean of p, is at
             least 0 and leaves alone what the policy does not say anyway. ``likelihood_ratio``, the mean of p / p_old,
             is also at least 0, and its gradient at theta = old is the paper's; it costs one more pass over each buffer,
             and all passes use the same maskings. ``log_likelihood``, the paper's, has no lower bound.
         uninformative_groups: ``skip`` leaves groups of equal rewards out of the loss, which is divided by all rollouts
             nevertheless. ``train`` weighs them as the baseline says: with ``none`` a group that is all wrong is
-            imitated like one that is all right.
+            imitated like one that is all right. None is ``skip`` with normalization ``group``, and ``train`` with
+            ``buffer``, which tells these two apart.
         replicates: the number of random maskings per rollout and step. It must be even when ``antithetic`` is true.
         antithetic: draw the maskings in pairs.
         stratified: draw the counts of a rollout's maskings from equal parts of all counts. Not with ``block_length``,
@@ -87,9 +91,11 @@ class WDCE(WeightedObjective):
         self,
         *,
         reward_temperature: float,
+        normalization: Normalization = "group",
         baseline: BaselineName | BaselineFunction = "group",
+        baseline_scale: float = 1.0,
         negative_term: NegativeTerm = "likelihood",
-        uninformative_groups: UninformativeGroups = "skip",
+        uninformative_groups: UninformativeGroups | None = None,
         replicates: int = 4,
         antithetic: bool = True,
         stratified: bool = False,
@@ -108,10 +114,7 @@ class WDCE(WeightedObjective):
             target_ess=target_ess,
             log_prob=log_prob,
         )
-        if not callable(baseline) and baseline not in ("none", "group", "negative", "policy"):
-            raise ValueError(f"`baseline` must be none, group, negative, policy or a function, got {baseline!r}.")
-        if callable(baseline):
-            check_function("baseline", baseline, ("weights", "log_rnd", "rollouts"))
+        check_baseline(baseline)
         if baseline == "policy" and reward_scale is not None:
             raise ValueError(
                 "`baseline` policy needs log-probs of the behaviour policy, "
@@ -120,6 +123,16 @@ class WDCE(WeightedObjective):
         check_replicates(replicates, antithetic=antithetic)
         check_choice("scale", scale, get_args(LossScale))
         check_choice("negative_term", negative_term, get_args(NegativeTerm))
+        check_choice("normalization", normalization, get_args(Normalization))
+        if normalization == "buffer" and target_ess is not None:
+            raise ValueError(
+                "`normalization` buffer compares Z between prompts, to which `target_ess` gives different powers; "
+                "leave one of them out."
+            )
+        if not 0 <= baseline_scale < math.inf:
+            raise ValueError(f"`baseline_scale` must be finite and at least 0, got {baseline_scale}.")
+        if uninformative_groups is None:
+            uninformative_groups = "train" if normalization == "buffer" else "skip"
         check_choice("uninformative_groups", uninformative_groups, get_args(UninformativeGroups))
         if not 0 <= weight_tolerance < 1:
             raise ValueError(f"`weight_tolerance` must be in [0, 1), got {weight_tolerance}.")
@@ -129,6 +142,7 @@ class WDCE(WeightedObjective):
             raise ValueError("`stratified` draws counts over the whole completion; leave it out, or `block_length`.")
         self.stratified = stratified
         self.negative_term, self.uninformative_groups = negative_term, uninformative_groups
+        self.normalization, self.baseline_scale = normalization, baseline_scale
 
     def validate_policy(self, policy: Policy) -> None:
         super().validate_policy(policy)
@@ -166,7 +180,7 @@ class WDCE(WeightedObjective):
     def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:
         log_rnd = self.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)
         coefficient = self.coefficient(log_rnd, rollouts.reward)
-        weights = self.weights(log_rnd, rollouts.reward, coefficient)
+        weights = self._weights(log_rnd, rollouts.reward, coefficient)
         baseline = self._baseline(weights, log_rnd, rollouts, coefficient)
         signal = self._signal(weights, baseline, rollouts)
         targets = {"weight": weights, "signal": signal, "log_rnd": log_rnd}
@@ -179,24 +193,24 @@ class WDCE(WeightedObjective):
             )
         return targets, weight_diagnostics(weights, log_rnd, coefficient)
 
+    def _weights(self, log_rnd: Tensor, reward: Tensor, coefficient: float | Tensor) -> Tensor:
+        """With mean 1 over each group, or over the buffers of all ranks."""
+        weights = self.weights(log_rnd, reward, coefficient)
+        if self.normalization == "group":
+            return weights
+        own = log_partition(self.log_ratio(log_rnd, reward, coefficient))
+        return weights * (own - log_mean_exp_over_ranks(own)).exp().float()[:, None]
+
     def _signal(self, weights: Tensor, baseline: Tensor, rollouts: Rollouts) -> Tensor:
         """``w - b``, exactly zero in the groups that are left out."""
-        signal = weights - baseline
+        signal = weights - self.baseline_scale * baseline
         if self.uninformative_groups == "train":
             return signal
         return signal.masked_fill(equal_reward_groups(rollouts.reward)[:, None], 0)
 
     def _baseline(self, weights: Tensor, log_rnd: Tensor, rollouts: Rollouts, coefficient: float | Tensor) -> Tensor:
         if callable(self.baseline):
-            baseline = self.baseline(weights, log_rnd, rollouts)
-            shape = getattr(baseline, "shape", None)
-            # Of another shape torch might take it as well, and subtract the numbers of other rollouts.
-            if not isinstance(baseline, Tensor) or shape not in (weights.shape, weights[:, :1].shape):
-                raise ValueError(
-                    f"`baseline` must return a tensor of shape {list(weights.shape)} (prompts, group), or with 1 in "
-                    f"place of the group; got {type(baseline).__name__}{'' if shape is None else f' {list(shape)}'}."
-                )
-            return baseline.detach()
+            return called_baseline(self.baseline, weights, log_rnd, rollouts)
         if self.baseline == "none":
             return no_baseline(rollouts.reward)
         if self.baseline == "negative" and self.reward_scale is not None:

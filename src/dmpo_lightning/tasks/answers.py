@@ -68,6 +68,11 @@ def unbox(boxed: str | None) -> str | None:
     return boxed[7:-1] if boxed.startswith("\\boxed{") and boxed.endswith("}") else boxed
 
 
+def before_end(completion: str) -> str:
+    """The text up to its first end token, as a person would be shown it."""
+    return _END.split(completion, maxsplit=1)[0]
+
+
 def final_answer(completion: str) -> str:
     r"""What a reader takes for the answer, stripped. It is empty if the completion states none. The ``verified`` rule.
 
@@ -75,7 +80,7 @@ def final_answer(completion: str) -> str:
     ``<answer>`` holds or, if that holds none, of the text around it. Without such a box it is what the tag holds, and
     without a tag a text of one line. A box or tag that was cut off at the end counts as far as it goes.
     """
-    text = _END.split(completion, maxsplit=1)[0]
+    text = before_end(completion)
     before, opening, rest = text.rpartition("<answer>")
     tagged, closing, behind = rest.partition("</answer>") if opening else ("", "", text)
     for part in (tagged, behind, before):
