@@ -54,18 +54,17 @@ def _runs(options: Mapping[str, Any], problems: Mapping[str, Any]) -> Iterator[R
     # One seed of everything first, so that an unfinished grid is a whole grid of fewer seeds.
     for seed, problem in product(options["seeds"], problems):
         for lr, schedule, method in product(options["learning_rates"], options["schedules"], options["methods"]):
-            passes = options["methods"][method].get("model.num_iterations", 1)
+            choices = options["common"] | options["methods"][method]
+            passes = choices["model.num_iterations"]
             arguments = {
                 "--config": problems[problem]["config"],
                 "--seed_everything": seed,
                 # Several passes over each buffer are more steps on the same rollouts.
                 "--trainer.max_steps": steps * passes,
                 "--trainer.val_check_interval": every * passes,
-                # Stated, because configurations have passes of their own.
-                "--model.num_iterations": passes,
                 "--model.optimizer.lr": lr,
                 **_schedule(schedule, steps * passes),
-                **{_option(name): value for name, value in options["methods"][method].items()},
+                **{_option(name): value for name, value in choices.items()},
             }
             given = tuple(f"{name}={value}" for name, value in arguments.items())
             yield Run(problem, method, lr, schedule, seed, steps * passes, (*given, *problems[problem]["options"]))

@@ -12,6 +12,7 @@ collapsed: 0.02
 problems:
   one: {config: one.yaml, options: [--model.group_size=2]}
   two: {config: two.yaml, options: []}
+common: {prompt_weight: equal, model.num_iterations: 1}
 methods:
   plain: {baseline: none}
   twice: {baseline: group, model.num_iterations: 2}
@@ -43,7 +44,8 @@ def test_several_passes_are_more_steps_and_evaluations_at_the_same_rollouts(grid
     assert (plain.steps, twice.steps) == (8, 16)
     assert "--trainer.val_check_interval=8" in twice.arguments
     assert {"--model.num_iterations=2", "--model.objective.baseline=group"} <= set(twice.arguments)
-    assert {"--model.lr_scheduler=null", "--model.num_iterations=1"} <= set(plain.arguments)
+    common = {"--model.num_iterations=1", "--model.objective.prompt_weight=equal"}
+    assert {"--model.lr_scheduler=null", *common} <= set(plain.arguments)
 
 
 def test_what_the_table_holds_is_not_run_again(grid, tmp_path):

@@ -34,15 +34,15 @@ def test_plain_steps_of_two_ranks_are_those_of_one_that_accumulates_twice_as_muc
 
 
 @pytest.mark.parametrize(
-    ("kind", "adapter", "normalization"),
+    ("kind", "adapter", "prompt_weight"),
     slow_unless(
-        lambda *case: case == ("ddp", "lora", "buffer"),
-        [("ddp", "lora", "group"), ("ddp", "lora", "buffer"), ("ddp", "full", "group"), ("fsdp2", "full", "buffer")],
+        lambda *case: case == ("ddp", "lora", "reward"),
+        [("ddp", "lora", "equal"), ("ddp", "lora", "reward"), ("ddp", "full", "equal"), ("fsdp2", "full", "reward")],
     ),
 )
-def test_two_ranks_with_half_of_the_prompts_each_are_one_rank_with_all(tmp_path, kind, adapter, normalization):
+def test_two_ranks_with_half_of_the_prompts_each_are_one_rank_with_all(tmp_path, kind, adapter, prompt_weight):
     """Each step takes all rollouts of a buffer, so that both runs average over the same ones."""
-    shared = SHARED | {"objective": {"normalization": normalization}}
+    shared = SHARED | {"objective": {"prompt_weight": prompt_weight}}
     whole = shared | {"adapter": adapter, "micro_batch_size": 16, "flags": {"prompts": 4, "accumulate": 1}}
     half = shared | {"adapter": adapter, "micro_batch_size": 8, "flags": {"prompts": 2, "accumulate": 1}}
     (one,) = run_ranks("cases.one_run", 1, tmp_path / "1", kind=kind, steps=6, **whole)

@@ -12,7 +12,6 @@ from dmpo_lightning.functional import (
     effective_sample_size,
     equal_reward_groups,
     importance_weights,
-    log_density_ratio,
     log_partition,
     negligible,
     reward_weights,
@@ -81,21 +80,10 @@ def test_without_a_reference_weights_are_the_exponential_of_the_scaled_reward():
 
 
 def test_partition_functions_by_hand():
-    # Ratios 1 and 3 have the mean 2, and 5 and 5 the mean 5.
-    log_ratio = log_density_ratio(
-        torch.tensor([[0.0, math.log(3)], [math.log(5)] * 2]), torch.zeros(2, 2), reward_temperature=1.0
-    )
-    expected = torch.tensor([math.log(2), math.log(5)], dtype=torch.float64)
-    torch.testing.assert_close(log_partition(log_ratio), expected, rtol=0, atol=1e-6)
-
-
-def test_weights_and_partition_functions_are_the_parts_of_the_density_ratio():
-    generator = torch.Generator().manual_seed(0)
-    log_rnd, reward = torch.randn(5, 4, generator=generator), torch.rand(5, 4, generator=generator)
-    log_ratio = log_density_ratio(log_rnd, reward, reward_temperature=0.3, proximal_coefficient=0.7)
-    weights = importance_weights(log_rnd, reward, reward_temperature=0.3, proximal_coefficient=0.7)
-    whole = weights * log_partition(log_ratio).exp().float()[:, None]
-    torch.testing.assert_close(whole, (0.7 * (log_rnd + reward / 0.3)).exp())
+    # eta = 2 and r = (0, 0.5 log 3): exp gives 1 and 3, of mean 2. Rewards of 1000 must not overflow.
+    reward = torch.tensor([[0.0, 0.5 * math.log(3)], [1000.0, 1000.0]])
+    expected = torch.tensor([math.log(2), 2000.0], dtype=torch.float64)
+    torch.testing.assert_close(log_partition(reward, reward_scale=2.0), expected, rtol=0, atol=1e-6)
 
 
 def test_ess_is_one_for_uniform_weights():

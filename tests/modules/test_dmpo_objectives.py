@@ -58,10 +58,10 @@ def signal_of(dmpo, reward, **options):
     return targets["weight"], targets["signal"]
 
 
-def test_normalised_over_the_buffer_prompts_share_one_partition_function():
+def test_prompts_weighed_by_reward_share_one_partition_function():
     """Where the reference is the policy, weights are exp(r / alpha) over its mean in the buffer: alpha is 1 / log 3."""
     reward = [[0.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
-    options = {"reward_temperature": 1 / math.log(3), "normalization": "buffer"}
+    options = {"reward_temperature": 1 / math.log(3), "prompt_weight": "reward"}
     # Six of 3 and two of 1: the mean is 20 / 8 = 2.5.
     expected = torch.tensor([[0.4, 1.2, 1.2, 0.4], [1.2] * 4])
     weights_, signal = signal_of(module(), reward, **options, baseline_scale=0.5)
@@ -72,35 +72,34 @@ def test_normalised_over_the_buffer_prompts_share_one_partition_function():
     assert torch.equal(signal[1], torch.zeros(4))
 
 
-def test_normalised_over_the_buffer_a_group_that_is_all_wrong_is_not_imitated():
+def test_weighed_by_reward_a_group_that_is_all_wrong_is_not_imitated():
     reward = [[0.0] * 4, [1.0] * 4]
     options = {"reward_temperature": 0.05, "baseline": "none", "uninformative_groups": "train"}
     assert torch.equal(signal_of(module(), reward, **options)[1], torch.ones(2, 4))
-    signal = signal_of(module(), reward, **options, normalization="buffer")[1]
+    signal = signal_of(module(), reward, **options, prompt_weight="reward")[1]
     torch.testing.assert_close(signal, torch.tensor([[2 * math.exp(-20)] * 4, [2.0] * 4]), rtol=1e-4, atol=0)
 
 
-def test_the_target_of_a_prompt_is_the_same_under_both_normalizations():
+def test_the_target_of_a_prompt_is_the_same_whatever_it_weighs():
     dmpo = module()
     with torch.no_grad():
         dmpo.policy.model.model.transformer.ff_out.weight.mul_(1.5)
     reward = torch.rand(2, 4, generator=torch.Generator().manual_seed(0)).tolist()
     group, _ = signal_of(dmpo, reward, reward_temperature=0.2)
-    buffer, _ = signal_of(dmpo, reward, reward_temperature=0.2, normalization="buffer")
-    torch.testing.assert_close(buffer / buffer.sum(-1, keepdim=True), group / 4)
-    torch.testing.assert_close(buffer.mean(), torch.ones(()))
-    assert buffer.sum(-1).std() > 0
+    weighed, _ = signal_of(dmpo, reward, reward_temperature=0.2, prompt_weight="reward")
+    torch.testing.assert_close(weighed / weighed.sum(-1, keepdim=True), group / 4)
+    torch.testing.assert_close(weighed.mean(), torch.ones(()))
+    assert weighed.sum(-1).std() > 0
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"normalization": "buffer", "target_ess": 0.5}, "different powers"),
         ({"baseline_scale": -0.5}, "`baseline_scale` must be finite and at least 0, got -0.5"),
         ({"baseline_scale": math.nan}, "`baseline_scale` must be finite"),
     ],
 )
-def test_normalizations_and_scales_that_cannot_be_are_refused(options, said):
+def test_scales_of_the_baseline_that_cannot_be_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         WDCE(reward_temperature=0.1, **options)
 
@@ -140,7 +139,7 @@ def test_ratio_of_the_policy_that_sampled_is_one_in_every_pass(iteration):
             {"sampler": RandomOrderSampler(denoising_steps=4)},
             marks=pytest.mark.slow,
         ),
-        (WDCE(reward_temperature=0.2, replicates=4, normalization="buffer", baseline_scale=0.5), {}),
+        (WDCE(reward_temperature=0.2, replicates=4, prompt_weight="reward", baseline_scale=0.5), {}),
         (
             WDCE(reward_temperature=0.2, replicates=4, baseline="group", block_length=4),
             {"sampler": ConfidenceSampler(block_length=4)},
@@ -157,7 +156,7 @@ def test_ratio_of_the_policy_that_sampled_is_one_in_every_pass(iteration):
         "alpha 0",
         "wddo",
         "trajectory",
-        "buffer",
+        "prompts by reward",
         "blocks",
     ],
 )

@@ -25,11 +25,9 @@ from dmpo_lightning.functional.weights import (
     effective_sample_size,
     equal_reward_groups,
     importance_weights,
-    log_density_ratio,
     log_partition,
     negligible,
     reward_weights,
-    self_normalised,
 )
 
 __all__ = [
@@ -51,7 +49,6 @@ __all__ = [
     "group_baseline",
     "importance_weights",
     "inverse_cdf",
-    "log_density_ratio",
     "log_partition",
     "mask_count",
     "negative_baseline",
@@ -62,7 +59,6 @@ __all__ = [
     "position_ranks",
     "reward_weights",
     "row_keys",
-    "self_normalised",
     "trajectory_log_prob",
     "trajectory_masks",
     "uniforms",

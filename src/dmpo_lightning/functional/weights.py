@@ -25,37 +25,20 @@ def importance_weights(
     ``proximal_coefficient`` c in (0, 1] raises the density ratio of target and behaviour policy to the power c. With 1
     the target itself is aimed at, and with less a distribution on the way there.
     """
-    return self_normalised(
-        log_density_ratio(
-            log_rnd, reward, reward_temperature=reward_temperature, proximal_coefficient=proximal_coefficient
-        )
-    )
-
-
-def log_density_ratio(
-    log_rnd: Float[Tensor, "batch group"],
-    reward: Float[Tensor, "batch group"],
-    *,
-    reward_temperature: float,
-    proximal_coefficient: float | Float[Tensor, "batch 1"] = 1.0,
-) -> Float[Tensor, "batch group"]:
-    """``c (log_rnd + r / alpha)`` in nats: the logarithm of `importance_weights` before they are normalised."""
-    return proximal_coefficient * (log_rnd.float() + reward.float() / reward_temperature)
-
-
-def self_normalised(log_ratio: Float[Tensor, "batch group"]) -> Float[Tensor, "batch group"]:
-    """Weights of mean 1 over each group, proportional to ``exp(log_ratio)``."""
-    return log_ratio.shape[-1] * torch.softmax(log_ratio, dim=-1)
-
-
-def log_partition(log_ratio: Float[Tensor, "batch group"]) -> Float[Tensor, " batch"]:
-    """Estimates log Z of each prompt from its group: the logarithm of the mean of ``exp(log_ratio)``, in float64."""
-    return log_ratio.double().logsumexp(-1) - math.log(log_ratio.shape[-1])
+    return _normalised(proximal_coefficient * (log_rnd.float() + reward.float() / reward_temperature))
 
 
 def reward_weights(reward: Float[Tensor, "batch group"], *, reward_scale: float) -> Float[Tensor, "batch group"]:
     """Weights of mean 1, proportional to ``exp(eta r)``: the limit alpha = 0, with no pull towards the reference."""
-    return self_normalised(reward_scale * reward.float())
+    return _normalised(reward_scale * reward.float())
+
+
+def log_partition(reward: Float[Tensor, "batch group"], *, reward_scale: float) -> Float[Tensor, " batch"]:
+    """The logarithm of the mean of ``exp(eta r)`` over each group: an estimate of log Z of ``p_old exp(eta r) / Z``.
+
+    In float64, since rewards over a small alpha are large.
+    """
+    return (reward_scale * reward.double()).logsumexp(-1) - math.log(reward.shape[-1])
 
 
 def effective_sample_size(weights: Float[Tensor, "batch group"]) -> Float[Tensor, " batch"]:
@@ -111,3 +94,7 @@ def negligible(signal: Float[Tensor, " rows"], tolerance: float) -> Bool[Tensor,
     mass, order = signal.abs().double().sort(stable=True)
     held = mass.cumsum(0)
     return torch.zeros_like(signal, dtype=torch.bool).scatter(0, order, held <= tolerance * mass.sum())
+
+
+def _normalised(log_weights: Float[Tensor, "batch group"]) -> Float[Tensor, "batch group"]:
+    return log_weights.shape[-1] * torch.softmax(log_weights, dim=-1)

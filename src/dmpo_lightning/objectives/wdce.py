@@ -35,8 +35,8 @@ from dmpo_lightning.rollout import RolloutRows, Rollouts
 from dmpo_lightning.samplers.base import Sampler
 from dmpo_lightning.tasks.base import check_choice
 
-Normalization = Literal["group", "buffer"]
-"""The rollouts over which weights have mean 1."""
+PromptWeight = Literal["equal", "reward"]
+"""What the prompts of a buffer count for."""
 UninformativeGroups = Literal["skip", "train"]
 """What becomes of groups whose rewards are all equal."""
 
@@ -50,11 +50,10 @@ class WDCE(WeightedObjective):
 
     Args:
         reward_temperature: alpha, see `WeightedObjective`.
-        normalization: over which rollouts weights have mean 1. ``group``, the paper's, takes those of one prompt:
-            prompts count alike, and a group that is all wrong is told to imitate itself. ``buffer`` takes those of all
-            prompts on all ranks: the target of a prompt is the same, its weight is Z(q) over the mean of Z, so that
-            prompts without a good rollout hardly count, and those that are solved still do. Rewards of all prompts
-            must be on one scale, and log_rnd of little noise. Not with ``target_ess``.
+        prompt_weight: what the weights of a group have as their mean. ``equal``, the paper's, is 1: a group that is all
+            wrong imitates itself as much as one that is all right. ``reward`` is the group's mean of exp(r / alpha)
+            over that of the buffer on all ranks. The target of each prompt is the same; prompts without a good rollout
+            hardly count, and those that are solved still do. It needs rewards that are on one scale for all prompts.
         baseline: ``none`` (b = 0), ``group`` (b = 1), ``negative`` (the weights of -r), or ``policy`` (the weights
             under which the current policy itself would be the target, renewed before each optimizer step). Or a
             function of weights, log_rnd and rollouts, which a configuration names by its dotted path.
@@ -66,8 +65,8 @@ class WDCE(WeightedObjective):
             and all passes use the same maskings. ``log_likelihood``, the paper's, has no lower bound.
         uninformative_groups: ``skip`` leaves groups of equal rewards out of the loss, which is divided by all rollouts
             nevertheless. ``train`` weighs them as the baseline says: with ``none`` a group that is all wrong is
-            imitated like one that is all right. None is ``skip`` with normalization ``group``, and ``train`` with
-            ``buffer``, which tells these two apart.
+            imitated like one that is all right. None is ``skip`` with prompt_weight ``equal``, and ``train`` with
+            ``reward``, which tells these two apart.
         replicates: the number of random maskings per rollout and step. It must be even when ``antithetic`` is true.
         antithetic: draw the maskings in pairs.
         stratified: draw the counts of a rollout's maskings from equal parts of all counts. Not with ``block_length``,
@@ -91,7 +90,7 @@ class WDCE(WeightedObjective):
         self,
         *,
         reward_temperature: float,
-        normalization: Normalization = "group",
+        prompt_weight: PromptWeight = "equal",
         baseline: BaselineName | BaselineFunction = "group",
         baseline_scale: float = 1.0,
         negative_term: NegativeTerm = "likelihood",
@@ -123,16 +122,11 @@ class WDCE(WeightedObjective):
         check_replicates(replicates, antithetic=antithetic)
         check_choice("scale", scale, get_args(LossScale))
         check_choice("negative_term", negative_term, get_args(NegativeTerm))
-        check_choice("normalization", normalization, get_args(Normalization))
-        if normalization == "buffer" and target_ess is not None:
-            raise ValueError(
-                "`normalization` buffer compares Z between prompts, to which `target_ess` gives different powers; "
-                "leave one of them out."
-            )
+        check_choice("prompt_weight", prompt_weight, get_args(PromptWeight))
         if not 0 <= baseline_scale < math.inf:
             raise ValueError(f"`baseline_scale` must be finite and at least 0, got {baseline_scale}.")
         if uninformative_groups is None:
-            uninformative_groups = "train" if normalization == "buffer" else "skip"
+            uninformative_groups = "train" if prompt_weight == "reward" else "skip"
         check_choice("uninformative_groups", uninformative_groups, get_args(UninformativeGroups))
         if not 0 <= weight_tolerance < 1:
             raise ValueError(f"`weight_tolerance` must be in [0, 1), got {weight_tolerance}.")
@@ -142,7 +136,7 @@ class WDCE(WeightedObjective):
             raise ValueError("`stratified` draws counts over the whole completion; leave it out, or `block_length`.")
         self.stratified = stratified
         self.negative_term, self.uninformative_groups = negative_term, uninformative_groups
-        self.normalization, self.baseline_scale = normalization, baseline_scale
+        self.prompt_weight, self.baseline_scale = prompt_weight, baseline_scale
 
     def validate_policy(self, policy: Policy) -> None:
         super().validate_policy(policy)
@@ -180,7 +174,7 @@ class WDCE(WeightedObjective):
     def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:
         log_rnd = self.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)
         coefficient = self.coefficient(log_rnd, rollouts.reward)
-        weights = self._weights(log_rnd, rollouts.reward, coefficient)
+        weights = self.weights(log_rnd, rollouts.reward, coefficient) * self._prompt_weights(rollouts.reward)
         baseline = self._baseline(weights, log_rnd, rollouts, coefficient)
         signal = self._signal(weights, baseline, rollouts)
         targets = {"weight": weights, "signal": signal, "log_rnd": log_rnd}
@@ -193,13 +187,12 @@ class WDCE(WeightedObjective):
             )
         return targets, weight_diagnostics(weights, log_rnd, coefficient)
 
-    def _weights(self, log_rnd: Tensor, reward: Tensor, coefficient: float | Tensor) -> Tensor:
-        """With mean 1 over each group, or over the buffers of all ranks."""
-        weights = self.weights(log_rnd, reward, coefficient)
-        if self.normalization == "group":
-            return weights
-        own = log_partition(self.log_ratio(log_rnd, reward, coefficient))
-        return weights * (own - log_mean_exp_over_ranks(own)).exp().float()[:, None]
+    def _prompt_weights(self, reward: Tensor) -> float | Tensor:
+        """What the prompts count for ``[batch 1]``, with mean 1 over the buffers of all ranks."""
+        if self.prompt_weight == "equal":
+            return 1.0
+        own = log_partition(reward, reward_scale=self.reward_scale or 1 / self.reward_temperature)
+        return (own - log_mean_exp_over_ranks(own)).exp().float()[:, None]
 
     def _signal(self, weights: Tensor, baseline: Tensor, rollouts: Rollouts) -> Tensor:
         """``w - b``, exactly zero in the groups that are left out."""

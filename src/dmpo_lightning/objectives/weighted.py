@@ -9,8 +9,8 @@ from torch import Tensor
 from dmpo_lightning.functional import (
     adaptive_proximal_coefficient,
     effective_sample_size,
-    log_density_ratio,
-    self_normalised,
+    importance_weights,
+    reward_weights,
 )
 from dmpo_lightning.objectives.base import Diagnostics, MaskedPass, Objective
 from dmpo_lightning.objectives.log_rnd import ElboEstimator, LogProbEstimator
@@ -105,17 +105,13 @@ class WeightedObjective(Objective):
             log_rnd, reward, reward_temperature=self.reward_temperature, target_ess=self.target_ess
         )
 
-    def log_ratio(self, log_rnd: Tensor, reward: Tensor, coefficient: float | Tensor) -> Float[Tensor, "batch group"]:
-        """Logarithms of the importance weights, before they are normalised."""
-        if self.reward_scale is not None:
-            return self.reward_scale * reward.float()
-        return log_density_ratio(
-            log_rnd, reward, reward_temperature=self.reward_temperature, proximal_coefficient=coefficient
-        )
-
     def weights(self, log_rnd: Tensor, reward: Tensor, coefficient: float | Tensor) -> Float[Tensor, "batch group"]:
         """The importance weights, with mean 1 over each group."""
-        return self_normalised(self.log_ratio(log_rnd, reward, coefficient))
+        if self.reward_scale is not None:
+            return reward_weights(reward, reward_scale=self.reward_scale)
+        return importance_weights(
+            log_rnd, reward, reward_temperature=self.reward_temperature, proximal_coefficient=coefficient
+        )
 
 
 def weight_diagnostics(weights: Tensor, log_rnd: Tensor, coefficient: float | Tensor) -> Diagnostics:
