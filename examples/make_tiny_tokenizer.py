@@ -1,5 +1,5 @@
-"""Makes the tokenizer and the configuration of an embedded model, `sudoku_tiny` or `countdown_tiny`; its weights come
-from sudoku_tiny_sft.yaml or countdown_tiny_sft.yaml.
+"""Makes the tokenizer and the configuration of an embedded model, `sudoku_tiny`, `countdown_tiny` or `blocks_tiny`;
+its weights come from sudoku_tiny_sft.yaml or countdown_tiny_sft.yaml.
 
 Usage: python examples/make_tiny_tokenizer.py NAME DIR
 """
@@ -10,10 +10,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dmpo_lightning.models.llada import FAMILY, LLaDAConfig
+from dmpo_lightning.models.sdar import SDARConfig
 
 SPECIAL = ["<|endoftext|>", "<|startoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|mdm_mask|>"]
 WORDS = ["system", "user", "assistant", "<answer>", "</answer>", "\n\n", "\n", " ", *"0123456789"]
-SYMBOLS = {"sudoku_tiny": "", "countdown_tiny": "+-*/="}
+SYMBOLS = {"sudoku_tiny": "", "countdown_tiny": "+-*/=", "blocks_tiny": ""}
 
 
 def main(name: str, directory: str) -> None:
@@ -35,7 +36,17 @@ def main(name: str, directory: str) -> None:
     )
     fast.chat_template = FAMILY.chat_template
     fast.save_pretrained(directory)
-    LLaDAConfig(
+    ids = {
+        "mask_token_id": vocabulary["<|mdm_mask|>"],
+        "eos_token_id": vocabulary["<|endoftext|>"],
+        "pad_token_id": vocabulary["<|endoftext|>"],
+    }
+    config = block_causal(ids) if name == "blocks_tiny" else bidirectional(ids)
+    config.save_pretrained(directory)
+
+
+def bidirectional(ids: dict[str, int]) -> LLaDAConfig:
+    return LLaDAConfig(
         d_model=64,
         n_layers=4,
         n_heads=4,
@@ -43,11 +54,28 @@ def main(name: str, directory: str) -> None:
         vocab_size=32,
         max_sequence_length=128,
         rope_theta=10000.0,
-        mask_token_id=vocabulary["<|mdm_mask|>"],
-        eos_token_id=vocabulary["<|endoftext|>"],
-        pad_token_id=vocabulary["<|endoftext|>"],
         architectures=["LLaDAForMaskedDiffusion"],
-    ).save_pretrained(directory)
+        **ids,
+    )
+
+
+def block_causal(ids: dict[str, int]) -> SDARConfig:
+    """Blocks of 4 tokens, as many parameters as the other."""
+    return SDARConfig(
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=16,
+        intermediate_size=192,
+        vocab_size=32,
+        max_position_embeddings=128,
+        rope_theta=10000.0,
+        block_size=4,
+        bos_token_id=None,
+        architectures=["SDARForMaskedDiffusion"],
+        **ids,
+    )
 
 
 if __name__ == "__main__":

@@ -143,12 +143,15 @@ def test_a_gradient_much_longer_than_the_others_is_told_with_its_step(tmp_path):
     [
         ("empty", lambda example, completion: -len(completion)),
         ("truncated", lambda example, completion: len(completion)),
-        ("repetition", lambda example, completion: completion.count("7")),
+        ("repetition", lambda example, completion: -len(set(completion)) if completion else -8),
     ],
 )
 def test_a_reward_that_asks_for_degenerate_completions_is_found_out(tmp_path, guard, reward):
-    guards = Guards(window=2)
-    run(tmp_path, guards, steps=40, rate=3e-3, reward=reward, objective=WDCE(reward_temperature=0.5, replicates=2))
+    # Of eight tokens that are all the same, four of the five 4-grams repeat.
+    guards = Guards(window=2, repetition=0.25)
+    objective = WDCE(reward_temperature=0.5, replicates=2, prompt_weight="reward", baseline_scale=0.5)
+    options = {"group_size": 4, "micro_batch_size": 200, "objective": objective}
+    run(tmp_path, guards, steps=40, rate=3e-3, reward=reward, **options)
     assert guard in names(guards)
 
 

@@ -16,7 +16,7 @@ from dmpo_lightning.models.families import check_supported, family_of_model, fam
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-EMBEDDED_MODELS = ("sudoku_tiny", "countdown_tiny")
+EMBEDDED_MODELS = ("sudoku_tiny", "countdown_tiny", "blocks_tiny")
 """Models that are part of the installed package and can be loaded by name without a network."""
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"

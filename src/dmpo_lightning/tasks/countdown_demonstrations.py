@@ -15,9 +15,9 @@ from dmpo_lightning.tasks.flat_expressions import random_expression
 class CountdownDemonstrations(Task):
     """Demonstrations for supervised fine-tuning that teach expressions whose value is *near* the target.
 
-    All of them have the numbers in the order of the prompt, and the target is the value of the expression and up to
-    ``spread`` more or less, each as likely as the next. A model of them knows how large a value becomes, and has
-    something to learn that no sampling temperature gives it: which of the near expressions is the right one.
+    All of them have the numbers in the order of the prompt. The share ``hits`` has the expression's value as its target,
+    and all others miss it by 1 to ``spread``, each miss as likely as the next. A model of them knows what expressions
+    are worth, and has something to learn that no sampling temperature gives it: not to miss.
 
     No puzzle that `CountdownDataModule` holds out with the same ``seed``, ``held_out`` as its ``sizes``, ``largest``,
     ``largest_target`` and ``brackets: false`` is in any demonstration.
@@ -27,13 +27,14 @@ class CountdownDemonstrations(Task):
         largest: number. The least is 1.
         largest_target: of a puzzle. The least is 1.
         size: number of training pairs.
-        spread: how far the target may lie from the value, at least 0.
+        spread: how far the target may lie from the value, at least 1.
+        hits: the share of demonstrations that hit their target, in [0, 1].
         held_out: puzzles of the splits validation and test, see above.
         seed: of all of it.
         prompt_template: the user's turn, see `Countdown`.
 
     Raises:
-        ValueError: a negative spread.
+        ValueError: ``spread`` or ``hits`` is outside its range.
     """
 
     accuracy = "right"
@@ -45,15 +46,18 @@ class CountdownDemonstrations(Task):
         largest: int = 9,
         largest_target: int = 99,
         size: int = 100_000,
-        spread: int = 20,
+        spread: int = 3,
+        hits: float = 0.05,
         held_out: Mapping[str, int] | None = None,
         seed: int = 0,
         prompt_template: str = "{numbers}={target}",
     ) -> None:
-        if spread < 0:
-            raise ValueError(f"`spread` must be at least 0, got {spread}.")
+        if spread < 1:
+            raise ValueError(f"`spread` must be at least 1, got {spread}.")
+        if not 0 <= hits <= 1:
+            raise ValueError(f"`hits` must be in [0, 1], got {hits}.")
         self.count, self.largest, self.largest_target = count, largest, largest_target
-        self.size, self.spread, self.seed = size, spread, seed
+        self.size, self.spread, self.hits, self.seed = size, spread, hits, seed
         self.held_out = {"validation": 256, "test": 256} | dict(held_out or {})
         self.prompt_template = prompt_template
 
@@ -89,11 +93,14 @@ class CountdownDemonstrations(Task):
         while True:
             numbers = [generator.randint(1, self.largest) for _ in range(self.count)]
             expression, value = random_expression(numbers, generator)
-            target = value + generator.randint(-self.spread, self.spread)
+            target = value if generator.random() < self.hits else value + self._miss(generator)
             example: Example = {"numbers": numbers, "target": target}
             if 1 <= target <= self.largest_target and puzzle_key(example) not in excluded:
                 break
         return {**example, "completion": f"<answer>{expression}</answer>"}
+
+    def _miss(self, generator: random.Random) -> int:
+        return generator.choice((-1, 1)) * generator.randint(1, self.spread)
 
     def prompt(self, example: Example) -> str:
         return fill_template(self.prompt_template, example)
