@@ -86,15 +86,15 @@ def test_no_demonstration_has_a_puzzle_that_is_held_out_or_a_solution_of_one():
     assert set(map(puzzle_key, other)) & set(map(puzzle_key, held_out))
 
 
-@pytest.mark.parametrize("spread", [0, 3, 20])
-def test_demonstrations_are_valid_and_as_near_the_target_as_is_said(spread):
-    rows = CountdownDemonstrations(size=2000, spread=spread).examples("train")
+@pytest.mark.parametrize(("spread", "hits"), [(1, 0.5), (3, 0.05), (20, 0.0), (3, 1.0)])
+def test_demonstrations_are_valid_and_miss_the_target_as_is_said(spread, hits):
+    rows = CountdownDemonstrations(size=2000, spread=spread, hits=hits).examples("train")
     distances = [int(value(row["completion"][8:-9])) - row["target"] for row in rows]
     assert all(CountdownDemonstrations().score(row, row["completion"])["valid"] for row in rows)
-    assert (min(distances), max(distances)) == (-spread, spread)
-    right, expected = sum(distance == 0 for distance in distances) / len(distances), 1 / (2 * spread + 1)
-    # Fewer than one in so many, because the puzzles that are held out have solutions.
-    assert 0.5 * expected < right < expected + 0.02
+    # Fewer than that, because the puzzles that are held out have solutions.
+    assert 0.5 * hits <= sum(distance == 0 for distance in distances) / len(distances) <= hits + 0.02
+    missed = {distance for distance in distances if distance}
+    assert missed == (set() if hits == 1 else set(range(-spread, spread + 1)) - {0})
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,13 @@ def test_an_answer_is_valid_that_uses_the_numbers_once_each(completion, valid, r
     assert CountdownDemonstrations().score(example, completion) == {"valid": valid, "right": right}
 
 
-def test_a_negative_spread_is_an_error():
-    with pytest.raises(ValueError, match="`spread` must be at least 0, got -1"):
-        CountdownDemonstrations(spread=-1)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"spread": 0}, "`spread` must be at least 1, got 0"), ({"hits": 1.5}, r"`hits` must be in \[0, 1\], got 1.5")],
+)
+def test_misses_that_cannot_be_are_errors(options, said):
+    with pytest.raises(ValueError, match=said):
+        CountdownDemonstrations(**options)
 
 
 def test_the_prompt_is_the_puzzle_inside_the_template():
