@@ -15,6 +15,7 @@ from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.models.sdar import SDARConfig
 from dmpo_lightning.objectives import MaskedPass, ObjectiveFootprint
 from dmpo_lightning.samplers import ConfidenceSampler, RandomOrderSampler, WinoSampler
+from tiers import slow_unless
 
 WITHIN = 0.1
 """The promise is 10 %."""
@@ -145,12 +146,14 @@ SAMPLERS = {
     "parallel with a cache": ConfidenceSampler(block_length=16, cache="dual", threshold=0.9),
     "guidance": ConfidenceSampler(block_length=16, guidance=1.0),
     "guidance of small blocks": ConfidenceSampler(block_length=4, guidance=1.0),
+    "top-p": ConfidenceSampler(block_length=16, temperature=0.7, top_p=0.9),
+    "top-k": ConfidenceSampler(block_length=16, top_k=50),
     "random order": RandomOrderSampler(denoising_steps=4),
     "wino": WinoSampler(block_length=16),
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", slow_unless(lambda dtype: dtype == "float32", ["float32", "bfloat16"]))
 @pytest.mark.parametrize("size", ["small", "large"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_what_each_sampler_states_of_itself_is_predicted(name, size, dtype):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from dmpo_lightning import TrajectoryEstimator
 from dmpo_lightning.functional import row_keys
 from dmpo_lightning.policy import evaluating, full_attention_mask
 from dmpo_lightning.samplers import (
@@ -256,6 +257,33 @@ def test_a_negative_temperature_is_an_error(sampler_class):
 def test_options_that_are_no_finite_number_are_errors(sampler_class, name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be .*, got {value}"):
         sampler_class(**{name: value})
+
+
+@pytest.mark.parametrize("sampler_class", [ConfidenceSampler, RandomOrderSampler, WinoSampler])
+@pytest.mark.parametrize(("name", "value"), [("top_k", 0), ("top_p", 0.0), ("top_p", 1.01), ("top_p", math.nan)])
+def test_a_truncation_to_nothing_or_of_more_than_all_is_an_error(sampler_class, name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be .*, got {value}"):
+        sampler_class(**{name: value})
+
+
+@pytest.mark.parametrize("truncation", [{"top_k": 1}, {"top_p": 1e-6}], ids=str)
+@pytest.mark.parametrize("sampler_class", [ConfidenceSampler, RandomOrderSampler, WinoSampler])
+def test_drawn_from_the_most_likely_token_alone_completions_are_greedy_ones(policy, sampler_class, truncation):
+    prompt_ids, prompt_mask = torch.tensor([[7, 9, 12]]), torch.ones(1, 3, dtype=torch.bool)
+    run = {"completion_length": 8, "keys": torch.tensor([3])}
+    with torch.no_grad():
+        greedy, truncated = (
+            sampler_class(**options).sample(policy, prompt_ids, prompt_mask, **run)
+            for options in ({"temperature": 0.0}, {"temperature": 1.0, **truncation})
+        )
+    assert torch.equal(greedy.completion_ids, truncated.completion_ids)
+    assert torch.equal(greedy.reveal_step, truncated.reveal_step)
+    torch.testing.assert_close(truncated.log_prob, torch.zeros(1, 8))
+
+
+def test_trajectory_log_probs_refuse_a_truncated_distribution():
+    with pytest.raises(ValueError, match="leave out `top_k` and `top_p`"):
+        TrajectoryEstimator().validate(RandomOrderSampler(top_p=0.9))
 
 
 @pytest.mark.parametrize("sampler_class", [ConfidenceSampler, RandomOrderSampler])

@@ -4,6 +4,7 @@ from decimal import Decimal, localcontext
 
 import pytest
 import torch
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from dmpo_lightning.samplers.draws import draw_tokens, log_odds
 
@@ -46,6 +47,34 @@ def test_the_only_possible_token_has_infinite_odds_and_an_impossible_one_minus_i
     odds = log_odds(logits, torch.tensor([1, 0]))
     assert odds.tolist() == [torch.inf, -torch.inf]
     assert odds.sigmoid().tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "truncation",
+    [
+        *({"top_k": 1}, {"top_k": 5}, {"top_k": 100}),
+        *({"top_p": 0.1}, {"top_p": 0.7}, {"top_p": 1.0}, {"top_k": 4, "top_p": 0.8}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_truncated_distributions_are_those_of_transformers(temperature, truncation):
+    logits = random_logits(1.5, places=1).expand(4000, -1).contiguous()
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if "top_k" in truncation:
+        warpers.append(TopKLogitsWarper(truncation["top_k"]))
+    if "top_p" in truncation:
+        warpers.append(TopPLogitsWarper(truncation["top_p"]))
+    expected = warpers(None, logits[:1]).log_softmax(-1)[0]
+    uniform = (torch.arange(4000) + 0.5) / 4000
+    draw = draw_tokens(logits, uniform, temperature=temperature, **truncation)
+    # Uniforms at equal distances draw each token as often as it is likely, to one draw.
+    counts = torch.bincount(draw.tokens, minlength=VOCAB) / 4000
+    torch.testing.assert_close(counts, expected.exp(), atol=3e-4, rtol=0)
+    torch.testing.assert_close(draw.log_prob, expected[draw.tokens], atol=1e-5, rtol=1e-5)
+    whole = draw_tokens(logits, uniform, temperature=temperature)
+    same = draw.tokens == whole.tokens
+    assert torch.equal(draw.log_odds[same], whole.log_odds[same])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])

@@ -177,6 +177,12 @@ class TrajectoryEstimator(LogProbEstimator):
                 "Trajectory log-probs need a sampling `temperature` above 0, got 0: greedy samples have no density."
             )
 
+        if getattr(sampler, "top_k", None) is not None or getattr(sampler, "top_p", None) is not None:
+            raise ValueError(
+                "Trajectory log-probs need samples of the whole distribution: leave out `top_k` and `top_p`, or use an "
+                "ElboEstimator."
+            )
+
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
         reveal_step = policy.replayed_steps(rows.reveal_step)
         # Counted from what was recorded, since the sampler is not known here.

@@ -201,6 +201,9 @@ class Head:
         copies = 2.0 if asked.temperature in (0.0, 1.0) else 3.0
         # 512 is the size of a bucket in `inverse_cdf`, within which alone probabilities are cumulated.
         copies += min(1.0, 512 / self.vocab_size) if asked.temperature else 0.0
+        if asked.sorts:
+            # Sorted probabilities, their sums, a boolean for each, and their tokens in int64.
+            copies += 4.25
         if asked.guided:
             # Four copies of the logits in float32, and the booleans, which are a quarter of one.
             copies = max(copies, 4.25)

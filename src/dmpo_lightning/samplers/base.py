@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dmpo_lightning.policy import Policy
+from dmpo_lightning.samplers.draws import DrawOptions
 
 
 @dataclass
@@ -18,7 +19,7 @@ class Samples:
     reveal_step: Int[Tensor, "rows length"]
     """The denoising step that revealed each position, from 0. It is -1 where an early exit filled in the token."""
     log_prob: Float[Tensor, "rows length"]
-    """The log-prob of each token in the step that revealed it, at the sampling temperature, 0 where that was greedy."""
+    """The log-prob of each token in the distribution that it was drawn from, 0 where that was greedy."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class SamplingFootprint:
         forwards: calls of the model per completion.
         places: positions of each row whose logits one forward returns.
         temperature: of the draw. It decides how often the logits exist while tokens are drawn.
+        sorts: whether the probabilities of each place are sorted for the draw.
         guided: whether each step compares the logits of two forwards.
         keeps_cache: whether keys and values of all columns are kept between forwards.
         extra_columns: columns of a forward beside prompt and completion, each of which sees columns of its own.
@@ -37,6 +39,7 @@ class SamplingFootprint:
     forwards: int
     places: int
     temperature: float
+    sorts: bool = False
     guided: bool = False
     keeps_cache: bool = False
     extra_columns: int = 0
@@ -52,15 +55,25 @@ class Sampler(ABC):
     Args:
         temperature: the temperature of the exact categorical draw. 0 takes the most likely token.
         denoising_steps: the number of forwards per completion. None reveals one token per step.
+        top_k: draw from so many most likely tokens, at least 1. None draws from all.
+        top_p: draw from the fewest most likely tokens that hold this probability, in (0, 1], after ``top_k``. None
+            draws from all.
 
     Raises:
-        ValueError: the temperature is negative or not finite, or there is less than one step.
+        ValueError: a value is outside its range.
     """
 
     order_is_independent = False
     """Whether the order of unmasking is independent of the tokens, so that log p(completion | order) is exact."""
 
-    def __init__(self, *, temperature: float = 1.0, denoising_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        denoising_steps: int | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> None:
         # Written so that NaN, which compares as false with everything, fails.
         if not 0 <= temperature < math.inf:
             raise ValueError(f"`temperature` must be at least 0 and finite (0 = greedy), got {temperature}.")
@@ -68,8 +81,17 @@ class Sampler(ABC):
             raise ValueError(
                 f"`denoising_steps` must be at least 1, or null for one token per step, got {denoising_steps}."
             )
-        self.temperature = temperature
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"`top_k` must be at least 1 token, or null for all, got {top_k}.")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"`top_p` must be a probability in (0, 1], or null for all tokens, got {top_p}.")
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.denoising_steps = denoising_steps
+
+    @property
+    def draw_options(self) -> DrawOptions:
+        """From which distribution tokens are drawn."""
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
 
     def validate(self, completion_length: int) -> None:
         """Raises ValueError where the sampler cannot unmask completions of this many tokens."""
@@ -95,7 +117,10 @@ class Sampler(ABC):
         step may ask for all places. Override it where a sampler asks for fewer places, or runs more forwards.
         """
         return SamplingFootprint(
-            forwards=self.num_steps(completion_length), places=completion_length, temperature=self.temperature
+            forwards=self.num_steps(completion_length),
+            places=completion_length,
+            temperature=self.temperature,
+            sorts=self.top_p is not None,
         )
 
     @abstractmethod

@@ -11,7 +11,7 @@ from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers.base import Samples, reveal_counts
 from dmpo_lightning.samplers.block_canvas import BlockCanvas
-from dmpo_lightning.samplers.draws import Draw, draw_at
+from dmpo_lightning.samplers.draws import Draw, DrawOptions, draw_at
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,11 @@ class Step:
 class BlockSampler(Protocol):
     """What `decode_blocks` asks of a sampler."""
 
-    temperature: float
     denoising_steps: int | None
+
+    @property
+    def draw_options(self) -> DrawOptions:
+        """From which distribution tokens are drawn."""
 
     def choose(self, draw: Draw, step: Step) -> Bool[Tensor, "rows block"]:
         """Which of a block's masked candidates a step reveals: at least one in every row that has any."""
@@ -97,8 +100,8 @@ class Decoding:
         step = Step(
             canvas.keys, canvas.places(block), canvas.blank(block), canvas.length, number, self.counts[self.within]
         )
-        temperature = self.sampler.temperature
-        draw = draw_at(self._logits(), step.keys, number, step.length, step.places, temperature=temperature)
+        options = self.sampler.draw_options
+        draw = draw_at(self._logits(), step.keys, number, step.length, step.places, options=options)
         chosen = self.sampler.choose(draw, step) & step.masked
         for target, value in (
             (canvas.ids, draw.tokens),

@@ -3,7 +3,7 @@
 The schedule is static, or parallel as far as confidence allows. Both work with or without caches of keys and values.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -55,12 +55,12 @@ class ConfidenceSampler(Sampler):
         cache: ``none`` computes all columns in each step. ``prefix`` computes the block and all columns after it, and
             ``dual`` the block alone.
         refresh_window: with ``dual``, this many columns on either side of the block are computed too.
-        suffix_window: only this many positions after the block exist for the model. None keeps all. This changes what
-            is sampled.
+        suffix_window: only so many positions after the block exist for the model, which changes samples. None is all.
         early_exit: a completion with an end token in a finished block is over, and the rest of it becomes end tokens
             without being computed. This changes what is sampled.
-        guidance: classifier-free guidance as in LLaDA, away from what the model says without the prompt. 0 is none. Not
-            with a cache.
+        guidance: classifier-free, as in LLaDA, away from the model without the prompt. 0 is none. Not with a cache.
+        top_k: see `Sampler`. Confidences are those of the whole distribution.
+        top_p: see `Sampler`.
 
     Raises:
         ValueError: a value or a combination is impossible. `validate` checks against a completion length.
@@ -80,8 +80,10 @@ class ConfidenceSampler(Sampler):
         suffix_window: int | None = None,
         early_exit: bool = False,
         guidance: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
     ) -> None:
-        super().__init__(temperature=temperature, denoising_steps=denoising_steps)
+        super().__init__(temperature=temperature, denoising_steps=denoising_steps, top_k=top_k, top_p=top_p)
         check_block_length(block_length)
         check_cache(cache, refresh_window, suffix_window, guidance)
         check_parallel(threshold, factor, denoising_steps, remasking)
@@ -110,10 +112,10 @@ class ConfidenceSampler(Sampler):
     def footprint(self, completion_length: int) -> SamplingFootprint:
         """A step asks for the logits of one block, and with guidance runs a second forward without the prompt."""
         is_guided = self.guidance > 0
-        return SamplingFootprint(
+        return replace(
+            super().footprint(completion_length),
             forwards=self.num_steps(completion_length) * (2 if is_guided else 1),
             places=self.block_length or completion_length,
-            temperature=self.temperature,
             guided=is_guided,
             keeps_cache=self.cache != "none",
         )
@@ -294,5 +296,5 @@ class Block:
         return Window(range(max(start - near, 0), min(stop + near, visible)), visible)
 
     def _draw(self, logits: Tensor, places: Tensor, step: int, rows: Tensor | None = None) -> Draw:
-        temperature = self.sampler.temperature
-        return draw_at(logits, self.keys, step, self.canvas.length, places, temperature=temperature, rows=rows)
+        options = self.sampler.draw_options
+        return draw_at(logits, self.keys, step, self.canvas.length, places, options=options, rows=rows)

@@ -1,6 +1,7 @@
 """Draws one candidate token per place, exactly, from logits and keyed uniforms."""
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,13 +10,21 @@ from torch import Tensor
 from dmpo_lightning.functional.randomness import Purpose, fold_in, inverse_cdf, uniforms
 
 
+class DrawOptions(TypedDict):
+    """From which distribution `draw_tokens` draws."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+
+
 @dataclass
 class Draw:
     """Drawn tokens with their probabilities. All three tensors have the same shape, which may be any."""
 
     tokens: Int[Tensor, "*places"]
     log_prob: Float[Tensor, "*places"]
-    """The log-prob of the token at the sampling temperature, 0 for a greedy one."""
+    """The log-prob of the token under the distribution that it was drawn from, 0 for a greedy one."""
     log_odds: Float[Tensor, "*places"]
     """log p - log(1 - p) in float64, where p is the token's `confidence`. Places are ranked by it, because it tells
     probabilities apart that are all rounded to 1.
@@ -48,21 +57,30 @@ def draw_at(
     length: int,
     places: Int[Tensor, "*places"],
     *,
-    temperature: float,
+    options: DrawOptions,
     rows: Int[Tensor, "*places"] | None = None,
 ) -> Draw:
     """Draws at places of completions of ``length`` tokens: a grid ``[rows places]``, or pairs of ``rows`` and place."""
-    if temperature == 0:
+    if options["temperature"] == 0:
         return most_likely(logits)
     uniform = step_uniforms(keys, step, length)
     uniform = uniform.gather(1, places) if rows is None else uniform[rows, places]
-    return draw_tokens(logits, uniform, temperature=temperature)
+    return draw_tokens(logits, uniform, **options)
 
 
 def draw_tokens(
-    logits: Float[Tensor, "*places vocab"], uniform: Float[Tensor, "*places"], *, temperature: float
+    logits: Float[Tensor, "*places vocab"],
+    uniform: Float[Tensor, "*places"],
+    *,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> Draw:
-    """Draws exactly from softmax(logits / temperature) with one uniform each. Temperature 0 takes the most likely."""
+    """Draws exactly from softmax(logits / temperature) with one uniform each. Temperature 0 takes the most likely.
+
+    Of that distribution only the ``top_k`` most likely tokens are kept, and of these the fewest most likely ones whose
+    probabilities sum to ``top_p`` at least, as in transformers.
+    """
     if temperature == 0:
         return most_likely(logits)
     # Passes over the vocabulary are most of a step's work beside the forward. So exponentials are taken in place, and
@@ -70,12 +88,26 @@ def draw_tokens(
     # log-prob, and no more than one tensor of that size is made; at any other `shifted` is kept for the log-odds.
     shifted = logits - logits.amax(-1, keepdim=True)
     tempered = shifted.exp_() if temperature == 1 else (shifted / temperature).exp_()
+    _truncate(tempered, top_k, top_p)
     tokens = inverse_cdf(tempered, uniform)
     log_prob = (_at(tempered, tokens) / tempered.sum(-1)).log()
     if temperature == 1:
         return Draw(tokens, log_prob, _log_odds_in_place(shifted.copy_(logits), tokens))
     del tempered
     return Draw(tokens, log_prob, _log_odds_in_place(shifted, tokens))
+
+
+def _truncate(probabilities: Float[Tensor, "*places vocab"], top_k: int | None, top_p: float | None) -> None:
+    """Sets to zero, in place, what is not drawn. The probabilities need not sum to one."""
+    if top_k is not None and top_k < probabilities.shape[-1]:
+        least = probabilities.topk(top_k, dim=-1).values[..., -1:]
+        probabilities.masked_fill_(probabilities < least, 0)
+    if top_p is not None and top_p < 1:
+        ordered, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
+        # What the more likely tokens sum to. A token is needed as long as that is too little.
+        before = ordered.cumsum(-1).sub_(ordered)
+        ordered.masked_fill_(before >= top_p * ordered.sum(-1, keepdim=True), 0)
+        probabilities.scatter_(-1, tokens, ordered)
 
 
 def most_likely(logits: Float[Tensor, "*places vocab"]) -> Draw:

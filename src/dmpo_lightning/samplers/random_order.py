@@ -35,6 +35,8 @@ class RandomOrderSampler(Sampler):
         denoising_steps: the number of steps over all blocks, split evenly among them. None reveals one token per step.
         block_length: the number of positions per block. Blocks go from left to right, and the order is random within
             each, as in the published recipe with 32. None takes the whole completion as one block.
+        top_k: see `Sampler`.
+        top_p: see `Sampler`.
 
     Raises:
         ValueError: a value is impossible. `validate` checks against a completion length.
@@ -43,9 +45,15 @@ class RandomOrderSampler(Sampler):
     order_is_independent = True
 
     def __init__(
-        self, *, temperature: float = 1.0, denoising_steps: int | None = None, block_length: int | None = None
+        self,
+        *,
+        temperature: float = 1.0,
+        denoising_steps: int | None = None,
+        block_length: int | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
     ) -> None:
-        super().__init__(temperature=temperature, denoising_steps=denoising_steps)
+        super().__init__(temperature=temperature, denoising_steps=denoising_steps, top_k=top_k, top_p=top_p)
         check_block_length(block_length)
         self.block_length = block_length
 
@@ -79,7 +87,7 @@ class RandomOrderSampler(Sampler):
         for step, count in enumerate(self._counts(completion_length)):
             places = order[:, start : start + count]
             uniform = step_uniforms(keys, step, completion_length).gather(1, places)
-            draw = draw_tokens(canvas.logits(places), uniform, temperature=self.temperature)
+            draw = draw_tokens(canvas.logits(places), uniform, **self.draw_options)
             canvas.reveal(places, draw, step)
             start += count
         return canvas.samples()

@@ -29,6 +29,8 @@ class WinoSampler(Sampler):
         threshold: reveal tokens above this probability, in (0, 1], and in any case the best one.
         verification_threshold: take back tokens to which their shadow gives less than this probability, in (0, 1].
         temperature: the temperature of the exact categorical draw. 0 takes the most likely token.
+        top_k: see `Sampler`.
+        top_p: see `Sampler`.
 
     Raises:
         ValueError: a value is impossible. At the first call: the model is not native, or it is shifted (Dream). There
@@ -42,8 +44,10 @@ class WinoSampler(Sampler):
         threshold: float = 0.6,
         verification_threshold: float = 0.9,
         temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
     ) -> None:
-        super().__init__(temperature=temperature)
+        super().__init__(temperature=temperature, top_k=top_k, top_p=top_p)
         check_block_length(block_length)
         for name, value in (("threshold", threshold), ("verification_threshold", verification_threshold)):
             if not 0 < value <= 1:
@@ -106,7 +110,7 @@ class ShadowedBlock:
                 break
             logits = self._logits(places, masked)
             uniform = step_uniforms(self.keys, step, self.canvas.length)[:, block]
-            draw = draw_tokens(logits, uniform, temperature=self.sampler.temperature)
+            draw = draw_tokens(logits, uniform, **self.sampler.draw_options)
             chosen = accepted(draw.log_odds, masked, self.sampler.threshold)
             # Nothing is written yet: what is verified are the tokens that earlier steps revealed.
             verified = self._log_odds_of_tokens(logits, block)

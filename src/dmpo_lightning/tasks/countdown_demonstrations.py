@@ -15,9 +15,9 @@ from dmpo_lightning.tasks.flat_expressions import random_expression
 class CountdownDemonstrations(Task):
     """Demonstrations for supervised fine-tuning that teach expressions whose value is *near* the target.
 
-    All of them have the numbers in the order of the prompt. The share ``hits`` has the expression's value as its target,
-    and all others miss it by 1 to ``spread``, each miss as likely as the next. A model of them knows what expressions
-    are worth, and has something to learn that no sampling temperature gives it: not to miss.
+    All of them have the numbers in the order of the prompt. The share ``hits`` of them hit the target, and all others
+    miss it by 1 to ``spread``, each miss as likely as the next. A model of them knows what expressions are worth, and
+    has something to learn that no sampling temperature gives it: not to miss.
 
     No puzzle that `CountdownDataModule` holds out with the same ``seed``, ``held_out`` as its ``sizes``, ``largest``,
     ``largest_target`` and ``brackets: false`` is in any demonstration.
