@@ -1,5 +1,6 @@
 """Weight baselines by name, or as a function of one's own."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -16,12 +17,19 @@ It returns a Tensor. Named here, that type would refuse functions without annota
 """
 
 
-def check_baseline(baseline: BaselineName | BaselineFunction) -> None:
-    """Raises ValueError for another name, or a function that cannot be called so."""
+def check_baseline(baseline: BaselineName | BaselineFunction, scale: float, reward_scale: float | None) -> None:
+    """Raises ValueError for another name, a function that cannot be called so, or a factor that cannot be."""
     if callable(baseline):
         check_function("baseline", baseline, ("weights", "log_rnd", "rollouts"))
     elif baseline not in get_args(BaselineName):
         raise ValueError(f"`baseline` must be none, group, negative, policy or a function, got {baseline!r}.")
+    if baseline == "policy" and reward_scale is not None:
+        raise ValueError(
+            "`baseline` policy needs log-probs of the behaviour policy, which reward_temperature 0 does not compute."
+        )
+    # Written so that NaN, which compares as false with everything, fails.
+    if not 0 <= scale < math.inf:
+        raise ValueError(f"`baseline_scale` must be finite and at least 0, got {scale}.")
 
 
 def called_baseline(function: BaselineFunction, weights: Tensor, log_rnd: Tensor, rollouts: Rollouts) -> Tensor:

@@ -1,6 +1,5 @@
 """Weighted denoising cross-entropy with a weight baseline: the objective of DMPO itself."""
 
-import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -113,18 +112,11 @@ class WDCE(WeightedObjective):
             target_ess=target_ess,
             log_prob=log_prob,
         )
-        check_baseline(baseline)
-        if baseline == "policy" and reward_scale is not None:
-            raise ValueError(
-                "`baseline` policy needs log-probs of the behaviour policy, "
-                "which reward_temperature 0 does not compute."
-            )
+        check_baseline(baseline, baseline_scale, reward_scale)
         check_replicates(replicates, antithetic=antithetic)
         check_choice("scale", scale, get_args(LossScale))
         check_choice("negative_term", negative_term, get_args(NegativeTerm))
         check_choice("prompt_weight", prompt_weight, get_args(PromptWeight))
-        if not 0 <= baseline_scale < math.inf:
-            raise ValueError(f"`baseline_scale` must be finite and at least 0, got {baseline_scale}.")
         if uninformative_groups is None:
             uninformative_groups = "train" if prompt_weight == "reward" else "skip"
         check_choice("uninformative_groups", uninformative_groups, get_args(UninformativeGroups))
