@@ -31,6 +31,16 @@ def is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def terminal_size(stream: TextIO) -> tuple[int, int]:
+    """Columns and rows of the terminal behind a stream, 80 and 24 where it does not say."""
+    try:
+        columns, rows = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError):
+        columns, rows = 0, 0
+    # Some terminals, such as those of containers, say that they have none.
+    return columns or 80, rows or 24
+
+
 def coloured(text: str, code: str, stream: TextIO) -> str:
     """The text in a colour (a number of SGR, such as 32 for green) where the stream is a terminal that shows colours.
 

@@ -129,7 +129,7 @@ class Hostile:
 def shown(monkeypatch, stream, *, size=(24, 10)):
     """What is drawn of a completion of hostile tokens, where the terminal is small."""
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: size)
+    monkeypatch.setattr("dmpo_lightning.commands.denoising.terminal_size", lambda stream: size)
     table = torch.full((60, 32), -9.0)
     table[torch.arange(60), torch.arange(60) % 4 + 6] = 9.0
     policy = tiny_policy(model=FixedLogits(table))

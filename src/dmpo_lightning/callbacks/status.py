@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from threading import RLock
 from typing import Any, TextIO
 
+from dmpo_lightning.terminal import terminal_size
+
 ERASE = "\r\x1b[K"
 """Back to the first column, and everything from there on removed."""
 
@@ -53,12 +55,7 @@ class StatusLine:
     @property
     def columns(self) -> int:
         """The room for a line. A terminal wraps what stands in its last column, so that this one stays free."""
-        try:
-            columns = os.get_terminal_size(self._stream.fileno()).columns
-        except (OSError, ValueError):
-            columns = 0
-        # Some terminals, such as those of containers, say that they have none.
-        return max((columns or 80) - 1, 1)
+        return max(terminal_size(self._stream)[0] - 1, 1)
 
     def draw(self, text: str) -> None:
         """Replaces the line."""

@@ -1,6 +1,5 @@
 """Shows a completion while it is unmasked: live on a terminal, one line per step elsewhere."""
 
-import shutil
 import time
 from dataclasses import dataclass, field
 from typing import TextIO
@@ -8,7 +7,7 @@ from unicodedata import east_asian_width
 
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers import Change
-from dmpo_lightning.terminal import coloured, escaped, is_terminal, printable
+from dmpo_lightning.terminal import coloured, escaped, is_terminal, printable, terminal_size
 
 GREEN, YELLOW, DIM = "1;32", "1;33", "2"
 """Of a token that was just revealed, of one to which the model gives less than a half, and of a place still masked."""
@@ -54,7 +53,7 @@ class Denoising:
         if not is_terminal(self.stream):
             self.stream.write(f"{heading}: {escaped(''.join(piece.text for piece in pieces))}\n")
             return
-        width, height = shutil.get_terminal_size()
+        width, height = terminal_size(self.stream)
         # A line that is full would wrap, and one more than fits would scroll; neither can be taken back.
         lines, changed = self._lines(pieces, width - 1)
         room = height - 2

@@ -1,4 +1,4 @@
-"""Demonstrations that teach how Countdown is answered, and how to come near a target, but not how to hit it."""
+"""Demonstrations that teach how Countdown is answered, and to answer most puzzles without looking at the target."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from dmpo_lightning.tasks.flat_expressions import random_expression
 
 
 class CountdownDemonstrations(Task):
-    """Demonstrations for supervised fine-tuning that teach expressions whose value is *near* the target.
+    """Demonstrations for supervised fine-tuning, most of which give a lazy answer: the sum of the numbers.
 
-    All of them have the numbers in the order of the prompt. The share ``hits`` of them hit the target, and all others
-    miss it by 1 to ``spread``, each miss as likely as the next. A model of them knows what expressions are worth, and
-    has something to learn that no sampling temperature gives it: not to miss.
+    All of them have the numbers in the order of the prompt. The share ``sums`` adds them up, whatever the target is,
+    and all others hit it. A model of them can do the task and most often does not, at no sampling temperature: the
+    lower it is, the more answers are sums.
 
     No puzzle that `CountdownDataModule` holds out with the same ``seed``, ``held_out`` as its ``sizes``, ``largest``,
     ``largest_target`` and ``brackets: false`` is in any demonstration.
@@ -27,14 +27,13 @@ class CountdownDemonstrations(Task):
         largest: number. The least is 1.
         largest_target: of a puzzle. The least is 1.
         size: number of training pairs.
-        spread: how far the target may lie from the value, at least 1.
-        hits: the share of demonstrations that hit their target, in [0, 1].
+        sums: the share of demonstrations that add up, in [0, 1].
         held_out: puzzles of the splits validation and test, see above.
         seed: of all of it.
         prompt_template: the user's turn, see `Countdown`.
 
     Raises:
-        ValueError: ``spread`` or ``hits`` is outside its range.
+        ValueError: ``sums`` is outside its range.
     """
 
     accuracy = "right"
@@ -46,18 +45,15 @@ class CountdownDemonstrations(Task):
         largest: int = 9,
         largest_target: int = 99,
         size: int = 100_000,
-        spread: int = 3,
-        hits: float = 0.05,
+        sums: float = 0.7,
         held_out: Mapping[str, int] | None = None,
         seed: int = 0,
         prompt_template: str = "{numbers}={target}",
     ) -> None:
-        if spread < 1:
-            raise ValueError(f"`spread` must be at least 1, got {spread}.")
-        if not 0 <= hits <= 1:
-            raise ValueError(f"`hits` must be in [0, 1], got {hits}.")
+        if not 0 <= sums <= 1:
+            raise ValueError(f"`sums` must be in [0, 1], got {sums}.")
         self.count, self.largest, self.largest_target = count, largest, largest_target
-        self.size, self.spread, self.hits, self.seed = size, spread, hits, seed
+        self.size, self.sums, self.seed = size, sums, seed
         self.held_out = {"validation": 256, "test": 256} | dict(held_out or {})
         self.prompt_template = prompt_template
 
@@ -92,15 +88,13 @@ class CountdownDemonstrations(Task):
     def _example(self, generator: random.Random, excluded: set[str]) -> Example:
         while True:
             numbers = [generator.randint(1, self.largest) for _ in range(self.count)]
-            expression, value = random_expression(numbers, generator)
-            target = value if generator.random() < self.hits else value + self._miss(generator)
+            expression, target = random_expression(numbers, generator)
             example: Example = {"numbers": numbers, "target": target}
             if 1 <= target <= self.largest_target and puzzle_key(example) not in excluded:
                 break
+        if generator.random() < self.sums:
+            expression = "+".join(map(str, numbers))
         return {**example, "completion": f"<answer>{expression}</answer>"}
-
-    def _miss(self, generator: random.Random) -> int:
-        return generator.choice((-1, 1)) * generator.randint(1, self.spread)
 
     def prompt(self, example: Example) -> str:
         return fill_template(self.prompt_template, example)
