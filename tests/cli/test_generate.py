@@ -22,6 +22,8 @@ PROMPT, OTHER = "1030041003004001", "1234341221434320"
 def trained(tmp_path_factory):
     """A checkpoint of a short run with an adapter, and what is exported of it."""
     folder = tmp_path_factory.mktemp("trained")
+    # The adapter is drawn from here. Merged weights round differently, which may turn a token that is nearly a tie.
+    torch.manual_seed(0)
     dmpo = small_dmpo(
         "sudoku_tiny",
         adapter=LoRA(r=2),

@@ -80,6 +80,17 @@ def test_weighed_by_reward_a_group_that_is_all_wrong_is_not_imitated():
     torch.testing.assert_close(signal, torch.tensor([[2 * math.exp(-20)] * 4, [2.0] * 4]), rtol=1e-4, atol=0)
 
 
+def test_weighed_by_reward_numbers_stay_finite_where_a_prompt_weighs_nothing():
+    dmpo = module()
+    rollouts = rollouts_of(dmpo, next(iter(loader())))
+    rollouts.reward = torch.tensor([[0.0] * 4, [1.0, 0.0, 1.0, 1.0]])
+    objective = WDCE(reward_temperature=0.001, prompt_weight="reward")
+    targets, diagnostics = objective.prepare(dmpo.policy, rollouts, rows_per_forward=8)
+    assert torch.equal(targets["weight"][0], torch.zeros(4))
+    torch.testing.assert_close(targets["weight"][1], torch.tensor([1.0, 0.0, 1.0, 1.0]) * 8 / 3)
+    torch.testing.assert_close(diagnostics["weight/ess"], torch.tensor((1 + 3 / 4) / 2))
+
+
 def test_the_target_of_a_prompt_is_the_same_whatever_it_weighs():
     dmpo = module()
     with torch.no_grad():

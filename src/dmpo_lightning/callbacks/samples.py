@@ -20,7 +20,7 @@ class Sample:
     completion: str
     reward: float
     weight: float
-    """Towards the target, with a mean of 1 in each group. 1 where the objective has no weights."""
+    """Towards the target, with a mean of 1 in each group or buffer. 1 where the objective has no weights."""
 
 
 def best_and_worst(module: LightningModule, collected: CollectedBuffer, prompts: int) -> list[Sample]:

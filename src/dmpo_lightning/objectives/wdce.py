@@ -166,7 +166,8 @@ class WDCE(WeightedObjective):
     def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:
         log_rnd = self.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)
         coefficient = self.coefficient(log_rnd, rollouts.reward)
-        weights = self.weights(log_rnd, rollouts.reward, coefficient) * self._prompt_weights(rollouts.reward)
+        within = self.weights(log_rnd, rollouts.reward, coefficient)
+        weights = within * self._prompt_weights(rollouts.reward)
         baseline = self._baseline(weights, log_rnd, rollouts, coefficient)
         signal = self._signal(weights, baseline, rollouts)
         targets = {"weight": weights, "signal": signal, "log_rnd": log_rnd}
@@ -177,7 +178,8 @@ class WDCE(WeightedObjective):
             targets["behaviour_log_prob"] = self.log_prob.behaviour_log_prob(
                 policy, rollouts, rows_per_forward=rows_per_forward
             )
-        return targets, weight_diagnostics(weights, log_rnd, coefficient)
+        # Within groups, where prompts that hardly count have an effective sample size too.
+        return targets, weight_diagnostics(within, log_rnd, coefficient)
 
     def _prompt_weights(self, reward: Tensor) -> float | Tensor:
         """What the prompts count for ``[batch 1]``, with mean 1 over the buffers of all ranks."""
