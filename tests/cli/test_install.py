@@ -28,7 +28,7 @@ def test_the_wheel_holds_configs_and_the_embedded_models_and_stays_small(wheel):
         assert f"dmpo_lightning/shipped_configs/{model}.yaml" in names
         assert f"dmpo_lightning/assets/{model}/model.safetensors" in names
     assert "dmpo_lightning/py.typed" in names
-    assert wheel.stat().st_size < 2_500_000
+    assert wheel.stat().st_size < 3_500_000
 
 
 @pytest.mark.slow

@@ -44,16 +44,16 @@ def test_the_base_writes_expressions_of_the_given_numbers(answers):
     assert all(found["valid"].mean() >= 0.8 for found in answers.values())
 
 
-def test_no_temperature_solves_more_than_a_third(answers):
+def test_no_temperature_solves_more_than_a_quarter(answers):
     assert 0.1 <= answers[1.0]["right"].mean()
-    assert all(found["right"].mean() <= 0.35 for found in answers.values())
+    assert all(found["right"].mean() <= 0.25 for found in answers.values())
 
 
 def test_groups_of_four_and_of_eight_have_something_to_learn_from(answers):
     right = answers[1.0]["right"]
-    for groups in (right, right.reshape(-1, 4)):
+    for groups, least in ((right, 0.4), (right.reshape(-1, 4), 0.2)):
         rate = groups.mean(-1)
-        assert ((rate > 0) & (rate < 1)).float().mean() >= 0.3
+        assert ((rate > 0) & (rate < 1)).float().mean() >= least
 
 
 def test_the_files_are_small():
