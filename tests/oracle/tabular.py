@@ -68,6 +68,13 @@ def sequence_log_prob(table: Tensor) -> Tensor:
     return by_order.logsumexp(-2) - torch.tensor(len(REVEAL_STEPS)).log()
 
 
+def sequential_log_prob(table: Tensor) -> Tensor:
+    """log p(completion) ``[*batch completion]`` from left to right."""
+    masks, revealed = trajectory_masks(torch.arange(LENGTH).expand(len(COMPLETIONS), -1), LENGTH)
+    log_prob = token_log_prob(table, COMPLETIONS, masks)
+    return trajectory_log_prob(log_prob, revealed.expand(log_prob.shape))
+
+
 def exact_elbo(table: Tensor) -> Tensor:
     """The evidence lower bound ``[*batch completion]``, over all masks."""
     masks = LOSS_MASKS.expand(len(COMPLETIONS), -1, -1)
@@ -115,6 +122,14 @@ class Trajectories:
         return pair_log_prob(table) - torch.tensor(len(REVEAL_STEPS)).log()
 
 
+class Sequential:
+    """The population of completions that are sampled from left to right; log-probs are exact along that order."""
+
+    completions = COMPLETIONS
+    log_prob = staticmethod(sequential_log_prob)
+    log_density = staticmethod(sequential_log_prob)
+
+
 class Elbos:
     """The population of completions, whatever their order; the enumerated ELBO stands for their log-probs."""
 
@@ -123,7 +138,7 @@ class Elbos:
     log_density = staticmethod(sequence_log_prob)
 
 
-Estimate = type[Trajectories] | type[Elbos]
+Estimate = type[Trajectories] | type[Sequential] | type[Elbos]
 
 
 def population_signal(

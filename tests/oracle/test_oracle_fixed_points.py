@@ -7,6 +7,7 @@ from torch import Tensor
 from oracle.tabular import (
     Elbos,
     Estimate,
+    Sequential,
     Trajectories,
     conditionals,
     exact_elbo,
@@ -14,6 +15,7 @@ from oracle.tabular import (
     population_signal,
     random_tables,
     sequence_log_prob,
+    sequential_log_prob,
     stationarity_residual,
     total_variation,
     train,
@@ -54,6 +56,21 @@ def test_problem_is_not_solved_at_the_start():
 def test_exact_log_rnd_reaches_the_target_from_consistent_and_inconsistent_references(baseline, steps_per_buffer):
     table = trained(baseline, Trajectories, steps_per_buffer=steps_per_buffer)
     assert (total_variation(sequence_log_prob(table).exp(), TARGETS) < 0.002).all()
+
+
+@pytest.mark.parametrize(
+    ("baseline", "steps_per_buffer"), [("none", 1), ("none", 600), ("group", 1), ("policy", 10), ("policy", 600)]
+)
+def test_rollouts_from_left_to_right_with_their_exact_log_rnd_reach_the_target_of_that_order(
+    baseline, steps_per_buffer
+):
+    """As `remasking: sequential` samples, and a block-causal model with blocks of one token."""
+    targets = (sequential_log_prob(REFERENCES) + REWARD / ALPHA).softmax(-1)
+    table = trained(baseline, Sequential, steps_per_buffer=steps_per_buffer)
+    assert (total_variation(sequential_log_prob(REFERENCES).exp(), targets) > 0.15).all()
+    assert (total_variation(sequential_log_prob(table).exp(), targets) < 0.002).all()
+    # Of an inconsistent reference the other orders have another target.
+    assert total_variation(targets, TARGETS)[1] > 0.02
 
 
 def test_elbo_log_rnd_without_baseline_reaches_the_tilted_elbo_of_the_reference():
