@@ -98,7 +98,8 @@ def test_a_requeued_job_continues_from_the_newest_checkpoint_of_its_name(tmp_pat
     small = {"sizes": {"train": 64, "validation": 8, "test": 8}, "prompts_per_buffer": 4}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump({"data": {"init_args": small}}))
     options = ["--config", "sudoku_tiny.yaml", "--config", "small.yaml", "--model.init_args.micro_batch_size=16"]
-    options += ["--trainer.enable_progress_bar=false", "--trainer.val_check_interval=2", "--ckpt_path=last"]
+    options += ["--model.init_args.num_iterations=1", "--trainer.val_check_interval=2", "--ckpt_path=last"]
+    options += ["--trainer.enable_progress_bar=false"]
     seen = []
     for steps in (2, 4):
         assert main(["fit", *options, f"--trainer.max_steps={steps}"]) == 0

@@ -25,8 +25,9 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_configs_and_the_embedded_models_and_stays_small(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for model in EMBEDDED_MODELS:
-        assert f"dmpo_lightning/shipped_configs/{model}.yaml" in names
         assert f"dmpo_lightning/assets/{model}/model.safetensors" in names
+    for config in ("sudoku_tiny.yaml", "countdown_tiny.yaml", "overlays/blocks_tiny.yaml"):
+        assert f"dmpo_lightning/shipped_configs/{config}" in names
     assert "dmpo_lightning/py.typed" in names
     assert wheel.stat().st_size < 3_500_000
 
