@@ -13,9 +13,10 @@ from dmpo_lightning.schedule import RunLength, Schedule
 
 def accumulations(trainer: Trainer) -> list[int]:
     """All values that accumulate_grad_batches takes in this run, the present one first."""
-    for each in callbacks_of(trainer, GradientAccumulationScheduler):
-        return [each.get_accumulate_grad_batches(trainer.current_epoch), *each.scheduling.values()]
-    return [trainer.accumulate_grad_batches]
+    scheduler = next(iter(callbacks_of(trainer, GradientAccumulationScheduler)), None)
+    if scheduler is None:
+        return [trainer.accumulate_grad_batches]
+    return [scheduler.get_accumulate_grad_batches(trainer.current_epoch), *scheduler.scheduling.values()]
 
 
 def refuse_finders(trainer: Trainer) -> None:

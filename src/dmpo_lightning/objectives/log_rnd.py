@@ -176,7 +176,6 @@ class TrajectoryEstimator(LogProbEstimator):
             raise ValueError(
                 "Trajectory log-probs need a sampling `temperature` above 0, got 0: greedy samples have no density."
             )
-
         if getattr(sampler, "top_k", None) is not None or getattr(sampler, "top_p", None) is not None:
             raise ValueError(
                 "Trajectory log-probs need samples of the whole distribution: leave out `top_k` and `top_p`, or use an "

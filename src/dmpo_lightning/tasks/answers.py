@@ -69,7 +69,7 @@ def unbox(boxed: str | None) -> str | None:
 
 
 def before_end(completion: str) -> str:
-    """The text up to its first end token, as a person would be shown it."""
+    """The text up to its first end token."""
     return _END.split(completion, maxsplit=1)[0]
 
 
