@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer as WordTokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.options import at_least_three, function_named
 from benchmarks.plain import transfer_rows
@@ -81,11 +81,7 @@ class Timing:
 
 
 def random_policy(size: Size) -> Policy:
-    """LLaDA with large random weights, so that confidences are spread out, and a tokenizer that fills its vocabulary.
-
-    The mask token is the last id, and the only one that is banned.
-    """
-    mask = size.vocab_size - 1
+    """LLaDA with large random weights. The mask token is the last id, and the only one that is banned."""
     config = LLaDAConfig(
         d_model=256,
         n_layers=4,
@@ -93,18 +89,25 @@ def random_policy(size: Size) -> Policy:
         mlp_hidden_size=768,
         vocab_size=size.vocab_size,
         initializer_range=0.1,
-        mask_token_id=mask,
+        mask_token_id=size.vocab_size - 1,
         eos_token_id=0,
         pad_token_id=0,
     )
+    return random_policy_of(lambda: LLaDAForMaskedDiffusion(config))
+
+
+def random_policy_of(build: Callable[[], PreTrainedModel]) -> Policy:
+    """A model with a random head that spreads confidences out, and a tokenizer that fills its vocabulary."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build().eval()
+        head = model.get_output_embeddings()
+        torch.nn.init.normal_(head.weight, std=LOGIT_SCALE / head.in_features**0.5)
+    mask = model.config.mask_token_id
     vocabulary = {f"w{number}": number for number in range(mask)} | {"[MASK]": mask}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=WordTokenizer(WordLevel(vocabulary, unk_token="w0")), mask_token="[MASK]", pad_token="w0"
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LLaDAForMaskedDiffusion(config).eval()
-        torch.nn.init.normal_(model.get_output_embeddings().weight, std=LOGIT_SCALE / config.d_model**0.5)
     return Policy(model, tokenizer, with_reference=False)
 
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-NAMES = ("machine", "tests", "forward", "buffer", "sampling", "plain", "scoring", "training", "qlora", "full")
+NAMES = ("machine", "tests", "forward", "buffer", "sampling", "plain", "blocks", "scoring", "training", "qlora", "full")
 DEFAULT_LIMIT = 60.0
 
 

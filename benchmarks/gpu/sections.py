@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
+from benchmarks.block_masks import Size as MaskSize
+from benchmarks.block_masks import compare
 from benchmarks.gpu.__main__ import section_limits
 from benchmarks.gpu.bench import Bench, Figure
 from benchmarks.gpu.training import RecordedBuffer, full_fine_tuning, quantized, training_step
@@ -160,6 +163,25 @@ def plain(bench: Bench) -> Iterator[Figure]:
         yield Figure(f"plain / ours, {cache}", theirs / own, "x", note=note)
 
 
+def blocks(bench: Bench) -> Iterator[Figure]:
+    """One layer's attention under the mask of a block-causal likelihood, and by FlexAttention."""
+    config = bench.size
+    size = MaskSize(
+        rows=config.micro_batch_size,
+        prompt_length=config.prompt_length,
+        completion_length=config.completion_length,
+        copies=config.replicates,
+        heads=config.n_heads,
+        key_heads=max(config.n_heads // 4, 1),
+        head_size=config.d_model // config.n_heads,
+    )
+    # Compiling it takes longer than all else in small.
+    kernel = None if bench.on_gpu else flex_attention
+    for name, timing in compare(size, bench.device, bench.dtype, 3, kernel).items():
+        note = f"boolean {1e3 * timing.plain_seconds:.2f} ms, flex {1e3 * timing.our_seconds:.2f} ms"
+        yield Figure(f"boolean mask / FlexAttention, {name}", timing.ratio, "x", note=note)
+
+
 def scoring(bench: Bench) -> Iterator[Figure]:
     """The ELBO of a micro-batch of rollouts, as log_rnd needs it of policy and reference."""
     size, policy = bench.size, bench.policy
@@ -223,6 +245,7 @@ SECTIONS: dict[str, Callable[..., Iterator[Figure]]] = {
     "buffer": buffer,
     "sampling": sampling,
     "plain": plain,
+    "blocks": blocks,
     "scoring": scoring,
     "training": training,
     "qlora": qlora,
