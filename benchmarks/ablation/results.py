@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from benchmarks.ablation.grid import Grid
+
 ROOT = Path(__file__).parents[2]
 Setting = tuple[str, float, str]
 """Method, learning rate and schedule."""
@@ -63,35 +65,41 @@ def curves(path: Path) -> dict[str, dict[Setting, list[Curve]]]:
 
 
 def band(values: Sequence[float]) -> str:
-    """The mean, with the standard deviation over seeds where there are several."""
+    """The mean, with the standard deviation where there are several values; nothing where there is none."""
+    if not values:
+        return ""
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def table(settings: Mapping[Setting, list[Curve]]) -> list[str]:
-    """One line per method: final rates at each learning rate and schedule, and how many runs ended below their base."""
+    """One line per method: final rates at each learning rate and schedule and over all of them, the best rate of any
+    evaluation, and how many runs ended below their base.
+    """
     columns = sorted({(lr, schedule) for _, lr, schedule in settings}, key=lambda each: (each[1], each[0]))
-    best = {column: _best(settings, column) for column in columns}
-    lines = [
-        "| method | " + " | ".join(f"{lr:g}, {schedule}" for lr, schedule in columns) + " | best | below the base |",
-        "|---|" + "---|" * (len(columns) + 2),
-    ]
-    for method in dict.fromkeys(method for method, _, _ in settings):
-        cells = []
-        for column in columns:
-            runs = settings.get((method, *column), [])
-            text = band([run.final for run in runs]) if runs else ""
-            cells.append(f"**{text}**" if method == best[column] else text)
+    rates = {method: _final_rates(settings, method, columns) for method in dict.fromkeys(key[0] for key in settings)}
+    best = [max(map(mean, filter(None, column)), default=0.0) for column in zip(*rates.values(), strict=True)]
+    names = [f"{lr:g}, {schedule}" for lr, schedule in columns]
+    lines = [f"| method | {' | '.join(names)} | all | best | below the base |", "|---|" + "---|" * (len(columns) + 3)]
+    for method, of_method in rates.items():
+        texts = [
+            f"**{band(each)}**" if each and mean(each) == highest else band(each)
+            for each, highest in zip(of_method, best, strict=True)
+        ]
         runs = [run for setting, each in settings.items() if setting[0] == method for run in each]
         below = sum(run.final < run.base for run in runs)
         lines.append(
-            f"| {method} | " + " | ".join(cells) + f" | {max(run.best for run in runs):.2f} | {below} of {len(runs)} |"
+            f"| {method} | {' | '.join(texts)} | {max(run.best for run in runs):.2f} | {below} of {len(runs)} |"
         )
     return lines
 
 
-def _best(settings: Mapping[Setting, list[Curve]], column: tuple[float, str]) -> str:
-    means = {key[0]: mean(run.final for run in runs) for key, runs in settings.items() if key[1:] == column}
-    return max(means, key=lambda method: means[method])
+def _final_rates(
+    settings: Mapping[Setting, list[Curve]], method: str, columns: Sequence[tuple[float, str]]
+) -> list[list[float]]:
+    """Of the seeds in each column, and at the end of all runs, unless a column is empty."""
+    rates = [[run.final for run in settings.get((method, *column), [])] for column in columns]
+    # A mean over some columns could not be compared with one over others.
+    return [*rates, [rate for column in rates for rate in column] if all(rates) else []]
 
 
 def draw(settings: Mapping[Setting, list[Curve]], path: Path) -> None:
@@ -119,21 +127,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the page and its figures, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, default=Path(__file__).with_name("results.csv"))
+    parser.add_argument("--grid", type=Path, default=Path(__file__).with_name("grid.yaml"), help="others are controls")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results.md")
     options = parser.parse_args(arguments)
     found = curves(options.table)
     text = [Path(__file__).with_name("preface.md").read_text(encoding="utf-8").rstrip()]
+    of_grid = {run.method for run in Grid.read(options.grid).runs}
     for problem, settings in found.items():
         figure = options.output.with_name(f"results_{problem}.png")
-        draw(settings, figure)
-        runs = [run for each in settings.values() for run in each]
+        parts = [
+            {setting: each for setting, each in settings.items() if (setting[0] in of_grid) == wanted}
+            for wanted in (True, False)
+        ]
+        draw(parts[0], figure)
+        runs = [run for each in parts[0].values() for run in each]
         text += [
             f"\n## {problem}\n",
             f"Base: {runs[0].sampled[0]:.2f} sampled, {runs[0].greedy[0]:.2f} greedy. {len(runs)} runs of "
             f"{max(run.rollouts for run in runs)} rollouts; seeds {sorted({run.seed for run in runs})}.\n",
-            *table(settings),
+            *table(parts[0]),
             f"\n![Learning curves]({figure.name})",
         ]
+        if parts[1]:
+            text += [
+                f"\nControls and variants on {problem} (`variants.yaml`, `passes.yaml`), one seed:\n",
+                *table(parts[1]),
+            ]
     options.output.write_text("\n".join(text) + "\n", encoding="utf-8")
     print(f"Written: {options.output}")
     return 0

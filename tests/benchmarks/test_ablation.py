@@ -1,5 +1,7 @@
 """The ablation: which runs a grid has, what is left of it, and what the page says of the table."""
 
+from dataclasses import replace
+
 import pytest
 from benchmarks.ablation.__main__ import COLUMNS, append, finished
 from benchmarks.ablation.grid import Grid
@@ -66,12 +68,15 @@ def test_the_page_counts_runs_below_the_base_and_marks_the_best(grid, tmp_path):
         append(path, rows(run, 0.5, 0.9, 0.4 if run.seed else 0.6))
     for run in by_method["twice"]:
         append(path, rows(run, 0.5, 0.7))
+    append(path, rows(replace(by_method["plain"][0], method="control"), 0.5, 0.3))
     lines = table(curves(path)["one"])
     assert lines[0].startswith("| method | 0.1, constant | 0.2, constant | 0.1, decayed")
     assert lines[2].startswith("| plain | 0.50 ± 0.14 |")
-    assert lines[2].endswith("| 0.90 | 4 of 8 |")
-    assert lines[3] == "| twice | " + " | ".join(["**0.70 ± 0.00**"] * 4) + " | 0.70 | 0 of 8 |"
-    main(["--table", str(path), "--output", str(tmp_path / "results.md")])
+    assert lines[2].endswith("| 0.50 ± 0.11 | 0.90 | 4 of 8 |")
+    assert lines[3] == "| twice | " + " | ".join(["**0.70 ± 0.00**"] * 5) + " | 0.70 | 0 of 8 |"
+    assert lines[4] == "| control | 0.30 |  |  |  |  | 0.30 | 1 of 1 |"
+    main(["--table", str(path), "--grid", str(tmp_path / "grid.yaml"), "--output", str(tmp_path / "results.md")])
     page = (tmp_path / "results.md").read_text()
     assert "Base: 0.50 sampled, 0.25 greedy. 16 runs" in page
+    assert page.index("| twice |") < page.index("Controls and variants on one") < page.index("| control |")
     assert (tmp_path / "results_one.png").stat().st_size > 1000

@@ -17,6 +17,7 @@ def sections_of(records: list[dict], key: str) -> list[str]:
     return list(dict.fromkeys(record["section"] for record in records if key in record))
 
 
+@pytest.mark.slow
 def test_a_planted_failure_leaves_the_other_sections_results(tmp_path, capsys):
     status, records = run(tmp_path, "--only", "machine", "forward", "scoring", "--plant", "forward")
     assert status == 1

@@ -101,11 +101,8 @@ def assert_no_step_lost_or_doubled(folder: Path, whole: list[dict]) -> None:
         assert expected == 2 * STEPS
 
 
-KILLS = [("ddp", 2, 1)]
-KILLS += [pytest.param(*case, marks=pytest.mark.slow) for case in [("ddp", 20, 3), ("fsdp2", 20, 4), ("zero2", 5, 5)]]
-
-
-@pytest.mark.parametrize(("kind", "kills", "seed"), KILLS)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "kills", "seed"), [("ddp", 20, 3), ("fsdp2", 20, 4), ("zero2", 5, 5)])
 @pytest.mark.timeout(900)
 def test_killed_at_any_moment_no_step_is_lost_or_doubled_and_every_state_is_readable(tmp_path, kind, kills, seed):
     whole = run_ranks("cases.one_run", 2, tmp_path / "whole", kind=kind, adapter="lora", steps=STEPS)

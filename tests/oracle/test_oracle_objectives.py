@@ -122,7 +122,7 @@ def test_recorded_log_probs_of_the_sampler_equal_replaying_its_orders(block_leng
     [
         pytest.param("none", "log_likelihood", 4, marks=pytest.mark.slow),
         ("group", "log_likelihood", 1),
-        ("group", "likelihood_ratio", 1),
+        pytest.param("group", "likelihood_ratio", 1, marks=pytest.mark.slow),
         ("policy", "log_likelihood", 2),
     ],
 )

@@ -304,6 +304,7 @@ def test_lightnings_own_strategy_divides_over_the_machines_alone(nodes, shards):
     assert sharding_of(ours, devices=8, nodes=nodes).weights == 8 * nodes
 
 
+@pytest.mark.slow
 def test_deepspeed_says_nothing_on_standard_output(tmp_path):
     """In a process of its own, where DeepSpeed is imported for the first time."""
     arguments = ["plan", "--config", "gsm8k.yaml", "--config", "strategies/deepspeed_zero3.yaml", "--json"]

@@ -1,4 +1,4 @@
-"""The log-odds by which drawn tokens are ranked, against the same in arithmetic of 999 digits."""
+"""The log-odds by which drawn tokens are ranked, against the same in arithmetic of 50 digits."""
 
 from decimal import Decimal, localcontext
 
@@ -14,9 +14,10 @@ VOCAB = 23
 def exact_log_odds(logits: list[float], token: int) -> float:
     """log p - log(1 - p), p being the softmax at ``token``."""
     with localcontext() as context:
-        context.prec = 999
+        context.prec = 50
         weights = [Decimal(logit).exp() if logit != -torch.inf else Decimal(0) for logit in logits]
-        return float((weights[token] / (sum(weights) - weights[token])).ln())
+        # The others are added up, since a difference to the sum of all would leave nothing of them.
+        return float((weights.pop(token) / sum(weights)).ln())
 
 
 def random_logits(scale: float, places: int = 12) -> torch.Tensor:
