@@ -67,10 +67,10 @@ def test_operations_are_those_of_the_products(policy):
 
 
 def test_json_is_one_line_per_length(capsys):
-    blocks.main(["--lengths", "8", "12", "--json"])
+    blocks.main(["--lengths", "5", "6", "--json"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["length"] for line in lines] == [8, 12]
-    assert lines[0]["products"] == lines[1]["products"] > 0
+    assert [line["length"] for line in lines] == [5, 6]
+    assert all(line["products"] > 0 and line["mismatches"] == 0 for line in lines)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

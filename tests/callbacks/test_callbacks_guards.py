@@ -169,7 +169,7 @@ def test_stopping_needs_a_checkpoint_that_monitors(tmp_path):
         run(tmp_path, Guards(stop=True), steps=1, callbacks=[ModelCheckpoint(tmp_path)])
 
 
-@pytest.mark.parametrize("batch", [4, 5])
+@pytest.mark.parametrize("batch", [4, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_restart_within_a_step_or_behind_one_changes_neither_guards_nor_weights(tmp_path, batch):
     """Two batches a step and a buffer: the fifth and sixth are those of the third."""
     options = {"steps": 6, "rate": 10.0, "reward": variety, "micro_batch_size": 50}

@@ -216,7 +216,10 @@ print(type(AutoModelForMaskedLM.from_pretrained(sys.argv[1])).__name__)
 """
 
 
-@pytest.mark.parametrize(("package", "expected"), [("dmpo_lightning.models", "LLaDA"), ("dmpo_lightning", "")])
+@pytest.mark.parametrize(
+    ("package", "expected"),
+    [pytest.param("dmpo_lightning.models", "LLaDA", marks=pytest.mark.slow), ("dmpo_lightning", "")],
+)
 def test_transformers_loads_an_exported_folder_once_models_was_imported(tmp_path, package, expected):
     tiny_model().save_pretrained(tmp_path / "out")
     code = [sys.executable, "-c", LOAD.format(package=package), str(tmp_path / "out")]

@@ -39,7 +39,7 @@ PREEMPTION = "--trainer.callbacks+=dmpo_lightning.Preemption"
 PLUGIN = "lightning.pytorch.plugins.environments.SLURMEnvironment"
 SLOW = pytest.mark.slow
 CASES = [
-    ("import:SIGUSR1", [], True),
+    pytest.param("import:SIGUSR1", [], True, marks=SLOW),
     ("construction:SIGTERM", [], False),
     ("start:SIGUSR1", [PREEMPTION], True),
     pytest.param(

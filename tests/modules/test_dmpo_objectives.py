@@ -132,8 +132,12 @@ def test_ratio_of_the_policy_that_sampled_is_one_in_every_pass(iteration):
 @pytest.mark.parametrize(
     ("objective", "sampler"),
     [
-        (WDCE(reward_temperature=0.2, replicates=4, baseline="group", negative_term="log_likelihood"), {}),
-        (WDCE(reward_temperature=0.2, replicates=4), {}),
+        pytest.param(
+            WDCE(reward_temperature=0.2, replicates=4, baseline="group", negative_term="log_likelihood"),
+            {},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(WDCE(reward_temperature=0.2, replicates=4), {}, marks=pytest.mark.slow),
         pytest.param(
             WDCE(reward_temperature=0.2, replicates=4, baseline="group", negative_term="likelihood_ratio"),
             {},

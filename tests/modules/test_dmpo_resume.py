@@ -2,6 +2,7 @@
 
 import random
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from dmpo_runs import Recorder, SaveAt, loader, module, trainer, weights
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dmpo_lightning import WDCE, WDDO, LoRA, RandomOrderSampler, TrajectoryEstimator
+from tiers import slow_unless
 
 OBJECTIVES = {
     "published": {
@@ -39,9 +41,13 @@ def options_for(name):
 
 
 MID_BUFFER, BUFFER_END, EPOCH_END, SECOND_EPOCH = 3, 4, 12, 14
-CUTS = [(name, MID_BUFFER) for name in OBJECTIVES] + [
-    (name, stop) for name in ("published", "refreshed reference") for stop in (BUFFER_END, EPOCH_END, SECOND_EPOCH)
-]
+CUTS = slow_unless(
+    lambda name, stop: name in ("published", "trajectory") or (name, stop) == ("refreshed reference", BUFFER_END),
+    [
+        *((name, MID_BUFFER) for name in OBJECTIVES),
+        *product(("published", "refreshed reference"), (BUFFER_END, EPOCH_END, SECOND_EPOCH)),
+    ],
+)
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +102,7 @@ def test_a_refreshed_reference_survives_a_resume(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    "batch", [b if b in (2, 3, 12) else pytest.param(b, marks=pytest.mark.slow) for b in range(14)]
-)
+@pytest.mark.parametrize("batch", [b if b in (3, 12) else pytest.param(b, marks=pytest.mark.slow) for b in range(14)])
 def test_a_checkpoint_between_two_optimizer_steps_continues_exactly(tmp_path, batch):
     """At any micro-batch: accumulated gradients are in no checkpoint, so the step is begun again; 12 batches an epoch
     and 4 a buffer.

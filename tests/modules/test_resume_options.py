@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim import SGD, AdamW, lr_scheduler
 
 from dmpo_lightning.modules.options import configured_options, differences, run_schedule, take_over
+from tiers import slow_unless
 
 STOP, STEPS = 3, 8
 
@@ -71,7 +72,7 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", slow_unless(lambda name: name in ("nested", "one that moves betas too"), SCHEDULES))
 def test_the_learning_rate_goes_on_as_if_this_runs_schedule_had_been_there_from_the_start(tmp_path, name):
     (optimizer, scheduler), (other, other_scheduler), named = SCHEDULES[name]
     _, _, checkpoint = whole(tmp_path / "stored", optimizer=optimizer, lr_scheduler=scheduler)

@@ -30,7 +30,7 @@ MODULES = {
 
 @pytest.mark.parametrize(
     ("callback", "kind"),
-    slow_unless(lambda *case: case in {("ema", "adapted"), ("swa", "whole")}, product(CALLBACKS, MODULES)),
+    slow_unless(lambda *case: case == ("ema", "adapted"), product(CALLBACKS, MODULES)),
 )
 def test_an_averaged_run_resumes_as_if_it_had_not_ended(tmp_path, callback, kind):
     whole, again = module(**MODULES[kind]), module(**MODULES[kind])
@@ -53,7 +53,7 @@ def test_checkpoints_of_averages_hold_no_frozen_weights_and_are_exported(tmp_pat
     assert export_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", merge=kind != "whole") == trained
 
 
-@pytest.mark.parametrize("callback", [WeightAveraging, EMAWeightAveraging])
+@pytest.mark.parametrize("callback", [pytest.param(WeightAveraging, marks=pytest.mark.slow), EMAWeightAveraging])
 def test_averages_leave_frozen_weights_and_tables_as_they_are(tmp_path, callback):
     """A moving average of an unchanged weight drifts by rounding, and minus infinity less itself is NaN."""
     made = module(adapter=LoRA(r=4), random_weights=True)

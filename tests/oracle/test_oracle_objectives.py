@@ -123,7 +123,7 @@ def test_recorded_log_probs_of_the_sampler_equal_replaying_its_orders(block_leng
         pytest.param("none", "log_likelihood", 4, marks=pytest.mark.slow),
         ("group", "log_likelihood", 1),
         pytest.param("group", "likelihood_ratio", 1, marks=pytest.mark.slow),
-        ("policy", "log_likelihood", 2),
+        pytest.param("policy", "log_likelihood", 2, marks=pytest.mark.slow),
     ],
 )
 def test_wdce_with_trajectory_log_rnd_reaches_the_target(baseline, negative_term, iterations):
@@ -174,7 +174,8 @@ def test_wddo_with_trajectory_log_rnd_reaches_the_target():
     assert total_variation(reached, TARGET) < 0.05
 
 
-@pytest.mark.parametrize("negative_term", [pytest.param("log_likelihood", marks=pytest.mark.slow), "likelihood"])
+@pytest.mark.slow
+@pytest.mark.parametrize("negative_term", ["log_likelihood", "likelihood"])
 def test_negative_with_small_groups_puts_its_mass_on_the_one_right_completion(negative_term):
     objective = WDCE(
         reward_temperature=ALPHA, baseline="negative", negative_term=negative_term, log_prob=TrajectoryEstimator()
