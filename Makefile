@@ -24,10 +24,10 @@ picture: demo  ## the demo's learning curve, as README shows it
 	cp runs/sudoku_tiny/latest/learning_curve.png docs/images/sudoku_tiny.png
 
 test: .venv/.installed-dev  ## the fast tier
-	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-all: .venv/.installed-dev  ## everything
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 gpu: .venv/.installed-dev  ## proves and measures on a GPU, in nine minutes
 	$(BIN)/python -m benchmarks.gpu --output runs/gpu $(ARGS)

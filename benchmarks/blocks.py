@@ -30,7 +30,7 @@ class Size:
     """A model, four layers of width 256 with twice as many queries as keys, and the prompts that it continues."""
 
     vocab_size: int = 2048
-    prompt_length: int = 100
+    prompt_length: int = 96
     rows: int = 2
     block_size: int = 4
 
@@ -146,6 +146,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=at_least_three, default=3)
     parser.add_argument("--json", action="store_true", help="one line of JSON per length")
     options = parser.parse_args(arguments)
+    if min(options.lengths) <= options.block_size:
+        parser.error(f"lengths must be greater than the block size {options.block_size}, got {options.lengths}")
+    if Size.prompt_length % options.block_size:
+        parser.error(f"the block size must divide the prompt's {Size.prompt_length} tokens, got {options.block_size}")
     size = Size(block_size=options.block_size)
     policy = random_policy(size)
     if not options.json:

@@ -54,7 +54,7 @@ def log_probs_block_after_block(
 def test_all_blocks_in_one_forward_are_the_blocks_computed_one_after_another(block):
     """Prompts of every length modulo the block, in one padded batch, under several maskings each."""
     policy = policy_of(block)
-    lengths = [1, 2, 3, 4, 5, 6]
+    lengths = list(range(1, max(block, 6) + 1))
     ids, mask = prompts(lengths)
     completion = completions(len(lengths))
     masks = draw_masks(torch.arange(len(lengths)), length=LENGTH, replicates=4)

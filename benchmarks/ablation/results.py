@@ -77,6 +77,7 @@ def table(settings: Mapping[Setting, list[Curve]]) -> list[str]:
     """
     columns = sorted({(lr, schedule) for _, lr, schedule in settings}, key=lambda each: (each[1], each[0]))
     rates = {method: _final_rates(settings, method, columns) for method in dict.fromkeys(key[0] for key in settings)}
+    _add_means(rates)
     best = [max(map(mean, filter(None, column)), default=0.0) for column in zip(*rates.values(), strict=True)]
     names = [f"{lr:g}, {schedule}" for lr, schedule in columns]
     lines = [f"| method | {' | '.join(names)} | all | best | below the base |", "|---|" + "---|" * (len(columns) + 3)]
@@ -96,10 +97,16 @@ def table(settings: Mapping[Setting, list[Curve]]) -> list[str]:
 def _final_rates(
     settings: Mapping[Setting, list[Curve]], method: str, columns: Sequence[tuple[float, str]]
 ) -> list[list[float]]:
-    """Of the seeds in each column, and at the end of all runs, unless a column is empty."""
-    rates = [[run.final for run in settings.get((method, *column), [])] for column in columns]
-    # A mean over some columns could not be compared with one over others.
-    return [*rates, [rate for column in rates for rate in column] if all(rates) else []]
+    """Of the seeds in each column."""
+    return [[run.final for run in settings.get((method, *column), [])] for column in columns]
+
+
+def _add_means(rates: Mapping[str, list[list[float]]]) -> None:
+    """A last column of all runs, for methods that miss none: other means would be over other runs."""
+    most = [max(map(len, column)) for column in zip(*rates.values(), strict=True)]
+    for of_method in rates.values():
+        is_whole = list(map(len, of_method)) == most
+        of_method.append([rate for column in of_method for rate in column] if is_whole else [])
 
 
 def draw(settings: Mapping[Setting, list[Curve]], path: Path) -> None:
@@ -139,6 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             {setting: each for setting, each in settings.items() if (setting[0] in of_grid) == wanted}
             for wanted in (True, False)
         ]
+        if not parts[0]:
+            raise SystemExit(f"{options.table} has runs of {problem}, but none of a method of {options.grid}.")
         draw(parts[0], figure)
         runs = [run for each in parts[0].values() for run in each]
         text += [

@@ -75,6 +75,10 @@ def test_the_page_counts_runs_below_the_base_and_marks_the_best(grid, tmp_path):
     assert lines[2].endswith("| 0.50 ± 0.11 | 0.90 | 4 of 8 |")
     assert lines[3] == "| twice | " + " | ".join(["**0.70 ± 0.00**"] * 5) + " | 0.70 | 0 of 8 |"
     assert lines[4] == "| control | 0.30 |  |  |  |  | 0.30 | 1 of 1 |"
+    main_columns = {key: runs for key, runs in curves(path)["one"].items() if key[0] != "control"}
+    main_columns["twice", 0.1, "constant"].pop()
+    without = table(main_columns)[3]
+    assert without == "| twice | **0.70** | " + " | ".join(["**0.70 ± 0.00**"] * 3) + " |  | 0.70 | 0 of 7 |"
     main(["--table", str(path), "--grid", str(tmp_path / "grid.yaml"), "--output", str(tmp_path / "results.md")])
     page = (tmp_path / "results.md").read_text()
     assert "Base: 0.50 sampled, 0.25 greedy. 16 runs" in page

@@ -12,6 +12,7 @@ from dmpo_lightning.models.llada import LLaDAConfig
 from dmpo_lightning.models.loading import load_model, load_tokenizer, token_facts
 from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.models.sdar import FAMILY, SDARConfig, SDARForMaskedDiffusion
+from dmpo_lightning.planning.parameters import read_architecture
 from small_models import SMALL, random_ids, tiny_sdar, word_tokenizer
 
 PUBLISHED_CONFIG = {
@@ -155,8 +156,8 @@ def twin_logits(twin: Qwen3ForCausalLM, ids: torch.Tensor, attended: torch.Tenso
 @torch.no_grad()
 @pytest.mark.parametrize("block", [1, 4, 32])
 def test_logits_equal_those_of_a_block_causal_qwen3(block):
-    model, ids = tiny_sdar(block_size=block).eval(), random_ids(3, 11)
-    expected = twin_logits(qwen3_twin(model), ids, torch.ones(3, 11, dtype=torch.bool), block)
+    model, ids = tiny_sdar(block_size=block).eval(), random_ids(2, 67)
+    expected = twin_logits(qwen3_twin(model), ids, torch.ones(2, 67, dtype=torch.bool), block)
     torch.testing.assert_close(model(ids).logits, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -164,8 +165,8 @@ def test_logits_equal_those_of_a_block_causal_qwen3(block):
 @pytest.mark.parametrize("block", [1, 4, 32])
 def test_logits_equal_those_of_a_block_causal_qwen3_with_left_padding(block):
     """The amounts of padding are no multiples of the block, so that blocks counted in columns would differ."""
-    model, ids = tiny_sdar(block_size=block).eval(), random_ids(3, 11)
-    attended = torch.arange(11) >= torch.tensor([0, 2, 5])[:, None]
+    model, ids = tiny_sdar(block_size=block).eval(), random_ids(3, 67)
+    attended = torch.arange(67) >= torch.tensor([0, 5, 37])[:, None]
     expected = twin_logits(qwen3_twin(model), ids, attended, block)
     torch.testing.assert_close(model(ids, attended).logits[attended], expected[attended], atol=1e-5, rtol=1e-5)
 
@@ -216,11 +217,30 @@ def test_saving_in_shards_and_loading_is_exact(tmp_path, load, tied):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_folder_with_the_published_configuration_needs_no_remote_code(tmp_path, tied):
-    tiny_sdar(tie_word_embeddings=tied).save_pretrained(tmp_path)
+def test_a_sharded_folder_with_the_published_configuration_loads_exactly_without_remote_code(tmp_path, tied):
+    model = tiny_sdar(tie_word_embeddings=tied).to(torch.bfloat16)
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
     config = PUBLISHED_CONFIG | SMALL_CHECKPOINT | {"tie_word_embeddings": tied}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert type(load_model(str(tmp_path))) is SDARForMaskedDiffusion
+    loaded = load_model(str(tmp_path))
+    assert type(loaded) is SDARForMaskedDiffusion
+    assert loaded.dtype == torch.bfloat16
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("name", "stated", "block"),
+    [("SDAR-8B-Chat-b32", {}, 32), ("SDAR-8B-Chat", {}, 4), ("SDAR-8B-Chat-b32", {"block_size": 8}, 8)],
+)
+def test_a_block_that_the_configuration_leaves_out_is_that_of_the_name(tmp_path, name, stated, block):
+    folder = tmp_path / name
+    tiny_sdar().save_pretrained(folder)
+    config = PUBLISHED_CONFIG | SMALL_CHECKPOINT | {"tie_word_embeddings": False} | stated
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_model(str(folder)).block_size == block
+    assert load_model(str(folder), random_weights=True).block_size == block
+    assert read_architecture(str(folder)).block_size == block
 
 
 def test_a_head_that_is_not_tied_must_be_there(tmp_path):

@@ -1,5 +1,7 @@
 """Parameters, counted without weights."""
 
+import json
+
 import pytest
 from planning_runs import small_config
 from transformers import AutoModelForMaskedLM
@@ -54,6 +56,19 @@ def test_dream_7b_is_described_without_network():
 def test_the_block_causal_models_are_described_without_network(source, total):
     model = read_architecture(source)
     assert (model.total, model.key_heads, model.head_size, model.dtype) == (total, 8, 128, "bfloat16")
+
+
+def test_a_published_name_says_how_long_blocks_are():
+    assert read_architecture("JetLM/SDAR-8B-Chat-b32").block_size == 32
+    assert read_architecture("JetLM/SDAR-8B-Chat").block_size == 4
+
+
+@pytest.mark.parametrize("model_type", ["illada", "llada2_moe", "sdar_moe"])
+def test_a_model_of_the_hub_that_is_not_supported_is_refused_by_name(tmp_path, monkeypatch, model_type):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: str(tmp_path / "config.json"))
+    with pytest.raises(ValueError, match=f"'some/model' is a '{model_type}', which is not supported"):
+        read_architecture("some/model")
 
 
 def test_lora_on_all_block_linears_counts_rank_times_in_and_out(llada):

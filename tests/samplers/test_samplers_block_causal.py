@@ -28,6 +28,9 @@ SAMPLERS = {
     "random": (ConfidenceSampler(remasking="random"), 4),
     "threshold": (ConfidenceSampler(threshold=0.4, **WHOLE), 4),
     "factor": (ConfidenceSampler(factor=1.2), 4),
+    "top-k": (ConfidenceSampler(top_k=3), 4),
+    "top-p": (ConfidenceSampler(top_p=0.6), 4),
+    "random order, top-k and top-p": (RandomOrderSampler(temperature=0.7, top_k=5, top_p=0.8), 4),
     "random order": (RandomOrderSampler(temperature=0.7), 4),
     "blocks of one": (ConfidenceSampler(), 1),
     "one block": (ConfidenceSampler(), 16),
@@ -43,6 +46,12 @@ def prompts(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     width = max(lengths)
     ids = torch.randint(6, 25, (len(lengths), width), generator=torch.Generator().manual_seed(1))
     return ids, torch.arange(width) >= width - torch.tensor(lengths)[:, None]
+
+
+def every_length(block: int) -> list[int]:
+    """Lengths with every remainder modulo the block, six at least, longer and shorter ones by turns."""
+    lengths = list(range(1, max(block, 6) + 1))
+    return lengths[::2] + lengths[1::2]
 
 
 def keys_of(rows: int) -> torch.Tensor:
@@ -94,7 +103,7 @@ def decode_plainly(policy: Policy, sampler, prompt: list[int], key: torch.Tensor
             logits = logits + policy._ban
             step = (block - first) * size + within
             uniform = step_uniforms(key, step, LENGTH)[0, places]
-            draw = draw_tokens(logits, uniform, temperature=sampler.temperature)
+            draw = draw_tokens(logits, uniform, **sampler.draw_options)
             for place in chosen_places(sampler, places, draw.confidence.tolist(), key, step, within, size):
                 ids[start + place] = draw.tokens[places.index(place)].item()
                 steps[place], log_probs[place] = step, draw.log_prob[places.index(place)].item()
@@ -107,7 +116,7 @@ def decode_plainly(policy: Policy, sampler, prompt: list[int], key: torch.Tensor
 @pytest.mark.parametrize(("sampler", "block"), SAMPLERS.values(), ids=SAMPLERS.keys())
 def test_samples_are_those_of_each_row_decoded_by_itself_without_a_cache(sampler, block):
     """Prompts of every length modulo the block in one batch; some rows end early, others late."""
-    policy, (ids, mask) = policy_of(block), prompts([1, 6, 3, 8])
+    policy, (ids, mask) = policy_of(block), prompts(every_length(block))
     policy._ban[list(policy.facts.end_token_ids)] = 1.5  # which makes ends more likely
     keys = keys_of(len(ids))
     found = sample(policy, sampler, ids, mask, keys)

@@ -1,6 +1,7 @@
 """The known families of masked diffusion language models, and which of them a model or a tokenizer belongs to."""
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ def families() -> tuple[Family, ...]:
 
 
 REFUSED = {
-    "illada": "iLLaDA is bidirectional with a tied head, and its tensor names and rotary base were not to be had",
+    "illada": "iLLaDA is bidirectional with a tied head and Llama's tensor names, and is not built here",
     "llada2_moe": "LLaDA2 is block-causal, but its router and its 256 experts per layer are not built here",
     "sdar_moe": "this SDAR is a mixture of experts, whose router and experts are not built here",
 }
@@ -42,6 +43,21 @@ def check_supported(folder: Path, source: str) -> None:
             f"{source!r} is a {model_type!r}, which is not supported: {REFUSED[model_type]}. Supported: "
             f"{', '.join(family.model_type for family in families())}, and any masked language model of transformers."
         )
+
+
+def named_block_size(source: str) -> dict[str, int]:
+    """The ``block_size`` that a name ends with, where it does: SDAR-8B-Chat-b32 has blocks of 32."""
+    named = re.search(r"-b(\d+)$", Path(source).name)
+    return {"block_size": int(named[1])} if named else {}
+
+
+def complete_config(config: Any, folder: Path, source: str) -> None:
+    """Gives a block-causal model the ``block_size`` of its name, if its config.json states none.
+
+    Without a size in the name the family's default stays.
+    """
+    if hasattr(config, "block_size") and "block_size" not in json.loads((folder / "config.json").read_text()):
+        config.update(named_block_size(source))
 
 
 def family_of_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> Family | None:

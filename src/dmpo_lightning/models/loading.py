@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from dmpo_lightning.models.adapter_folders import base_of
-from dmpo_lightning.models.families import check_supported, family_of_model, family_of_tokenizer, logit_width
+from dmpo_lightning.models.families import (
+    check_supported,
+    complete_config,
+    family_of_model,
+    family_of_tokenizer,
+    logit_width,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -76,6 +82,7 @@ def load_model(
 
     check_supported(Path(folder), source)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    complete_config(config, Path(folder), source)
     if random_weights:
         # All ranks draw the same weights, and nobody else's draws move.
         with torch.random.fork_rng(devices=[]):
@@ -83,7 +90,11 @@ def load_model(
             return AutoModelForMaskedLM.from_config(config).to(_dtype(dtype, torch.float32))
     if family_of_model(config.model_type):
         verify_checkpoint(folder, config)
-    options: dict[str, Any] = {"dtype": _dtype(dtype, "auto"), "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {
+        "config": config,
+        "dtype": _dtype(dtype, "auto"),
+        "trust_remote_code": trust_remote_code,
+    }
     if quantization is None:
         return AutoModelForMaskedLM.from_pretrained(folder, **options)
     from peft import prepare_model_for_kbit_training

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dmpo_lightning.models.families import check_supported, logit_width
+from dmpo_lightning.models.families import check_supported, complete_config, logit_width, named_block_size
 from dmpo_lightning.models.loading import EMBEDDED_MODELS, fetch
 from dmpo_lightning.models.lora import LoRA
 
@@ -221,7 +221,7 @@ def _read_config(source: str) -> tuple["PreTrainedConfig", str]:
     # The published models are known without the hub, so that planning needs no network.
     for beginning, model_type, differences in PUBLISHED:
         if source.startswith(beginning):
-            return AutoConfig.for_model(model_type, **differences), "bfloat16"
+            return AutoConfig.for_model(model_type, **differences, **named_block_size(source)), "bfloat16"
     return _hub_config(source)
 
 
@@ -229,24 +229,29 @@ def _stored_config(source: str) -> tuple["PreTrainedConfig", str]:
     folder = Path(fetch(source))
     if not (folder / "config.json").is_file():
         raise ValueError(f"`plan` needs the model's config.json, and the folder {str(folder)!r} has none.")
-    check_supported(folder, source)
-    return _load_config(str(folder))
+    return _load_config(folder, source)
 
 
 def _hub_config(source: str) -> tuple["PreTrainedConfig", str]:
+    from huggingface_hub import hf_hub_download
+
     try:
-        return _load_config(source)
-    except OSError as error:
+        folder = Path(hf_hub_download(source, "config.json")).parent
+    # The hub's errors are of many classes, all of these two kinds.
+    except (OSError, ValueError) as error:
         known = ", ".join(f"{beginning}*" for beginning, *_ in PUBLISHED)
         raise ValueError(
             f"`plan` needs the configuration of {source!r}, which is neither a folder nor to be had from the hub. "
             f"Known without network: {known}, {', '.join(EMBEDDED_MODELS)}."
         ) from error
+    return _load_config(folder, source)
 
 
-def _load_config(where: str) -> tuple["PreTrainedConfig", str]:
+def _load_config(folder: Path, source: str) -> tuple["PreTrainedConfig", str]:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(where)
+    check_supported(folder, source)
+    config = AutoConfig.from_pretrained(folder)
+    complete_config(config, folder, source)
     dtype = getattr(config, "dtype", None) or "float32"
     return config, str(dtype).removeprefix("torch.")
