@@ -78,7 +78,9 @@ def table(settings: Mapping[Setting, list[Curve]]) -> list[str]:
     columns = sorted({(lr, schedule) for _, lr, schedule in settings}, key=lambda each: (each[1], each[0]))
     rates = {method: _final_rates(settings, method, columns) for method in dict.fromkeys(key[0] for key in settings)}
     _add_means(rates)
-    best = [max(map(mean, filter(None, column)), default=0.0) for column in zip(*rates.values(), strict=True)]
+    # No method is the best of one.
+    filled = [list(filter(None, column)) for column in zip(*rates.values(), strict=True)]
+    best = [max(map(mean, column)) if len(column) > 1 else None for column in filled]
     names = [f"{lr:g}, {schedule}" for lr, schedule in columns]
     lines = [f"| method | {' | '.join(names)} | all | best | below the base |", "|---|" + "---|" * (len(columns) + 3)]
     for method, of_method in rates.items():
