@@ -1,6 +1,5 @@
 """Loads models, tokenizers and facts about tokens, from a hub id, a local folder or the name of an embedded model."""
 
-import json
 import os
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,14 +17,13 @@ from dmpo_lightning.models.families import (
     family_of_tokenizer,
     logit_width,
 )
+from dmpo_lightning.models.verification import verify_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 EMBEDDED_MODELS = ("sudoku_tiny", "countdown_tiny", "blocks_tiny")
 """Models that are part of the installed package and can be loaded by name without a network."""
-
-SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
 Quantization = Literal["nf4"]
 
@@ -127,71 +125,6 @@ def fetch(source: str, revision: str | None = None) -> str:
     # The hub's errors are of many classes, all of these two kinds.
     except (OSError, ValueError) as error:
         raise ValueError(_missing_source(source)) from error
-
-
-def verify_checkpoint(folder: str, config: "PretrainedConfig") -> None:
-    """Compares the names and shapes in the safetensors files with those of the architecture.
-
-    No weight is read. Transformers itself would only warn, and fill missing tensors with random numbers.
-
-    Raises:
-        ValueError: a tensor is missing, unexpected or misshapen, or a file is damaged. The message names both.
-    """
-    from transformers import AutoModelForMaskedLM
-
-    with torch.device("meta"):
-        model = AutoModelForMaskedLM.from_config(config)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    # A tensor that is tied to another is one with it, and is stored or left out.
-    tied = (getattr(model, "_tied_weights_keys", None) if config.tie_word_embeddings else None) or {}
-    index = _weight_map(Path(folder))
-    stored = _stored_tensors(Path(folder), sorted(set(index.values())) or [SINGLE_FILE])
-    for name, shape in expected.items():
-        if name not in stored and name in tied:
-            continue
-        if name not in stored:
-            file = str(Path(folder) / index.get(name, SINGLE_FILE if not index else INDEX_FILE))
-            raise ValueError(f"Checkpoint file {file!r}: tensor {name!r} is missing. Download the model again.")
-        file, stored_shape = stored[name]
-        if stored_shape != shape:
-            raise ValueError(
-                f"Checkpoint file {file!r}: tensor {name!r} must have shape {shape}, got {stored_shape}. "
-                "config.json and weights do not belong together."
-            )
-    for name, (file, _) in stored.items():
-        if name not in expected:
-            raise ValueError(
-                f"Checkpoint file {file!r}: unexpected tensor {name!r}; the architecture has none of that name."
-            )
-
-
-def _weight_map(folder: Path) -> dict[str, str]:
-    """The file of each tensor according to the index. Empty where there is no index, and thus a single file."""
-    index = folder / INDEX_FILE
-    if not index.is_file():
-        return {}
-    try:
-        return json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"Checkpoint file {str(index)!r} is damaged ({error}). Download it again.") from error
-
-
-def _stored_tensors(folder: Path, names: list[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The file and the shape of each tensor in the named files, read from the files' headers alone."""
-    from safetensors import SafetensorError, safe_open
-
-    stored: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for file in (folder / name for name in names):
-        if not file.is_file():
-            raise ValueError(f"Checkpoint file {str(file)!r} is missing. Download the model again.")
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                stored |= {name: (str(file), tuple(tensors.get_slice(name).get_shape())) for name in tensors.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(
-                f"Checkpoint file {str(file)!r} is truncated or damaged ({error}). Download it again."
-            ) from error
-    return stored
 
 
 def _load_adapted(folder: str, **options: Any) -> nn.Module:
