@@ -266,6 +266,7 @@ def test_values_of_a_batch_are_those_of_each_task_and_of_all():
 # From the command line ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_mixture_is_trained_and_evaluated_from_the_command_line(tmp_path, monkeypatch, capsys):
     from dmpo_lightning.__main__ import main
 
