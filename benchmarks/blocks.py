@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.options import at_least_three, function_named
-from benchmarks.samplers import interleaved, random_policy_of
-from dmpo_lightning.functional import row_keys
+from benchmarks.samplers import interleaved, random_policy_of, sampled
 from dmpo_lightning.models.sdar import SDARConfig, SDARForMaskedDiffusion
-from dmpo_lightning.policy import Policy, evaluating
+from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers import ConfidenceSampler
 
 
@@ -82,11 +81,8 @@ def random_prompts(size: Size) -> Tensor:
 
 def ours(policy: Policy, prompt_ids: Tensor, length: int) -> Tensor:
     """Completions of the package's sampler, greedy, one token per step."""
-    keys = row_keys(0, torch.arange(len(prompt_ids)), group_size=1, iteration=0).squeeze(1)
-    sampler = ConfidenceSampler(temperature=0.0)
     mask = torch.ones_like(prompt_ids, dtype=torch.bool)
-    with evaluating(policy):
-        return sampler.sample(policy, prompt_ids, mask, completion_length=length, keys=keys).completion_ids
+    return sampled(policy, ConfidenceSampler(temperature=0.0), prompt_ids, mask, length)
 
 
 def operations(run: Callable[[], object]) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from benchmarks.plain import transfer_rows
 from dmpo_lightning.functional import row_keys
 from dmpo_lightning.models.llada import LLaDAConfig, LLaDAForMaskedDiffusion
 from dmpo_lightning.policy import Policy, evaluating
-from dmpo_lightning.samplers import ConfidenceSampler
+from dmpo_lightning.samplers import ConfidenceSampler, Sampler
 from dmpo_lightning.samplers.transfer import above_threshold
 
 SCHEDULES: dict[str, dict[str, float]] = {"static": {}, "threshold": {"threshold": 0.9}, "factor": {"factor": 1.0}}
@@ -138,11 +138,15 @@ def theirs(
 
 def ours(policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, case: Case, size: Size) -> Tensor:
     """Completions of the package's sampler."""
-    keys = row_keys(0, torch.arange(len(prompt_ids)), group_size=1, iteration=0).squeeze(1)
     sampler = ConfidenceSampler(**decoding_options(case, size))
+    return sampled(policy, sampler, prompt_ids, prompt_mask, size.completion_length)
+
+
+def sampled(policy: Policy, sampler: Sampler, prompt_ids: Tensor, prompt_mask: Tensor, length: int) -> Tensor:
+    """One completion of each prompt, always the same."""
+    keys = row_keys(0, torch.arange(len(prompt_ids)), group_size=1, iteration=0).squeeze(1)
     with evaluating(policy):
-        samples = sampler.sample(policy, prompt_ids, prompt_mask, completion_length=size.completion_length, keys=keys)
-    return samples.completion_ids
+        return sampler.sample(policy, prompt_ids, prompt_mask, completion_length=length, keys=keys).completion_ids
 
 
 def decoding_options(case: Case, size: Size) -> dict[str, Any]:

@@ -111,6 +111,10 @@ def _add_means(rates: Mapping[str, list[list[float]]]) -> None:
         of_method.append([rate for column in of_method for rate in column] if is_whole else [])
 
 
+def _seeds(settings: Mapping[Setting, list[Curve]]) -> list[int]:
+    return sorted({run.seed for runs in settings.values() for run in runs})
+
+
 def draw(settings: Mapping[Setting, list[Curve]], path: Path) -> None:
     """Sampled solve rates over optimizer steps: one panel per learning rate and schedule, one line per seed."""
     from matplotlib.figure import Figure
@@ -144,26 +148,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     of_grid = {run.method for run in Grid.read(options.grid).runs}
     for problem, settings in found.items():
         figure = options.output.with_name(f"results_{problem}.png")
-        parts = [
-            {setting: each for setting, each in settings.items() if (setting[0] in of_grid) == wanted}
-            for wanted in (True, False)
-        ]
-        if not parts[0]:
+        methods = {setting: each for setting, each in settings.items() if setting[0] in of_grid}
+        controls = {setting: each for setting, each in settings.items() if setting[0] not in of_grid}
+        if not methods:
             raise SystemExit(f"{options.table} has runs of {problem}, but none of a method of {options.grid}.")
-        draw(parts[0], figure)
-        runs = [run for each in parts[0].values() for run in each]
+        draw(methods, figure)
+        runs = [run for each in methods.values() for run in each]
         text += [
             f"\n## {problem}\n",
             f"Base: {runs[0].sampled[0]:.2f} sampled, {runs[0].greedy[0]:.2f} greedy. {len(runs)} runs of "
-            f"{max(run.rollouts for run in runs)} rollouts; seeds {sorted({run.seed for run in runs})}.\n",
-            *table(parts[0]),
+            f"{max(run.rollouts for run in runs)} rollouts; seeds {_seeds(methods)}.\n",
+            *table(methods),
             f"\n![Learning curves]({figure.name})",
         ]
-        if parts[1]:
-            text += [
-                f"\nControls and variants on {problem} (`variants.yaml`, `passes.yaml`), one seed:\n",
-                *table(parts[1]),
-            ]
+        if controls:
+            named = f"Controls and variants on {problem} (`variants.yaml`, `passes.yaml`), seeds {_seeds(controls)}:"
+            text += [f"\n{named}\n", *table(controls)]
     options.output.write_text("\n".join(text) + "\n", encoding="utf-8")
     print(f"Written: {options.output}")
     return 0

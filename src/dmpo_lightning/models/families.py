@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,19 +46,28 @@ def check_supported(folder: Path, source: str) -> None:
         )
 
 
-def named_block_size(source: str) -> dict[str, int]:
-    """The ``block_size`` that a name ends with, where it does: SDAR-8B-Chat-b32 has blocks of 32."""
-    named = re.search(r"-b(\d+)$", Path(source).name)
-    return {"block_size": int(named[1])} if named else {}
+def read_config(folder: Path, source: str, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of the model in a folder, which was fetched from ``source``.
 
-
-def complete_config(config: Any, folder: Path, source: str) -> None:
-    """Gives a block-causal model the ``block_size`` of its name, if its config.json states none.
-
-    Without a size in the name the family's default stays.
+    Raises:
+        ValueError: the model is known not to be supported, see `check_supported`.
     """
-    if hasattr(config, "block_size") and "block_size" not in json.loads((folder / "config.json").read_text()):
-        config.update(named_block_size(source))
+    from transformers import AutoConfig
+
+    check_supported(folder, source)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return with_named_block(config, source, stated=json.loads((folder / "config.json").read_text()))
+
+
+def with_named_block(config: Any, source: str, *, stated: Container[str]) -> Any:
+    """A configuration, with the ``block_size`` that the model's name ends with unless it is among the ``stated`` keys.
+
+    A block-causal SDAR-8B-Chat-b32 has blocks of 32. Without such a name the family's default stays.
+    """
+    named = re.search(r"-b(\d+)$", Path(source).name)
+    if named and hasattr(config, "block_size") and "block_size" not in stated:
+        config.block_size = int(named[1])
+    return config
 
 
 def family_of_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> Family | None:

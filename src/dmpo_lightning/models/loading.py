@@ -10,13 +10,7 @@ import torch
 from torch import nn
 
 from dmpo_lightning.models.adapter_folders import base_of
-from dmpo_lightning.models.families import (
-    check_supported,
-    complete_config,
-    family_of_model,
-    family_of_tokenizer,
-    logit_width,
-)
+from dmpo_lightning.models.families import family_of_model, family_of_tokenizer, logit_width, read_config
 from dmpo_lightning.models.verification import verify_checkpoint
 
 if TYPE_CHECKING:
@@ -76,11 +70,9 @@ def load_model(
         if random_weights:
             raise ValueError(f"`random_weights` needs a whole model, but {source!r} is an adapter on a trained one.")
         return _load_adapted(folder, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers import AutoModelForMaskedLM
 
-    check_supported(Path(folder), source)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    complete_config(config, Path(folder), source)
+    config = read_config(Path(folder), source, trust_remote_code=trust_remote_code)
     if random_weights:
         # All ranks draw the same weights, and nobody else's draws move.
         with torch.random.fork_rng(devices=[]):

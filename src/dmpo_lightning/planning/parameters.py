@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dmpo_lightning.models.families import check_supported, complete_config, logit_width, named_block_size
+from dmpo_lightning.models.families import logit_width, read_config, with_named_block
 from dmpo_lightning.models.loading import EMBEDDED_MODELS, fetch
 from dmpo_lightning.models.lora import LoRA
 
@@ -221,7 +221,8 @@ def _read_config(source: str) -> tuple["PreTrainedConfig", str]:
     # The published models are known without the hub, so that planning needs no network.
     for beginning, model_type, differences in PUBLISHED:
         if source.startswith(beginning):
-            return AutoConfig.for_model(model_type, **differences, **named_block_size(source)), "bfloat16"
+            config = AutoConfig.for_model(model_type, **differences)
+            return with_named_block(config, source, stated=differences), "bfloat16"
     return _hub_config(source)
 
 
@@ -248,10 +249,6 @@ def _hub_config(source: str) -> tuple["PreTrainedConfig", str]:
 
 
 def _load_config(folder: Path, source: str) -> tuple["PreTrainedConfig", str]:
-    from transformers import AutoConfig
-
-    check_supported(folder, source)
-    config = AutoConfig.from_pretrained(folder)
-    complete_config(config, folder, source)
+    config = read_config(folder, source)
     dtype = getattr(config, "dtype", None) or "float32"
     return config, str(dtype).removeprefix("torch.")
