@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from dmpo_lightning.models.dream import DreamConfig, DreamForMaskedDiffusion
+from dmpo_lightning.models.illada import ILLaDAConfig, ILLaDAForMaskedDiffusion
 from dmpo_lightning.models.sdar import SDARConfig, SDARForMaskedDiffusion
 
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -29,7 +30,7 @@ SMALL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-"""Of the models that have Qwen's shape."""
+"""Of the models that have the shape of Qwen or Llama."""
 IDS = {
     "max_position_embeddings": 64,
     "initializer_range": 0.3,
@@ -49,6 +50,17 @@ def tiny_dream(seed: int = 0, **changes) -> DreamForMaskedDiffusion:
         for name, parameter in model.named_parameters():
             if name.endswith(".bias"):
                 torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def tiny_illada(seed: int = 0, **changes) -> ILLaDAForMaskedDiffusion:
+    """Two layers of width 32 with grouped keys, and norms that are not 1; the head is the embedding."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ILLaDAForMaskedDiffusion(ILLaDAConfig(**(SMALL | IDS | changes)))
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
     return model
 
 

@@ -92,9 +92,18 @@ def test_the_published_configuration_is_the_default(tmp_path):
             assert getattr(loaded, name) == getattr(DreamConfig(), name) == value, name
 
 
-def test_head_sizes_that_do_not_fit_are_an_error():
-    with pytest.raises(ValueError, match="num_attention_heads"):
-        tiny_dream(num_attention_heads=5)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 5}, "num_attention_heads"),
+        ({"use_sliding_window": True}, "use_sliding_window=True"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+    ],
+)
+def test_a_configuration_that_is_not_implemented_is_an_error(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_dream(**changes)
 
 
 # Equality with transformers' Qwen2 ------------------------------------------------------------------------------------

@@ -110,6 +110,11 @@ def test_a_switch_that_no_published_llada_uses_is_an_error_that_names_it(switch,
         tiny_config(**{switch: value})
 
 
+def test_scaled_rotary_positions_are_an_error():
+    with pytest.raises(ValueError, match="LLaDA with scaled rotary positions is not supported"):
+        tiny_config(rope_scaling={"rope_type": "dynamic", "factor": 4.0})
+
+
 @pytest.mark.parametrize("sizes", [{"n_heads": 5}, {"n_heads": 32}, {"n_heads": 4, "n_kv_heads": 3}])
 def test_head_sizes_that_do_not_fit_are_an_error(sizes):
     with pytest.raises(ValueError, match="n_heads"):

@@ -1,5 +1,7 @@
 """QLoRA on the CPU: a 4-bit base under trainable adapters."""
 
+from functools import partial
+
 import pytest
 import torch
 from dmpo_runs import Recorder, loader, module, trainer
@@ -9,7 +11,7 @@ from dmpo_lightning.models.loading import load_model
 from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.policy import evaluating
 from helpers import perturb, prompt_batch, tiny_model, tiny_policy
-from small_models import tiny_dream, tiny_sdar
+from small_models import tiny_dream, tiny_illada, tiny_sdar
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="QLoRA needs bitsandbytes: the `quantization` extra")
 WIDE = {"d_model": 64, "mlp_hidden_size": 128, "initializer_range": 0.1}
@@ -21,14 +23,14 @@ def test_quantization_without_an_adapter_is_an_error():
         Backbone("sudoku_tiny", adapter=None, quantization="nf4").build()
 
 
-@pytest.fixture(params=["LLaDA", "Dream", "SDAR"])
+@pytest.fixture(params=["LLaDA", "iLLaDA", "Dream", "SDAR"])
 def folder(request, tmp_path):
     if request.param == "LLaDA":
         tiny_model(**WIDE).to(torch.bfloat16).save_pretrained(tmp_path)
     else:
         shape = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}
-        wide = tiny_dream(**shape) if request.param == "Dream" else tiny_sdar(**shape, head_dim=16)
-        wide.to(torch.bfloat16).save_pretrained(tmp_path)
+        build = {"Dream": tiny_dream, "iLLaDA": tiny_illada, "SDAR": partial(tiny_sdar, head_dim=16)}[request.param]
+        build(**shape).to(torch.bfloat16).save_pretrained(tmp_path)
     return str(tmp_path)
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForMaskedLM
 
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.dream import DreamConfig
+from dmpo_lightning.models.illada import ILLaDAConfig
 from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.models.sdar import SDARConfig
 from dmpo_lightning.objectives import MaskedPass, ObjectiveFootprint
@@ -86,7 +87,15 @@ def test_checkpointing_saves_what_the_estimate_says():
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize(("family", "own", "within"), [(DreamConfig, {}, 0.02), (SDARConfig, {"head_dim": 32}, WITHIN)])
+@pytest.mark.parametrize(
+    ("family", "own", "within"),
+    [
+        (DreamConfig, {}, 0.02),
+        (ILLaDAConfig, {}, 0.02),
+        (SDARConfig, {"head_dim": 32}, WITHIN),
+        (SDARConfig, {"head_dim": 32, "tie_word_embeddings": True}, WITHIN),
+    ],
+)
 def test_models_of_qwens_shape_are_predicted(family, own, within, checkpointing):
     config = family(
         hidden_size=128,

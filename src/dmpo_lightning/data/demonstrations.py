@@ -142,4 +142,5 @@ def _end_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int]:
     end_of_text: Any = ends[0] if eos is None else eos
     family = family_of_tokenizer(tokenizer)
     # A family's last end token ends a turn, the one before it a text.
-    return (tokenizer.get_vocab()[family.end_tokens[-1]] if family else end_of_text), end_of_text
+    turns = family.end_tokens if family else ()
+    return (tokenizer.get_vocab()[turns[-1]] if turns else end_of_text), end_of_text

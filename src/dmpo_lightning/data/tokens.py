@@ -150,7 +150,7 @@ def _control_tokens(tokenizer: "PreTrainedTokenizerBase", size: int) -> ControlT
     vocabulary, family = tokenizer.get_vocab(), family_of_tokenizer(tokenizer)
     added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
     names = {name for name, token in added.items() if token.special} | set(tokenizer.all_special_tokens)
-    names |= set(family.end_tokens) if family else set()
+    names |= family.control_tokens if family else set()
     names = {name for name in names if name.strip() and name in vocabulary and name != tokenizer.unk_token}
     # The longest first, as the beginning of a token may be one too. A pattern of nothing would match everywhere.
     ordered = sorted(names, key=len, reverse=True)

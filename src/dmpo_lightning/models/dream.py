@@ -4,8 +4,10 @@ They have the shape of Qwen2 with bidirectional attention. They are *shifted*: a
 were trained from, the hidden state at position i - 1 predicts the token at position i.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -14,11 +16,9 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from dmpo_lightning.models.configuration import check_heads, check_switches, rotary_base
 from dmpo_lightning.models.family import Family
-from dmpo_lightning.models.kv_cache import KeyValueCache
-from dmpo_lightning.models.layers import Store, attention, take
-from dmpo_lightning.models.native import Geometry
-from dmpo_lightning.models.qwen import BLOCK_LINEARS, QwenBlock, QwenForMaskedDiffusion, QwenModel
+from dmpo_lightning.models.qwen import BLOCK_LINEARS, GroupedAttention, QwenBlock, QwenForMaskedDiffusion, QwenModel
 
 FAMILY = Family(
     model_type="Dream",
@@ -33,12 +33,16 @@ FAMILY = Family(
     block_linears=BLOCK_LINEARS,
 )
 
+_FIXED = {"hidden_act": "silu", "use_sliding_window": False}
+"""Switches that the published configuration has, but that all published models set alike."""
+
 
 class DreamConfig(PreTrainedConfig):
     """Configuration of a Dream. Its keys and defaults are those of the published 7B models.
 
     Raises:
-        ValueError: numbers of heads that do not divide the width, or each other, or into even head sizes.
+        ValueError: numbers of heads that do not divide the width, or each other, or into even head sizes. A switch that
+            no published model sets so.
     """
 
     model_type = "Dream"
@@ -59,68 +63,24 @@ class DreamConfig(PreTrainedConfig):
     bos_token_id: int | None = 151665
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs: object) -> None:
-        heads, width = self.num_attention_heads, self.hidden_size
-        # Even head sizes, because rotary positions pair a head's dimensions.
-        if width % heads or heads % self.num_key_value_heads or (width // heads) % 2:
-            raise ValueError(
-                "`num_attention_heads` must divide `hidden_size` into even head sizes and be a multiple of "
-                f"`num_key_value_heads`, got {heads}, {width} and {self.num_key_value_heads}."
-            )
+    def __post_init__(self, **kwargs: Any) -> None:
+        check_heads(self)
+        check_switches("Dream", _FIXED, kwargs)
+        self.rope_theta = rotary_base("Dream", kwargs, self.rope_theta)
         super().__post_init__(**kwargs)
 
 
-class DreamAttention(nn.Module):
-    """Attention whose projections of query, key and value have biases, and whose output projection has none."""
-
-    def __init__(self, config: DreamConfig) -> None:
-        super().__init__()
-        self.head_size = config.hidden_size // config.num_attention_heads
-        key_width = config.num_key_value_heads * self.head_size
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, key_width)
-        self.v_proj = nn.Linear(config.hidden_size, key_width)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def forward(
-        self,
-        h: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        key_mask: Tensor | None,
-        store: Store | None = None,
-        at: Tensor | None = None,
-    ) -> Tensor:
-        """What attention adds to the states. With ``at`` ``[rows k]`` only to those of these columns."""
-        # Queries alone are cut down: every column is still a key and a value to them.
-        queries = take(h, at)
-        return self.o_proj(
-            attention(self.q_proj(queries), self.k_proj(h), self.v_proj(h), self.head_size, rotary, key_mask, store, at)
-        )
-
-
 class DreamBlock(QwenBlock):
-    """Pre-norm transformer block with bidirectional grouped-query attention."""
+    """Pre-norm transformer block with bidirectional grouped-query attention, with biases on query, key and value."""
 
     def __init__(self, config: DreamConfig) -> None:
-        super().__init__(config, DreamAttention(config))
+        super().__init__(config, GroupedAttention(config, bias=True))
 
 
 class DreamModel(QwenModel):
     """Embeddings, blocks and final norm, under the names of the published checkpoints."""
 
     block_class = DreamBlock
-
-    def geometry(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        cache: KeyValueCache | None,
-        start: int,
-    ) -> Geometry:
-        """Every token sees all that are not padding."""
-        head_size, theta = self.config.hidden_size // self.config.num_attention_heads, self.config.rope_theta
-        return Geometry.of(input_ids, attention_mask, position_ids, cache, start, head_size=head_size, theta=theta)
 
 
 class DreamForMaskedDiffusion(QwenForMaskedDiffusion):

@@ -18,14 +18,13 @@ def families() -> tuple[Family, ...]:
     Importing their modules registers their architectures with transformers, which importing `dmpo_lightning.models`
     does.
     """
-    from dmpo_lightning.models import dream, llada, sdar
+    from dmpo_lightning.models import dream, illada, llada, sdar
 
     # SDAR has the end tokens of Dream and more to be known by, so that it is asked first.
-    return llada.FAMILY, sdar.FAMILY, dream.FAMILY
+    return llada.FAMILY, illada.FAMILY, sdar.FAMILY, dream.FAMILY
 
 
 REFUSED = {
-    "illada": "iLLaDA is bidirectional with a tied head and Llama's tensor names, and is not built here",
     "llada2_moe": "LLaDA2 is block-causal, but its router and its 256 experts per layer are not built here",
     "sdar_moe": "this SDAR is a mixture of experts, whose router and experts are not built here",
 }
@@ -76,8 +75,7 @@ def family_of_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> Family | None:
     None if there is no such family.
     """
     vocabulary = set(tokenizer.get_vocab())
-    marks = ((family, {*family.end_tokens, family.mask_token} - {None}) for family in families())
-    return next((family for family, tokens in marks if tokens <= vocabulary), None)
+    return next((family for family in families() if family.control_tokens <= vocabulary), None)
 
 
 def family_of_model(model_type: str) -> Family | None:

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, Pre
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 
+from dmpo_lightning.models.configuration import check_switches, rotary_base
 from dmpo_lightning.models.family import Family
 from dmpo_lightning.models.head import predict
 from dmpo_lightning.models.kv_cache import KeyValueCache
@@ -79,7 +80,7 @@ class LLaDAConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs: object) -> None:
+    def __post_init__(self, **kwargs: Any) -> None:
         self.n_kv_heads = self.n_heads if self.n_kv_heads is None else self.n_kv_heads
         self.embedding_size = self.vocab_size if self.embedding_size is None else self.embedding_size
         # Even head sizes, because rotary positions pair a head's dimensions.
@@ -94,12 +95,8 @@ class LLaDAConfig(PreTrainedConfig):
                 f"LLaDA-MoE is not supported: its router and its {kwargs['num_experts']} experts per layer are not "
                 "built here. Use a dense LLaDA (GSAI-ML/LLaDA-8B-Instruct, LLaDA-1.5)."
             )
-        for name, value in _FIXED.items():
-            # A switch that is not implemented would be ignored without a word otherwise.
-            if kwargs.get(name, value) != value:
-                raise ValueError(
-                    f"LLaDA with {name}={kwargs[name]!r} is not supported; published checkpoints have {value!r}."
-                )
+        check_switches("LLaDA", _FIXED, kwargs)
+        self.rope_theta = rotary_base("LLaDA", kwargs, self.rope_theta)
         super().__post_init__(**kwargs)
 
 

@@ -1,4 +1,4 @@
-"""What Dream and SDAR share, both of the shape of Qwen: blocks, embeddings and head, under Qwen's tensor names."""
+"""What Dream, iLLaDA and SDAR share, of the shape of Qwen and Llama and under their tensor names: blocks to head."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from dmpo_lightning.models.head import predict
 from dmpo_lightning.models.kv_cache import KeyValueCache
-from dmpo_lightning.models.layers import RMSNorm, Store, take
+from dmpo_lightning.models.layers import RMSNorm, Store, attention, take
 from dmpo_lightning.models.native import Geometry, at_positions, run_blocks
 
 BLOCK_LINEARS = r".*layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
@@ -28,6 +28,37 @@ class GatedMLP(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+
+
+class GroupedAttention(nn.Module):
+    """Attention whose heads share keys and values in groups.
+
+    With ``bias`` the projections of query, key and value have one. The output projection never has.
+    """
+
+    def __init__(self, config: Any, *, bias: bool) -> None:
+        super().__init__()
+        self.head_size = config.hidden_size // config.num_attention_heads
+        key_width = config.num_key_value_heads * self.head_size
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=bias)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        h: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        key_mask: Tensor | None,
+        store: Store | None = None,
+        at: Tensor | None = None,
+    ) -> Tensor:
+        """What attention adds to the states. With ``at`` ``[rows k]`` only to those of these columns."""
+        # Queries alone are cut down: every column is still a key and a value to them.
+        queries = take(h, at)
+        return self.o_proj(
+            attention(self.q_proj(queries), self.k_proj(h), self.v_proj(h), self.head_size, rotary, key_mask, store, at)
+        )
 
 
 class QwenBlock(GradientCheckpointingLayer):
@@ -77,8 +108,9 @@ class QwenModel(nn.Module):
         cache: KeyValueCache | None,
         start: int,
     ) -> Geometry:
-        """Positions, and who sees whom."""
-        raise NotImplementedError
+        """Positions, and who sees whom: every token all that are not padding."""
+        head_size, theta = self.config.hidden_size // self.config.num_attention_heads, self.config.rope_theta
+        return Geometry.of(input_ids, attention_mask, position_ids, cache, start, head_size=head_size, theta=theta)
 
     def forward(
         self,
@@ -113,6 +145,8 @@ class QwenForMaskedDiffusion(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     main_input_name = "input_ids"
+    # In effect only where the configuration ties them.
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from dmpo_lightning.models.block_causal import block_causal_mask
+from dmpo_lightning.models.configuration import check_switches, rotary_base
 from dmpo_lightning.models.family import Family
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.models.layers import RMSNorm, Store, attention, padded_position_ids, take
@@ -78,16 +79,8 @@ class SDARConfig(PreTrainedConfig):
             )
         if self.block_size < 1:
             raise ValueError(f"`block_size` must be at least 1, got {self.block_size}.")
-        for name, value in _FIXED.items():
-            # A switch that is not implemented would be ignored without a word otherwise.
-            if kwargs.get(name, value) != value:
-                raise ValueError(
-                    f"SDAR with {name}={kwargs[name]!r} is not supported; published checkpoints have {value!r}."
-                )
-        rope = kwargs.get("rope_scaling") or kwargs.get("rope_parameters") or {}
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise ValueError(f"SDAR with scaled rotary positions is not supported, got {rope}.")
-        self.rope_theta = rope.get("rope_theta", self.rope_theta)
+        check_switches("SDAR", _FIXED, kwargs)
+        self.rope_theta = rotary_base("SDAR", kwargs, self.rope_theta)
         super().__post_init__(**kwargs)
 
 
@@ -170,8 +163,6 @@ class SDARForMaskedDiffusion(QwenForMaskedDiffusion):
     model_class = SDARModel
     # The name that transformers has for blocks. `blocks_of` finds by it what to compile, checkpoint and divide.
     _no_split_modules = ["SDARBlock"]
-    # In effect only where the configuration ties them.
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     @property
     def block_size(self) -> int:

@@ -170,8 +170,14 @@ class _Estimate:
         # makes them again when the logits are gone.
         freed = self.gradient_bytes() / self.sharding.gradients if work.schedule.accumulation == 1 else 0.0
         held = self.weight_copies() | self.gathered(backward=True)
+        block += self.tied_gradient_bytes()
         parts = {"activations": kept, "head": backward, "block in backward": block} | held
         return Phase(parts, kept + sum(held.values()) + max(forward, max(backward, block) - freed))
+
+    def tied_gradient_bytes(self) -> float:
+        """The head's gradient waits for that of the embedding, if they are one weight, before both are added up."""
+        learned = self.settings.adapter is None and self.architecture.head_is_embedding
+        return self.architecture.head_parameters * self.trained_width() if learned else 0.0
 
     def kept(self, tokens: float, positions: float) -> tuple[float, float]:
         """Bytes that are kept until the backward pass, and bytes that the backward pass of a block adds."""

@@ -21,6 +21,7 @@ _SDAR_1_7B = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers
 PUBLISHED: tuple[tuple[str, str, dict[str, int]], ...] = (
     ("GSAI-ML/LLaDA-8B-", "llada", {}),
     ("GSAI-ML/LLaDA-1.5", "llada", {}),
+    ("GSAI-ML/iLLaDA-8B-", "illada", {}),
     ("Dream-org/Dream-v0-", "Dream", {}),
     ("apple/DiffuCoder-7B-", "Dream", {}),
     ("JetLM/SDAR-1.7B-", "sdar", _SDAR_1_7B),
@@ -56,8 +57,8 @@ class Architecture:
     """Sizes of a transformer, and its parameters by module type.
 
     ``block_size`` is that of a block-causal model. ``dtype`` is that of the checkpoint's weights. ``parameters`` counts
-    by module type: ``wte``, ``blocks.q_proj`` and so on. ``model`` is the network itself on the meta device, which
-    holds no weights.
+    by module type: ``wte``, ``blocks.q_proj`` and so on, and a head that is the embedding once. ``model`` is the
+    network itself on the meta device, which holds no weights.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Architecture:
     parameters: dict[str, int]
     linears: tuple[Linear, ...]
     head_parameters: int
+    head_is_embedding: bool
     largest_parameter: int
     block_size: int | None
     model: nn.Module = field(repr=False, compare=False)
@@ -183,6 +185,7 @@ def describe(config: "PreTrainedConfig", *, name: str, dtype: str) -> Architectu
         parameters=_by_type(model),
         linears=_linears(model),
         head_parameters=0 if head is None else sum(parameter.numel() for parameter in head.parameters()),
+        head_is_embedding=head is not None and head.weight is model.get_input_embeddings().weight,
         largest_parameter=max(parameter.numel() for parameter in model.parameters()),
         block_size=getattr(model, "block_size", None) if getattr(model, "is_native", False) else None,
         model=model,

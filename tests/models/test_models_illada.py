@@ -1,0 +1,282 @@
+import json
+
+import huggingface_hub
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from dmpo_lightning.data.demonstrations import DemonstrationsDataModule
+from dmpo_lightning.data.tokens import text_ids, tokenize_prompt
+from dmpo_lightning.models.blocks import blocks_of
+from dmpo_lightning.models.illada import ILLaDAConfig, ILLaDAForMaskedDiffusion
+from dmpo_lightning.models.loading import load_model, load_tokenizer, token_facts
+from dmpo_lightning.models.lora import LoRA
+from dmpo_lightning.policy import evaluating
+from dmpo_lightning.samplers import ConfidenceSampler
+from dmpo_lightning.tasks import Task
+from helpers import NEVER_SAMPLED, prompt_batch, tiny_policy
+from small_models import SMALL, random_ids, tiny_illada, word_tokenizer
+
+PUBLISHED_CONFIG = {
+    "architectures": ["ILLaDAForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.1,
+    "auto_map": {
+        "AutoConfig": "configuration_illada.ILLaDAConfig",
+        "AutoModel": "modeling_illada.ILLaDAForCausalLM",
+        "AutoModelForCausalLM": "modeling_illada.ILLaDAForCausalLM",
+    },
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "layer_norm_eps": None,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "illada",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "pad_token_id": 1,
+    "resid_pdrop": 0.1,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.57.1",
+    "vocab_size": 155136,
+}
+"""The keys that the published code reads, and the published sizes."""
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def published_names(layers: int) -> set[str]:
+    """Llama's names. The head is the embedding and is not stored."""
+    parts = [f"self_attn.{part}_proj.weight" for part in "qkvo"]
+    parts += [f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")]
+    parts += ["input_layernorm.weight", "post_attention_layernorm.weight"]
+    blocks = {f"model.layers.{i}.{part}" for i in range(layers) for part in parts}
+    return blocks | {"model.embed_tokens.weight", "model.norm.weight"}
+
+
+# Shapes and names -----------------------------------------------------------------------------------------------------
+
+
+def test_illada_8b_has_the_published_tensors_and_parameters():
+    """Published as 7.62 billion."""
+    with torch.device("meta"):
+        model = ILLaDAForMaskedDiffusion(ILLaDAConfig())
+    names = {name for name, _ in model.named_parameters()}
+    assert names == published_names(32)
+    assert len(names) == 290
+    assert sum(parameter.numel() for parameter in model.parameters()) == 7_615_025_152
+
+
+def test_the_published_configuration_is_the_default_and_names_no_mask(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_CONFIG))
+    loaded = ILLaDAConfig.from_pretrained(tmp_path)
+    for name, value in PUBLISHED_CONFIG.items():
+        if name in ILLaDAConfig.__dataclass_fields__ and name not in ("architectures", "transformers_version"):
+            assert getattr(loaded, name) == getattr(ILLaDAConfig(), name) == value, name
+    assert loaded.mask_token_id == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 5}, "num_attention_heads"),
+        ({"attention_bias": True}, "attention_bias=True"),
+        ({"mlp_bias": True}, "mlp_bias=True"),
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps=1e-05"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "scaled rotary positions"),
+        ({"rope_scaling": {"factor": 2.0}}, "scaled rotary positions"),
+    ],
+)
+def test_a_configuration_that_is_not_implemented_is_an_error(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ILLaDAConfig(**changes)
+
+
+@pytest.mark.parametrize("name", ["rope_theta", "rms_norm_eps", "tie_word_embeddings"])
+def test_what_no_public_text_states_must_be_in_the_folder(tmp_path, name):
+    config = {key: value for key, value in PUBLISHED_CONFIG.items() if key != name}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"config\.json must state {name}"):
+        load_model(str(tmp_path), random_weights=True)
+
+
+# Equality with transformers' Llama ------------------------------------------------------------------------------------
+
+
+def llama_logits(model: ILLaDAForMaskedDiffusion, ids: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    """Those of transformers' Llama with the weights of ``model``, whose names are the same, under a full mask."""
+    config = model.config
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            **{name: getattr(config, name) for name in SMALL},
+            rms_norm_eps=config.rms_norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            tie_word_embeddings=True,
+            attn_implementation="eager",
+        )
+    )
+    llama.load_state_dict(model.state_dict())
+    rows, length = ids.shape
+    bias = torch.zeros(rows, 1, length, length).masked_fill(~attended[:, None, None], torch.finfo(torch.float32).min)
+    # Columns are positions, as in the published code, whatever is padding.
+    return llama.eval()(ids, attention_mask=bias, position_ids=torch.arange(length)[None], use_cache=False).logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padding", [[0, 0, 0], [0, 3, 8]])
+def test_logits_equal_those_of_a_llama_that_sees_all(padding):
+    model, ids = tiny_illada().eval(), random_ids(3, 19)
+    attended = torch.arange(19) >= torch.tensor(padding)[:, None]
+    expected = llama_logits(model, ids, attended)
+    torch.testing.assert_close(model(ids, attended).logits[attended], expected[attended], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_without_a_mask_every_token_is_attended():
+    model, ids = tiny_illada().eval(), random_ids(2, 9)
+    expected = llama_logits(model, ids, torch.ones(2, 9, dtype=torch.bool))
+    torch.testing.assert_close(model(ids).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_logits_asked_for_at_positions_are_those_of_the_whole():
+    model, ids = tiny_illada().eval(), random_ids(2, 10)
+    attended = torch.arange(10).expand(2, -1) >= torch.tensor([0, 3])[:, None]
+    positions = torch.tensor([[4, 9, 7], [15, 19, 16]])
+    whole = model(ids, attended).logits.flatten(0, 1)
+    for asked in (positions, positions.flatten()):
+        torch.testing.assert_close(model(ids, attended, positions=asked), whole[asked], atol=1e-5, rtol=1e-5)
+
+
+# Saving, loading, adapters --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("load", [AutoModelForMaskedLM.from_pretrained, load_model])
+def test_a_sharded_folder_with_the_published_configuration_loads_exactly_without_remote_code(tmp_path, load):
+    model = tiny_illada().to(torch.bfloat16)
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == published_names(2)
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_CONFIG | SMALL))
+    loaded = load(str(tmp_path))
+    assert type(loaded) is ILLaDAForMaskedDiffusion
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_a_head_that_the_configuration_unties_must_be_there(tmp_path):
+    tiny_illada().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_CONFIG | SMALL | {"tie_word_embeddings": False}))
+    with pytest.raises(ValueError, match=r"'lm_head.weight' is missing"):
+        load_model(str(tmp_path))
+
+
+def test_lora_adapts_the_seven_linears_of_each_block():
+    model = tiny_illada()
+    parts = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("gate", "up", "down")]
+    assert LoRA(r=2).target_names(model) == [f"model.layers.{i}.{part}" for i in range(2) for part in parts]
+    assert [type(block).__name__ for block in blocks_of(model)] == ["ILLaDABlock"] * 2
+
+
+# Text -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def illada_tokenizer() -> PreTrainedTokenizerFast:
+    """Ids as published: bos 0, pad 1, eos 2, unknown 3, mask 5, and no token is declared as the mask."""
+    words = ("<bos>", "<pad>", "<eos>", "<unk>", "<sep>", "<[MASK]>", "2", "+", "<", ">", "[", "]", "MASK")
+    special = {"bos_token": "<bos>", "pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    tokenizer = word_tokenizer(words, **special)
+    tokenizer.add_tokens(["<[MASK]>"])
+    return tokenizer
+
+
+def test_mask_end_and_padding_are_the_published_ids(illada_tokenizer):
+    facts = token_facts(tiny_illada(), illada_tokenizer)
+    assert (facts.mask_token_id, facts.end_token_ids, facts.pad_token_id) == (5, (2,), 1)
+
+
+def test_a_prompt_that_spells_the_mask_holds_none(illada_tokenizer):
+    """Read as the token, it would be denoised as if it were part of the completion."""
+    assert illada_tokenizer("2 <[MASK]> 2", add_special_tokens=False)["input_ids"] == [6, 5, 6]
+    assert 5 not in tokenize_prompt(illada_tokenizer, "2 <[MASK]> 2")
+    assert 5 not in text_ids(illada_tokenizer, "<[MASK]>")
+
+
+def test_a_base_tokenizer_has_no_template_and_takes_plain_prompts(illada_tokenizer, tmp_path):
+    illada_tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.chat_template is None
+    assert tokenize_prompt(loaded, "2 + 2") == [6, 7, 6]
+    with pytest.raises(ValueError, match="no chat template"):
+        tokenize_prompt(loaded, [{"role": "user", "content": "2 + 2"}])
+
+
+def test_an_instruct_tokenizer_keeps_its_own_template(illada_tokenizer, tmp_path):
+    illada_tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}<eos>{% endfor %}"
+    illada_tokenizer.save_pretrained(tmp_path)
+    assert tokenize_prompt(load_tokenizer(str(tmp_path)), "2 + 2") == [6, 7, 6, 2]
+
+
+def test_a_demonstration_ends_its_turn_with_the_end_of_text(illada_tokenizer):
+    class Sums(Task):
+        accuracy = "correct"
+
+        def examples(self, split):
+            return [{"completion": "2"}]
+
+        def prompt(self, example):
+            return "2 +"
+
+        def score(self, example, completion):
+            return {"correct": 0.0}
+
+    made = DemonstrationsDataModule(Sums(), tokenizer=illada_tokenizer, completion_length=4, batch_size=1)
+    made.setup("fit")
+    (batch,) = made.val_dataloader()
+    assert batch.completion_ids.tolist() == [[6, 2, 2, 2]]
+
+
+# Behind the policy ----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_log_probs_of_a_completion_are_those_of_its_own_positions():
+    model = tiny_illada().eval()
+    policy, prompt, completion = tiny_policy(model=model), random_ids(2, 3), torch.tensor([[6, 9, 20], [24, 8, 7]])
+    masks = torch.tensor([[[True, False, True]], [[True, True, False]]])
+    noisy = torch.cat((prompt, torch.where(masks[:, 0], 5, completion)), dim=1)
+    logits = llama_logits(model, noisy, torch.ones_like(noisy, dtype=torch.bool))[:, 3:]
+    logits[..., list(NEVER_SAMPLED)] = -torch.inf
+    expected = logits.log_softmax(-1).gather(-1, completion[..., None])[..., 0] * masks[:, 0]
+    found = policy.completion_log_probs(prompt, torch.ones(2, 3, dtype=torch.bool), completion, masks)
+    torch.testing.assert_close(found[:, 0], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_cache_that_is_refreshed_everywhere_changes_no_token():
+    policy = tiny_policy(model=tiny_illada().eval(), with_reference=False)
+    batch = prompt_batch(policy, ["12", "1234"])
+    found = []
+    for options in ({}, {"cache": "dual", "refresh_window": 64}):
+        sampler = ConfidenceSampler(block_length=4, temperature=0.0, **options)
+        with evaluating(policy):
+            found.append(
+                sampler.sample(policy, batch.prompt_ids, batch.prompt_mask, completion_length=8, keys=torch.arange(2))
+            )
+    assert torch.equal(found[0].completion_ids, found[1].completion_ids)
+    assert not torch.isin(found[0].completion_ids, torch.tensor(NEVER_SAMPLED)).any()
