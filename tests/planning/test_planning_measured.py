@@ -8,7 +8,7 @@ import torch
 from benchmarks.tensor_memory import TensorMemory
 from planning_runs import LENGTH, PROMPT, ROWS, SmallRun, predicted, small_config, small_settings
 from torch.distributed._tools.mem_tracker import MemTracker
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, PreTrainedConfig
 
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.dream import DreamConfig
@@ -86,18 +86,8 @@ def test_checkpointing_saves_what_the_estimate_says():
     assert estimated[0] - estimated[1] == pytest.approx(measured[0] - measured[1], rel=0.02)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize(
-    ("family", "own", "within"),
-    [
-        (DreamConfig, {}, 0.02),
-        (ILLaDAConfig, {}, 0.02),
-        (SDARConfig, {"head_dim": 32}, WITHIN),
-        (SDARConfig, {"head_dim": 32, "tie_word_embeddings": True}, WITHIN),
-    ],
-)
-def test_models_of_qwens_shape_are_predicted(family, own, within, checkpointing):
-    config = family(
+def qwen_config(family: type[PreTrainedConfig], **own: object) -> PreTrainedConfig:
+    return family(
         hidden_size=128,
         num_hidden_layers=4,
         num_attention_heads=4,
@@ -109,6 +99,20 @@ def test_models_of_qwens_shape_are_predicted(family, own, within, checkpointing)
         pad_token_id=0,
         **own,
     )
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("family", "own", "within"),
+    [
+        (DreamConfig, {}, 0.02),
+        (ILLaDAConfig, {}, 0.02),
+        (SDARConfig, {"head_dim": 32}, WITHIN),
+        (SDARConfig, {"head_dim": 32, "tie_word_embeddings": True}, WITHIN),
+    ],
+)
+def test_models_of_qwens_shape_are_predicted(family, own, within, checkpointing):
+    config = qwen_config(family, **own)
     settings = small_settings(gradient_checkpointing=checkpointing)
     assert predicted(config, settings).peak == pytest.approx(SmallRun(config, settings).measured_peak(), rel=within)
 
@@ -146,6 +150,21 @@ def test_four_bit_bases_are_predicted(precision, checkpointing, tmp_path):
 def test_sampling_and_scoring_are_predicted(size, dtype, temperature):
     config, settings = small_config(size), small_settings(dtype=dtype)
     sampler, scored = ConfidenceSampler(block_length=16, temperature=temperature), MaskedPass.over(LENGTH, replicates=4)
+    objective = ObjectiveFootprint(training=scored, per_buffer=(scored, scored))
+    work = replace(settings.workload, sampling=sampler.footprint(LENGTH), objective=objective)
+    phases = predicted(config, replace(settings, workload=work)).phases
+    run = SmallRun(config, settings)
+    assert phases["sampling"].peak == pytest.approx(run.measured_sampling(sampler), rel=WITHIN)
+    assert phases["scoring"].peak == pytest.approx(run.measured_scoring(), rel=WITHIN)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("block_size", [4, 16])
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"threshold": 0.9}, {"top_p": 0.9}], ids=str)
+def test_sampling_and_scoring_in_blocks_are_predicted(options, block_size, dtype):
+    config, settings = qwen_config(SDARConfig, head_dim=32, block_size=block_size), small_settings(dtype=dtype)
+    sampler = ConfidenceSampler(block_length=None, **({"temperature": 1.0} | options))
+    scored = MaskedPass.over(LENGTH, replicates=4)
     objective = ObjectiveFootprint(training=scored, per_buffer=(scored, scored))
     work = replace(settings.workload, sampling=sampler.footprint(LENGTH), objective=objective)
     phases = predicted(config, replace(settings, workload=work)).phases

@@ -128,15 +128,16 @@ def attention(
     value: Float[Tensor, "rows length key_width"],
     head_size: int,
     rotary: RotaryTables,
-    key_mask: Bool[Tensor, "rows 1 _ _"] | None,
+    key_mask: Bool[Tensor, "rows 1 _ _"] | Float[Tensor, "rows 1 _ _"] | None,
     store: Store | None = None,
     at: Int[Tensor, "rows queries"] | None = None,
 ) -> Float[Tensor, "rows queries width"]:
     """Bidirectional attention with rotary positions, on projections whose last axis holds all heads side by side.
 
     Where there are fewer key heads than query heads, each key head serves several query heads. ``key_mask`` is that of
-    `key_padding_mask`. ``store`` adds the keys and values of columns that this forward does not compute. ``at`` holds
-    the flat indices of the queries' own columns, if ``query`` is of some columns only.
+    `key_padding_mask`, or what is added to the scores (`additive`). ``store`` adds the keys and values of columns that
+    this forward does not compute. ``at`` holds the flat indices of the queries' own columns, if ``query`` is of some
+    columns only.
     """
     q, k, v = (x.unflatten(-1, (-1, head_size)).transpose(1, 2) for x in (query, key, value))
     q, k = apply_rotary(q, rotary if at is None else _tables_at(rotary, at)), apply_rotary(k, rotary)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from dmpo_lightning.models.kv_cache import KeyValueCache
@@ -52,10 +53,24 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, geometry: Geometry, at: T
     Where ``at`` holds flat indices ``[rows k]``, the last block computes the states of these queries alone, for nothing
     follows that would attend to the others.
     """
+    mask = additive(geometry.key_mask, x)
     *numbered, (last, last_block) = enumerate(blocks)
     for number, block in numbered:
-        x = block(x, geometry.rotary, geometry.key_mask, _store(geometry, number))
-    return last_block(x, geometry.rotary, geometry.key_mask, _store(geometry, last), queried(at, x.shape[0]))
+        x = block(x, geometry.rotary, mask, _store(geometry, number))
+    return last_block(x, geometry.rotary, mask, _store(geometry, last), queried(at, x.shape[0]))
+
+
+def additive(mask: Tensor | None, states: Tensor) -> Tensor | None:
+    """A mask of queries and keys in the form that attention adds to its scores: 0, or minus infinity for False.
+
+    scaled_dot_product_attention would make it of a boolean mask in every block anew, and keep each for the backward
+    pass. A mask of keys alone is small, and stays as it is.
+    """
+    if mask is None or mask.shape[2] == 1:
+        return mask
+    device = states.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 
 def at_positions(states: Tensor, at: Tensor | None, rows: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dmpo_lightning.objectives import MaskedPass
 from dmpo_lightning.planning.activations import INT64, Activations, Head
 from dmpo_lightning.planning.parameters import Architecture, Parameters, adapted_linears, count_parameters
 from dmpo_lightning.planning.precision import Precision
@@ -165,6 +166,9 @@ class _Estimate:
         columns = work.columns(work.objective.training.maskings)
         tokens, positions = work.schedule.micro_batch_size * columns, work.training_positions
         kept, block = self.kept(tokens, positions)
+        if work.block_size is not None:
+            # The mask of queries and keys, once for all blocks.
+            kept += tokens * columns * self.precision.attention
         forward, backward = self.head.forward(positions), self.head.backward(positions)
         # Without accumulation the optimizer has cleared the gradients, which `resident` counts, and the backward pass
         # makes them again when the logits are gone.
@@ -218,43 +222,52 @@ class _Estimate:
         return parts
 
     def sampling(self, asked: SamplingFootprint) -> Phase:
-        """Guidance runs its second forward while the logits of the first are held."""
-        rows = self.work.sampling_rows
-        tokens, places = rows * (self.work.length + asked.extra_columns), rows * asked.places
+        """Guidance runs its second forward while the logits of the first are held.
+
+        Columns that see columns of their own need a mask of queries and keys.
+        """
+        rows, columns = self.work.sampling_rows, self.work.sampling_columns
+        tokens, places = rows * columns, rows * asked.places
+        held = self.head.logits(places) if asked.guided else 0.0
         cache = {"key/value cache": self.cache_bytes(rows)} if asked.keeps_cache else {}
         return self._without_gradient(
             tokens,
             self.head.sampling(places, asked),
-            held_logits=self.head.logits(places) if asked.guided else 0.0,
+            in_blocks=held + (self.mask_bytes(rows, columns) if asked.extra_columns else 0.0),
             kept=cache,
         )
 
     def cache_bytes(self, rows: int) -> float:
         """Rotated keys and values of every block for all columns of the rows, in buffers of their own."""
         numbers = 2 * self.architecture.blocks * self.activations.key_width
-        return numbers * rows * self.work.length * self.precision.attention
+        return numbers * rows * self.work.cached_columns * self.precision.attention
 
     def scoring(self) -> Phase:
         """The largest of the passes without gradient."""
-        rollouts = self.work.scored_rollouts
-        phases = [
-            self._without_gradient(
-                rollouts * self.work.columns(each.maskings), self.head.scoring(rollouts * self.work.positions(each))
-            )
-            for each in self.work.scoring_passes
-        ]
-        return max(phases, key=lambda phase: phase.peak)
+        return max((self._scoring(each) for each in self.work.scoring_passes), key=lambda phase: phase.peak)
+
+    def _scoring(self, each: MaskedPass) -> Phase:
+        rollouts, columns = self.work.scored_rollouts, self.work.columns(each.maskings)
+        return self._without_gradient(
+            rollouts * columns,
+            self.head.scoring(rollouts * self.work.positions(each)),
+            in_blocks=self.mask_bytes(rollouts, columns) if self.work.block_size else 0.0,
+        )
+
+    def mask_bytes(self, rows: float, columns: int) -> float:
+        """A mask of queries and keys in the type of attention, and the two booleans that it is made of."""
+        return rows * columns**2 * (self.precision.attention + 2)
 
     def _without_gradient(
-        self, tokens: float, logits: float, *, held_logits: float = 0.0, kept: dict[str, float] | None = None
+        self, tokens: float, logits: float, *, in_blocks: float = 0.0, kept: dict[str, float] | None = None
     ) -> Phase:
         """A forward whose worst moment is in a block, or at its logits, beside which the final hidden states exist.
 
-        ``held_logits`` are there while the blocks run, and ``kept`` all the time.
+        ``in_blocks`` is there while the blocks run, and ``kept`` all the time.
         """
         passing, held = tokens * self.activations.passing_per_token(), self.gathered(backward=False) | (kept or {})
         hidden = tokens * self.precision.stream * self.architecture.width
-        worst = max(passing + held_logits, logits + hidden)
+        worst = max(passing + in_blocks, logits + hidden)
         return Phase({"activations": passing, "logits": logits} | held, sum(held.values()) + worst)
 
     def optimizer_step(self) -> Phase:

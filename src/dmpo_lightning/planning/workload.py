@@ -81,6 +81,22 @@ class Workload:
         return min(self.rows_per_forward or rollouts, rollouts)
 
     @property
+    def sampling_columns(self) -> int:
+        """Columns of a row that one sampling forward computes, at most.
+
+        Samplers may compute fewer with a cache, but begin with all. Blocks are decoded one after another: the first
+        forward computes the prompt and the first block, and later ones two blocks.
+        """
+        if self.block_size is None:
+            return self.length + (self.sampling.extra_columns if self.sampling else 0)
+        return min(max(self.prompt_length, self.block_size), self.length) + self.block_size
+
+    @property
+    def cached_columns(self) -> int:
+        """Columns of a row that a cache has room for. Rows of blocks are moved by less than a block, to stand alike."""
+        return self.length + (self.block_size or 1) - 1
+
+    @property
     def scored_rollouts(self) -> int:
         """Rollouts of one scoring forward."""
         return min(self.rows_per_forward or self.schedule.micro_batch_size, self.schedule.buffer_rollouts)

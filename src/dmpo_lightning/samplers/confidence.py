@@ -124,8 +124,8 @@ class ConfidenceSampler(Sampler):
         check_own_blocks(self, policy, self.block_length, approximate=self._is_approximate)
         if self.cache != "none" and not policy.is_native:
             raise ValueError(
-                f"`cache` {self.cache} needs a native backbone (LLaDA, Dream), got {type(policy.model).__name__}; "
-                "use cache: none."
+                f"`cache` {self.cache} needs a native backbone (LLaDA, iLLaDA, Dream), got "
+                f"{type(policy.model).__name__}; use cache: none."
             )
 
     def sample(
