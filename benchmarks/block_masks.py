@@ -1,9 +1,9 @@
-"""Times attention in rows `[clean ; noisy ; noisy ...]` under a boolean mask, as the models use it, and FlexAttention.
+"""Times attention in rows `[clean ; noisy ; noisy ...]` under a dense mask, as the models use it, and FlexAttention.
 
     python -m benchmarks.block_masks
 
 FlexAttention is compiled, and leaves out blocks of its own in which nothing is attended to. It has no backward pass on
-a processor. The two alternate, after one untimed run of each; ratios are those of medians, flex / boolean.
+a processor. The two alternate, after one untimed run of each; ratios are those of medians, flex / dense.
 """
 
 import argparse
@@ -13,13 +13,14 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from benchmarks.options import at_least_three
 from benchmarks.samplers import Timing, interleaved
 from dmpo_lightning.models.block_causal import block_causal_mask
+from dmpo_lightning.models.native import additive
 from dmpo_lightning.policy.clean_and_noisy import CleanAndNoisy
 
 
@@ -45,6 +46,8 @@ class Layer:
     key: Tensor
     value: Tensor
     allowed: Bool[Tensor, "rows total total"]
+    mask: Float[Tensor, "rows 1 total total"]
+    """What is added to the scores, which the models make once for all of their layers."""
     blocks: BlockMask
     kernel: Callable[..., Tensor]
     """FlexAttention, compiled or not."""
@@ -55,16 +58,17 @@ class Layer:
         total = allowed.shape[1]
         generator = torch.Generator(device).manual_seed(0)
         shapes = [(size.rows, heads, total, size.head_size) for heads in (size.heads, size.key_heads, size.key_heads)]
-        states = (torch.randn(shape, device=device, dtype=dtype, generator=generator) for shape in shapes)
+        states = [torch.randn(shape, device=device, dtype=dtype, generator=generator) for shape in shapes]
+        mask = additive(allowed[:, None], states[0])
+        assert mask is not None
         blocks = create_block_mask(
             lambda row, head, query, key: allowed[row, query, key], size.rows, None, total, total, device=str(device)
         )
-        return cls(*states, allowed, blocks, kernel)
+        return cls(*states, allowed, mask, blocks, kernel)
 
-    def boolean(self) -> Tensor:
+    def dense(self) -> Tensor:
         """As the models compute it."""
-        mask = self.allowed[:, None]
-        return F.scaled_dot_product_attention(self.query, self.key, self.value, attn_mask=mask, enable_gqa=True)
+        return F.scaled_dot_product_attention(self.query, self.key, self.value, attn_mask=self.mask, enable_gqa=True)
 
     def flex(self) -> Tensor:
         """The same by a kernel compiled for this mask."""
@@ -98,7 +102,7 @@ def compare(
     repeats: int,
     kernel: Callable[..., Tensor] | None = None,
 ) -> dict[str, Timing]:
-    """FlexAttention (``plain_seconds``) beside the boolean mask (ours): forward, and backward where both have it.
+    """FlexAttention (``plain_seconds``) beside the dense mask (ours): forward, and backward where both have it.
 
     ``kernel`` is compiled FlexAttention by default.
     """
@@ -111,7 +115,7 @@ def compare(
     ways = {"forward": forward} | ({} if device.type == "cpu" else {"forward and backward": layer.with_gradients})
     return {
         name: interleaved(
-            partial(_waited, way, layer.flex), partial(_waited, way, layer.boolean), repeats=repeats, compare=False
+            partial(_waited, way, layer.flex), partial(_waited, way, layer.dense), repeats=repeats, compare=False
         )
         for name, way in ways.items()
     }
@@ -133,12 +137,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--repeats", type=at_least_three, default=9)
     options = parser.parse_args(arguments)
-    print("copies  what                    flex [ms]   boolean [ms]   ratio")
+    print("copies  what                    flex [ms]     dense [ms]   ratio")
     for copies in options.copies:
         size = Size(rows=options.rows, copies=copies)
         for name, timing in compare(size, options.device, getattr(torch, options.dtype), options.repeats).items():
-            flex, boolean = 1e3 * timing.plain_seconds, 1e3 * timing.our_seconds
-            print(f"{copies:6}  {name:22} {flex:10.4g} {boolean:14.4g} {timing.ratio:7.2f}", flush=True)
+            flex, dense = 1e3 * timing.plain_seconds, 1e3 * timing.our_seconds
+            print(f"{copies:6}  {name:22} {flex:10.4g} {dense:14.4g} {timing.ratio:7.2f}", flush=True)
 
 
 if __name__ == "__main__":

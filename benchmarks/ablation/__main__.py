@@ -1,7 +1,7 @@
 """Runs what is missing of the grid, on one thread a run, and appends each finished run to the table.
 
     python -m benchmarks.ablation --workers 2        # goes on where an earlier call stopped
-    python -m benchmarks.ablation --smoke            # four steps of one run per problem
+    python -m benchmarks.ablation --smoke --output smoke.csv    # four steps of one run per problem
     python -m benchmarks.ablation.results            # figures and docs/results.md from the table
 
 A run is in the table with all of its evaluations or not at all.
@@ -22,6 +22,7 @@ from benchmarks.ablation.grid import OF_RUN, Grid, Run
 from benchmarks.ablation.training import execute
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results.csv"
 COLUMNS = (
     *OF_RUN,
     *("step", "rollouts", "seconds", "sampled", "sampled_se", "greedy", "greedy_se"),
@@ -51,16 +52,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the grid and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grid", type=Path, default=HERE / "grid.yaml")
-    parser.add_argument("--output", type=Path, default=HERE / "results.csv")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--problems", nargs="*", default=(), help="of the grid; all by default")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="starts no run after so long")
-    parser.add_argument("--smoke", action="store_true", help="four steps of one run per problem")
+    parser.add_argument("--methods", nargs="*", default=(), help="of the grid; all by default")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="ends after so long; what runs is lost")
+    parser.add_argument("--smoke", action="store_true", help="four steps of the last run per problem")
     options = parser.parse_args(arguments)
-    grid = Grid.read(options.grid, problems=options.problems)
+    if options.smoke and options.output == RESULTS:
+        parser.error("`--smoke` needs an `--output` of its own: its runs are no results.")
+    grid = Grid.read(options.grid, problems=options.problems, methods=options.methods)
     missing = grid.missing(finished(options.output))
     if options.smoke:
-        missing = [_shortened(run) for run in {run.problem: run for run in reversed(missing)}.values()]
+        missing = [_shortened(run) for run in {run.problem: run for run in missing}.values()]
     started = time.monotonic()
     # One thread each: two small runs side by side are faster than one after the other on two threads.
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -38,19 +38,27 @@ class Grid:
     collapsed: float
 
     @classmethod
-    def read(cls, path: Path, *, problems: Sequence[str] = ()) -> "Grid":
-        """From YAML, see grid.yaml. ``problems`` leaves others out."""
+    def read(cls, path: Path, *, problems: Sequence[str] = (), methods: Sequence[str] = ()) -> "Grid":
+        """From YAML, see grid.yaml. ``problems`` and ``methods`` leave others out.
+
+        Raises:
+            ValueError: the grid has no problem or method of such a name.
+        """
         options = yaml.safe_load(path.read_text(encoding="utf-8"))
-        chosen = {name: each for name, each in options["problems"].items() if not problems or name in problems}
-        return cls(tuple(_runs(options, chosen)), options["collapsed"])
+        for kind, names in (("problems", problems), ("methods", methods)):
+            if unknown := set(names) - set(options[kind]):
+                raise ValueError(f"{path} has no {kind} {sorted(unknown)}; it has {', '.join(options[kind])}.")
+            options[kind] = {name: each for name, each in options[kind].items() if not names or name in names}
+        return cls(tuple(_runs(options)), options["collapsed"])
 
     def missing(self, done: set[tuple[str, ...]]) -> list[Run]:
         """What is left to run."""
         return [run for run in self.runs if run.identity not in done]
 
 
-def _runs(options: Mapping[str, Any], problems: Mapping[str, Any]) -> Iterator[Run]:
+def _runs(options: Mapping[str, Any]) -> Iterator[Run]:
     steps, every = options["steps"], options["evaluate_every"]
+    problems = options["problems"]
     # One seed of everything first, so that an unfinished grid is a whole grid of fewer seeds.
     for seed, problem in product(options["seeds"], problems):
         for lr, schedule, method in product(options["learning_rates"], options["schedules"], options["methods"]):

@@ -9,40 +9,48 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import hypot
 from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks.ablation.grid import Grid
+from benchmarks.ablation.grid import OF_RUN, Grid
 
 ROOT = Path(__file__).parents[2]
+RATES = ("sampled", "greedy")
 Setting = tuple[str, float, str]
 """Method, learning rate and schedule."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The evaluations of one run, in the order of its steps. Rates are the better of sampled and greedy."""
+    """The evaluations of one run, in the order of its steps."""
 
     seed: int
     steps: tuple[int, ...]
     sampled: tuple[float, ...]
     greedy: tuple[float, ...]
+    errors: tuple[float, ...]
+    """The standard error of the better of the two rates."""
     rollouts: int
 
     @property
-    def base(self) -> float:
-        """The better rate of the untrained base."""
-        return max(self.sampled[0], self.greedy[0])
+    def better(self) -> tuple[float, ...]:
+        """The better of sampled and greedy, as the problems are solved by whichever decoding is best."""
+        return tuple(map(max, self.sampled, self.greedy))
 
     @property
     def final(self) -> float:
         """The better rate at the end."""
-        return max(self.sampled[-1], self.greedy[-1])
+        return self.better[-1]
 
     @property
     def best(self) -> float:
         """The best rate of any evaluation after the first."""
-        return max(*self.sampled[1:], *self.greedy[1:])
+        return max(self.better[1:])
+
+    def is_below(self, errors: float = 0.0) -> bool:
+        """Whether it ended below its untrained base, by more than so many standard errors of the difference."""
+        return self.better[0] - self.final > errors * hypot(self.errors[0], self.errors[-1])
 
 
 def curves(path: Path) -> dict[str, dict[Setting, list[Curve]]]:
@@ -50,18 +58,25 @@ def curves(path: Path) -> dict[str, dict[Setting, list[Curve]]]:
     rows: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            rows[row["problem"], row["method"], row["lr"], row["schedule"], row["seed"]].append(row)
+            rows[tuple(row[name] for name in OF_RUN)].append(row)
     found: dict[str, dict[Setting, list[Curve]]] = defaultdict(lambda: defaultdict(list))
-    for (problem, method, lr, schedule, seed), run in rows.items():
-        curve = Curve(
-            seed=int(seed),
-            steps=tuple(int(row["step"]) for row in run),
-            sampled=tuple(float(row["sampled"]) for row in run),
-            greedy=tuple(float(row["greedy"]) for row in run),
-            rollouts=int(run[-1]["rollouts"]),
-        )
-        found[problem][method, float(lr), schedule].append(curve)
+    for run in rows.values():
+        first = run[0]
+        found[first["problem"]][first["method"], float(first["lr"]), first["schedule"]].append(_curve(run))
     return found
+
+
+def _curve(rows: Sequence[Mapping[str, str]]) -> Curve:
+    pairs = [sorted(((float(row[name]), float(row[f"{name}_se"])) for name in RATES), reverse=True) for row in rows]
+    sampled, greedy = (tuple(float(row[name]) for row in rows) for name in RATES)
+    return Curve(
+        seed=int(rows[0]["seed"]),
+        steps=tuple(int(row["step"]) for row in rows),
+        sampled=sampled,
+        greedy=greedy,
+        errors=tuple(better[1] for better, _ in pairs),
+        rollouts=int(rows[-1]["rollouts"]),
+    )
 
 
 def band(values: Sequence[float]) -> str:
@@ -71,69 +86,89 @@ def band(values: Sequence[float]) -> str:
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def table(settings: Mapping[Setting, list[Curve]]) -> list[str]:
-    """One line per method: final rates at each learning rate and schedule and over all of them, the best rate of any
-    evaluation, and how many runs ended below their base.
+def table(
+    settings: Mapping[Setting, list[Curve]], methods: Sequence[str], grid: Sequence[tuple[float, str]]
+) -> list[str]:
+    """One line per method: final rates at each learning rate and schedule and over all of them, sampled and greedy by
+    themselves, the best rate of any evaluation, and how many runs ended below their base.
+
+    ``grid`` has the learning rates and schedules that means over all runs need.
     """
-    columns = sorted({(lr, schedule) for _, lr, schedule in settings}, key=lambda each: (each[1], each[0]))
-    rates = {method: _final_rates(settings, method, columns) for method in dict.fromkeys(key[0] for key in settings)}
-    _add_means(rates)
+    columns = _columns(settings)
+    cells = {method: _cells(settings, method, columns, grid) for method in methods}
     # No method is the best of one.
-    filled = [list(filter(None, column)) for column in zip(*rates.values(), strict=True)]
-    best = [max(map(mean, column)) if len(column) > 1 else None for column in filled]
-    names = [f"{lr:g}, {schedule}" for lr, schedule in columns]
-    lines = [f"| method | {' | '.join(names)} | all | best | below the base |", "|---|" + "---|" * (len(columns) + 3)]
-    for method, of_method in rates.items():
+    filled = [list(filter(None, column)) for column in zip(*cells.values(), strict=True)]
+    highest = [max(map(mean, column)) if len(column) > 1 else None for column in filled]
+    names = [f"{lr:g}, {schedule}" for lr, schedule in columns] + ["all", "all, T = 1", "all, greedy", "best"]
+    lines = [f"| method | {' | '.join(names)} | below the base |", "|---|" + "---|" * (len(names) + 1)]
+    for method, of_method in cells.items():
         texts = [
-            f"**{band(each)}**" if each and mean(each) == highest else band(each)
-            for each, highest in zip(of_method, best, strict=True)
+            f"**{band(each)}**" if each and mean(each) == most else band(each)
+            for each, most in zip(of_method, highest, strict=True)
         ]
-        runs = [run for setting, each in settings.items() if setting[0] == method for run in each]
-        below = sum(run.final < run.base for run in runs)
-        lines.append(
-            f"| {method} | {' | '.join(texts)} | {max(run.best for run in runs):.2f} | {below} of {len(runs)} |"
-        )
+        runs = _runs(settings, method)
+        below, clearly = sum(run.is_below() for run in runs), sum(run.is_below(2) for run in runs)
+        lines.append(f"| {method} | {' | '.join(texts)} | {below} of {len(runs)} ({clearly}) |")
     return lines
 
 
-def _final_rates(
-    settings: Mapping[Setting, list[Curve]], method: str, columns: Sequence[tuple[float, str]]
+def _columns(settings: Mapping[Setting, list[Curve]]) -> list[tuple[float, str]]:
+    """Learning rates and schedules."""
+    return sorted({(lr, schedule) for _, lr, schedule in settings}, key=lambda each: (each[1], each[0]))
+
+
+def _runs(settings: Mapping[Setting, list[Curve]], method: str) -> list[Curve]:
+    return [run for setting, each in settings.items() if setting[0] == method for run in each]
+
+
+def _cells(
+    settings: Mapping[Setting, list[Curve]],
+    method: str,
+    columns: Sequence[tuple[float, str]],
+    grid: Sequence[tuple[float, str]],
 ) -> list[list[float]]:
-    """Of the seeds in each column."""
-    return [[run.final for run in settings.get((method, *column), [])] for column in columns]
-
-
-def _add_means(rates: Mapping[str, list[list[float]]]) -> None:
-    """A last column of all runs, for methods that miss none: other means would be over other runs."""
-    most = [max(map(len, column)) for column in zip(*rates.values(), strict=True)]
-    for of_method in rates.values():
-        is_whole = list(map(len, of_method)) == most
-        of_method.append([rate for column in of_method for rate in column] if is_whole else [])
+    """The rates of each cell of a line. Those over all runs need a method that has equally many in every column of the
+    grid: means over other runs would not compare.
+    """
+    final = [[run.final for run in settings.get((method, *column), [])] for column in columns]
+    by_column = [settings.get((method, *column), []) for column in grid]
+    whole = [run for each in by_column for run in each] if len({len(each) for each in by_column}) == 1 else []
+    over_all = zip(*((run.final, run.sampled[-1], run.greedy[-1], run.best) for run in whole), strict=True)
+    return final + ([list(each) for each in over_all] if whole else [[], [], [], []])
 
 
 def _seeds(settings: Mapping[Setting, list[Curve]]) -> list[int]:
     return sorted({run.seed for runs in settings.values() for run in runs})
 
 
-def draw(settings: Mapping[Setting, list[Curve]], path: Path) -> None:
-    """Sampled solve rates over optimizer steps: one panel per learning rate and schedule, one line per seed."""
+def draw(settings: Mapping[Setting, list[Curve]], methods: Sequence[str], path: Path) -> None:
+    """Rates over optimizer steps: a panel per learning rate and schedule, a line and a band of all seeds per method."""
     from matplotlib.figure import Figure
 
-    columns = sorted({(lr, schedule) for _, lr, schedule in settings}, key=lambda each: (each[1], each[0]))
-    methods = list(dict.fromkeys(method for method, _, _ in settings))
+    columns = _columns(settings)
     figure = Figure(figsize=(4 * len(columns), 4), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    base = _runs(settings, methods[0])[0].better[0]
     for panel, (lr, schedule) in zip(panels, columns, strict=True):
+        panel.axhline(base, color="black", linestyle="--", linewidth=1, label="base")
         for number, method in enumerate(methods):
-            for run in settings.get((method, lr, schedule), []):
-                label = method if run is settings[method, lr, schedule][0] else None
-                panel.plot(run.steps, run.sampled, color=f"C{number}", linewidth=1, label=label)
+            runs = settings.get((method, lr, schedule), [])
+            if runs:
+                steps = max((run.steps for run in runs), key=len)
+                rates = list(zip(*(_held(run, len(steps)) for run in runs), strict=True))
+                panel.plot(steps, list(map(mean, rates)), color=f"C{number}", linewidth=1.5, label=method)
+                panel.fill_between(steps, list(map(min, rates)), list(map(max, rates)), color=f"C{number}", alpha=0.15)
         panel.set(title=f"learning rate {lr:g}, {schedule}", xlabel="optimizer step", ylim=(0, 1))
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("solve rate at temperature 1")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
+    panels[0].set_ylabel("solve rate, the better of T = 1 and greedy")
+    lines = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=5, fontsize="small")
     figure.savefig(path, dpi=100)
+
+
+def _held(run: Curve, count: int) -> list[float]:
+    """Its rates, of which the last stays for the evaluations that a collapsed run did not reach."""
+    return [*run.better, *[run.final] * (count - len(run.better))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -145,25 +180,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     found = curves(options.table)
     text = [Path(__file__).with_name("preface.md").read_text(encoding="utf-8").rstrip()]
-    of_grid = {run.method for run in Grid.read(options.grid).runs}
+    of_grid = list(dict.fromkeys(run.method for run in Grid.read(options.grid).runs))
     for problem, settings in found.items():
         figure = options.output.with_name(f"results_{problem}.png")
-        methods = {setting: each for setting, each in settings.items() if setting[0] in of_grid}
-        controls = {setting: each for setting, each in settings.items() if setting[0] not in of_grid}
+        present = list(dict.fromkeys(method for method, _, _ in settings))
+        methods = [method for method in of_grid if method in present]
         if not methods:
             raise SystemExit(f"{options.table} has runs of {problem}, but none of a method of {options.grid}.")
-        draw(methods, figure)
-        runs = [run for each in methods.values() for run in each]
+        main_part = {setting: each for setting, each in settings.items() if setting[0] in of_grid}
+        draw(main_part, methods, figure)
+        runs = [run for each in main_part.values() for run in each]
         text += [
             f"\n## {problem}\n",
             f"Base: {runs[0].sampled[0]:.2f} sampled, {runs[0].greedy[0]:.2f} greedy. {len(runs)} runs of "
-            f"{max(run.rollouts for run in runs)} rollouts; seeds {_seeds(methods)}.\n",
-            *table(methods),
+            f"{max(run.rollouts for run in runs)} rollouts; seeds {_seeds(main_part)}.\n",
+            *table(main_part, methods, _columns(main_part)),
             f"\n![Learning curves]({figure.name})",
         ]
-        if controls:
-            named = f"Controls and variants on {problem} (`variants.yaml`, `passes.yaml`), seeds {_seeds(controls)}:"
-            text += [f"\n{named}\n", *table(controls)]
+        if controls := [method for method in present if method not in of_grid]:
+            others = {setting: each for setting, each in settings.items() if setting[0] in controls}
+            text += [
+                f"\nControls and variants, seeds {_seeds(others)}:\n",
+                *table(others, controls, _columns(main_part)),
+            ]
     options.output.write_text("\n".join(text) + "\n", encoding="utf-8")
     print(f"Written: {options.output}")
     return 0

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from benchmarks.ablation.__main__ import COLUMNS, append, finished
+from benchmarks.ablation.__main__ import main as run_grid
 from benchmarks.ablation.grid import Grid
 from benchmarks.ablation.results import curves, main, table
 
@@ -33,7 +34,8 @@ def grid(tmp_path):
 
 def rows(run, *rates):
     own = dict.fromkeys(COLUMNS, "0") | {name: getattr(run, name) for name in COLUMNS[:6]}
-    return [own | {"step": 4 * at, "sampled": rate, "greedy": rate / 2} for at, rate in enumerate(rates)]
+    errors = {"sampled_se": 0.03, "greedy_se": 0.04}
+    return [own | errors | {"step": 4 * at, "sampled": rate, "greedy": rate / 2} for at, rate in enumerate(rates)]
 
 
 def test_a_grid_is_every_combination_seed_by_seed(grid):
@@ -68,19 +70,43 @@ def test_the_page_counts_runs_below_the_base_and_marks_the_best(grid, tmp_path):
         append(path, rows(run, 0.5, 0.9, 0.4 if run.seed else 0.6))
     for run in by_method["twice"]:
         append(path, rows(run, 0.5, 0.7))
-    append(path, rows(replace(by_method["plain"][0], method="control"), 0.5, 0.3))
-    lines = table(curves(path)["one"])
+    append(path, rows(replace(by_method["plain"][0], method="control"), 0.5, 0.45))
+    found = curves(path)["one"]
+    grid_columns = [(lr, schedule) for schedule in ("constant", "decayed") for lr in (0.1, 0.2)]
+    lines = table(found, ["plain", "twice", "control"], grid_columns)
     assert lines[0].startswith("| method | 0.1, constant | 0.2, constant | 0.1, decayed")
+    assert lines[0].endswith("| all | all, T = 1 | all, greedy | best | below the base |")
     assert lines[2].startswith("| plain | 0.50 ± 0.14 |")
-    assert lines[2].endswith("| 0.50 ± 0.11 | 0.90 | 4 of 8 |")
-    assert lines[3] == "| twice | " + " | ".join(["**0.70 ± 0.00**"] * 5) + " | 0.70 | 0 of 8 |"
-    assert lines[4] == "| control | 0.30 |  |  |  |  | 0.30 | 1 of 1 |"
-    main_columns = {key: runs for key, runs in curves(path)["one"].items() if key[0] != "control"}
-    main_columns["twice", 0.1, "constant"].pop()
-    without = table(main_columns)[3]
-    assert without == "| twice | **0.70** | " + " | ".join(["**0.70 ± 0.00**"] * 3) + " |  | 0.70 | 0 of 7 |"
+    assert lines[2].endswith("| 0.50 ± 0.11 | 0.50 ± 0.11 | 0.25 ± 0.05 | **0.90 ± 0.00** | 4 of 8 (4) |")
+    assert lines[3].startswith("| twice | " + " | ".join(["**0.70 ± 0.00**"] * 6) + " | **0.35 ± 0.00** | 0.70")
+    assert lines[4] == "| control | 0.45 |  |  |  |  |  |  |  | 1 of 1 (0) |"
+    found["twice", 0.1, "constant"].pop()
+    without = table(found, ["plain", "twice"], grid_columns)[3]
+    assert without == "| twice | **0.70** | " + " | ".join(["**0.70 ± 0.00**"] * 3) + " |  |  |  |  | 0 of 7 (0) |"
     main(["--table", str(path), "--grid", str(tmp_path / "grid.yaml"), "--output", str(tmp_path / "results.md")])
     page = (tmp_path / "results.md").read_text()
     assert "Base: 0.50 sampled, 0.25 greedy. 16 runs" in page
-    assert page.index("| twice |") < page.index("Controls and variants on one") < page.index("| control |")
+    assert page.index("| twice |") < page.index("Controls and variants, seeds") < page.index("| control |")
     assert (tmp_path / "results_one.png").stat().st_size > 1000
+
+
+def test_a_shortened_run_is_no_part_of_another_ones_curve(grid, tmp_path):
+    path = tmp_path / "table.csv"
+    append(path, rows(grid.runs[0], 0.5, 0.6, 0.7))
+    append(path, rows(replace(grid.runs[0], steps=4), 0.5, 0.1))
+    found = curves(path)["one"]["plain", 0.1, "constant"]
+    assert [run.final for run in found] == [0.7, 0.1]
+
+
+def test_a_smoke_run_has_a_table_of_its_own(capsys):
+    with pytest.raises(SystemExit):
+        run_grid(["--smoke"])
+    assert "needs an `--output` of its own" in capsys.readouterr().err
+
+
+def test_methods_are_chosen_by_name_and_an_unknown_one_is_an_error(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(GRID)
+    assert {run.method for run in Grid.read(path, methods=["twice"]).runs} == {"twice"}
+    with pytest.raises(ValueError, match=r"has no methods \['thrice'\]; it has plain, twice"):
+        Grid.read(path, methods=["thrice"])

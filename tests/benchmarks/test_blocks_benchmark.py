@@ -78,7 +78,7 @@ def test_flex_attention_computes_what_the_boolean_mask_does():
     size = MaskSize(prompt_length=9, completion_length=10, copies=2, head_size=16)
     layer = Layer.random(size, torch.device("cpu"), torch.float32, flex_attention)
     attended = layer.allowed.any(-1)[:, None, :, None]
-    ours, flex = (way().masked_fill(~attended, 0.0) for way in (layer.boolean, layer.flex))
+    ours, flex = (way().masked_fill(~attended, 0.0) for way in (layer.dense, layer.flex))
     torch.testing.assert_close(flex, ours)
     assert not layer.allowed[1].all()
 
