@@ -54,6 +54,19 @@ def recorded(tmp_path_factory):
     return folder, watcher.seen
 
 
+def test_prompts_that_were_sampled_and_left_out_are_named(tmp_path):
+    def differs_of_even_prompts(example, completion):
+        return 0.0 if int(example["digit"]) % 2 else float(completion.count("1"))
+
+    watcher = Watcher()
+    dmpo = module(reward=differs_of_even_prompts, sampling_rounds=2, num_iterations=1, group_size=8)
+    run = trainer(tmp_path, max_steps=4, max_epochs=-1, callbacks=[watcher, RunRecorder()])
+    run.fit(dmpo, loader(6, shuffle=False))
+    buffers = [record for record in metrics(tmp_path) if record["kind"] == "buffer"]
+    assert [record["left_out"] for record in buffers] == [list(each.left_out) for each in watcher.seen]
+    assert buffers[0]["left_out"] == [1, 3, 5]
+
+
 def test_each_rollout_is_recorded_with_all_its_facts(recorded):
     folder, seen = recorded
     records = iter(rollouts(folder))

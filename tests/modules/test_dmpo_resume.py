@@ -26,6 +26,15 @@ OBJECTIVES = {
     "ratio": {
         "objective": WDCE(reward_temperature=0.1, replicates=2, baseline="group", negative_term="likelihood_ratio")
     },
+    "demo": {
+        "objective": WDCE(
+            reward_temperature=0.1, replicates=2, baseline="group", baseline_scale=0.5, prompt_weight="reward"
+        )
+    },
+    "masks": {
+        "objective": WDCE(reward_temperature=0.1, replicates=2, baseline="none", stratified=True, target_ess=0.5)
+    },
+    "blocks": {"objective": WDCE(reward_temperature=0.1, replicates=2, baseline="group", block_length=4)},
     "wddo": {"objective": WDDO(reward_temperature=0.1, replicates=2)},
     "trajectory": {
         "objective": WDCE(reward_temperature=0.1, replicates=2, baseline="group", log_prob=TrajectoryEstimator()),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dmpo_lightning.callbacks.record_facts import run_facts, versions
 from dmpo_lightning.callbacks.rollout_records import TokenTexts, rollout_records
+from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.observers import CollectedBuffer, RolloutObserver
 from dmpo_lightning.modules.run_directory import run_directory
@@ -34,7 +35,8 @@ class RunRecorder(RolloutObserver):
       targets (weight, signal, log_rnd), and of each token its text, the step that revealed it and its probability then.
       Each file begins with a header. The oldest file goes when there are too many bytes.
     - ``metrics.jsonl``, one line per buffer and per validation: step, rollouts seen, seconds and all scalars. Of
-      ``train/loss`` it has the mean over the buffer.
+      ``train/loss`` it has the mean over the buffer. With several ``sampling_rounds``, ``left_out`` has the
+      ``prompt_index`` of each prompt, of any rank, that was sampled and is not in the buffer.
     - ``run.json``: configuration, model, data, versions and times.
 
     A resumed run goes on in the same files. Lines of what it does again are removed first. A file that cannot be
@@ -138,6 +140,8 @@ class RunRecorder(RolloutObserver):
         self._close(trainer, module)
         times = {f"time/{name}": seconds for name, seconds in collected.seconds.items()}
         self._open = {"iteration": collected.iteration, "values": {**times, **collected.means}, "first": {}}
+        if module.sampling_rounds > 1:
+            self._open["left_out"] = [index for each in gather_ranks(list(collected.left_out)) for index in each]
         texts = self._texts = self._texts or TokenTexts(module.policy.tokenizer)
         lines = (encoded(record) for record in rollout_records(collected, texts, share=self.share))
         self._try(ROLLOUTS, lambda: rollouts.append(lines))
@@ -184,8 +188,12 @@ class RunRecorder(RolloutObserver):
         values |= self._open["values"] | {name: values[name] for name in values if name.startswith("time/")}
         if self._losses:
             values["train/loss"] = float(sum(loss.float() for loss in self._losses) / len(self._losses))
-        iteration, self._open, self._losses = self._open["iteration"], None, []
-        self._write(trainer, module, {"kind": "buffer", "iteration": iteration}, values)
+        what = {
+            "kind": "buffer",
+            **{name: self._open[name] for name in ("iteration", "left_out") if name in self._open},
+        }
+        self._open, self._losses = None, []
+        self._write(trainer, module, what, values)
 
     def _write(
         self, trainer: Trainer, module: LightningModule, what: dict[str, Any], values: Mapping[str, float]

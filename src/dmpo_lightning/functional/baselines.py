@@ -1,6 +1,7 @@
 """Weight baselines b, which objectives subtract from the importance weights: ``w - b``; DMPO (arXiv 2510.08233).
 
-Every baseline is detached. Apart from `no_baseline`, which is zero, each has mean 1 over a group, as the weights do.
+Every baseline is detached. Apart from `no_baseline`, which is zero, each has mean 1 over a group, as the weights of
+prompts that count alike do.
 """
 
 import torch
@@ -33,8 +34,8 @@ def negative_baseline(
     A group of equal rewards says nothing about what is better. Its baseline is ``weights`` itself, so that ``w - b`` is
     exactly zero and its forward passes can be skipped.
 
-    The objective that follows has no interior fixed point: its optimum is not p*, and the loss is unbounded below.
-    Watch reward, entropy and effective sample size.
+    The objective that follows has no interior fixed point: its optimum is not p* in any form of the negative term, and
+    with log p, the published one, the loss is unbounded below. Watch reward, entropy and effective sample size.
     """
     opposite = importance_weights(
         log_rnd, -reward, reward_temperature=reward_temperature, proximal_coefficient=proximal_coefficient

@@ -51,17 +51,19 @@ class WDCE(WeightedObjective):
         reward_temperature: alpha, see `WeightedObjective`.
         prompt_weight: what the weights of a group have as their mean. ``equal``, the paper's, is 1: a group that is all
             wrong imitates itself as much as one that is all right. ``reward`` is the group's mean of exp(r / alpha)
-            over that of the buffer on all ranks. The target of each prompt is the same; prompts without a good rollout
-            hardly count, and those that are solved still do. It needs rewards that are on one scale for all prompts.
+            over that of the buffer on all ranks: prompts without a good rollout have nothing to imitate, and those that
+            are solved go on to be imitated. b does not count with them, so that ``group`` pushes all rollouts of a
+            prompt without a good one down, by ``baseline_scale``. Rewards must be on one scale for all prompts.
         baseline: ``none`` (b = 0), ``group`` (b = 1), ``negative`` (the weights of -r), or ``policy`` (the weights
             under which the current policy itself would be the target, renewed before each optimizer step). Or a
             function of weights, log_rnd and rollouts, which a configuration names by its dotted path.
         baseline_scale: what b is multiplied by, at least 0. While theta is the policy that sampled, b is a control
-            variate, and its coefficient changes the variance of the gradient of ``log_likelihood`` and not its mean.
+            variate of ``log_likelihood``: its coefficient changes the variance of that gradient and not its mean.
         negative_term: what rollouts of negative signal minimise, see `wdce_loss`. ``likelihood``, the mean of p, is at
             least 0 and leaves alone what the policy does not say anyway. ``likelihood_ratio``, the mean of p / p_old,
             is also at least 0, and its gradient at theta = old is the paper's; it costs one more pass over each buffer,
-            and all passes use the same maskings. ``log_likelihood``, the paper's, has no lower bound.
+            all passes use the same maskings, and it destroyed the embedded model (docs/results.md). ``log_likelihood``,
+            the paper's, has no lower bound.
         uninformative_groups: ``skip`` leaves groups of equal rewards out of the loss, which is divided by all rollouts
             nevertheless. ``train`` weighs them as the baseline says: with ``none`` a group that is all wrong is
             imitated like one that is all right. None is ``skip`` with prompt_weight ``equal``, and ``train`` with
