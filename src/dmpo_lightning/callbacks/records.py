@@ -188,12 +188,9 @@ class RunRecorder(RolloutObserver):
         values |= self._open["values"] | {name: values[name] for name in values if name.startswith("time/")}
         if self._losses:
             values["train/loss"] = float(sum(loss.float() for loss in self._losses) / len(self._losses))
-        what = {
-            "kind": "buffer",
-            **{name: self._open[name] for name in ("iteration", "left_out") if name in self._open},
-        }
+        named = {name: self._open[name] for name in ("iteration", "left_out") if name in self._open}
         self._open, self._losses = None, []
-        self._write(trainer, module, what, values)
+        self._write(trainer, module, {"kind": "buffer"} | named, values)
 
     def _write(
         self, trainer: Trainer, module: LightningModule, what: dict[str, Any], values: Mapping[str, float]
