@@ -38,8 +38,10 @@ IDS = {
     "eos_token_id": 0,
     "pad_token_id": 0,
     "bos_token_id": 1,
+    "rope_theta": 7000.0,
+    "rms_norm_eps": 1e-3,
 }
-"""As in the embedded tokenizer."""
+"""As in the embedded tokenizer; rotary base and epsilon are nobody's default."""
 
 
 def tiny_dream(seed: int = 0, **changes) -> DreamForMaskedDiffusion:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import huggingface_hub
 import pytest
@@ -17,7 +18,7 @@ from dmpo_lightning.__main__ import main
 from dmpo_lightning.checkpoints.export import export_checkpoint
 from dmpo_lightning.models.loading import load_model, load_tokenizer
 from helpers import tiny_model
-from small_models import bert_tokenizer, tiny_bert
+from small_models import bert_tokenizer, tiny_bert, tiny_illada, tiny_sdar
 
 IDS = torch.tensor([[1, 9, 14, 5, 5, 22], [3, 5, 5, 12, 6, 7]])
 BASE_TENSORS = len(load_model("sudoku_tiny").state_dict())
@@ -202,6 +203,22 @@ def test_a_bert_with_its_tied_embeddings(tmp_path, options, merge):
     words.save_pretrained(tmp_path / "base")
     data = PromptLoader([{"prompt": "1 2 3", "digit": "1"}] * 4, words, batch_size=1)
     dmpo, checkpoint = run_of(str(tmp_path / "base"), tmp_path, data=data, **options)
+    export_checkpoint(checkpoint, tmp_path / "out", merge=merge)
+    assert_same(load_model(str(tmp_path / "out")), dmpo)
+
+
+TIED = {"iLLaDA": tiny_illada, "SDAR": partial(tiny_sdar, tie_word_embeddings=True)}
+
+
+@pytest.mark.parametrize("build", TIED.values(), ids=TIED.keys())
+@pytest.mark.parametrize(
+    ("options", "merge"), [({}, False), (LORA, False), (LORA, True)], ids=["whole", "adapter", "merged"]
+)
+def test_a_model_whose_head_is_its_embedding(tmp_path, options, merge, build):
+    build(initializer_range=0.1).save_pretrained(tmp_path / "base")
+    load_tokenizer("sudoku_tiny").save_pretrained(tmp_path / "base")
+    dmpo, checkpoint = run_of(str(tmp_path / "base"), tmp_path, **options)
+    assert (logits(dmpo.policy.model) - logits(load_model(str(tmp_path / "base")))).abs().max() > 1e-3
     export_checkpoint(checkpoint, tmp_path / "out", merge=merge)
     assert_same(load_model(str(tmp_path / "out")), dmpo)
 

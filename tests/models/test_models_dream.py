@@ -98,6 +98,7 @@ def test_the_published_configuration_is_the_default(tmp_path):
         ({"num_attention_heads": 5}, "num_attention_heads"),
         ({"use_sliding_window": True}, "use_sliding_window=True"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"use_mrope": True}, "use_mrope=True"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
     ],
 )

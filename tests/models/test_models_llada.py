@@ -103,7 +103,14 @@ def test_transformers_own_words_reach_the_published_keys():
 
 @pytest.mark.parametrize(
     ("switch", "value"),
-    [("alibi", True), ("weight_tying", True), ("include_bias", True), ("rope", False), ("block_type", "sequential")],
+    [
+        ("alibi", True),
+        ("weight_tying", True),
+        ("tie_word_embeddings", True),
+        ("include_bias", True),
+        ("rope", False),
+        ("block_type", "sequential"),
+    ],
 )
 def test_a_switch_that_no_published_llada_uses_is_an_error_that_names_it(switch, value):
     with pytest.raises(ValueError, match=f"{switch}={value!r}"):

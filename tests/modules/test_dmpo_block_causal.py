@@ -137,3 +137,13 @@ def test_log_rnd_is_zero_between_equal_policies_and_not_between_others():
         assert estimator.log_rnd(dmpo.policy, rollouts, rows_per_forward=8).abs().max() < 1e-5
         dmpo.policy.model.model.layers[0].mlp.down_proj.weight.add_(0.1)
         assert estimator.log_rnd(dmpo.policy, rollouts, rows_per_forward=8).abs().max() > 1e-3
+
+
+def test_completions_of_other_lengths_are_evaluated(tmp_path):
+    """Shorter and longer than those of training, and no multiples of the block."""
+    lengths = [8, 21, 40]
+    dmpo = block_causal(WDCE(reward_temperature=0.1, replicates=2), evaluation_lengths=lengths)
+    run = trainer(tmp_path)
+    run.validate(dmpo, loader(6, shuffle=False), verbose=False)
+    effective = [float(run.callback_metrics[f"val/sampled/{length}/effective_length"]) for length in lengths]
+    assert all(0 < found <= length for found, length in zip(effective, lengths, strict=True))

@@ -34,6 +34,8 @@ SAMPLERS = {
     "random order": (RandomOrderSampler(temperature=0.7), 4),
     "blocks of one": (ConfidenceSampler(), 1),
     "one block": (ConfidenceSampler(), 16),
+    "greedy, blocks of one": (ConfidenceSampler(temperature=0.0), 1),
+    "greedy, a block of 32": (ConfidenceSampler(temperature=0.0), 32),
 }
 """And the size of the model's blocks."""
 
@@ -129,6 +131,16 @@ def test_samples_are_those_of_each_row_decoded_by_itself_without_a_cache(sampler
         torch.testing.assert_close(found.log_prob[row], torch.tensor(log_probs), atol=1e-4, rtol=1e-4)
         ended += -1 in steps
     assert block == 16 or ended > 0  # else nothing ended early
+
+
+def test_a_longer_completion_begins_with_the_whole_blocks_of_a_shorter_one():
+    """Nobody sees what stands behind a block, so that completions may be longer than those of training."""
+    policy, (ids, mask) = policy_of(4), prompts(every_length(4))
+    sampler, keys = ConfidenceSampler(temperature=0.0), keys_of(len(ids))
+    short, long = (sample(policy, sampler, ids, mask, keys, length).completion_ids for length in (21, 40))
+    for row, length in enumerate(mask.sum(1).tolist()):
+        whole = (length + 21) // 4 * 4 - length
+        assert torch.equal(short[row, :whole], long[row, :whole])
 
 
 @pytest.mark.parametrize("sampler", [ConfidenceSampler(), RandomOrderSampler()], ids=["confidence", "random order"])

@@ -28,7 +28,7 @@ class Backbone:
         quantization: ``nf4`` loads the frozen weights in 4 bits, which needs an adapter.
         gradient_checkpointing: computes the blocks again in the backward pass instead of keeping their activations.
         compile_blocks: runs the blocks through torch.compile. The first forwards then take minutes.
-        trust_remote_code: runs code that comes with the checkpoint, which LLaDA, Dream and SDAR never need.
+        trust_remote_code: runs code that comes with the checkpoint, which native models never need.
         mask_token_id: overrides what the model's configuration or the tokenizer names.
 
     Raises:

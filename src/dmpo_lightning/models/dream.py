@@ -33,7 +33,7 @@ FAMILY = Family(
     block_linears=BLOCK_LINEARS,
 )
 
-_FIXED = {"hidden_act": "silu", "use_sliding_window": False}
+_FIXED = {"hidden_act": "silu"}
 """Switches that the published configuration has, but that all published models set alike."""
 
 
@@ -64,7 +64,7 @@ class DreamConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        check_heads(self)
+        check_heads(self, kwargs)
         check_switches("Dream", _FIXED, kwargs)
         self.rope_theta = rotary_base("Dream", kwargs, self.rope_theta)
         super().__post_init__(**kwargs)

@@ -20,8 +20,8 @@ def families() -> tuple[Family, ...]:
     """
     from dmpo_lightning.models import dream, illada, llada, sdar
 
-    # SDAR has the end tokens of Dream and more to be known by, so that it is asked first.
-    return llada.FAMILY, illada.FAMILY, sdar.FAMILY, dream.FAMILY
+    # SDAR has the end tokens of Dream and more to be known by, so that it is asked first. iLLaDA has least.
+    return llada.FAMILY, sdar.FAMILY, dream.FAMILY, illada.FAMILY
 
 
 REFUSED = {

@@ -20,6 +20,9 @@ class Family:
     mask_token: str | None = None
     """The mask token, where it tells the family's tokenizers from those of others."""
 
+    def __post_init__(self) -> None:
+        assert self.control_tokens, "A family without any of these tokens would be that of every tokenizer."
+
     @property
     def control_tokens(self) -> frozenset[str]:
         """The end tokens, and the mask token where one is stated: no text of a prompt may be read as one of them."""

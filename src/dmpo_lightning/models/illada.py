@@ -23,18 +23,21 @@ FAMILY = Family(
 )
 
 _FIXED = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "layer_norm_eps": None}
-"""Switches that the published configuration has, but that both published models set alike."""
+"""Switches that the published code has. Of their settings these give the published number of parameters."""
+_STATED = ("rope_theta", "rms_norm_eps")
+"""Keys without which the published code would take values that are not known here."""
 
 
 class ILLaDAConfig(PreTrainedConfig):
-    """Configuration of an iLLaDA. Its keys are the published ones, and its defaults those of the 8B models.
+    """Configuration of an iLLaDA, with the keys that the published code reads.
 
-    Published configurations name no ``mask_token_id`` and have the default. Their dropout is that of pre-training and
-    is not applied.
+    Sizes and tokens are those of the published 8B models, which name no ``mask_token_id``. ``rope_theta`` and
+    ``rms_norm_eps`` are those of Seed-Coder-8B, which has the same shape and vocabulary, and hold for new models alone:
+    a config.json has to state them. Dropout is that of pre-training and is not applied.
 
     Raises:
         ValueError: numbers of heads that do not divide the width, or each other, or into even head sizes. A switch that
-            no published model sets so.
+            is not built.
     """
 
     model_type = "illada"
@@ -56,7 +59,7 @@ class ILLaDAConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
-        check_heads(self)
+        check_heads(self, kwargs)
         check_switches("iLLaDA", _FIXED, kwargs)
         self.rope_theta = rotary_base("iLLaDA", kwargs, self.rope_theta)
         super().__post_init__(**kwargs)
@@ -66,14 +69,13 @@ class ILLaDAConfig(PreTrainedConfig):
         """The configuration that a config.json holds.
 
         Raises:
-            ValueError: it states no ``rope_theta``, ``rms_norm_eps`` or ``tie_word_embeddings``. The published code
-                supplies no value that is known here, and a model with another one would be wrong without a word.
+            ValueError: it states no ``rope_theta`` or no ``rms_norm_eps``. A model with other ones would be wrong
+                without a word.
         """
-        rope = config_dict.get("rope_parameters") or {}
-        stated = {**config_dict, **rope}
-        missing = [name for name in ("rope_theta", "rms_norm_eps", "tie_word_embeddings") if name not in stated]
+        rope = [config_dict.get(name) or {} for name in ("rope_scaling", "rope_parameters")]
+        missing = [name for name in _STATED if all(each.get(name) is None for each in (config_dict, *rope))]
         if missing:
-            raise ValueError(f"An iLLaDA's config.json must state {', '.join(missing)}, as the published ones do.")
+            raise ValueError(f"The config.json of an iLLaDA must state {' and '.join(missing)}.")
         return super().from_dict(config_dict, **kwargs)
 
 

@@ -40,6 +40,7 @@ _FIXED = {
     "rope": True,
     "rope_full_precision": True,
     "scale_logits": False,
+    "tie_word_embeddings": False,
     "weight_tying": False,
 }
 """Switches that the published configuration has, but that all published LLaDA models set alike."""
@@ -95,7 +96,7 @@ class LLaDAConfig(PreTrainedConfig):
                 f"LLaDA-MoE is not supported: its router and its {kwargs['num_experts']} experts per layer are not "
                 "built here. Use a dense LLaDA (GSAI-ML/LLaDA-8B-Instruct, LLaDA-1.5)."
             )
-        check_switches("LLaDA", _FIXED, kwargs)
+        check_switches("LLaDA", _FIXED, {"tie_word_embeddings": self.tie_word_embeddings} | kwargs)
         self.rope_theta = rotary_base("LLaDA", kwargs, self.rope_theta)
         super().__post_init__(**kwargs)
 

@@ -47,9 +47,9 @@ def load_model(
 ) -> nn.Module:
     """Loads a masked diffusion language model by hub id, folder or embedded name.
 
-    LLaDA, Dream and SDAR load as native models, after every tensor of their checkpoint was found to have its name and
-    shape. Any other model that transformers knows as a masked language model loads as such. For a folder with a PEFT
-    adapter its base is loaded, and the adapter on top of it, trainable.
+    LLaDA, iLLaDA, Dream and SDAR load as native models, after every tensor of their checkpoint was found to have its
+    name and shape. Any other model that transformers knows as a masked language model loads as such. For a folder with
+    a PEFT adapter its base is loaded, and the adapter on top of it, trainable.
 
     Args:
         source: a hub id, a folder, or the name of an embedded model.
@@ -58,7 +58,7 @@ def load_model(
         random_weights: build the architecture with fresh weights that are drawn from ``seed``.
         seed: the seed of fresh weights.
         quantization: ``nf4`` quantises the blocks' linear layers to 4 bits while loading. It needs bitsandbytes.
-        trust_remote_code: run code that comes with the checkpoint. LLaDA, Dream and SDAR never need it.
+        trust_remote_code: run code that comes with the checkpoint. Native models never need it.
 
     Raises:
         ValueError: there is nothing to load, or tensors of the checkpoint are missing, unexpected, misshapen or

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,7 +64,8 @@ class LoRA:
         Weights are not looked at, so a model on the meta device can be asked too.
 
         Raises:
-            ValueError: a target that matches no linear layer, or no targets for a model of no known family.
+            ValueError: a target that matches no linear layer, or a head that is the embedding too, or no targets for a
+                model of no known family.
         """
         if self.targets is None:
             return block_linear_names(model)
@@ -77,7 +79,24 @@ class LoRA:
                     f"{', '.join(kinds)}; leave `targets` out to adapt all linear layers of the blocks."
                 )
         wanted = {name for layers in matched.values() for name in layers}
+        check_adapted(model, tied_head_name(model), wanted)
         return [name for name in names if name in wanted]
+
+
+def check_adapted(model: nn.Module, tied_head: str | None, adapted: Collection[str]) -> None:
+    """Raises ValueError where a head that is the embedding too is ``adapted``: merging would change both."""
+    if tied_head in adapted:
+        raise ValueError(
+            f"LoRA cannot adapt {tied_head!r} of {type(model).__name__}: its weight is that of the embedding too "
+            "(`tie_word_embeddings`), and a merged adapter would change both. Leave it out of `targets`."
+        )
+
+
+def tied_head_name(model: nn.Module) -> str | None:
+    """The full name of the output embedding where its weight is that of the input embedding, else None."""
+    kinds = ("get_output_embeddings", "get_input_embeddings")
+    head, embedding = (getattr(getattr(model, kind, lambda: None)(), "weight", None) for kind in kinds)
+    return head_name(model) if head is not None and head is embedding else None
 
 
 def matching_names(target: str, names: list[str], *, head: str | None) -> list[str]:
@@ -118,9 +137,14 @@ def load_adapter(model: nn.Module, directory: str) -> "PeftModel":
 
     Warns of linear layers of the blocks that the adapter leaves as they are. Adapters of d1 and DMPO name Llama's
     layers, of which LLaDA has only some, and load with that warning. The task that they name is left out.
+
+    Raises:
+        ValueError: it adapts a head that is the embedding too.
     """
     from peft import PeftConfig, PeftModel
 
+    # Asked before PEFT puts its own layers in the place of the model's.
+    tied_head = tied_head_name(model)
     known = family_of_model(getattr(model.config, "model_type", "")) is not None
     expected = block_linear_names(model) if known else []
     config = PeftConfig.from_pretrained(directory)
@@ -133,6 +157,7 @@ def load_adapter(model: nn.Module, directory: str) -> "PeftModel":
         for name, _ in adapted.named_parameters()
         if ".lora_A." in name
     }
+    check_adapted(model, tied_head, adapted_names)
     lacking = sorted({name.rpartition(".")[2] for name in expected if name not in adapted_names})
     if lacking:
         warnings.warn(

@@ -36,7 +36,7 @@ FAMILY = Family(
     mask_token="<|MASK|>",
 )
 
-_FIXED = {"attention_bias": False, "hidden_act": "silu", "use_sliding_window": False}
+_FIXED = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
 """Switches that the published configuration has, but that all published models set alike."""
 
 

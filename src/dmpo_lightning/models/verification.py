@@ -15,10 +15,12 @@ SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 def verify_checkpoint(folder: str, config: "PretrainedConfig") -> None:
     """Compares the names and shapes in the safetensors files with those of the architecture.
 
-    No weight is read. Transformers itself would only warn, and fill missing tensors with random numbers.
+    No weight is read, but for those that are stored although they are tied to others. Transformers itself would only
+    warn, and fill missing tensors with random numbers.
 
     Raises:
-        ValueError: a tensor is missing, unexpected or misshapen, or a file is damaged. The message names both.
+        ValueError: a tensor is missing, unexpected or misshapen, or it is tied and differs from the one that it is tied
+            to, or a file is damaged. The message names both.
     """
     from transformers import AutoModelForMaskedLM
 
@@ -45,6 +47,20 @@ def verify_checkpoint(folder: str, config: "PretrainedConfig") -> None:
         if name not in expected:
             raise ValueError(
                 f"Checkpoint file {file!r}: unexpected tensor {name!r}; the architecture has none of that name."
+            )
+    for name, other in tied.items():
+        if name in stored and other in stored:
+            _check_tied(name, stored[name][0], other, stored[other][0])
+
+
+def _check_tied(name: str, file: str, other: str, other_file: str) -> None:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as tensors, safe_open(other_file, framework="pt") as others:
+        if not torch.equal(tensors.get_tensor(name), others.get_tensor(other)):
+            raise ValueError(
+                f"Checkpoint file {file!r}: {name!r} differs from {other!r}, to which config.json ties it "
+                "(`tie_word_embeddings`). One of the two is wrong."
             )
 
 
