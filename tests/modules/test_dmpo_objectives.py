@@ -7,6 +7,7 @@ import torch
 from dmpo_runs import loader, module, trainer, weights
 
 from dmpo_lightning import WDCE, WDDO, ConfidenceSampler, RandomOrderSampler, TrajectoryEstimator
+from dmpo_lightning.functional import Purpose, draw_masks, fold_in
 from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rollout import collect
 
@@ -49,6 +50,42 @@ def test_uninformative_groups_have_exactly_no_signal_under_any_baseline(baseline
     loss, diagnostics = objective.loss(dmpo.policy, rollouts.rows(), flat, iteration=0, planned_rollouts=8)
     assert loss.isfinite()
     assert diagnostics["weight/skipped_rollouts"] == 0.5
+
+
+PUBLISHED_BASELINES = {
+    "none": lambda exponent, reward: torch.zeros_like(exponent),
+    "group": lambda exponent, reward: torch.ones_like(exponent),
+    "negative": lambda exponent, reward: 4 * (exponent - 2 * reward / 0.2).softmax(-1),
+    "policy": lambda exponent, reward: torch.ones_like(exponent),  # at theta = old
+}
+
+
+@pytest.mark.parametrize("baseline", PUBLISHED_BASELINES)
+def test_the_published_form_is_its_formula_and_nothing_else(baseline):
+    """To the last bit from the signal on, so that other forms cost the published one nothing."""
+    dmpo = module()
+    rollouts = rollouts_of(dmpo, next(iter(loader())))
+    rollouts.reward = torch.tensor([[0.0, 0.3, 0.1, 0.6], [0.0, 1.0, 0.2, 0.0]])
+    with torch.no_grad():
+        dmpo.policy.model.model.transformer.ff_out.weight.mul_(1.5)
+    form = {"negative_term": "log_likelihood", "uninformative_groups": "train", "weight_tolerance": 0.0}
+    objective = WDCE(reward_temperature=0.2, replicates=2, baseline=baseline, **form)
+    targets, _ = objective.prepare(dmpo.policy, rollouts, rows_per_forward=8)
+    exponent = targets["log_rnd"] + rollouts.reward / 0.2
+    signal = 4 * exponent.softmax(-1) - PUBLISHED_BASELINES[baseline](exponent, rollouts.reward)
+    torch.testing.assert_close(targets["signal"], signal)
+    rows, signal = rollouts.rows(), targets["signal"].detach().flatten()
+    masks = draw_masks(fold_in(fold_in(rows.keys, Purpose.LOSS), 3), length=8, replicates=2, antithetic=True)
+    log_prob = dmpo.policy.completion_log_probs(
+        rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks, at=masks
+    ).float()
+    cross_entropy = -((log_prob.masked_fill(~masks, 0).sum(-1) / masks.sum(-1)).mean(-1))
+    expected = (signal * cross_entropy).sum() / 8
+    flat = {name: value.flatten(0, 1) for name, value in targets.items()}
+    loss, _ = objective.loss(dmpo.policy, rows, flat, iteration=3, planned_rollouts=8)
+    head = dmpo.policy.model.model.transformer.ff_out.weight
+    assert torch.equal(loss, expected)
+    assert torch.equal(torch.autograd.grad(loss, head)[0], torch.autograd.grad(expected, head)[0])
 
 
 def signal_of(dmpo, reward, **options):
