@@ -55,6 +55,8 @@ def test_rounds_fill_a_buffer_with_groups_that_differ(tmp_path, rounds):
     assert sorted([*first.left_out, *first.prompts.prompt_index.tolist()]) == list(range(first.sampled // 8))
     for example, texts, reward in zip(first.prompts.examples, first.completions, first.rollouts.reward, strict=True):
         assert [last_digit_is_one(example, text) for text in texts] == reward.tolist()
+    assert first.sampled_reward.shape == (first.sampled // 8, 8)
+    assert first.means["reward/total"] == pytest.approx(float(first.sampled_reward.mean()))
     assert dmpo.rollouts_seen == sum(each.sampled for each in watcher.seen)
 
 

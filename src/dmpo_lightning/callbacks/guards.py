@@ -145,7 +145,8 @@ class Guards(RolloutObserver):
             return
         self._iteration = collected.iteration
         prompts, group = collected.rollouts.group_shape
-        rewards = collected.scores.total.double()
+        # Of all that were sampled, as the other means: those of a buffer that chooses among prompts say less.
+        rewards = collected.sampled_reward.double()
         means = rewards.mean(-1)
         of_reward = {"reward": means, "reward_square": means.square(), "reward_highest": rewards.amax()}
         self._history.add(

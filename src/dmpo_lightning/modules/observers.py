@@ -26,6 +26,7 @@ class CollectedBuffer:
         means: what is logged of the buffer, over all ranks.
         seconds: wall time of this rank by phase, ``sampling`` (with rewards) and ``scoring``.
         sampled: rollouts that this rank sampled, more than the buffer holds if there were several ``sampling_rounds``.
+        sampled_reward: their rewards ``[prompts group]``, those that are not in the buffer included, as in ``means``.
         left_out: the ``prompt_index`` of each prompt that was sampled and is not in the buffer.
     """
 
@@ -38,6 +39,7 @@ class CollectedBuffer:
     means: Mapping[str, float]
     seconds: Mapping[str, float]
     sampled: int
+    sampled_reward: Tensor
     left_out: Sequence[int]
 
 
