@@ -20,6 +20,7 @@ from dmpo_lightning.evaluation.batch import MEASURES
 from dmpo_lightning.evaluation.metrics import EvaluationMetrics
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.run_directory import run_directory
+from dmpo_lightning.reports.lines import replace
 from dmpo_lightning.reports.page import write_report
 from dmpo_lightning.reports.run import EXAMPLES, REPORT
 from dmpo_lightning.samplers import Sampler
@@ -176,7 +177,7 @@ class BeforeAfterReport(Callback):
 
     def _write(self, directory: Path, summary: dict[str, Any]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        replace(directory / "summary.json", f"{json.dumps(summary, indent=2)}\n".encode())
         lines = {self.curve_names[0]: self.sampled, self.curve_names[-1]: self.greedy}
         draw_curve(self.curve, self.before, lines, directory / "learning_curve.png")
 

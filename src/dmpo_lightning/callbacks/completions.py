@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.modules.run_directory import run_directory
+from dmpo_lightning.reports.lines import replace
 
 
 class CompletionWriter(Callback):
@@ -102,10 +103,8 @@ def merge(parts: Sequence[Path], into: Path) -> None:
     present = [part for part in parts if part.is_file()]
     # `splitlines` would also cut at characters such as U+2028, which JSON leaves as they are within a text.
     lines = [line for part in present for line in part.read_text(encoding="utf-8").split("\n") if line]
-    whole = into.with_name(f"{into.name}.partial")
     ordered = sorted(lines, key=lambda line: json.loads(line)["index"])
-    whole.write_text("".join(f"{line}\n" for line in ordered), encoding="utf-8")
-    whole.replace(into)
+    replace(into, "".join(f"{line}\n" for line in ordered).encode())
     for part in present:
         # A single rank writes to the file itself.
         if part != into:

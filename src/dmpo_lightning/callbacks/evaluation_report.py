@@ -16,6 +16,7 @@ from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.evaluation.metrics import EvaluationResult
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.modules.run_directory import run_directory
+from dmpo_lightning.reports.lines import replace
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.tasks.base import FACTS, Task
 from dmpo_lightning.terminal import escaped
@@ -67,7 +68,7 @@ class EvaluationReport(Callback):
             content = json.dumps(facts | {"results": [_plain(result) for result in module.results]}, indent=2)
             try:
                 directory.mkdir(parents=True, exist_ok=True)
-                (directory / "evaluation.json").write_text(content + "\n", encoding="utf-8")
+                replace(directory / "evaluation.json", f"{content}\n".encode())
             except OSError as error:
                 # What may have taken hours has been printed.
                 rank_zero_warn(f"evaluation.json could not be written to {directory}: {error}")

@@ -24,6 +24,7 @@ from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.non_finite import norm_of_step
 from dmpo_lightning.modules.observers import CollectedBuffer, RolloutObserver
 from dmpo_lightning.modules.run_directory import run_directory
+from dmpo_lightning.reports.lines import replace
 from dmpo_lightning.terminal import escaped
 
 FILE_NAME = "guards.jsonl"
@@ -197,11 +198,9 @@ class Guards(RolloutObserver):
 
     def _write(self, file: Path) -> None:
         """Writes all events, so that those which a lost part of the run had left behind are gone after a restart."""
-        part = file.with_name(f"{file.name}.partial")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text("".join(json.dumps(event) + "\n" for event in self.events), encoding="utf-8")
-            part.replace(file)
+            replace(file, "".join(json.dumps(event) + "\n" for event in self.events).encode())
         except OSError as error:
             # Training is worth more than its notes. The events stay in checkpoints.
             rank_zero_warn(f"{FILE_NAME} could not be written ({error}): what guards say is on the screen only.")
