@@ -9,7 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import hypot
+from math import hypot, sqrt
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -137,6 +137,33 @@ def _cells(
     return final + ([list(each) for each in over_all] if whole else [[], [], [], []])
 
 
+def differences(settings: Mapping[Setting, list[Curve]], methods: Sequence[str], reference: str) -> list[str]:
+    """One line per method: final rates minus those of ``reference`` at the same settings and seeds, with the standard
+    error of their mean. Methods that lack one of its runs are left out.
+    """
+    lines = [f"| method minus `{reference}` | better of both | T = 1 | greedy |", "|---|---|---|---|"]
+    of_reference = _finals(settings, reference)
+    for method in methods:
+        found = _finals(settings, method)
+        if method == reference or not found.keys() >= of_reference.keys() or len(of_reference) < 2:
+            continue
+        pairs = [(found[each], of_reference[each]) for each in of_reference]
+        columns = zip(*([a - b for a, b in zip(*pair, strict=True)] for pair in pairs), strict=True)
+        cells = (f"{mean(each):+.3f} ± {stdev(each) / sqrt(len(each)):.3f}" for each in columns)
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines if len(lines) > 2 else []
+
+
+def _finals(settings: Mapping[Setting, list[Curve]], method: str) -> dict[tuple[float, str, int], tuple[float, ...]]:
+    """The better rate at the end, and the two, by learning rate, schedule and seed."""
+    return {
+        (lr, schedule, run.seed): (run.final, run.sampled[-1], run.greedy[-1])
+        for (name, lr, schedule), runs in settings.items()
+        if name == method
+        for run in runs
+    }
+
+
 def _seeds(settings: Mapping[Setting, list[Curve]]) -> list[int]:
     return sorted({run.seed for runs in settings.values() for run in runs})
 
@@ -176,6 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, default=Path(__file__).with_name("results.csv"))
     parser.add_argument("--grid", type=Path, default=Path(__file__).with_name("grid.yaml"), help="others are controls")
+    parser.add_argument("--reference", default="none, informative", help="the method that others are compared with")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results.md")
     options = parser.parse_args(arguments)
     found = curves(options.table)
@@ -197,6 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             *table(main_part, methods, _columns(main_part)),
             f"\n![Learning curves]({figure.name})",
         ]
+        if compared := differences(main_part, methods, options.reference):
+            text += ["\nAt the same settings and seeds, mean and its standard error:\n", *compared]
         if controls := [method for method in present if method not in of_grid]:
             others = {setting: each for setting, each in settings.items() if setting[0] in controls}
             text += [

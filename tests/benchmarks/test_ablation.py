@@ -6,8 +6,9 @@ import pytest
 from benchmarks.ablation.__main__ import COLUMNS, append, finished
 from benchmarks.ablation.__main__ import main as run_grid
 from benchmarks.ablation.grid import Grid
-from benchmarks.ablation.results import curves, main, table
+from benchmarks.ablation.results import curves, differences, main, table
 
+METHODS = ("plain", "twice")
 GRID = """
 steps: 8
 evaluate_every: 4
@@ -83,11 +84,25 @@ def test_the_page_counts_runs_below_the_base_and_marks_the_best(grid, tmp_path):
     found["twice", 0.1, "constant"].pop()
     without = table(found, ["plain", "twice"], grid_columns)[3]
     assert without == "| twice | **0.70** | " + " | ".join(["**0.70 ± 0.00**"] * 3) + " |  |  |  |  | 0 of 7 (0) |"
+    found["twice", 0.1, "constant"].append(found["twice", 0.2, "constant"][0])
+    assert differences(found, ["plain", "twice", "control"], "plain") == []  # one run of `twice` is of another seed
     main(["--table", str(path), "--grid", str(tmp_path / "grid.yaml"), "--output", str(tmp_path / "results.md")])
     page = (tmp_path / "results.md").read_text()
     assert "Base: 0.50 sampled, 0.25 greedy. 16 runs" in page
     assert page.index("| twice |") < page.index("Controls and variants, seeds") < page.index("| control |")
     assert (tmp_path / "results_one.png").stat().st_size > 1000
+
+
+def test_methods_are_compared_pair_by_pair(grid, tmp_path):
+    path = tmp_path / "table.csv"
+    runs = {method: [run for run in grid.runs if run.method == method and run.problem == "one"] for method in METHODS}
+    for number, (plain, twice) in enumerate(zip(runs["plain"], runs["twice"], strict=True)):
+        append(path, rows(plain, 0.5, 0.4 + 0.05 * number))
+        append(path, rows(twice, 0.5, 0.5 + 0.05 * number + (0.02 if number % 2 else -0.02)))
+    lines = differences(curves(path)["one"], METHODS, "plain")
+    # Settings differ by much more than the methods do at each of them.
+    error = 0.02 * (8 / 7) ** 0.5 / 8**0.5
+    assert lines[2:] == [f"| twice | +0.100 ± {error:.3f} | +0.100 ± {error:.3f} | +0.050 ± {error / 2:.3f} |"]
 
 
 def test_a_shortened_run_is_no_part_of_another_ones_curve(grid, tmp_path):
