@@ -75,7 +75,6 @@ def collect_buffer(
         targets=targets,
         means=rollout_means(whole.scores, values | diagnostics | sampler.diagnostics(whole.rollouts.reveal_step)),
         seconds={"sampling": sampled - started, "scoring": perf_counter() - sampled},
-        sampled=len(whole.rollouts),
         sampled_reward=whole.scores.total,
         left_out=_without(whole.prompts.prompt_index.tolist(), kept.prompts.prompt_index.tolist()),
     )

@@ -25,8 +25,8 @@ class CollectedBuffer:
             them, of WDCE with ``signal``.
         means: what is logged of the buffer, over all ranks.
         seconds: wall time of this rank by phase, ``sampling`` (with rewards) and ``scoring``.
-        sampled: rollouts that this rank sampled, more than the buffer holds if there were several ``sampling_rounds``.
-        sampled_reward: their rewards ``[prompts group]``, those that are not in the buffer included, as in ``means``.
+        sampled_reward: the rewards ``[prompts group]`` of all rollouts that this rank sampled, as in ``means``: of more
+            than the buffer holds if there were several ``sampling_rounds``.
         left_out: the ``prompt_index`` of each prompt that was sampled and is not in the buffer.
     """
 
@@ -38,9 +38,13 @@ class CollectedBuffer:
     targets: Mapping[str, Tensor]
     means: Mapping[str, float]
     seconds: Mapping[str, float]
-    sampled: int
     sampled_reward: Tensor
     left_out: Sequence[int]
+
+    @property
+    def sampled(self) -> int:
+        """How many rollouts this rank sampled."""
+        return self.sampled_reward.numel()
 
 
 class RolloutObserver(Callback):
