@@ -8,7 +8,7 @@ from transformers import AutoModelForMaskedLM, Qwen2Config, Qwen2ForCausalLM
 from dmpo_lightning.models.dream import FAMILY, DreamConfig, DreamForMaskedDiffusion
 from dmpo_lightning.models.loading import load_model, load_tokenizer, token_facts
 from helpers import NEVER_SAMPLED, tiny_policy
-from small_models import random_ids, tiny_dream, word_tokenizer
+from small_models import assert_published_is_default, random_ids, tiny_dream, word_tokenizer
 
 PUBLISHED_CONFIG = {
     "architectures": ["DreamModel"],
@@ -85,11 +85,7 @@ def test_dream_7b_has_the_published_shapes(dream_7b):
 
 
 def test_the_published_configuration_is_the_default(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_CONFIG))
-    loaded = DreamConfig.from_pretrained(tmp_path)
-    for name, value in PUBLISHED_CONFIG.items():
-        if name in DreamConfig.__dataclass_fields__ and name not in ("architectures", "transformers_version"):
-            assert getattr(loaded, name) == getattr(DreamConfig(), name) == value, name
+    assert_published_is_default(DreamConfig, PUBLISHED_CONFIG, tmp_path)
 
 
 @pytest.mark.parametrize(

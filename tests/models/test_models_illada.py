@@ -15,7 +15,7 @@ from dmpo_lightning.policy import evaluating
 from dmpo_lightning.samplers import ConfidenceSampler
 from dmpo_lightning.tasks import Task
 from helpers import NEVER_SAMPLED, prompt_batch, tiny_policy
-from small_models import SMALL, random_ids, tiny_illada, word_tokenizer
+from small_models import SMALL, assert_published_is_default, random_ids, tiny_illada, word_tokenizer
 
 PUBLISHED_CONFIG = {
     "architectures": ["ILLaDAForCausalLM"],
@@ -81,11 +81,7 @@ def test_illada_8b_has_the_published_tensors_and_parameters():
 
 
 def test_a_configuration_in_the_published_keys_is_read_and_names_no_mask(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_CONFIG))
-    loaded = ILLaDAConfig.from_pretrained(tmp_path)
-    for name, value in PUBLISHED_CONFIG.items():
-        if name in ILLaDAConfig.__dataclass_fields__ and name not in ("architectures", "transformers_version"):
-            assert getattr(loaded, name) == getattr(ILLaDAConfig(), name) == value, name
+    loaded = assert_published_is_default(ILLaDAConfig, PUBLISHED_CONFIG, tmp_path)
     assert loaded.mask_token_id == 5
 
 

@@ -13,7 +13,7 @@ from dmpo_lightning.models.loading import load_model, load_tokenizer, token_fact
 from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.models.sdar import FAMILY, SDARConfig, SDARForMaskedDiffusion
 from dmpo_lightning.planning.parameters import read_architecture
-from small_models import SMALL, random_ids, tiny_sdar, word_tokenizer
+from small_models import SMALL, assert_published_is_default, random_ids, tiny_sdar, word_tokenizer
 
 PUBLISHED_CONFIG = {
     "architectures": ["SDARForCausalLM"],
@@ -97,11 +97,7 @@ def test_the_published_sizes_have_the_published_numbers_of_tensors_and_parameter
 
 
 def test_the_published_configuration_is_the_default_and_names_neither_block_nor_mask(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_CONFIG))
-    loaded = SDARConfig.from_pretrained(tmp_path)
-    for name, value in PUBLISHED_CONFIG.items():
-        if name in SDARConfig.__dataclass_fields__ and name not in ("architectures", "transformers_version"):
-            assert getattr(loaded, name) == getattr(SDARConfig(), name) == value, name
+    loaded = assert_published_is_default(SDARConfig, PUBLISHED_CONFIG, tmp_path)
     assert (loaded.block_size, loaded.mask_token_id) == (4, 151669)
 
 

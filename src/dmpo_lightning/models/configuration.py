@@ -46,6 +46,12 @@ def check_heads(config: Any, stated: Mapping[str, Any]) -> None:
         )
 
 
+def head_size(config: Any) -> int:
+    """The size of a head, which a configuration states as ``head_dim`` or divides its width into."""
+    stated: int | None = getattr(config, "head_dim", None)
+    return stated or config.hidden_size // config.num_attention_heads
+
+
 def rotary_base(family: str, stated: Mapping[str, Any], default: float) -> float:
     """The base of rotary positions, which transformers 5 writes among the ``rope_parameters``.
 

@@ -31,13 +31,8 @@ REFUSED = {
 """Models that are known by the ``model_type`` of config.json and not supported, and what is missing."""
 
 
-def check_supported(folder: Path, source: str) -> None:
-    """Raises ValueError for a folder whose model is known not to be supported, whatever code comes with it.
-
-    It is read before transformers reads it, which would not know the ``model_type`` either and ask for remote code.
-    """
-    config = folder / "config.json"
-    model_type = json.loads(config.read_text()).get("model_type") if config.is_file() else None
+def check_supported(model_type: str | None, source: str) -> None:
+    """Raises ValueError for a ``model_type`` that is known not to be supported, whatever code comes with it."""
     if model_type in REFUSED:
         raise ValueError(
             f"{source!r} is a {model_type!r}, which is not supported: {REFUSED[model_type]}. Supported: "
@@ -53,12 +48,14 @@ def read_config(folder: Path, source: str, *, trust_remote_code: bool = False) -
     """
     from transformers import AutoConfig
 
-    check_supported(folder, source)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    return with_named_block(config, source, stated=json.loads((folder / "config.json").read_text()))
+    path = folder / "config.json"
+    stated = json.loads(path.read_text()) if path.is_file() else {}
+    # Before transformers reads it, which would not know the model's type either and ask for remote code.
+    check_supported(stated.get("model_type"), source)
+    return with_named_block(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code), source, stated)
 
 
-def with_named_block(config: Any, source: str, *, stated: Container[str]) -> Any:
+def with_named_block(config: Any, source: str, stated: Container[str]) -> Any:
     """A configuration, with the ``block_size`` that the model's name ends with unless it is among the ``stated`` keys.
 
     A block-causal SDAR-8B-Chat-b32 has blocks of 32. Without such a name the family's default stays.

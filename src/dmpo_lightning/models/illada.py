@@ -23,7 +23,7 @@ FAMILY = Family(
 )
 
 _FIXED = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "layer_norm_eps": None}
-"""Switches that the published code has. Of their settings these give the published number of parameters."""
+"""Switches that the published code has, in the setting that has the published number of parameters."""
 _STATED = ("rope_theta", "rms_norm_eps")
 """Keys without which the published code would take values that are not known here."""
 
@@ -83,7 +83,7 @@ class ILLaDABlock(QwenBlock):
     """Pre-norm transformer block with bidirectional grouped-query attention without biases."""
 
     def __init__(self, config: ILLaDAConfig) -> None:
-        super().__init__(config, GroupedAttention(config, bias=False))
+        super().__init__(config, GroupedAttention(config))
 
 
 class ILLaDAModel(QwenModel):

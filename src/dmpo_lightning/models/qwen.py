@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 
+from dmpo_lightning.models.configuration import head_size
 from dmpo_lightning.models.head import predict
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.models.layers import RMSNorm, Store, attention, take
@@ -36,14 +37,18 @@ class GroupedAttention(nn.Module):
     With ``bias`` the projections of query, key and value have one. The output projection never has.
     """
 
-    def __init__(self, config: Any, *, bias: bool) -> None:
+    def __init__(self, config: Any, *, bias: bool = False) -> None:
         super().__init__()
-        self.head_size = config.hidden_size // config.num_attention_heads
-        key_width = config.num_key_value_heads * self.head_size
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=bias)
+        self.head_size = head_size(config)
+        width, key_width = (n * self.head_size for n in (config.num_attention_heads, config.num_key_value_heads))
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=bias)
         self.k_proj = nn.Linear(config.hidden_size, key_width, bias=bias)
         self.v_proj = nn.Linear(config.hidden_size, key_width, bias=bias)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+
+    def normalised(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys, heads side by side, as they are rotated. Families may normalise them."""
+        return query, key
 
     def forward(
         self,
@@ -55,10 +60,8 @@ class GroupedAttention(nn.Module):
     ) -> Tensor:
         """What attention adds to the states. With ``at`` ``[rows k]`` only to those of these columns."""
         # Queries alone are cut down: every column is still a key and a value to them.
-        queries = take(h, at)
-        return self.o_proj(
-            attention(self.q_proj(queries), self.k_proj(h), self.v_proj(h), self.head_size, rotary, key_mask, store, at)
-        )
+        query, key = self.normalised(self.q_proj(take(h, at)), self.k_proj(h))
+        return self.o_proj(attention(query, key, self.v_proj(h), self.head_size, rotary, key_mask, store, at))
 
 
 class QwenBlock(GradientCheckpointingLayer):
@@ -109,8 +112,8 @@ class QwenModel(nn.Module):
         start: int,
     ) -> Geometry:
         """Positions, and who sees whom: every token all that are not padding."""
-        head_size, theta = self.config.hidden_size // self.config.num_attention_heads, self.config.rope_theta
-        return Geometry.of(input_ids, attention_mask, position_ids, cache, start, head_size=head_size, theta=theta)
+        size, theta = head_size(self.config), self.config.rope_theta
+        return Geometry.of(input_ids, attention_mask, position_ids, cache, start, head_size=size, theta=theta)
 
     def forward(
         self,

@@ -7,7 +7,7 @@ blocks. They are not shifted: logit i predicts token i.
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -20,9 +20,9 @@ from dmpo_lightning.models.block_causal import block_causal_mask
 from dmpo_lightning.models.configuration import check_switches, rotary_base
 from dmpo_lightning.models.family import Family
 from dmpo_lightning.models.kv_cache import KeyValueCache
-from dmpo_lightning.models.layers import RMSNorm, Store, attention, padded_position_ids, take
+from dmpo_lightning.models.layers import RMSNorm, padded_position_ids
 from dmpo_lightning.models.native import Geometry
-from dmpo_lightning.models.qwen import BLOCK_LINEARS, QwenBlock, QwenForMaskedDiffusion, QwenModel
+from dmpo_lightning.models.qwen import BLOCK_LINEARS, GroupedAttention, QwenBlock, QwenForMaskedDiffusion, QwenModel
 
 FAMILY = Family(
     model_type="sdar",
@@ -84,36 +84,21 @@ class SDARConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
 
-class SDARAttention(nn.Module):
+class SDARAttention(GroupedAttention):
     """Attention without biases, whose queries and keys are normalised head by head before they are rotated."""
 
     def __init__(self, config: SDARConfig) -> None:
-        super().__init__()
-        self.head_size = config.head_dim
-        width, key_width = (n * self.head_size for n in (config.num_attention_heads, config.num_key_value_heads))
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=False)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        super().__init__(config)
         self.q_norm = RMSNorm(self.head_size, config.rms_norm_eps)
         self.k_norm = RMSNorm(self.head_size, config.rms_norm_eps)
 
-    def forward(
-        self,
-        h: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        key_mask: Tensor | None,
-        store: Store | None = None,
-        at: Tensor | None = None,
-    ) -> Tensor:
-        """What attention adds to the states. With ``at`` ``[rows k]`` only to those of these columns."""
-        # Queries alone are cut down: every column is still a key and a value to them.
-        query, key = self.q_proj(take(h, at)), self.k_proj(h)
+    def normalised(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Each head by itself."""
         query, key = (
             norm(x.unflatten(-1, (-1, self.head_size))).flatten(-2)
             for norm, x in ((self.q_norm, query), (self.k_norm, key))
         )
-        return self.o_proj(attention(query, key, self.v_proj(h), self.head_size, rotary, key_mask, store, at))
+        return query, key
 
 
 class SDARBlock(QwenBlock):
@@ -137,10 +122,10 @@ class SDARModel(QwenModel):
         start: int,
     ) -> Geometry:
         """Positions, and the mask of the block rule in place of that of padding alone."""
-        size, theta, block = self.config.head_dim, self.config.rope_theta, self.config.block_size
+        block = self.config.block_size
         if cache is not None:
             stop = start + input_ids.shape[1]
-            geometry = Geometry.of(input_ids, None, None, cache, start, head_size=size, theta=theta)
+            geometry = super().geometry(input_ids, None, None, cache, start)
             # Without padding positions are columns, and all that is in the cache comes before the end of this block.
             if not cache.is_padded and start // block == (stop - 1) // block:
                 return replace(geometry, key_mask=None)
@@ -148,7 +133,7 @@ class SDARModel(QwenModel):
             return replace(geometry, key_mask=block_causal_mask(columns, attended, block, first_query=start))
         if position_ids is None:
             position_ids = padded_position_ids(input_ids, attention_mask)
-        geometry = Geometry.of(input_ids, attention_mask, position_ids, None, 0, head_size=size, theta=theta)
+        geometry = super().geometry(input_ids, attention_mask, position_ids, None, 0)
         return replace(geometry, key_mask=block_causal_mask(position_ids, attention_mask, block))
 
 

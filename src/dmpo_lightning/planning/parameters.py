@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dmpo_lightning.models.configuration import head_size
 from dmpo_lightning.models.families import logit_width, read_config, with_named_block
 from dmpo_lightning.models.loading import EMBEDDED_MODELS, fetch
-from dmpo_lightning.models.lora import LoRA
+from dmpo_lightning.models.lora import LoRA, tied_head_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -178,14 +179,14 @@ def describe(config: "PreTrainedConfig", *, name: str, dtype: str) -> Architectu
         blocks=shape.num_hidden_layers,
         heads=heads,
         key_heads=getattr(shape, "num_key_value_heads", None) or heads,
-        head_size=getattr(shape, "head_dim", None) or shape.hidden_size // heads,
+        head_size=head_size(shape),
         mlp_width=shape.intermediate_size,
         vocab_size=logit_width(shape),
         max_length=shape.max_position_embeddings,
         parameters=_by_type(model),
         linears=_linears(model),
         head_parameters=0 if head is None else sum(parameter.numel() for parameter in head.parameters()),
-        head_is_embedding=head is not None and head.weight is model.get_input_embeddings().weight,
+        head_is_embedding=tied_head_name(model) is not None,
         largest_parameter=max(parameter.numel() for parameter in model.parameters()),
         block_size=getattr(model, "block_size", None) if getattr(model, "is_native", False) else None,
         model=model,
@@ -225,7 +226,7 @@ def _read_config(source: str) -> tuple["PreTrainedConfig", str]:
     for beginning, model_type, differences in PUBLISHED:
         if source.startswith(beginning):
             config = AutoConfig.for_model(model_type, **differences)
-            return with_named_block(config, source, stated=differences), "bfloat16"
+            return with_named_block(config, source, differences), "bfloat16"
     return _hub_config(source)
 
 
