@@ -1,8 +1,13 @@
-"""Foreign text, as it may be printed: a terminal obeys what completions and names hold, so it is shown instead."""
+"""Text for terminals: foreign text, which they would obey, as it may be printed, and a line at the bottom of one."""
 
 import logging
 import os
-from typing import TextIO
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def printable(text: str) -> str:
@@ -47,3 +52,92 @@ def coloured(text: str, code: str, stream: TextIO) -> str:
     ``NO_COLOR`` in the environment forbids it (https://no-color.org).
     """
     return f"\x1b[{code}m{text}\x1b[0m" if is_terminal(stream) and not os.environ.get("NO_COLOR") else text
+
+
+def number(value: float) -> str:
+    """Three digits behind the point, or about four in all where the number is large."""
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
+
+
+class BottomLine:
+    """A bar of tqdm's at the bottom of a terminal, above which everything appears that is printed meanwhile.
+
+    Args:
+        stream: of the terminal.
+        interval: seconds between two states of the line, at least.
+    """
+
+    def __init__(self, stream: TextIO, interval: float) -> None:
+        # Commands that show no line need not wait for it.
+        from tqdm import tqdm
+
+        self._stream = stream
+        self._bar: tqdm = tqdm(file=stream, mininterval=interval, miniters=0, bar_format="{desc}")
+        self._streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+        above = {each: _Above(each, self._bar) for each in self._streams.values() if each.isatty()}
+        # Handlers keep the stream that they found when they were made.
+        self._handlers = [(each, each.stream) for each in _stream_handlers() if each.stream in above]
+        for handler, own in self._handlers:
+            handler.setStream(above[own])
+        for name, own in self._streams.items():
+            setattr(sys, name, above.get(own, own))
+
+    def show(self, text: str, step: int, steps: int | None, *, at_once: bool = False) -> None:
+        """Replaces the line, if that was done long enough ago or has to be ``at_once``."""
+        self._bar.n, self._bar.total, self._bar.ncols = step, steps, terminal_size(self._stream)[0]
+        self._bar.bar_format = "{desc}" if steps is None else "{n_fmt}/{total_fmt} {bar} {desc}"
+        self._bar.set_description_str(text, refresh=at_once)
+        self._bar.update(0)
+
+    def close(self, *, keep: bool = False) -> None:
+        """Gives the streams back. With ``keep`` the last line stays readable, else it is erased."""
+        for handler, own in self._handlers:
+            handler.setStream(own)
+        for name, own in self._streams.items():
+            # Somebody else may have put something in its place meanwhile, and will give it back to nobody.
+            if isinstance(mine := getattr(sys, name), _Above):
+                mine.finish()
+                setattr(sys, name, own)
+        self._bar.leave = keep
+        self._bar.close()
+
+
+class _Above:
+    """A stream whose whole lines appear above a bar, and that is like its own stream in everything else."""
+
+    def __init__(self, stream: TextIO, bar: "tqdm") -> None:
+        self._stream, self._bar, self._process, self._begun = stream, bar, os.getpid(), ""
+
+    def write(self, text: str) -> int:
+        # A process that was forked meanwhile has no bar of its own.
+        if os.getpid() != self._process:
+            return self._stream.write(text)
+        with self._bar.get_lock():
+            lines, end, self._begun = (self._begun + text).rpartition("\n")
+            if end:
+                self._bar.clear(nolock=True)
+                self._stream.write(lines + end)
+                self._stream.flush()
+                self._bar.refresh(nolock=True)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for each in lines:
+            self.write(each)
+
+    def finish(self) -> None:
+        """Ends the line that was begun."""
+        if self._begun:
+            self.write("\n")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _stream_handlers() -> Iterator["logging.StreamHandler[Any]"]:
+    for logger in [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]:
+        # Loggers whose children alone exist are placeholders without handlers.
+        for handler in getattr(logger, "handlers", []):
+            # That of last resort looks up standard error whenever it writes, and has nothing to replace.
+            if isinstance(handler, logging.StreamHandler) and "stream" in vars(handler):
+                yield handler

@@ -1,7 +1,6 @@
 """What a run shows on a terminal, which tmux plays, and what it writes into a log."""
 
 import fcntl
-import io
 import itertools
 import logging
 import os
@@ -18,13 +17,11 @@ from uuid import uuid4
 
 import pytest
 from dmpo_runs import loader, module, trainer
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
-from dmpo_lightning import Backbone, DemonstrationsDataModule, LatinSquareDemonstrations, MaskedSFT
-from dmpo_lightning.callbacks.progress import ProgressLine
+from dmpo_lightning import Backbone, DemonstrationsDataModule, LatinSquareDemonstrations, MaskedSFT, ProgressLine
 from dmpo_lightning.callbacks.samples import RolloutsOnScreen
-from dmpo_lightning.callbacks.status import ERASE, StatusLine
 from dmpo_lightning.commands.quiet import is_news
+from dmpo_lightning.terminal import BottomLine, number
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -63,7 +60,7 @@ def played(text: str, columns: int, rows: int, folder: Path) -> str:
     (folder / "text").write_text(text)
     (folder / "done").unlink(missing_ok=True)
     # A server of its own each time: one that is about to end takes no session.
-    run = [tmux, "-L", f"dmpo-{uuid4().hex}", "-f", "/dev/null"]
+    run = [tmux, "-u", "-L", f"dmpo-{uuid4().hex}", "-f", "/dev/null"]
     play = f"cat {folder}/text; touch {folder}/done; sleep 60"
     subprocess.run([*run, "new-session", "-d", "-x", str(columns), "-y", str(rows), play], check=True, timeout=30)
     try:
@@ -81,7 +78,7 @@ def played(text: str, columns: int, rows: int, folder: Path) -> str:
 def masked(text: str) -> str:
     """Without results, which differ a little between machines, and without what was sampled."""
     text = re.sub(r"(  reward \S+, weight \S+:).*", r"\1 ...", text)
-    return re.sub(r"-?\d+\.\d+", "#", text)
+    return re.sub(r"\d\d:\d\d", "T", re.sub(r"-?\d+\.\d+|\d+ rollouts/s", "#", text))
 
 
 @pytest.fixture
@@ -95,11 +92,9 @@ def steady_clock(monkeypatch):
 @pytest.fixture
 def on_terminal(monkeypatch):
     """Puts standard error, and what Lightning says, on a terminal."""
-    terminals = []
 
     def make(columns: int, rows: int) -> Terminal:
         terminal = Terminal(columns, rows)
-        terminals.append(terminal)
         monkeypatch.setattr(sys, "stderr", terminal.stream)
         monkeypatch.setenv("TERM", "xterm")
         # As in a process of its own, whatever this one has put into these lists.
@@ -125,15 +120,25 @@ def run(tmp_path, *callbacks, **options):
     return fit, dmpo
 
 
-@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (100, 30)])
+class Talks(RolloutsOnScreen):
+    """Speaks in the middle of the run, through each of the ways to a terminal."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 5:
+            print("half a", end=" ", file=sys.stderr)
+            print("line", file=sys.stderr)
+            logging.getLogger("lightning.pytorch").warning("from a handler that is older than the line")
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (140, 30)])
 def test_the_screen_of_a_run(tmp_path, on_terminal, steady_clock, columns, rows):
     terminal = on_terminal(columns, rows)
-    run(tmp_path, RolloutsOnScreen(every_n_buffers=1, characters=60))
+    run(tmp_path, Talks(every_n_buffers=1, characters=60))
     text = terminal.end()
-    frames = [frame.partition("\n")[0] for frame in text.split(ERASE)]
-    assert max(map(len, frames)) < columns
-    sampled = [frame for frame in frames if re.search(r"\b4/8 sampl", frame)]
-    assert [re.search(r"sampl\w+ (\d/4)", frame)[1] for frame in sampled] == ["0/4", "1/4", "2/4", "3/4"]
+    frames = re.split(r"[\r\n]", text)
+    sampled = [frame for frame in frames if re.match(r"4/8 .* sampling \d", frame)]
+    assert [re.search(r"sampling (\d/4)", frame)[1] for frame in sampled] == ["0/4", "1/4", "2/4", "3/4"]
+    assert max(map(len, sampled)) <= columns
     # As it was while the second buffer was sampled, and at the end.
     until = text.rindex(sampled[-1]) + len(sampled[-1])
     screens = [played(part, columns, rows, tmp_path) for part in (text[:until], text)]
@@ -151,8 +156,8 @@ def test_a_log_gets_a_line_for_each_buffer_and_each_validation(tmp_path, capsys)
     assert not any("\x1b" in line or "\r" in line for line in lines)
     buffers = [line for line in lines if re.match(r"step \d/8, reward", line)]
     assert [line.split(",")[0] for line in buffers] == ["step 0/8", "step 4/8", "step 8/8"]
-    assert re.search(r"accuracy \d\.\d+, ess .*, informative \d+%, .* rollouts/s, \d:\d\d left$", buffers[1])
-    assert re.search(r"; trained for \d:\d\d$", buffers[2])
+    assert re.search(r"accuracy \d\.\d+, ess .*, informative \d+%, .* rollouts/s, \d\d:\d\d left$", buffers[1])
+    assert re.search(r"; trained for \d\d:\d\d$", buffers[2])
     validations = [line for line in lines if "accuracy sampled" in line]
     assert [line.split(":")[0] for line in validations] == ["step 4/8", "step 8/8"]
     sampled, greedy = (each.means["accuracy"][0] for each in dmpo.results)
@@ -184,7 +189,7 @@ def test_supervised_fine_tuning_shows_its_losses(tmp_path, capsys):
     )
     fit.fit(MaskedSFT(Backbone("sudoku_tiny", random_weights=True)), data)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step")]
-    shapes = [re.sub(r"\d+\.\d+", "#", re.sub(r"\d:\d\d", "T", line)) for line in lines]
+    shapes = [re.sub(r"\d+\.\d+", "#", re.sub(r"\d\d:\d\d", "T", line)) for line in lines]
     assert shapes == [
         "step 2/4, loss #, T left",
         "step 4/4, loss #, T left",
@@ -193,55 +198,18 @@ def test_supervised_fine_tuning_shows_its_losses(tmp_path, capsys):
     ]
 
 
-@pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
-def test_bars_of_lightning_count_to_the_end_of_the_run_also_after_a_restart(tmp_path, bar):
-    class Counting(bar):
-        def on_train_batch_end(self, *arguments):
-            super().on_train_batch_end(*arguments)
-            task = self.train_progress_bar
-            seen.append((task.n if bar is TQDMProgressBar else task.completed, task.total))
-
-    def fit(steps, **options):
-        seen.clear()
-        one = trainer(
-            tmp_path,
-            max_steps=steps,
-            max_epochs=-1,
-            enable_progress_bar=True,
-            accumulate_grad_batches=2,
-            limit_train_batches=12,
-            callbacks=[Counting()],
-        )
-        one.fit(module(), loader(), **options)
-        return one, list(seen)
-
-    seen = []
-    first, counts = fit(2)
-    assert counts == [(n, 4) for n in range(1, 5)]
-    first.save_checkpoint(tmp_path / "x.ckpt")
-    _, counts = fit(5, ckpt_path=tmp_path / "x.ckpt")
-    assert counts == [(n, 10) for n in range(5, 11)]
-
-
-@pytest.mark.parametrize(("columns", "room"), [(80, 79), (0, 79), (1, 1)])
-def test_there_is_room_for_a_line_in_every_terminal(columns, room):
+@pytest.mark.parametrize(("columns", "room"), [(0, 80), (40, 40), (200, 200)])
+def test_a_line_fits_every_terminal(columns, room):
     terminal = Terminal(columns, 24)
-    assert StatusLine(terminal.stream).columns == room
-    terminal.end()
-
-
-def test_what_is_printed_appears_above_the_line(tmp_path):
-    stream = io.StringIO()
-    line = StatusLine(stream)
-    line.draw("at the bottom")
-    line.write_above(stream, "half")
-    line.draw("later")
-    line.write_above(stream, " a line\n")
+    line = BottomLine(terminal.stream, 0.0)
+    line.show("1:23 left, sampling 1/4, reward 0.123, accuracy 0.456, ess 0.92, informative 87%", 37, 200)
     line.close(keep=True)
-    assert stream.getvalue() == f"{ERASE}at the bottom{ERASE}half a line\nlater\n"
+    shown = terminal.end()
+    assert "37/200 " in shown
+    assert max(map(len, re.split(r"[\r\n]", shown))) == room
 
 
-def test_the_streams_are_given_back_after_an_exception(tmp_path, on_terminal, monkeypatch):
+def test_the_streams_are_given_back_after_an_exception(tmp_path, on_terminal):
     terminal = on_terminal(80, 24)
     before = sys.stdout, sys.stderr
 
@@ -252,5 +220,12 @@ def test_the_streams_are_given_back_after_an_exception(tmp_path, on_terminal, mo
     with pytest.raises(OSError, match="no space left"):
         run(tmp_path, Fails())
     assert (sys.stdout, sys.stderr) == before
-    last = terminal.end().split(ERASE)[-1]
-    assert re.fullmatch(r"\[ +\] 0/8 training 0/4  reward .*\n", last)
+    last = re.split(r"[\r\n]", terminal.end().rstrip())[-1]
+    assert re.match(r"0/8 .* training 0/4, reward ", last)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0.000"), (-0.25, "-0.250"), (99.5, "99.500"), (1234.5678, "1235"), (float("nan"), "nan")]
+)
+def test_numbers_have_few_digits(value, text):
+    assert number(value) == text

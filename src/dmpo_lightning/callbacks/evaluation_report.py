@@ -11,14 +11,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dmpo_lightning.callbacks.completions import CompletionWriter
-from dmpo_lightning.data.mixture import MixtureDataModule
+from dmpo_lightning.callbacks.facts import task_facts
 from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.evaluation.metrics import EvaluationResult
 from dmpo_lightning.modules.evaluation import EvaluationModule
 from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.reports.lines import replace
 from dmpo_lightning.samplers import Sampler
-from dmpo_lightning.tasks.base import FACTS, Task
 from dmpo_lightning.terminal import escaped
 
 LONGEST_TEXT = 80
@@ -113,21 +112,6 @@ def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, An
         "quantization": module.backbone.quantization,
         "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
     }
-
-
-def task_facts(datamodule: Any) -> dict[str, Any]:
-    """What the task of a datamodule states about itself, or each task of a mixture by its name.
-
-    The facts of data without a task are all None.
-    """
-    if isinstance(datamodule, MixtureDataModule):
-        each = {name: part.task.facts() for name, part in datamodule.datamodules.items()}
-        return {
-            fact: {name: facts.get(fact) for name, facts in each.items()}
-            for fact in dict.fromkeys((*FACTS, *(fact for facts in each.values() for fact in facts)))
-        }
-    task = getattr(datamodule, "task", None)
-    return dict.fromkeys(FACTS) | (task.facts() if isinstance(task, Task) else {})
 
 
 def _described(sampler: Sampler) -> str:

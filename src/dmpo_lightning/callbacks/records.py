@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from dmpo_lightning.callbacks.record_facts import run_facts, versions
+from dmpo_lightning.callbacks.facts import run_facts, versions
 from dmpo_lightning.callbacks.rollout_records import TokenTexts, rollout_records
 from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.modules.dmpo import DMPO

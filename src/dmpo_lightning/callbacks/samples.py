@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from lightning.pytorch import LightningModule, Trainer
 
 from dmpo_lightning.callbacks.progress import announce
-from dmpo_lightning.callbacks.progress_text import number
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.observers import CollectedBuffer, RolloutObserver
 from dmpo_lightning.rollout import check_counts
-from dmpo_lightning.terminal import escaped
+from dmpo_lightning.terminal import escaped, number
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from dmpo_lightning.distributed.internals import callbacks_of, prepare_training_
 from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.distributed.strategies import divides_weights
 from dmpo_lightning.models.backbone import Backbone
-from dmpo_lightning.modules.bar_totals import BarTotals
 from dmpo_lightning.modules.base import OptimizerFactory
 from dmpo_lightning.modules.collecting import collect_buffer
 from dmpo_lightning.modules.continuation import KEY, Continuation
@@ -156,9 +155,9 @@ class DMPO(EvaluationModule):
             self.policy.reference.make_room(self.policy.model)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds those of `SkipNonFiniteSteps`, `RunMeter` and `BarTotals` that the Trainer has not."""
+        """Adds those of `SkipNonFiniteSteps` and `RunMeter` that the Trainer has not."""
         # Lightning would put the one returned here in the place of the user's own, with its other options.
-        kinds = (SkipNonFiniteSteps, RunMeter, BarTotals)
+        kinds = (SkipNonFiniteSteps, RunMeter)
         return [kind() for kind in kinds if not callbacks_of(self.trainer, kind)]
 
     def configure_model(self) -> None:

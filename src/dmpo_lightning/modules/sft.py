@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from dmpo_lightning.checkpoints.weights import UnfitCheckpointError
@@ -18,7 +17,6 @@ from dmpo_lightning.functional import (
     row_keys,
 )
 from dmpo_lightning.models.backbone import Backbone
-from dmpo_lightning.modules.bar_totals import BarTotals
 from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule
 from dmpo_lightning.modules.continuation import KEY
 from dmpo_lightning.modules.options import SchedulerFactory
@@ -77,10 +75,6 @@ class MaskedSFT(PolicyModule):
         super().setup(stage)
         if stage == "fit":
             refuse_rate_finder(self.trainer)
-
-    def configure_callbacks(self) -> list[Callback]:
-        """Adds a `BarTotals`, which corrects the numbers of Lightning's progress bars."""
-        return [BarTotals()]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The weights of any run of the same model, to be evaluated. A run continues from its own kind only.

@@ -1,0 +1,110 @@
+"""What a run is: what is trained on what, where, and by which versions."""
+
+import math
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from dmpo_lightning.callbacks.config import ConfigInCheckpoint
+from dmpo_lightning.data.mixture import MixtureDataModule
+from dmpo_lightning.data.prompts import PromptLoader
+from dmpo_lightning.distributed.internals import callbacks_of
+from dmpo_lightning.modules.base import PolicyModule
+from dmpo_lightning.tasks.base import FACTS, Task
+
+PACKAGES = ("dmpo-lightning", "torch", "lightning", "transformers", "peft", "numpy")
+
+
+def model_line(trainer: Trainer, module: LightningModule) -> str:
+    """The model with its size, the part of it that is trained, and where it runs."""
+    name = module.backbone.to_plain()["model"] if isinstance(module, PolicyModule) else type(module).__name__
+    total, trained = parameter_counts(module)
+    share = "all trained" if trained == total else f"{_millions(trained)} of them trained"
+    device = trainer.strategy.root_device.type
+    where = f"{device}, {trainer.world_size} rank{'s' * (trainer.world_size > 1)}"
+    seed = f", seed {module.seed}" if isinstance(module, PolicyModule) else ""
+    return f"Model {name}: {_millions(total)} parameters, {share}; {where}{seed}."
+
+
+def parameter_counts(module: LightningModule) -> tuple[int, int]:
+    """The parameters of the model, without the reference's own copy, and how many of them are trained."""
+    network: nn.Module = module.policy.model if isinstance(module, PolicyModule) else module
+    counts = [(_count(each), each.requires_grad) for each in network.parameters()]
+    return sum(count for count, _ in counts), sum(count for count, is_trained in counts if is_trained)
+
+
+def run_facts(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """Everything but times, in JSON's types. What is not known is left out."""
+    data: Any = getattr(trainer, "datamodule", None)
+    task = {name: fact for name, fact in task_facts(data).items() if fact is not None}
+    configurations = [each.plain_config for each in callbacks_of(trainer, ConfigInCheckpoint)]
+    total, trained = parameter_counts(module)
+    policy: dict[str, Any] = {}
+    if isinstance(module, PolicyModule):
+        policy = {"model": module.backbone.to_plain().get("model"), "seed": module.seed}
+    return {
+        "module": type(module).__name__,
+        **policy,
+        "parameters": total,
+        "trained": trained,
+        "data": {} if data is None else {"datamodule": type(data).__name__} | task,
+        "prompts": _sizes(trainer),
+        "ranks": trainer.world_size,
+        "strategy": type(trainer.strategy).__name__,
+        "device": trainer.strategy.root_device.type,
+        "precision": str(trainer.precision),
+        "versions": versions(),
+        "configuration": configurations[0] if configurations else None,
+    }
+
+
+def task_facts(datamodule: Any) -> dict[str, Any]:
+    """What the task of a datamodule states about itself, or each task of a mixture by its name.
+
+    The facts of data without a task are all None.
+    """
+    if isinstance(datamodule, MixtureDataModule):
+        each = {name: part.task.facts() for name, part in datamodule.datamodules.items()}
+        return {
+            fact: {name: facts.get(fact) for name, facts in each.items()}
+            for fact in dict.fromkeys((*FACTS, *(fact for facts in each.values() for fact in facts)))
+        }
+    task = getattr(datamodule, "task", None)
+    return dict.fromkeys(FACTS) | (task.facts() if isinstance(task, Task) else {})
+
+
+def versions() -> dict[str, str]:
+    """What computed the run."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        # Run from its source, or left out.
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _sizes(trainer: Trainer) -> dict[str, int]:
+    """Prompts of each split that has been loaded."""
+    sizes: dict[str, int] = {}
+    for split, loaders in (("train", trainer.train_dataloader), ("validation", trainer.val_dataloaders)):
+        each = loaders if isinstance(loaders, list | tuple) else [loaders]
+        count = sum(len(loader.kept) for loader in each if isinstance(loader, PromptLoader))
+        if count:
+            sizes[split] = count
+    return sizes
+
+
+def _count(parameter: nn.Parameter) -> int:
+    """Its numbers, also where ZeRO-3 has divided it or 4-bit quantisation has packed it."""
+    whole = getattr(parameter, "ds_numel", None)
+    packed = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return int(whole) if whole is not None else math.prod(packed) if packed is not None else parameter.numel()
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"
