@@ -160,7 +160,7 @@ def trained(setup: Setup, work: Work, buffers: int) -> tuple[DMPO, PromptLoader]
             reward_temperature=1.0,
             baseline="group",
             replicates=work.replicates,
-            log_prob=ElboEstimator(work.elbo_samples),
+            estimator=ElboEstimator(work.elbo_samples),
         ),
         sampler=ConfidenceSampler(block_length=16, denoising_steps=work.denoising_steps),
         completion_length=work.completion_length,

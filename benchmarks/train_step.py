@@ -114,7 +114,7 @@ class Run:
             negative_term="log_likelihood",
             uninformative_groups="train",
             replicates=buffer.replicates,
-            log_prob=estimator,
+            estimator=estimator,
         )
         mask = torch.ones_like(self.prompt, dtype=torch.bool)
         batch = PromptBatch(self.prompt, mask, torch.zeros(1, dtype=torch.long), [{}], torch.zeros(1, dtype=torch.bool))

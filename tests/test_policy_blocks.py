@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from dmpo_lightning.functional import draw_masks, elbo, elbo_replicates
-from dmpo_lightning.objectives import WDCE
 from dmpo_lightning.policy import Policy
 from helpers import END_OF_TEXT, MASK, NEVER_SAMPLED, pad_more, tiny_policy
 from small_models import tiny_sdar
@@ -149,9 +148,3 @@ def test_a_bidirectional_policy_has_no_blocks():
 
 def test_steps_of_a_block_causal_policy_are_replayed_beside_each_other():
     assert policy_of(4).replayed_steps(torch.tensor([[1, 0, 5, 7, 8, -1]])).tolist() == [[1, 0, 1, 3, 0, -1]]
-
-
-def test_a_loss_in_blocks_of_ones_own_is_refused():
-    with pytest.raises(ValueError, match=r"`block_length` of WDCE must be null with SDARForMaskedDiffusion, got 2"):
-        WDCE(reward_temperature=0.1, block_length=2).validate_policy(policy_of(4))
-    WDCE(reward_temperature=0.1, block_length=2).validate_policy(tiny_policy())

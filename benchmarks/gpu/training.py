@@ -33,7 +33,7 @@ def objective(bench: Bench) -> WDCE:
         reward_temperature=0.04,
         baseline="group",
         replicates=bench.size.replicates,
-        log_prob=ElboEstimator(bench.size.elbo_samples),
+        estimator=ElboEstimator(bench.size.elbo_samples),
         weight_tolerance=0.0,
     )
 

@@ -132,7 +132,7 @@ NULLABLE = [
     "--model.sampler.denoising_steps",
     "--model.sampler.init_args.block_length",
     "--model.objective.target_ess",
-    "--model.objective.log_prob",
+    "--model.objective.estimator",
     "--model.objective.init_args.weight_tolerance",
     "--data.max_prompt_length",
     "--data.init_args.path",

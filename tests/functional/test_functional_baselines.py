@@ -9,10 +9,8 @@ from dmpo_lightning.functional import (
     group_baseline,
     importance_weights,
     negative_baseline,
-    negative_reward_baseline,
     no_baseline,
     policy_baseline,
-    reward_weights,
 )
 
 LOG3 = math.log(3)
@@ -62,15 +60,6 @@ def test_only_the_groups_of_equal_reward_lose_their_signal():
     weights = importance_weights(log_rnd, reward, reward_temperature=1.0)
     baseline = negative_baseline(weights, log_rnd, reward, reward_temperature=1.0)
     torch.testing.assert_close(weights - baseline, torch.tensor([[0.0, 0.0], [-1.0, 1.0]]))
-
-
-def test_negative_reward_baseline_by_hand():
-    # eta = 2, r = (0, 0.5 log 3): w = 2 (1, 3) / 4 and b = 2 (3, 1) / 4; the second group has equal rewards.
-    reward = torch.tensor([[0.0, 0.5 * LOG3], [0.7, 0.7]])
-    weights = reward_weights(reward, reward_scale=2.0)
-    baseline = negative_reward_baseline(weights, reward, reward_scale=2.0)
-    torch.testing.assert_close(weights - baseline, torch.tensor([[-1.0, 1.0], [0.0, 0.0]]))
-    assert torch.equal(weights[1], baseline[1])
 
 
 def test_policy_baseline_is_the_ratio_of_current_to_behaviour_policy():

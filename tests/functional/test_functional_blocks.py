@@ -55,42 +55,28 @@ def test_with_one_block_the_elbo_is_the_usual_one():
     masks = draw_masks(torch.arange(2), length=5, replicates=4)
     one = torch.zeros(2, 5, dtype=torch.long)
     torch.testing.assert_close(elbo(log_prob, masks, one), elbo(log_prob, masks))
-    for scale in ("count", "length"):
-        torch.testing.assert_close(
-            denoising_cross_entropy(log_prob, masks, scale=scale, blocks=one),
-            denoising_cross_entropy(log_prob, masks, scale=scale),
-        )
+    torch.testing.assert_close(denoising_cross_entropy(log_prob, masks, one), denoising_cross_entropy(log_prob, masks))
 
 
 def test_the_cross_entropy_is_the_elbo_per_position_that_counts():
     log_prob = torch.full((1, 2, 7), -0.5)
     masks = draw_masks(torch.arange(1), length=7, replicates=2, blocks=BLOCKS[None])
     # Every block's estimate is its own number of positions times -0.5, whatever is masked.
-    assert denoising_cross_entropy(log_prob, masks, scale="length", blocks=BLOCKS[None]).item() == pytest.approx(3.0)
-    assert denoising_cross_entropy(log_prob, masks, blocks=BLOCKS[None]).item() == pytest.approx(0.5)
+    assert elbo(log_prob, masks, BLOCKS[None]).item() == pytest.approx(-3.0)
+    assert denoising_cross_entropy(log_prob, masks, BLOCKS[None]).item() == pytest.approx(0.5)
 
 
 def test_likelihoods_weigh_tokens_as_the_cross_entropy_does():
     """Weights 1, 3, 1 and 1 at what is masked, over the six positions that count."""
     masks = torch.tensor([[[True, True, False, False, True, True, False]]])
     log_prob = torch.tensor([[[0.5, 0.25, 1, 1, 0.5, 0.1, 1]]]).log()
-    behaviour = torch.tensor([[[0.25, 0.5, 1, 1, 0.5, 0.2, 1]]]).log()
     blocks = BLOCKS[None]
     assert denoising_likelihood(log_prob, masks, blocks=blocks).item() == pytest.approx(1.85 / 6)
-    assert denoising_likelihood(log_prob, masks, blocks=blocks, scale="length").item() == pytest.approx(1.85)
-    # 2 + 3 / 2 + 1 + 1 / 2
-    ratio = denoising_likelihood(log_prob, masks, blocks=blocks, behaviour_log_prob=behaviour)
-    assert ratio.item() == pytest.approx(5 / 6)
     # Where p is 1, so that d p = d log p, the two forms push every token equally hard.
     token = torch.zeros(1, 1, 7, requires_grad=True)
     (up,) = torch.autograd.grad(denoising_cross_entropy(token, masks, blocks=blocks).sum(), token)
     (down,) = torch.autograd.grad(denoising_likelihood(token, masks, blocks=blocks).sum(), token)
     torch.testing.assert_close(up, -down)
-
-
-def test_stratified_counts_are_not_drawn_in_blocks():
-    with pytest.raises(ValueError, match="`stratified` draws one count"):
-        draw_masks(torch.arange(1), length=7, replicates=2, stratified=True, blocks=BLOCKS[None])
 
 
 def all_masks(size: int) -> list[tuple[float, tuple[int, ...]]]:

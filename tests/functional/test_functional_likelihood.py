@@ -8,11 +8,7 @@ from torch import Tensor
 
 from dmpo_lightning.functional import (
     antithetic_pair,
-    denoising_cross_entropy,
-    draw_block_masks,
-    draw_masks,
     elbo,
-    elbo_log_rnd,
     elbo_replicates,
     trajectory_log_prob,
     trajectory_masks,
@@ -92,37 +88,6 @@ def test_plain_complements_would_be_biased_by_the_all_masked_term(length):
     assert bias > 0.01
 
 
-@pytest.mark.parametrize("antithetic", [True, False])
-@pytest.mark.parametrize("length", [4, 5])
-def test_stratified_counts_leave_the_elbo_unbiased_and_lower_its_variance(length, antithetic):
-    model, keys = conditional_model(length), torch.arange(40_000)
-    estimates = {}
-    for stratified in (False, True):
-        masks = draw_masks(keys, length=length, replicates=4, antithetic=antithetic, stratified=stratified)
-        estimates[stratified] = elbo(token_log_prob(model, masks), masks)
-    error = estimates[True].std() / len(keys) ** 0.5
-    assert abs(estimates[True].mean() - defined_elbo(model, length)) < 4 * error
-    assert estimates[True].var() < 0.9 * estimates[False].var()
-
-
-def test_block_wise_masks_estimate_the_bound_of_block_wise_decoding():
-    """``sum over blocks of mean over m of (B / m) sum of log p`` of the block's masked tokens, known blocks before."""
-    length, block_length = 6, 3
-    model, place = conditional_model(length), torch.arange(length) // block_length
-    bound = torch.tensor(0.0)
-    for block in range(length // block_length):
-        inside = torch.zeros(2**block_length - 1, length, dtype=torch.bool)
-        inside[:, place == block] = subsets(block_length)
-        total = (token_log_prob(model, inside | (place > block)) * inside).sum(-1)
-        count = inside.sum(-1)
-        bound += torch.stack([block_length / m * total[count == m].mean() for m in (1, 2, 3)]).mean()
-    masks, decoded = draw_block_masks(torch.arange(60_000), length=length, block_length=block_length, replicates=2)
-    estimates = -denoising_cross_entropy(token_log_prob(model, masks) * decoded, decoded, scale="length")
-    error = estimates.std() / len(estimates) ** 0.5
-    assert abs(estimates.mean() - bound) < 4 * error
-    assert error < 0.02
-
-
 @pytest.mark.parametrize("length", [2, 3, 4])
 def test_elbo_is_the_mean_log_prob_over_all_orders(length):
     reveal_step = torch.tensor(list(permutations(range(length))))
@@ -159,15 +124,6 @@ def test_elbo_of_two_replicates_by_hand():
 def test_elbo_ignores_what_is_not_masked():
     masks = torch.tensor([[True, False]])
     assert elbo(torch.tensor([[-1.0, -5.0]]), masks) == elbo(torch.tensor([[-1.0, 0.0]]), masks) == -2.0
-
-
-def test_elbo_log_rnd_cancels_the_noise_that_reference_and_behaviour_share():
-    # A policy that is 0.1 nats less sure of each of 4 tokens: log_rnd is 0.4 whatever the masks.
-    generator = torch.Generator().manual_seed(0)
-    masks = torch.stack(antithetic_pair(*permutations_and_counts(4)), dim=1)
-    reference = -torch.rand(masks.shape, generator=generator) * masks
-    log_rnd = elbo_log_rnd(reference, reference - 0.1 * masks, masks)
-    torch.testing.assert_close(log_rnd, torch.full_like(log_rnd, 0.4))
 
 
 def test_log_probs_in_half_precision_are_summed_in_float32():

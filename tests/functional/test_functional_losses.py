@@ -28,11 +28,8 @@ def test_cross_entropy_is_the_mean_over_masked_tokens_then_over_replicates():
     assert denoising_cross_entropy(LOG_PROB, MASKS).tolist() == [2.75]
 
 
-def test_length_scale_is_the_negative_elbo():
-    # 3 x 2.75, that is (3 / 2)(1 + 2) = 4.5 and (3 / 1) 4 = 12 with mean 8.25.
-    loss = denoising_cross_entropy(LOG_PROB, MASKS, scale="length")
-    assert loss.tolist() == [8.25]
-    torch.testing.assert_close(loss, -elbo(LOG_PROB, MASKS))
+def test_cross_entropy_is_the_negative_elbo_per_token():
+    torch.testing.assert_close(3 * denoising_cross_entropy(LOG_PROB, MASKS), -elbo(LOG_PROB, MASKS))
 
 
 def test_cross_entropy_has_gradient_at_masked_tokens_only():
@@ -51,14 +48,6 @@ def test_wdce_is_the_signal_weighted_mean():
 def test_likelihood_is_the_mean_over_masked_tokens_then_over_replicates():
     expected = ((math.exp(-1) + math.exp(-2)) / 2 + math.exp(-4)) / 2
     assert denoising_likelihood(LOG_PROB, MASKS).item() == pytest.approx(expected)
-    assert denoising_likelihood(LOG_PROB, MASKS, scale="length").item() == pytest.approx(3 * expected)
-
-
-def test_likelihood_ratio_divides_by_the_behaviour_policy_at_masked_tokens_alone():
-    behaviour = torch.tensor([[[-2.0, -2.0, -1e4], [-1e4, -1e4, -3.0]]])
-    ratio = denoising_likelihood(LOG_PROB, MASKS, behaviour_log_prob=behaviour)
-    # (e + 1) / 2 and 1 / e; what is not masked would be infinite.
-    assert ratio.item() == pytest.approx(((math.e + 1) / 2 + math.exp(-1)) / 2)
 
 
 def test_bounded_wdce_pulls_by_cross_entropy_and_pushes_by_likelihood():
@@ -69,12 +58,10 @@ def test_bounded_wdce_pulls_by_cross_entropy_and_pushes_by_likelihood():
     assert loss.item() == pytest.approx(3.125 / 3)
 
 
-@pytest.mark.parametrize("with_ratio", [False, True])
-def test_gradient_of_the_bounded_loss_equals_finite_differences(with_ratio):
+def test_gradient_of_the_bounded_loss_equals_finite_differences():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 2, 3, 5, generator=generator, dtype=torch.float64)
     masks = draw_masks(torch.arange(4), length=3, replicates=2)
-    behaviour = torch.randn(4, 2, 3, generator=generator, dtype=torch.float64) if with_ratio else None
     signal = torch.tensor([1.5, -0.75, -0.75, 0.0], dtype=torch.float64)
 
     def loss(theta: Tensor) -> Tensor:
@@ -83,7 +70,7 @@ def test_gradient_of_the_bounded_loss_equals_finite_differences(with_ratio):
             denoising_cross_entropy(log_prob, masks),
             signal,
             planned_rollouts=4,
-            likelihood=denoising_likelihood(log_prob, masks, behaviour_log_prob=behaviour),
+            likelihood=denoising_likelihood(log_prob, masks),
         )
 
     assert torch.autograd.gradcheck(loss, logits.requires_grad_())

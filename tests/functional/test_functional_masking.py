@@ -6,7 +6,6 @@ from scipy.stats import chisquare
 
 from dmpo_lightning.functional import (
     antithetic_pair,
-    draw_block_masks,
     draw_masks,
     mask_count,
     position_ranks,
@@ -110,60 +109,9 @@ def test_every_position_is_revealed_once_and_stays_masked_until_then():
     assert (masks | ~revealed).all()
 
 
-# Block-wise masks -----------------------------------------------------------------------------------------------------
-
-
-def of_blocks(**options):
-    masks, decoded = draw_block_masks(KEYS, length=12, block_length=4, replicates=2, **options)
-    return masks, decoded, decoded.unflatten(-1, (3, 4)).any(-1).long().argmax(-1)
-
-
-@pytest.mark.parametrize("antithetic", [True, False])
-def test_blocks_before_are_known_those_behind_are_masked_and_only_the_block_is_decoded(antithetic):
-    masks, decoded, block = of_blocks(antithetic=antithetic)
-    place = torch.arange(12) // 4
-    assert not (masks & (place < block[..., None])).any()
-    assert (masks | (place <= block[..., None])).all()
-    assert torch.equal(decoded, masks & (place == block[..., None]))
-    assert decoded.any(-1).all()
-
-
-@pytest.mark.parametrize("antithetic", [True, False])
-def test_every_block_and_every_count_within_it_are_equally_likely(antithetic):
-    _, decoded, block = of_blocks(antithetic=antithetic)
-    cells = block[:, 1] * 4 + decoded[:, 1].sum(-1) - 1
-    assert chisquare(torch.bincount(cells, minlength=12)).pvalue > 0.001
-
-
-def test_antithetic_pairs_share_their_block_and_cover_it():
-    _, decoded, block = of_blocks()
-    assert torch.equal(block[:, 0], block[:, 1])
-    assert ((decoded[:, 0] | decoded[:, 1]).sum(-1) == 4).all()
-
-
-def test_one_block_of_the_whole_length_is_masking_anywhere():
-    masks, decoded = draw_block_masks(KEYS, length=6, block_length=6, replicates=2)
-    assert torch.equal(masks, decoded)
-    assert torch.equal(masks, draw_masks(KEYS, length=6, replicates=2))
-
-
-def test_blocks_must_fill_the_length():
-    with pytest.raises(ValueError, match="must divide the length 12, got 5"):
-        draw_block_masks(KEYS, length=12, block_length=5, replicates=2)
-
-
 def test_some_steps_of_an_order_are_those_of_all_of_them():
     reveal_step = position_ranks(uniforms(KEYS[:20], 6))
     whole = trajectory_masks(reveal_step, steps=6)
     parts = [trajectory_masks(reveal_step, steps=range(first, first + 2)) for first in (0, 2, 4)]
     for which in (0, 1):
         assert torch.equal(torch.cat([part[which] for part in parts], dim=-2), whole[which])
-
-
-def test_stratified_counts_take_one_of_each_part():
-    masks = draw_masks(torch.arange(50), length=8, replicates=4, antithetic=False, stratified=True)
-    parts = (masks.sum(-1) - 1) // 2
-    assert torch.equal(parts, torch.arange(4).expand(50, 4))
-    pairs = draw_masks(torch.arange(50), length=8, replicates=4, stratified=True).sum(-1)
-    assert torch.equal((pairs[:, ::2] - 1) // 2, torch.arange(2).expand(50, 2))
-    assert torch.equal(pairs[:, ::2] + pairs[:, 1::2], torch.full((50, 2), 9))

@@ -14,7 +14,6 @@ from dmpo_lightning.functional import (
     importance_weights,
     log_partition,
     negligible,
-    reward_weights,
 )
 
 NO_LOG_RND = torch.zeros(1, 2)
@@ -70,20 +69,13 @@ def test_weights_of_extreme_rewards_stay_finite():
 def test_weights_are_float32_whatever_comes_in():
     half = torch.zeros(1, 2, dtype=torch.bfloat16)
     assert importance_weights(half, half, reward_temperature=1.0).dtype == torch.float32
-    assert reward_weights(half, reward_scale=1.0).dtype == torch.float32
-
-
-def test_without_a_reference_weights_are_the_exponential_of_the_scaled_reward():
-    # eta = 2, r = (0, 0.5 log 3): exp gives 1 and 3, so w = 2 (1, 3) / 4.
-    weights = reward_weights(torch.tensor([[0.0, 0.5 * math.log(3)]]), reward_scale=2.0)
-    torch.testing.assert_close(weights, torch.tensor([[0.5, 1.5]]))
 
 
 def test_partition_functions_by_hand():
-    # eta = 2 and r = (0, 0.5 log 3): exp gives 1 and 3, of mean 2. Rewards of 1000 must not overflow.
+    # alpha = 1 / 2 and r = (0, 0.5 log 3): exp gives 1 and 3, of mean 2. Rewards of 1000 must not overflow.
     reward = torch.tensor([[0.0, 0.5 * math.log(3)], [1000.0, 1000.0]])
     expected = torch.tensor([math.log(2), 2000.0], dtype=torch.float64)
-    torch.testing.assert_close(log_partition(reward, reward_scale=2.0), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(log_partition(reward, reward_temperature=0.5), expected, rtol=0, atol=1e-6)
 
 
 def test_ess_is_one_for_uniform_weights():

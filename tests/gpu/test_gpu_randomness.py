@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmpo_lightning.functional import draw_block_masks, draw_masks, fold_in, row_keys, uniforms
+from dmpo_lightning.functional import draw_masks, fold_in, row_keys, uniforms
 from dmpo_lightning.functional.masking import position_ranks, trajectory_masks
 from dmpo_lightning.functional.randomness import Purpose, inverse_cdf
 from dmpo_lightning.policy import evaluating
@@ -91,15 +91,6 @@ def test_tokens_of_a_softmax_differ_only_where_sums_are_rounded(device, vocabula
 def test_masks_are_the_same(device, length, antithetic):
     options = {"length": length, "replicates": 4, "antithetic": antithetic}
     assert_same(draw_masks(keys().to(device), **options), draw_masks(keys(), **options), f"masks of {options}")
-
-
-@pytest.mark.parametrize("antithetic", [True, False])
-@pytest.mark.parametrize("block_length", [1, 8, 32, 256])
-def test_block_masks_are_the_same(device, block_length, antithetic):
-    options = {"length": 256, "block_length": block_length, "replicates": 4, "antithetic": antithetic}
-    pairs = zip(draw_block_masks(keys().to(device), **options), draw_block_masks(keys(), **options), strict=True)
-    for name, (found, expected) in zip(("masks", "decoded places"), pairs, strict=True):
-        assert_same(found, expected, f"{name} of {options}")
 
 
 def test_ties_are_ranked_the_same(device):

@@ -7,8 +7,9 @@ import torch
 from dmpo_runs import TOKENIZER, loader, small_dmpo, trainer
 
 from dmpo_lightning import WDCE, WDDO, ConfidenceSampler, TrajectoryEstimator
-from dmpo_lightning.functional import block_weights, elbo_replicates
+from dmpo_lightning.functional import Purpose, block_weights, elbo_replicates, fold_in
 from dmpo_lightning.objectives import ElboEstimator
+from dmpo_lightning.objectives.estimators import masked_log_probs
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rollout import collect
@@ -41,15 +42,14 @@ def block_causal(objective, **options):
     ("objective", "sampler"),
     [
         (WDCE(reward_temperature=0.03, replicates=4), ConfidenceSampler()),
-        (WDCE(reward_temperature=0.03, replicates=4, negative_term="likelihood_ratio"), ConfidenceSampler()),
         (WDDO(reward_temperature=0.03, replicates=4), ConfidenceSampler()),
         (
-            WDCE(reward_temperature=0.03, replicates=4, baseline="negative", log_prob=TrajectoryEstimator()),
+            WDCE(reward_temperature=0.03, replicates=4, baseline="negative", estimator=TrajectoryEstimator()),
             ConfidenceSampler(remasking="sequential"),
         ),
         (WDCE(reward_temperature=0.03, replicates=4, baseline="policy"), ConfidenceSampler(threshold=0.5)),
     ],
-    ids=["group", "ratio", "wddo", "negative, trajectory", "policy, threshold"],
+    ids=["group", "wddo", "negative, trajectory", "policy, threshold"],
 )
 def test_every_objective_raises_the_reward_of_a_block_causal_model(tmp_path, objective, sampler):
     # At a reward temperature at which the target, which is tilted from a reference that says few digits, has many.
@@ -97,8 +97,8 @@ def test_the_loss_of_wdce_is_the_elbo_per_token_that_was_drawn(negative_term):
     signal = torch.linspace(-1, 1, len(rows))
     with evaluating(dmpo.policy):
         loss, _ = objective.loss(dmpo.policy, rows, {"signal": signal}, iteration=0, planned_rollouts=8)
-        masks, _ = objective._masks(rows, 0, blocks)
-        log_prob = dmpo.policy.completion_log_probs(rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks)
+        keys = fold_in(fold_in(rows.keys, Purpose.LOSS), 0)
+        log_prob, masks, _ = masked_log_probs(dmpo.policy, rows, keys, replicates=2, antithetic=True)
     assert not (masks & (blocks < 0)[:, None]).any()
     counted = (blocks >= 0).sum(-1)
     up = -elbo_replicates(log_prob, masks, blocks).mean(-1) / counted
@@ -106,28 +106,6 @@ def test_the_loss_of_wdce_is_the_elbo_per_token_that_was_drawn(negative_term):
     down = likelihood if negative_term == "likelihood" else -up
     expected = (signal.abs() * torch.where(signal > 0, up, down)).sum() / 8
     assert loss.item() == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_the_ratio_to_the_behaviour_policy_is_one_on_the_masks_of_every_pass():
-    objective = WDCE(reward_temperature=0.1, replicates=2, weight_tolerance=0.0, negative_term="likelihood_ratio")
-    dmpo = block_causal(objective)
-    rollouts = rollouts_of(dmpo)
-    with evaluating(dmpo.policy):
-        targets, _ = objective.prepare(dmpo.policy, rollouts, rows_per_forward=3)
-        rows = {name: value.flatten(0, 1) for name, value in targets.items()}
-        rows["signal"] = torch.linspace(-2, -1, 8)
-        for iteration in (0, 3):
-            loss, _ = objective.loss(dmpo.policy, rollouts.rows(), rows, iteration=iteration, planned_rollouts=8)
-            assert loss.item() == pytest.approx(1.5, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("options", "owner"),
-    [({"stratified": True}, "WDCE"), ({"log_prob": ElboEstimator(2, stratified=True)}, "ElboEstimator")],
-)
-def test_stratified_counts_are_refused(options, owner):
-    with pytest.raises(ValueError, match=f"`stratified` of {owner} must be false with SDAR"):
-        block_causal(WDCE(reward_temperature=0.1, replicates=2, **options))
 
 
 def test_log_rnd_is_zero_between_equal_policies_and_not_between_others():

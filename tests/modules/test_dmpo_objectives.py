@@ -6,7 +6,7 @@ import pytest
 import torch
 from dmpo_runs import loader, module, trainer, weights
 
-from dmpo_lightning import WDCE, WDDO, ConfidenceSampler, RandomOrderSampler, TrajectoryEstimator
+from dmpo_lightning import WDCE, WDDO, RandomOrderSampler, TrajectoryEstimator
 from dmpo_lightning.functional import Purpose, draw_masks, fold_in
 from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rollout import collect
@@ -23,7 +23,7 @@ def test_groups_of_equal_reward_give_exactly_no_gradient_under_the_negative_base
     assert torch.equal(weights(dmpo), before)
 
 
-@pytest.mark.parametrize("negative_term", ["likelihood", "likelihood_ratio", "log_likelihood"])
+@pytest.mark.parametrize("negative_term", ["likelihood", "log_likelihood"])
 @pytest.mark.parametrize("baseline", ["none", "group", "negative", "policy"])
 def test_uninformative_groups_have_exactly_no_signal_under_any_baseline(baseline, negative_term):
     dmpo = module()
@@ -152,20 +152,6 @@ def test_scales_of_the_baseline_that_cannot_be_are_refused(options, said):
         WDCE(reward_temperature=0.1, **options)
 
 
-@pytest.mark.parametrize("iteration", [0, 3])
-def test_ratio_of_the_policy_that_sampled_is_one_in_every_pass(iteration):
-    """Both sides see the same maskings, so that their noise cancels."""
-    dmpo = module()
-    rollouts = rollouts_of(dmpo, next(iter(loader())))
-    rollouts.reward = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 1.0]])
-    objective = WDCE(reward_temperature=0.2, replicates=2, baseline="group", negative_term="likelihood_ratio")
-    targets, _ = objective.prepare(dmpo.policy, rollouts, rows_per_forward=3)
-    flat = {name: value.flatten(0, 1) for name, value in targets.items()}
-    flat["signal"] = -torch.ones(8)
-    loss, _ = objective.loss(dmpo.policy, rollouts.rows(), flat, iteration=iteration, planned_rollouts=8)
-    torch.testing.assert_close(loss, torch.ones(()))
-
-
 @pytest.mark.parametrize(
     ("objective", "sampler"),
     [
@@ -175,41 +161,28 @@ def test_ratio_of_the_policy_that_sampled_is_one_in_every_pass(iteration):
             marks=pytest.mark.slow,
         ),
         pytest.param(WDCE(reward_temperature=0.2, replicates=4), {}, marks=pytest.mark.slow),
-        pytest.param(
-            WDCE(reward_temperature=0.2, replicates=4, baseline="group", negative_term="likelihood_ratio"),
-            {},
-            marks=pytest.mark.slow,
-        ),
         pytest.param(WDCE(reward_temperature=0.2, replicates=4, baseline="negative"), {}, marks=pytest.mark.slow),
         pytest.param(WDCE(reward_temperature=0.2, replicates=4, baseline="policy"), {}, marks=pytest.mark.slow),
         pytest.param(WDCE(reward_temperature=0.03, replicates=4, baseline="none"), {}, marks=pytest.mark.slow),
         pytest.param(WDCE(reward_temperature=0.2, replicates=4, target_ess=0.5), {}, marks=pytest.mark.slow),
-        pytest.param(WDCE(reward_temperature=0.0, reward_scale=3.0, replicates=4), {}, marks=pytest.mark.slow),
         pytest.param(WDDO(reward_temperature=0.2, replicates=4), {}, marks=pytest.mark.slow),
         pytest.param(
-            WDCE(reward_temperature=0.2, replicates=4, baseline="group", log_prob=TrajectoryEstimator()),
+            WDCE(reward_temperature=0.2, replicates=4, baseline="group", estimator=TrajectoryEstimator()),
             {"sampler": RandomOrderSampler(denoising_steps=4)},
             marks=pytest.mark.slow,
         ),
         (WDCE(reward_temperature=0.2, replicates=4, prompt_weight="reward", baseline_scale=0.5), {}),
-        (
-            WDCE(reward_temperature=0.2, replicates=4, baseline="group", block_length=4),
-            {"sampler": ConfidenceSampler(block_length=4)},
-        ),
     ],
     ids=[
         "group",
         "likelihood",
-        "ratio",
         "negative",
         "policy",
         "none",
         "adaptive",
-        "alpha 0",
         "wddo",
         "trajectory",
         "prompts by reward",
-        "blocks",
     ],
 )
 def test_every_objective_raises_the_reward(tmp_path, objective, sampler):
@@ -279,12 +252,6 @@ def test_one_rollout_stays_where_none_has_a_signal():
 def test_values_outside_their_range_are_refused(name, value):
     with pytest.raises(ValueError, match=f"`{name}`"):
         WDCE(reward_temperature=0.1, **{name: value})
-
-
-@pytest.mark.parametrize("block_length", [0, 3])
-def test_mask_blocks_must_fill_the_completion(block_length):
-    with pytest.raises(ValueError, match="`block_length` must divide the completion length 8"):
-        module(objective=WDCE(reward_temperature=0.1, block_length=block_length))
 
 
 def test_a_trajectory_is_the_same_however_many_steps_a_forward_replays():

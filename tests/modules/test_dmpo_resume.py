@@ -23,21 +23,17 @@ OBJECTIVES = {
         )
     },
     "policy": {"objective": WDCE(reward_temperature=0.1, replicates=2, baseline="policy")},
-    "ratio": {
-        "objective": WDCE(reward_temperature=0.1, replicates=2, baseline="group", negative_term="likelihood_ratio")
-    },
     "demo": {
         "objective": WDCE(
             reward_temperature=0.1, replicates=2, baseline="group", baseline_scale=0.5, prompt_weight="reward"
         )
     },
     "masks": {
-        "objective": WDCE(reward_temperature=0.1, replicates=2, baseline="none", stratified=True, target_ess=0.5)
+        "objective": WDCE(reward_temperature=0.1, replicates=3, baseline="none", antithetic=False, target_ess=0.5)
     },
-    "blocks": {"objective": WDCE(reward_temperature=0.1, replicates=2, baseline="group", block_length=4)},
     "wddo": {"objective": WDDO(reward_temperature=0.1, replicates=2)},
     "trajectory": {
-        "objective": WDCE(reward_temperature=0.1, replicates=2, baseline="group", log_prob=TrajectoryEstimator()),
+        "objective": WDCE(reward_temperature=0.1, replicates=2, baseline="group", estimator=TrajectoryEstimator()),
         "sampler": RandomOrderSampler(denoising_steps=4),
     },
     "refreshed reference": {"reference_refresh_interval": 1},

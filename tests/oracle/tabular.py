@@ -178,20 +178,13 @@ def population_loss(
     signal: Tensor,
     *,
     negative_term: str = "log_likelihood",
-    behaviour: Tensor | None = None,
 ) -> Tensor:
     """The WDCE loss summed over the batch of problems, with every mask enumerated."""
     masks = LOSS_MASKS.expand(len(completions), -1, -1)
     log_prob = token_log_prob(table, completions, masks)
     masks = masks.expand(log_prob.shape)
     cross_entropy = denoising_cross_entropy(log_prob, masks)
-    likelihood = None
-    if negative_term == "likelihood":
-        likelihood = denoising_likelihood(log_prob, masks).flatten()
-    if negative_term == "likelihood_ratio":
-        assert behaviour is not None
-        of_behaviour = token_log_prob(behaviour, completions, LOSS_MASKS.expand(len(completions), -1, -1))
-        likelihood = denoising_likelihood(log_prob, masks, behaviour_log_prob=of_behaviour).flatten()
+    likelihood = denoising_likelihood(log_prob, masks).flatten() if negative_term == "likelihood" else None
     return wdce_loss(
         cross_entropy.flatten(), signal.flatten(), planned_rollouts=len(completions), likelihood=likelihood
     )

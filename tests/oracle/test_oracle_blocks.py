@@ -92,7 +92,7 @@ def test_dmpo_with_trajectory_log_rnd_reaches_the_target(negative_term):
         negative_term=negative_term,
         uninformative_groups="train",
         replicates=8,
-        log_prob=TrajectoryEstimator(),
+        estimator=TrajectoryEstimator(),
     )
     optimizer = torch.optim.Adam(policy.model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 120)

@@ -100,7 +100,7 @@ def test_smaller_sampling_batches_mean_more_forwards(recipe, capsys):
         ("--model.reference_refresh_interval=1", 0),
         ("--model.objective.init_args.baseline=policy", 2 * 2 + 2 + 8 * 2),
         ("--model.objective=dmpo_lightning.WDDO", 2 * 2 + 2),
-        ("--model.objective.init_args.log_prob=dmpo_lightning.TrajectoryEstimator", 2 * 32),
+        ("--model.objective.init_args.estimator=dmpo_lightning.TrajectoryEstimator", 2 * 32),
     ],
     ids=["fresh reference", "policy baseline", "WDDO", "trajectory"],
 )
@@ -112,7 +112,7 @@ def test_what_an_objective_scores(override, forwards, recipe, capsys):
     assert plan(capsys, "--config", recipe, override, *more)["schedule"]["scoring_forwards"] == forwards
 
 
-TRAJECTORY = "--model.objective.init_args.log_prob=dmpo_lightning.TrajectoryEstimator"
+TRAJECTORY = "--model.objective.init_args.estimator=dmpo_lightning.TrajectoryEstimator"
 
 
 def test_wddo_scores_its_own_maskings_beside_those_of_the_estimator(recipe, capsys):
@@ -123,14 +123,6 @@ def test_wddo_scores_its_own_maskings_beside_those_of_the_estimator(recipe, caps
     arguments += ["--model.sampler.init_args.denoising_steps=128"]
     assert plan(capsys, *arguments)["schedule"]["scoring_forwards"] == 2 * 32 + 2
     assert "log_rnd 66 of 64 rows" in text(capsys, *arguments)
-
-
-def test_a_loss_within_blocks_needs_fewer_log_probs(recipe, capsys):
-    lora = ["--model.model.adapter=dmpo_lightning.LoRA"]
-    anywhere = plan(capsys, "--config", recipe, *lora)
-    blocks = plan(capsys, "--config", recipe, *lora, "--model.objective.init_args.block_length=32")
-    heads = [each["memory_per_gpu"]["phases"]["training"]["head"] for each in (anywhere, blocks)]
-    assert heads[1] / heads[0] == pytest.approx((32 + 1) / (256 + 1))
 
 
 def test_guidance_doubles_the_forwards(recipe, capsys):
@@ -146,7 +138,7 @@ def test_an_objective_that_does_not_state_its_footprint_is_refused_with_a_remedy
 
 
 def test_an_estimator_that_does_not_state_its_footprint_is_refused_with_a_remedy(recipe, capsys):
-    estimator = "--model.objective.init_args.log_prob=planning_runs.UnstatedEstimator"
+    estimator = "--model.objective.init_args.estimator=planning_runs.UnstatedEstimator"
     assert main(["plan", "--config", recipe, estimator]) == 2
     error = capsys.readouterr().err
     assert "UnstatedEstimator" in error

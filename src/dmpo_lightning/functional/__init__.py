@@ -3,17 +3,15 @@
 from dmpo_lightning.functional.baselines import (
     group_baseline,
     negative_baseline,
-    negative_reward_baseline,
     no_baseline,
     policy_baseline,
 )
-from dmpo_lightning.functional.likelihood import elbo, elbo_log_rnd, elbo_replicates, trajectory_log_prob
+from dmpo_lightning.functional.likelihood import elbo, elbo_replicates, trajectory_log_prob
 from dmpo_lightning.functional.losses import denoising_cross_entropy, denoising_likelihood, wdce_loss, wddo_loss
 from dmpo_lightning.functional.masking import (
     antithetic_pair,
     block_weights,
     check_replicates,
-    draw_block_masks,
     draw_masks,
     mask_count,
     position_ranks,
@@ -27,7 +25,6 @@ from dmpo_lightning.functional.weights import (
     importance_weights,
     log_partition,
     negligible,
-    reward_weights,
 )
 
 __all__ = [
@@ -38,11 +35,9 @@ __all__ = [
     "check_replicates",
     "denoising_cross_entropy",
     "denoising_likelihood",
-    "draw_block_masks",
     "draw_masks",
     "effective_sample_size",
     "elbo",
-    "elbo_log_rnd",
     "elbo_replicates",
     "equal_reward_groups",
     "fold_in",
@@ -52,12 +47,10 @@ __all__ = [
     "log_partition",
     "mask_count",
     "negative_baseline",
-    "negative_reward_baseline",
     "negligible",
     "no_baseline",
     "policy_baseline",
     "position_ranks",
-    "reward_weights",
     "row_keys",
     "trajectory_log_prob",
     "trajectory_masks",

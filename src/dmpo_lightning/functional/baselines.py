@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dmpo_lightning.functional.weights import equal_reward_groups, importance_weights, reward_weights
+from dmpo_lightning.functional.weights import equal_reward_groups, importance_weights
 
 
 def no_baseline(reward: Float[Tensor, "batch group"]) -> Float[Tensor, "batch group"]:
@@ -40,14 +40,6 @@ def negative_baseline(
     opposite = importance_weights(
         log_rnd, -reward, reward_temperature=reward_temperature, proximal_coefficient=proximal_coefficient
     )
-    return torch.where(equal_reward_groups(reward)[:, None], weights, opposite)
-
-
-def negative_reward_baseline(
-    weights: Float[Tensor, "batch group"], reward: Float[Tensor, "batch group"], *, reward_scale: float
-) -> Float[Tensor, "batch group"]:
-    """`negative_baseline` in the limit alpha = 0, where weights depend on the rewards alone (see `reward_weights`)."""
-    opposite = reward_weights(-reward, reward_scale=reward_scale)
     return torch.where(equal_reward_groups(reward)[:, None], weights, opposite)
 
 

@@ -35,18 +35,6 @@ def elbo(
     return elbo_replicates(token_log_prob, masks, blocks).mean(-1)
 
 
-def elbo_log_rnd(
-    reference: Float[Tensor, "*rows replicate length"],
-    behaviour: Float[Tensor, "*rows replicate length"],
-    masks: Bool[Tensor, "*rows replicate length"],
-) -> Float[Tensor, "*rows"]:
-    """Estimates log p_ref - log p_old in nats as the difference of two ELBOs.
-
-    Both sides must be evaluated on the *same* masks. The noise that the choice of masks adds then largely cancels.
-    """
-    return elbo(reference, masks) - elbo(behaviour, masks)
-
-
 def trajectory_log_prob(
     token_log_prob: Float[Tensor, "*rows steps length"], revealed: Bool[Tensor, "*rows steps length"]
 ) -> Float[Tensor, "*rows"]:

@@ -9,50 +9,33 @@ from torch import Tensor
 
 from dmpo_lightning.functional.masking import block_weights
 
-LossScale = Literal["count", "length"]
-"""What the sum over masked positions is multiplied by.
-
-``count`` is 1/m, which makes it a mean. ``length`` is L/m, the scale of the paper and of the ELBO itself.
-"""
-
-NegativeTerm = Literal["likelihood", "likelihood_ratio", "log_likelihood"]
-"""What rollouts of negative signal minimise: p, or p / p_old, or log p. Only the last has no lower bound."""
+NegativeTerm = Literal["likelihood", "log_likelihood"]
+"""What rollouts of negative signal minimise: p, or as published log p, which has no lower bound."""
 
 
 def denoising_cross_entropy(
     token_log_prob: Float[Tensor, "*rows replicate length"],
     masks: Bool[Tensor, "*rows replicate length"],
-    *,
-    scale: LossScale = "count",
     blocks: Int[Tensor, "*rows length"] | None = None,
 ) -> Float[Tensor, "*rows"]:
     """``-(1/m) sum_masked log p``, averaged over replicates, in nats per token.
 
-    With ``scale="length"`` it is ``-(L/m) sum_masked log p``, an estimate of -ELBO in nats. With ``blocks`` either is
-    the ELBO of `elbo_replicates`, per position that counts or as it is.
+    It is `elbo` per position that counts, turned round. The paper's L/m is L times this, and Adam takes the same steps
+    with it if gradients are clipped at L times the norm.
     """
-    return -_masked_mean(_full_precision(token_log_prob), masks, scale=scale, blocks=blocks)
+    return -_masked_mean(_full_precision(token_log_prob), masks, blocks)
 
 
 def denoising_likelihood(
     token_log_prob: Float[Tensor, "*rows replicate length"],
     masks: Bool[Tensor, "*rows replicate length"],
-    *,
-    behaviour_log_prob: Float[Tensor, "*rows replicate length"] | None = None,
-    scale: LossScale = "count",
     blocks: Int[Tensor, "*rows length"] | None = None,
 ) -> Float[Tensor, "*rows"]:
     """``(1/m) sum_masked p``, averaged over replicates. It is at least 0, where -log p has no such end on its side.
 
-    With ``behaviour_log_prob``, log p_old under the same masks, it is ``(1/m) sum_masked p / p_old``. Its gradient at
-    theta = old is that of ``(1/m) sum_masked log p``. With ``blocks`` tokens weigh as they do in
-    `denoising_cross_entropy`.
+    With ``blocks`` tokens weigh as they do in `denoising_cross_entropy`.
     """
-    log_prob = _full_precision(token_log_prob)
-    if behaviour_log_prob is not None:
-        log_prob = log_prob - _full_precision(behaviour_log_prob.detach())
-    # Only what is masked has a log-prob: elsewhere `exp` could overflow, and 0 times infinity is NaN.
-    return _masked_mean(log_prob.masked_fill(~masks, -torch.inf).exp(), masks, scale=scale, blocks=blocks)
+    return _masked_mean(_full_precision(token_log_prob).exp(), masks, blocks)
 
 
 def wdce_loss(
@@ -107,9 +90,7 @@ def _full_precision(value: Tensor) -> Tensor:
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
-def _masked_mean(value: Tensor, masks: Tensor, *, scale: LossScale, blocks: Tensor | None) -> Tensor:
+def _masked_mean(value: Tensor, masks: Tensor, blocks: Tensor | None) -> Tensor:
     if blocks is not None:
-        whole = (value * block_weights(masks, blocks)).sum(-1).mean(-1)
-        return whole if scale == "length" else whole / (blocks >= 0).sum(-1)
-    mean = ((value * masks).sum(-1) / masks.sum(-1)).mean(-1)
-    return mean if scale == "count" else mean * masks.shape[-1]
+        return (value * block_weights(masks, blocks)).sum(-1).mean(-1) / (blocks >= 0).sum(-1)
+    return ((value * masks).sum(-1) / masks.sum(-1)).mean(-1)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dmpo_lightning.functional.randomness import fold_in, uniforms
+from dmpo_lightning.functional.randomness import uniforms
 
 
 def check_replicates(replicates: int, *, antithetic: bool, name: str = "replicates") -> None:
@@ -25,32 +25,24 @@ def draw_masks(
     length: int,
     replicates: int,
     antithetic: bool = True,
-    stratified: bool = False,
     blocks: Int[Tensor, "*rows {length}"] | None = None,
 ) -> Bool[Tensor, "*rows {replicates} {length}"]:
     """``replicates`` masks of each key, True = masked: a count uniform on 1..length at uniformly random positions.
 
-    ``antithetic`` draws them in pairs whose errors partly cancel (see `antithetic_pair`). ``stratified`` draws the
-    counts of one key from equal parts of 1..length, one from each, so that they never all lie on one side. Their mean
-    over the replicates stays unbiased, a single one of them is not. With ``blocks``, the block of each position, every
-    block has a count of its own, uniform on 1..its number of positions. Positions of a negative block are never masked.
+    ``antithetic`` draws them in pairs whose errors partly cancel (see `antithetic_pair`). With ``blocks``, the block of
+    each position, every block has a count of its own, uniform on 1..its number of positions. Positions of a negative
+    block are never masked.
 
     Raises:
-        ValueError: the number of replicates, see `check_replicates`, or ``stratified`` with ``blocks``.
+        ValueError: the number of replicates, see `check_replicates`.
     """
     check_replicates(replicates, antithetic=antithetic)
-    if stratified and blocks is not None:
-        raise ValueError("`stratified` draws one count for the whole completion; leave it out, or `blocks`.")
     draws = replicates // 2 if antithetic else replicates
     if blocks is not None:
         return _draw_in_blocks(keys, blocks, draws, antithetic=antithetic)
     # Each draw takes one uniform per position, which orders the positions, and one more for the count.
     noise = uniforms(keys, draws * (length + 1)).unflatten(-1, (draws, length + 1))
-    uniform = noise[..., length]
-    if stratified:
-        # The two counts of a pair are m and L + 1 - m, so that pairs need only the lower half.
-        uniform = (torch.arange(draws, device=keys.device) + uniform) / (2 * draws if antithetic else draws)
-    rank, count = position_ranks(noise[..., :length]), mask_count(uniform, length)
+    rank, count = position_ranks(noise[..., :length]), mask_count(noise[..., length], length)
     if antithetic:
         return torch.stack(antithetic_pair(rank, count), dim=-2).flatten(-3, -2)
     return rank < count[..., None]
@@ -94,34 +86,6 @@ def block_weights(
     blocks = blocks[..., None, :].expand(masks.shape)
     sizes, counts = block_sums(torch.ones_like(blocks), blocks), block_sums(masks.long(), blocks)
     return torch.where(masks, sizes / counts.clamp(min=1), 0.0)
-
-
-def draw_block_masks(
-    keys: Int[Tensor, "*rows"], *, length: int, block_length: int, replicates: int, antithetic: bool = True
-) -> tuple[Bool[Tensor, "*rows {replicates} {length}"], Bool[Tensor, "*rows {replicates} {length}"]]:
-    """Masks as block-wise decoding meets them: one block masked in part, all before it known, all behind it masked.
-
-    The block is drawn uniformly, and masked within as `draw_masks` would mask it. The two masks of an antithetic pair
-    share their block.
-
-    Returns:
-        The masks, and which of the masked positions lie in the block. The latter are what such a step decodes.
-
-    Raises:
-        ValueError: the blocks do not fill ``length``, or the number of replicates, see `check_replicates`.
-    """
-    check_replicates(replicates, antithetic=antithetic)
-    if block_length < 1 or length % block_length:
-        raise ValueError(f"`block_length` must divide the length {length}, got {block_length}.")
-    draws = replicates // 2 if antithetic else replicates
-    # Keys of their own for the choice of the block: `draw_masks` uses up the uniforms of the keys themselves.
-    blocks = mask_count(uniforms(fold_in(keys, 1), draws), length // block_length) - 1
-    inside = draw_masks(keys, length=block_length, replicates=replicates, antithetic=antithetic)
-    blocks = blocks.repeat_interleave(replicates // draws, -1)[..., None]
-    # The mask of one block is laid over all blocks, and the block that was drawn keeps it.
-    of_position = torch.arange(length, device=keys.device) // block_length
-    decoded = (of_position == blocks) & inside.repeat(*[1] * (inside.dim() - 1), length // block_length)
-    return decoded | (of_position > blocks), decoded
 
 
 def position_ranks(noise: Float[Tensor, "*rows length"]) -> Int[Tensor, "*rows length"]:

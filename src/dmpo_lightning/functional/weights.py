@@ -25,20 +25,16 @@ def importance_weights(
     ``proximal_coefficient`` c in (0, 1] raises the density ratio of target and behaviour policy to the power c. With 1
     the target itself is aimed at, and with less a distribution on the way there.
     """
-    return _normalised(proximal_coefficient * (log_rnd.float() + reward.float() / reward_temperature))
+    log_weights = proximal_coefficient * (log_rnd.float() + reward.float() / reward_temperature)
+    return log_weights.shape[-1] * torch.softmax(log_weights, dim=-1)
 
 
-def reward_weights(reward: Float[Tensor, "batch group"], *, reward_scale: float) -> Float[Tensor, "batch group"]:
-    """Weights of mean 1, proportional to ``exp(eta r)``: the limit alpha = 0, with no pull towards the reference."""
-    return _normalised(reward_scale * reward.float())
+def log_partition(reward: Float[Tensor, "batch group"], *, reward_temperature: float) -> Float[Tensor, " batch"]:
+    """The logarithm of the mean of ``exp(r / alpha)`` over each group, an estimate of log Z of its target.
 
-
-def log_partition(reward: Float[Tensor, "batch group"], *, reward_scale: float) -> Float[Tensor, " batch"]:
-    """The logarithm of the mean of ``exp(eta r)`` over each group: an estimate of log Z of ``p_old exp(eta r) / Z``.
-
-    In float64, since rewards over a small alpha are large.
+    It is in float64, since rewards over a small alpha are large.
     """
-    return (reward_scale * reward.double()).logsumexp(-1) - math.log(reward.shape[-1])
+    return (reward.double() / reward_temperature).logsumexp(-1) - math.log(reward.shape[-1])
 
 
 def effective_sample_size(weights: Float[Tensor, "batch group"]) -> Float[Tensor, " batch"]:
@@ -94,7 +90,3 @@ def negligible(signal: Float[Tensor, " rows"], tolerance: float) -> Bool[Tensor,
     mass, order = signal.abs().double().sort(stable=True)
     held = mass.cumsum(0)
     return torch.zeros_like(signal, dtype=torch.bool).scatter(0, order, held <= tolerance * mass.sum())
-
-
-def _normalised(log_weights: Float[Tensor, "batch group"]) -> Float[Tensor, "batch group"]:
-    return log_weights.shape[-1] * torch.softmax(log_weights, dim=-1)

@@ -147,7 +147,6 @@ class DMPO(EvaluationModule):
 
     def _prepare_policy(self, *, merged: bool, renewed: bool) -> None:
         self.sampler.validate_policy(self.policy)
-        self.objective.validate_policy(self.policy)
         if merged:
             self.policy.check_mergeable()
         if renewed:

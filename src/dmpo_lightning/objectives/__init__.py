@@ -1,7 +1,14 @@
 """Objectives: weights and losses over rollouts. `Objective` says what one has to provide."""
 
-from dmpo_lightning.objectives.base import Diagnostics, MaskedPass, Objective, ObjectiveFootprint, Targets
-from dmpo_lightning.objectives.log_rnd import ElboEstimator, LogProbEstimator, TrajectoryEstimator
+from dmpo_lightning.objectives.base import (
+    Diagnostics,
+    MaskedPass,
+    Objective,
+    ObjectiveFootprint,
+    Targets,
+    score_rollouts,
+)
+from dmpo_lightning.objectives.estimators import ElboEstimator, LogProbEstimator, TrajectoryEstimator
 from dmpo_lightning.objectives.wdce import WDCE
 from dmpo_lightning.objectives.wddo import WDDO
 
@@ -16,4 +23,5 @@ __all__ = [
     "ObjectiveFootprint",
     "Targets",
     "TrajectoryEstimator",
+    "score_rollouts",
 ]

@@ -1,8 +1,11 @@
 """What an objective has to provide: targets from whole groups, once per buffer, and a loss per micro-batch."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from dmpo_lightning.policy import Policy
@@ -13,6 +16,15 @@ Targets = dict[str, Tensor]
 """Named tensors ``[batch group ...]``. A micro-batch gets some rows of them, flattened over the first two axes."""
 Diagnostics = dict[str, Tensor]
 """Scalars to log, by the names under which they are logged."""
+
+
+def score_rollouts(
+    score: Callable[[RolloutRows], Tensor], rollouts: Rollouts, rows_per_forward: int
+) -> Shaped[Tensor, "batch group *rest"]:
+    """What ``score`` returns for all rollouts, called with at most ``rows_per_forward`` of them at a time."""
+    rows = rollouts.rows()
+    parts = [score(rows[start : start + rows_per_forward]) for start in range(0, len(rows), rows_per_forward)]
+    return torch.cat(parts).unflatten(0, rollouts.group_shape)
 
 
 @dataclass(frozen=True)
@@ -60,9 +72,6 @@ class Objective(ABC):
     def validate(self, *, group_size: int, completion_length: int, sampler: object) -> None:  # noqa: B027  optional hook
         """Raises ValueError where the objective cannot work with such groups, completions or sampler."""
 
-    def validate_policy(self, policy: Policy) -> None:  # noqa: B027  optional hook
-        """Raises ValueError where the objective cannot work with the policy's model."""
-
     def footprint(
         self, *, completion_length: int, sampler: Sampler, reference_is_current: bool = False
     ) -> ObjectiveFootprint:
@@ -88,7 +97,7 @@ class Objective(ABC):
     def before_step(  # noqa: B027  optional hook
         self, policy: Policy, rollouts: Rollouts, targets: Targets, groups: slice, *, rows_per_forward: int
     ) -> None:
-        """May renew the targets of ``groups`` in place. Called once per optimizer step, before its micro-batches."""
+        """May refresh the targets of ``groups`` in place. Called once per optimizer step, before its micro-batches."""
 
     @abstractmethod
     def loss(

@@ -1,5 +1,7 @@
 """Weighted denoising cross-entropy with a weight baseline: the objective of DMPO itself."""
 
+import math
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,29 +13,32 @@ from dmpo_lightning.functional import (
     check_replicates,
     denoising_cross_entropy,
     denoising_likelihood,
-    draw_block_masks,
-    draw_masks,
     equal_reward_groups,
     fold_in,
     group_baseline,
     log_partition,
     negative_baseline,
-    negative_reward_baseline,
     negligible,
     no_baseline,
     policy_baseline,
     wdce_loss,
 )
-from dmpo_lightning.functional.losses import LossScale, NegativeTerm
+from dmpo_lightning.functional.losses import NegativeTerm
 from dmpo_lightning.objectives.base import Diagnostics, MaskedPass, ObjectiveFootprint, Targets
-from dmpo_lightning.objectives.baseline import BaselineFunction, BaselineName, called_baseline, check_baseline
-from dmpo_lightning.objectives.log_rnd import LogProbEstimator, check_unstratified
-from dmpo_lightning.objectives.weighted import WeightedObjective, weight_diagnostics
+from dmpo_lightning.objectives.estimators import LogProbEstimator, masked_log_probs
+from dmpo_lightning.objectives.weighted import WeightedObjective, Weighting
 from dmpo_lightning.policy import Policy
+from dmpo_lightning.rewards.functions import check_function
 from dmpo_lightning.rollout import RolloutRows, Rollouts
 from dmpo_lightning.samplers.base import Sampler
 from dmpo_lightning.tasks.base import check_choice
 
+BaselineName = Literal["none", "group", "negative", "policy"]
+BaselineFunction = Callable[[Tensor, Tensor, Rollouts], Any]
+"""Computes the baseline b from weights, log_rnd and the rollouts. All tensors are ``[batch group]``.
+
+It returns a Tensor. Named here, that type would refuse functions without annotations on the command line.
+"""
 PromptWeight = Literal["equal", "reward"]
 """What the prompts of a buffer count for."""
 UninformativeGroups = Literal["skip", "train"]
@@ -55,33 +60,25 @@ class WDCE(WeightedObjective):
             are solved go on to be imitated. b does not count with them, so that ``group`` pushes all rollouts of a
             prompt without a good one down, by ``baseline_scale``. Rewards must be on one scale for all prompts.
         baseline: ``none`` (b = 0), ``group`` (b = 1), ``negative`` (the weights of -r), or ``policy`` (the weights
-            under which the current policy itself would be the target, renewed before each optimizer step). Or a
+            under which the current policy itself would be the target, refreshed before each optimizer step). Or a
             function of weights, log_rnd and rollouts, which a configuration names by its dotted path.
         baseline_scale: what b is multiplied by, at least 0. While theta is the policy that sampled, b is a control
             variate of ``log_likelihood``: its coefficient changes the variance of that gradient and not its mean.
         negative_term: what rollouts of negative signal minimise, see `wdce_loss`. ``likelihood``, the mean of p, is at
-            least 0 and leaves alone what the policy does not say anyway. ``likelihood_ratio``, the mean of p / p_old,
-            is also at least 0, and its gradient at theta = old is the paper's; it costs one more pass over each buffer,
-            all passes use the same maskings, and it destroyed the embedded model (docs/results.md). ``log_likelihood``,
-            the paper's, has no lower bound.
+            least 0 and leaves alone what the policy does not say anyway. ``log_likelihood``, the paper's, has no lower
+            bound.
         uninformative_groups: ``skip`` leaves groups of equal rewards out of the loss, which is divided by all rollouts
             nevertheless. ``train`` weighs them as the baseline says: with ``none`` a group that is all wrong is
             imitated like one that is all right. None is ``skip`` with prompt_weight ``equal``, and ``train`` with
             ``reward``, which tells these two apart.
         replicates: the number of random maskings per rollout and step. It must be even when ``antithetic`` is true.
         antithetic: draw the maskings in pairs.
-        stratified: draw the counts of a rollout's maskings from equal parts of all counts. Not with ``block_length``,
-            nor with a block-causal model.
-        scale: ``count`` takes the mean over masked tokens (1/m), ``length`` the paper's scale (L/m).
-        block_length: mask as decoding in blocks of this length meets completions: a random block in part, and all
-            behind it. The loss is then taken in that block alone. None masks anywhere.
         weight_tolerance: the share of ``sum |w - b|`` of a micro-batch whose rollouts are left out of it, in [0, 1).
             The gradient errs by about that share, or by a few times as much where rollouts pull against each other, as
             `benchmarks/weight_tolerance.py` measures. 0 leaves out rollouts of zero signal alone and changes nothing.
-        reward_scale: eta, see `WeightedObjective`.
         proximal_coefficient: c, see `WeightedObjective`.
         target_ess: see `WeightedObjective`.
-        log_prob: the estimator of log-probs, see `WeightedObjective`.
+        estimator: of log-probs, see `WeightedObjective`.
 
     Raises:
         ValueError: a value is outside its range, or two values exclude each other.
@@ -98,25 +95,19 @@ class WDCE(WeightedObjective):
         uninformative_groups: UninformativeGroups | None = None,
         replicates: int = 4,
         antithetic: bool = True,
-        stratified: bool = False,
-        scale: LossScale = "count",
-        block_length: int | None = None,
         weight_tolerance: float = 1e-4,
-        reward_scale: float | None = None,
         proximal_coefficient: float | None = None,
         target_ess: float | None = None,
-        log_prob: LogProbEstimator | None = None,
+        estimator: LogProbEstimator | None = None,
     ) -> None:
         super().__init__(
             reward_temperature=reward_temperature,
-            reward_scale=reward_scale,
             proximal_coefficient=proximal_coefficient,
             target_ess=target_ess,
-            log_prob=log_prob,
+            estimator=estimator,
         )
-        check_baseline(baseline, baseline_scale, reward_scale)
+        check_baseline(baseline, baseline_scale)
         check_replicates(replicates, antithetic=antithetic)
-        check_choice("scale", scale, get_args(LossScale))
         check_choice("negative_term", negative_term, get_args(NegativeTerm))
         check_choice("prompt_weight", prompt_weight, get_args(PromptWeight))
         if uninformative_groups is None:
@@ -124,70 +115,42 @@ class WDCE(WeightedObjective):
         check_choice("uninformative_groups", uninformative_groups, get_args(UninformativeGroups))
         if not 0 <= weight_tolerance < 1:
             raise ValueError(f"`weight_tolerance` must be in [0, 1), got {weight_tolerance}.")
-        self.baseline, self.replicates, self.antithetic, self.scale = baseline, replicates, antithetic, scale
-        self.block_length, self.weight_tolerance = block_length, weight_tolerance
-        if stratified and block_length is not None:
-            raise ValueError("`stratified` draws counts over the whole completion; leave it out, or `block_length`.")
-        self.stratified = stratified
+        self.prompt_weight, self.baseline, self.baseline_scale = prompt_weight, baseline, baseline_scale
         self.negative_term, self.uninformative_groups = negative_term, uninformative_groups
-        self.prompt_weight, self.baseline_scale = prompt_weight, baseline_scale
-
-    def validate_policy(self, policy: Policy) -> None:
-        super().validate_policy(policy)
-        check_unstratified(self, self.stratified, policy)
-        if self.block_length is not None and policy.block_size is not None:
-            raise ValueError(
-                f"`block_length` of WDCE must be null with {type(policy.model).__name__}, got {self.block_length}: its "
-                f"blocks are its own ({policy.block_size} tokens), and each of them is masked in part anyway."
-            )
-
-    def validate(self, *, group_size: int, completion_length: int, sampler: object) -> None:
-        super().validate(group_size=group_size, completion_length=completion_length, sampler=sampler)
-        block = self.block_length
-        if block is not None and (block < 1 or completion_length % block):
-            raise ValueError(f"`block_length` must divide the completion length {completion_length}, got {block}.")
+        self.replicates, self.antithetic, self.weight_tolerance = replicates, antithetic, weight_tolerance
 
     def footprint(
         self, *, completion_length: int, sampler: Sampler, reference_is_current: bool = False
     ) -> ObjectiveFootprint:
-        """With ``block_length`` the loss needs log-probs within one block of each masking alone. The ``policy``
-        baseline scores the behaviour policy once per buffer and the current one before each optimizer step.
-        """
+        """The ``policy`` baseline scores the behaviour policy once per buffer, and the current one before each step."""
         passes = self.log_rnd_passes(
             completion_length=completion_length, sampler=sampler, reference_is_current=reference_is_current
         )
-        training = MaskedPass.over(self.block_length or completion_length, replicates=self.replicates)
-        if self.negative_term == "likelihood_ratio":
-            passes += (training,)
-        renewed: tuple[MaskedPass, ...] = ()
+        training = MaskedPass.over(completion_length, replicates=self.replicates)
+        per_step: tuple[MaskedPass, ...] = ()
         if self.baseline == "policy":
-            renewed = (self.log_prob.footprint(completion_length=completion_length, sampler=sampler),)
-            passes += () if self.log_prob.behaviour_is_recorded else renewed
-        return ObjectiveFootprint(training=training, per_buffer=passes, per_step=renewed)
+            per_step = (self.estimator.footprint(completion_length=completion_length, sampler=sampler),)
+            passes += () if self.estimator.behaviour_is_recorded else per_step
+        return ObjectiveFootprint(training=training, per_buffer=passes, per_step=per_step)
 
     def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:
-        log_rnd = self.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)
-        coefficient = self.coefficient(log_rnd, rollouts.reward)
-        within = self.weights(log_rnd, rollouts.reward, coefficient)
-        weights = within * self._prompt_weights(rollouts.reward)
-        baseline = self._baseline(weights, log_rnd, rollouts, coefficient)
-        signal = self._signal(weights, baseline, rollouts)
-        targets = {"weight": weights, "signal": signal, "log_rnd": log_rnd}
-        if self.negative_term == "likelihood_ratio":
-            targets["behaviour_token_log_prob"] = self._token_log_probs(policy, rollouts, rows_per_forward)
+        weighting = self.weigh(policy, rollouts, rows_per_forward=rows_per_forward)
+        weights = weighting.weights * self._prompt_weights(rollouts.reward)
+        signal = self._signal(weights, self._baseline(weights, weighting, rollouts), rollouts)
+        targets = {"weight": weights, "signal": signal, "log_rnd": weighting.log_rnd}
         if self.baseline == "policy":
             # Only now is the policy still the one that sampled.
-            targets["behaviour_log_prob"] = self.log_prob.behaviour_log_prob(
+            targets["behaviour_log_prob"] = self.estimator.behaviour_log_prob(
                 policy, rollouts, rows_per_forward=rows_per_forward
             )
         # Within groups, where prompts that hardly count have an effective sample size too.
-        return targets, weight_diagnostics(within, log_rnd, coefficient)
+        return targets, weighting.diagnostics()
 
     def _prompt_weights(self, reward: Tensor) -> float | Tensor:
         """What the prompts count for ``[batch 1]``, with mean 1 over the buffers of all ranks."""
         if self.prompt_weight == "equal":
             return 1.0
-        own = log_partition(reward, reward_scale=self.reward_scale or 1 / self.reward_temperature)
+        own = log_partition(reward, reward_temperature=self.reward_temperature)
         return (own - log_mean_exp_over_ranks(own)).exp().float()[:, None]
 
     def _signal(self, weights: Tensor, baseline: Tensor, rollouts: Rollouts) -> Tensor:
@@ -197,32 +160,30 @@ class WDCE(WeightedObjective):
             return signal
         return signal.masked_fill(equal_reward_groups(rollouts.reward)[:, None], 0)
 
-    def _baseline(self, weights: Tensor, log_rnd: Tensor, rollouts: Rollouts, coefficient: float | Tensor) -> Tensor:
+    def _baseline(self, weights: Tensor, weighting: Weighting, rollouts: Rollouts) -> Tensor:
         if callable(self.baseline):
-            return called_baseline(self.baseline, weights, log_rnd, rollouts)
+            return called_baseline(self.baseline, weights, weighting.log_rnd, rollouts)
         if self.baseline == "none":
             return no_baseline(rollouts.reward)
-        if self.baseline == "negative" and self.reward_scale is not None:
-            return negative_reward_baseline(weights, rollouts.reward, reward_scale=self.reward_scale)
         if self.baseline == "negative":
             return negative_baseline(
                 weights,
-                log_rnd,
+                weighting.log_rnd,
                 rollouts.reward,
                 reward_temperature=self.reward_temperature,
-                proximal_coefficient=coefficient,
+                proximal_coefficient=weighting.coefficient,
             )
-        # `policy` starts as `group`: until `before_step` renews it, the policy is the one that sampled, and its weights
-        # are all 1.
+        # `policy` starts as `group`: until `before_step` refreshes it, the policy is the one that sampled, and its
+        # weights are all 1.
         return group_baseline(rollouts.reward)
 
     def before_step(
         self, policy: Policy, rollouts: Rollouts, targets: Targets, groups: slice, *, rows_per_forward: int
     ) -> None:
-        """Renews the ``policy`` baseline, on the same masks (or orders) as the log-probs of the behaviour policy."""
+        """Refreshes the ``policy`` baseline, on the same masks (or orders) as the log-probs of the behaviour policy."""
         if self.baseline == "policy":
             chosen = rollouts.groups(groups)
-            current = self.log_prob.log_prob(policy, chosen, rows_per_forward=rows_per_forward)
+            current = self.estimator.log_prob(policy, chosen, rows_per_forward=rows_per_forward)
             baseline = policy_baseline(current, targets["behaviour_log_prob"][groups])
             targets["signal"][groups] = self._signal(targets["weight"][groups], baseline, chosen)
 
@@ -235,20 +196,11 @@ class WDCE(WeightedObjective):
         # One always stays, even if its signal is zero: every rank has to run this forward, and a backward.
         kept = kept if len(kept) else torch.zeros_like(whole[:1], dtype=torch.int64)
         rows, signal = rows[kept], whole[kept]
-        blocks = policy.completion_blocks(rows.prompt_mask, rows.completion_ids)
-        masks, predicted = self._masks(rows, iteration, blocks)
-        log_prob = self._log_prob(policy, rows, masks, predicted)
-        cross_entropy = denoising_cross_entropy(log_prob, predicted, scale=self.scale, blocks=blocks)
-        likelihood = None
-        if self.negative_term != "log_likelihood":
-            behaviour = targets.get("behaviour_token_log_prob")
-            likelihood = denoising_likelihood(
-                log_prob,
-                predicted,
-                behaviour_log_prob=None if behaviour is None else behaviour[kept],
-                scale=self.scale,
-                blocks=blocks,
-            )
+        # The pass is part of the key, so that each pass has fresh masks and does not overfit those of the one before.
+        keys = fold_in(fold_in(rows.keys, Purpose.LOSS), iteration)
+        scored = masked_log_probs(policy, rows, keys, replicates=self.replicates, antithetic=self.antithetic)
+        cross_entropy = denoising_cross_entropy(*scored)
+        likelihood = None if self.negative_term == "log_likelihood" else denoising_likelihood(*scored)
         loss = wdce_loss(cross_entropy, signal, planned_rollouts=planned_rollouts, likelihood=likelihood)
         # Not 0, by which a micro-batch without any signal would divide.
         mass = whole.abs().sum().clamp(min=torch.finfo(torch.float32).tiny)
@@ -258,26 +210,30 @@ class WDCE(WeightedObjective):
             "weight/skipped_rollouts": torch.tensor(1 - len(kept) / len(whole), dtype=torch.float32),
         }
 
-    def _token_log_probs(self, policy: Policy, rollouts: Rollouts, rows_per_forward: int) -> Tensor:
-        """Of the policy that sampled, under the masks of the loss."""
-        rows, parts = rollouts.rows(), []
-        for start in range(0, len(rows), rows_per_forward):
-            chunk = rows[start : start + rows_per_forward]
-            blocks = policy.completion_blocks(chunk.prompt_mask, chunk.completion_ids)
-            parts.append(self._log_prob(policy, chunk, *self._masks(chunk, 0, blocks)))
-        return torch.cat(parts).unflatten(0, rollouts.group_shape)
 
-    def _log_prob(self, policy: Policy, rows: RolloutRows, masks: Tensor, predicted: Tensor) -> Tensor:
-        return policy.completion_log_probs(rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks, at=predicted)
+def check_baseline(baseline: BaselineName | BaselineFunction, scale: float) -> None:
+    """Raises ValueError for another name, a function that cannot be called so, or a factor that cannot be."""
+    if callable(baseline):
+        check_function("baseline", baseline, ("weights", "log_rnd", "rollouts"))
+    else:
+        check_choice("baseline", baseline, get_args(BaselineName))
+    # Written so that NaN, which compares as false with everything, fails.
+    if not 0 <= scale < math.inf:
+        raise ValueError(f"`baseline_scale` must be finite and at least 0, got {scale}.")
 
-    def _masks(self, rows: RolloutRows, iteration: int, blocks: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Draws what is masked, and says at which of those positions the loss is taken."""
-        # The pass is part of the key, so that each pass has fresh masks and does not overfit those of the one before.
-        # A ratio to the policy that sampled needs the masks under which that one was scored.
-        drawn = 0 if self.negative_term == "likelihood_ratio" else iteration
-        keys, length = fold_in(fold_in(rows.keys, Purpose.LOSS), drawn), rows.completion_ids.shape[1]
-        options: Any = {"length": length, "replicates": self.replicates, "antithetic": self.antithetic}
-        if self.block_length is not None:
-            return draw_block_masks(keys, block_length=self.block_length, **options)
-        masks = draw_masks(keys, stratified=self.stratified, blocks=blocks, **options)
-        return masks, masks
+
+def called_baseline(function: BaselineFunction, weights: Tensor, log_rnd: Tensor, rollouts: Rollouts) -> Tensor:
+    """What a function returns, detached.
+
+    Raises:
+        ValueError: it is no tensor of the weights' shape.
+    """
+    baseline = function(weights, log_rnd, rollouts)
+    shape = getattr(baseline, "shape", None)
+    # Of another shape torch might take it as well, and subtract the numbers of other rollouts.
+    if not isinstance(baseline, Tensor) or shape not in (weights.shape, weights[:, :1].shape):
+        raise ValueError(
+            f"`baseline` must return a tensor of shape {list(weights.shape)} (prompts, group), or with 1 in "
+            f"place of the group; got {type(baseline).__name__}{'' if shape is None else f' {list(shape)}'}."
+        )
+    return baseline.detach()

@@ -2,13 +2,12 @@
 
 import math
 
-import torch
 from torch import Tensor
 
-from dmpo_lightning.functional import Purpose, check_replicates, draw_masks, elbo, fold_in, wddo_loss
-from dmpo_lightning.objectives.base import Diagnostics, MaskedPass, ObjectiveFootprint, Targets
-from dmpo_lightning.objectives.log_rnd import LogProbEstimator
-from dmpo_lightning.objectives.weighted import WeightedObjective, weight_diagnostics
+from dmpo_lightning.functional import Purpose, check_replicates, elbo, fold_in, wddo_loss
+from dmpo_lightning.objectives.base import Diagnostics, MaskedPass, ObjectiveFootprint, Targets, score_rollouts
+from dmpo_lightning.objectives.estimators import LogProbEstimator, masked_log_probs
+from dmpo_lightning.objectives.weighted import WeightedObjective
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import RolloutRows, Rollouts
 from dmpo_lightning.samplers.base import Sampler
@@ -25,10 +24,9 @@ class WDDO(WeightedObjective):
         beta: the inverse temperature of the discriminator, above 0. With 1 the target itself is the minimiser.
         replicates: the number of maskings of D per rollout. It must be even when ``antithetic`` is true.
         antithetic: draw the maskings in pairs.
-        reward_scale: eta, see `WeightedObjective`.
         proximal_coefficient: c, see `WeightedObjective`.
         target_ess: see `WeightedObjective`.
-        log_prob: the estimator of log-probs, see `WeightedObjective`.
+        estimator: of log-probs, see `WeightedObjective`.
 
     Raises:
         ValueError: a value is outside its range, or two values exclude each other.
@@ -41,17 +39,15 @@ class WDDO(WeightedObjective):
         beta: float = 1.0,
         replicates: int = 4,
         antithetic: bool = True,
-        reward_scale: float | None = None,
         proximal_coefficient: float | None = None,
         target_ess: float | None = None,
-        log_prob: LogProbEstimator | None = None,
+        estimator: LogProbEstimator | None = None,
     ) -> None:
         super().__init__(
             reward_temperature=reward_temperature,
-            reward_scale=reward_scale,
             proximal_coefficient=proximal_coefficient,
             target_ess=target_ess,
-            log_prob=log_prob,
+            estimator=estimator,
         )
         if not 0 < beta < math.inf:
             raise ValueError(f"`beta` must be positive and finite, got {beta}.")
@@ -69,15 +65,11 @@ class WDDO(WeightedObjective):
         return ObjectiveFootprint(training=own, per_buffer=(*log_rnd, own))
 
     def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:
-        log_rnd = self.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)
-        coefficient = self.coefficient(log_rnd, rollouts.reward)
-        weights = self.weights(log_rnd, rollouts.reward, coefficient)
-        rows = rollouts.rows()
-        chunks = range(0, len(rows), rows_per_forward)
+        weighting = self.weigh(policy, rollouts, rows_per_forward=rows_per_forward)
         # Estimated on the masks of the loss. On others the noise of the masking is larger than the difference.
-        behaviour = torch.cat([self._elbo(policy, rows[start : start + rows_per_forward]) for start in chunks])
-        targets = {"weight": weights, "behaviour_elbo": behaviour.view(rollouts.group_shape), "log_rnd": log_rnd}
-        return targets, weight_diagnostics(weights, log_rnd, coefficient)
+        behaviour = score_rollouts(lambda rows: self._elbo(policy, rows), rollouts, rows_per_forward)
+        targets = {"weight": weighting.weights, "behaviour_elbo": behaviour, "log_rnd": weighting.log_rnd}
+        return targets, weighting.diagnostics()
 
     def loss(
         self, policy: Policy, rows: RolloutRows, targets: Targets, *, iteration: int, planned_rollouts: int
@@ -99,13 +91,5 @@ class WDDO(WeightedObjective):
 
         The keys do not contain the pass over the buffer, so the masks are those on which log p_old was estimated.
         """
-        blocks = policy.completion_blocks(rows.prompt_mask, rows.completion_ids)
-        masks = draw_masks(
-            fold_in(rows.keys, Purpose.LOSS),
-            length=rows.completion_ids.shape[1],
-            replicates=self.replicates,
-            antithetic=self.antithetic,
-            blocks=blocks,
-        )
-        log_prob = policy.completion_log_probs(rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks)
-        return elbo(log_prob, masks, blocks)
+        keys, options = fold_in(rows.keys, Purpose.LOSS), {"replicates": self.replicates, "antithetic": self.antithetic}
+        return elbo(*masked_log_probs(policy, rows, keys, **options))

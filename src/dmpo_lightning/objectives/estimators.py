@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dmpo_lightning.functional import (
@@ -15,7 +15,7 @@ from dmpo_lightning.functional import (
     trajectory_log_prob,
     trajectory_masks,
 )
-from dmpo_lightning.objectives.base import MaskedPass
+from dmpo_lightning.objectives.base import MaskedPass, score_rollouts
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import RolloutRows, Rollouts, check_counts
 from dmpo_lightning.samplers.base import Sampler
@@ -33,9 +33,6 @@ class LogProbEstimator(ABC):
 
     def validate(self, sampler: object) -> None:  # noqa: B027  optional hook
         """Raises ValueError where the estimate would mean nothing for rollouts of this sampler."""
-
-    def validate_policy(self, policy: Policy) -> None:  # noqa: B027  optional hook
-        """Raises ValueError where the estimator has options that the policy's model cannot do."""
 
     def footprint(self, *, completion_length: int, sampler: Sampler) -> MaskedPass:
         """What one estimate of all rollouts asks of the model, for `dmpo-lightning plan`. Training does not need it.
@@ -57,12 +54,9 @@ class LogProbEstimator(ABC):
         self, policy: Policy, rollouts: Rollouts, *, reference: bool = False, rows_per_forward: int
     ) -> Float[Tensor, "batch group"]:
         """The estimates, in nats, for all rollouts, ``rows_per_forward`` of them at a time."""
-        rows = rollouts.rows()
-        chunks = range(0, len(rows), rows_per_forward)
-        parts = [
-            self.rows_log_prob(policy, rows[start : start + rows_per_forward], reference=reference) for start in chunks
-        ]
-        return torch.cat(parts).view(rollouts.group_shape)
+        return score_rollouts(
+            lambda rows: self.rows_log_prob(policy, rows, reference=reference), rollouts, rows_per_forward
+        )
 
     def behaviour_log_prob(
         self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int
@@ -82,6 +76,30 @@ class LogProbEstimator(ABC):
         return self.log_prob(policy, rollouts, reference=True, rows_per_forward=rows_per_forward) - behaviour
 
 
+def masked_log_probs(
+    policy: Policy,
+    rows: RolloutRows,
+    keys: Int[Tensor, " rows"],
+    *,
+    replicates: int,
+    antithetic: bool,
+    reference: bool = False,
+) -> tuple[
+    Float[Tensor, "rows replicate length"], Bool[Tensor, "rows replicate length"], Int[Tensor, "rows length"] | None
+]:
+    """Log-probs under random maskings, which `draw_masks` draws by the ``keys``, then the masks and the model's blocks.
+
+    The three are what `elbo` and the losses take.
+    """
+    blocks = policy.completion_blocks(rows.prompt_mask, rows.completion_ids)
+    length = rows.completion_ids.shape[1]
+    masks = draw_masks(keys, length=length, replicates=replicates, antithetic=antithetic, blocks=blocks)
+    log_prob = policy.completion_log_probs(
+        rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks, reference=reference
+    )
+    return log_prob, masks, blocks
+
+
 class ElboEstimator(LogProbEstimator):
     """Estimates log-probs by a Monte Carlo ELBO on ``samples`` random maskings of each completion.
 
@@ -91,51 +109,23 @@ class ElboEstimator(LogProbEstimator):
     Args:
         samples: maskings of each completion.
         antithetic: draw the maskings in pairs.
-        stratified: draw their counts from equal parts of all counts, which lowers the variance at no cost. Not with a
-            block-causal model.
 
     Raises:
         ValueError: there is no sample, or an odd number of them with antithetic pairs.
     """
 
-    def __init__(self, samples: int = 4, *, antithetic: bool = True, stratified: bool = False) -> None:
+    def __init__(self, samples: int = 4, *, antithetic: bool = True) -> None:
         check_replicates(samples, antithetic=antithetic, name="samples")
-        self.samples, self.antithetic, self.stratified = samples, antithetic, stratified
-
-    def validate_policy(self, policy: Policy) -> None:
-        check_unstratified(self, self.stratified, policy)
+        self.samples, self.antithetic = samples, antithetic
 
     def footprint(self, *, completion_length: int, sampler: Sampler) -> MaskedPass:
         return MaskedPass.over(completion_length, replicates=self.samples)
 
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
-        blocks = policy.completion_blocks(rows.prompt_mask, rows.completion_ids)
-        masks = draw_masks(
-            # No pass and no step is part of the key. All estimates of a rollout are on the same masks, those of the two
-            # sides of log_rnd and the later ones of the `policy` baseline.
-            fold_in(rows.keys, Purpose.ELBO),
-            length=rows.completion_ids.shape[1],
-            replicates=self.samples,
-            antithetic=self.antithetic,
-            stratified=self.stratified,
-            blocks=blocks,
-        )
-        return elbo(
-            policy.completion_log_probs(
-                rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks, reference=reference
-            ),
-            masks,
-            blocks,
-        )
-
-
-def check_unstratified(owner: object, stratified: bool, policy: Policy) -> None:
-    """Raises ValueError where the counts of a block-causal model, which has one per block, are to be stratified."""
-    if stratified and policy.block_size is not None:
-        raise ValueError(
-            f"`stratified` of {type(owner).__name__} must be false with {type(policy.model).__name__}: each of its "
-            f"blocks ({policy.block_size} tokens) is masked with a count of its own."
-        )
+        # No pass and no step is part of the key. All estimates of a rollout are on the same masks, those of the two
+        # sides of log_rnd and the later ones of the `policy` baseline.
+        keys, options = fold_in(rows.keys, Purpose.ELBO), {"replicates": self.samples, "antithetic": self.antithetic}
+        return elbo(*masked_log_probs(policy, rows, keys, reference=reference, **options))
 
 
 class TrajectoryEstimator(LogProbEstimator):
