@@ -6,11 +6,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from dmpo_lightning.data.prompts import PromptBatch, pad_left, tokenize_prompt
+from dmpo_lightning.data.prompts import pad_left
+from dmpo_lightning.data.tokens import tokenize_prompt
 from dmpo_lightning.models.head import log_probs_of
 from dmpo_lightning.models.llada import LLaDAConfig, LLaDAForMaskedDiffusion
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.policy import Policy
+from dmpo_lightning.rollout import PromptBatch
 
 MASK, END_OF_TEXT, END_OF_TURN = 5, 0, 2
 """Of the embedded tokenizer, whose ids end at 24."""

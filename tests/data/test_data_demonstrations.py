@@ -66,7 +66,7 @@ def test_a_completion_may_fill_its_length_exactly():
 
 def test_a_completion_that_does_not_fit_is_an_error_that_names_its_row():
     with pytest.raises(
-        ValueError, match="The completion of row 2 has 6 tokens with its end token, more than `completion_length` 5"
+        ValueError, match="The completion of row 2: it has 6 tokens with its end token, more than `completion_length` 5"
     ):
         module(completion_length=5)
 

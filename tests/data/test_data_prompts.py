@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmpo_lightning.data import prompts as prompts_module
-from dmpo_lightning.data.prompts import PromptLoader, pad_left, tokenize_prompt
+from dmpo_lightning.data.prompts import PromptLoader, pad_left
+from dmpo_lightning.data.tokens import tokenize_prompt
 from dmpo_lightning.models.loading import load_tokenizer
 
 HEAD, TAIL = [1, 3, 7, 4, 11], [2, 3, 8, 4, 11]

@@ -1,7 +1,7 @@
 import pytest
 
 from dmpo_lightning.data import sources
-from dmpo_lightning.data.sources import HeldOutSplits, load_file, load_hub, local_loader
+from dmpo_lightning.data.sources import HeldOutSplits, Parser, hub_loader, load_file, local_loader
 
 
 def parse(row):
@@ -16,7 +16,7 @@ def test_jsonl_csv_and_parquet_hold_the_same_rows(tmp_path):
     (tmp_path / "a.csv").write_text("n\n1\n2\n")
     parquet.write_table(pyarrow.table({"n": [1, 2]}), tmp_path / "a.parquet")
     for suffix in sources.SUFFIXES:
-        assert load_file(tmp_path / f"a{suffix}", parse, columns=("n",)).examples == [{"n": 1}, {"n": 2}]
+        assert load_file(tmp_path / f"a{suffix}", Parser(parse, ("n",))) == ([{"n": 1}, {"n": 2}], 0)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_jsonl_csv_and_parquet_hold_the_same_rows(tmp_path):
 def test_a_bad_file_is_an_error_that_names_file_line_and_remedy(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
-        load_file(tmp_path / name, parse, columns=("n",))
+        load_file(tmp_path / name, Parser(parse, ("n",)))
 
 
 @pytest.mark.parametrize(
@@ -47,40 +47,34 @@ def test_a_bad_file_is_an_error_that_names_file_line_and_remedy(tmp_path, name, 
 def test_bytes_that_are_not_utf8_are_a_bad_row(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        load_file(tmp_path / name, parse)
-    assert load_file(tmp_path / name, parse, on_bad_row="skip").examples == [{"n": 1}]
+        load_file(tmp_path / name, Parser(parse))
+    assert load_file(tmp_path / name, Parser(parse, on_bad_row="skip")) == ([{"n": 1}], 1)
 
 
 def test_lines_end_at_line_feeds_alone(tmp_path):
     text = "\u2028\u2029\x85"
     lines = [f'{{"n": 1, "text": "{text}"}}\r\n', '{"n": 2,\r"text": "b"}\n']
     (tmp_path / "a.jsonl").write_bytes(("\ufeff" + "".join(lines)).encode())
-    assert load_file(tmp_path / "a.jsonl", dict).examples == [{"n": 1, "text": text}, {"n": 2, "text": "b"}]
+    assert load_file(tmp_path / "a.jsonl", Parser(dict))[0] == [{"n": 1, "text": text}, {"n": 2, "text": "b"}]
 
 
 def test_bad_rows_are_skipped_and_counted_if_asked(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"n": 1}\nnothing\n{"n": "x"}\n')
-    loaded = load_file(tmp_path / "a.jsonl", parse, columns=("n",), on_bad_row="skip")
-    assert (loaded.examples, loaded.skipped) == ([{"n": 1}], 2)
+    assert load_file(tmp_path / "a.jsonl", Parser(parse, ("n",), "skip")) == ([{"n": 1}], 2)
 
 
 def test_a_wrong_path_and_a_folder_without_splits_are_errors(tmp_path):
     with pytest.raises(ValueError, match="No data file"):
-        load_file(tmp_path / "none.jsonl", parse)
+        load_file(tmp_path / "none.jsonl", Parser(parse))
     with pytest.raises(ValueError, match="No file or folder"):
-        local_loader(tmp_path / "none", parse, columns=(), on_bad_row="error")
+        local_loader(tmp_path / "none", Parser(parse))
     with pytest.raises(ValueError, match="holds none of train, validation, test"):
-        local_loader(tmp_path, parse, columns=(), on_bad_row="error")
+        local_loader(tmp_path, Parser(parse))
 
 
-def test_a_misspelt_way_with_bad_rows_is_an_error_before_anything_is_read(tmp_path):
-    for load in (
-        lambda way: load_file(tmp_path / "none.jsonl", parse, on_bad_row=way),
-        lambda way: load_hub("a/b", parse, split="train", on_bad_row=way),
-        lambda way: local_loader(tmp_path / "none", parse, columns=(), on_bad_row=way),
-    ):
-        with pytest.raises(ValueError, match="`on_bad_row` must be one of error, skip, got 'eror'"):
-            load("eror")
+def test_a_misspelt_way_with_bad_rows_is_an_error_before_anything_is_read():
+    with pytest.raises(ValueError, match="`on_bad_row` must be one of error, skip, got 'eror'"):
+        Parser(parse, on_bad_row="eror")
 
 
 def test_a_hub_that_cannot_be_reached_is_an_error_with_a_remedy(monkeypatch):
@@ -91,7 +85,7 @@ def test_a_hub_that_cannot_be_reached_is_an_error_with_a_remedy(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(ValueError, match=r"Could not load train of a/b .* set `path`"):
-        load_hub("a/b", parse, split="train")
+        hub_loader({"train": ("a/b", None, "train")}, Parser(parse), revision=None)("train")
 
 
 def test_unknown_sizes_are_an_error():
@@ -102,7 +96,7 @@ def test_unknown_sizes_are_an_error():
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
     file = tmp_path / "a.csv"
     file.write_bytes("\ufeffname\nx\n".encode())
-    assert load_file(file, dict, columns=("name",)).examples == [{"name": "x"}]
+    assert load_file(file, Parser(dict, ("name",)))[0] == [{"name": "x"}]
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage"])
@@ -110,12 +104,12 @@ def test_a_parquet_file_that_is_none_is_named_with_a_remedy(tmp_path, content):
     file = tmp_path / "a.parquet"
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.parquet cannot be read as parquet .*; write it again"):
-        load_file(file, dict)
+        load_file(file, Parser(dict))
 
 
 def test_a_csv_field_that_is_too_long_is_a_bad_row(tmp_path):
     file = tmp_path / "a.csv"
     file.write_text("name\n" + "x" * 200_000 + "\ny\n")
     with pytest.raises(ValueError, match=r"a\.csv, row \d+: not CSV"):
-        load_file(file, dict)
-    assert load_file(file, dict, on_bad_row="skip").skipped == 1
+        load_file(file, Parser(dict))
+    assert load_file(file, Parser(dict, on_bad_row="skip")) == ([{"name": "y"}], 1)

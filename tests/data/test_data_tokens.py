@@ -236,7 +236,7 @@ def test_the_prefill_of_a_plain_prompt_may_hold_control_tokens():
         ({"prompt": b"12"}, "a prompt must be a text.*got bytes"),
         ({"prompt": []}, r"a prompt must be a text.*got list \[\]"),
         ({"prompt": {"role": "user"}}, "a prompt must be a text.*got dict"),
-        ({"prompt": ["12"]}, "a message of a conversation must hold `role`.*got str '12'"),
+        ({"prompt": ["12"]}, "a message of a conversation must hold `role` and `content`, got str '12'"),
         ({"prompt": [{"content": "12"}]}, "a message of a conversation must hold `role`"),
         ({"prompt": [{"role": "user", "content": None}]}, "the `content` of a message must be a text, got NoneType"),
         ({"prompt": "12\ud83d"}, "character 2 is '.ud83d', half of a surrogate pair"),

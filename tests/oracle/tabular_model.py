@@ -7,9 +7,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from dmpo_lightning.data.prompts import PromptBatch
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rewards.reward import Reward
+from dmpo_lightning.rollout import PromptBatch
 from oracle.tabular import LENGTH, MASK, VALUES, context_index
 
 PROMPT = VALUES + 1

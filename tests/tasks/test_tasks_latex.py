@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dmpo_lightning.data.sources import load_file
+from dmpo_lightning.data.sources import Parser, load_file
 from dmpo_lightning.tasks import Math500, latex
 
 
@@ -160,13 +160,13 @@ def test_a_gold_answer_that_nobody_can_meet_is_named(tmp_path, row):
     rows = [{"problem": "?", "answer": "1"}, {"problem": "?"} | row]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=r"train\.jsonl, row 2: (a row needs `answer`|the gold answer must be)"):
-        load_file(file, Math500.from_row, columns=Math500.columns)
+        load_file(file, Parser(Math500.from_row, Math500.columns))
 
 
 def test_every_real_gold_answer_is_kept_and_met(test_data):
     task = Math500()
     file = test_data / "math500" / "test.jsonl"
     answers = [json.loads(line)["answer"] for line in file.read_text(encoding="utf-8").splitlines()]
-    examples = load_file(file, Math500.from_row, columns=Math500.columns).examples
+    examples = load_file(file, Parser(Math500.from_row, Math500.columns))[0]
     assert [example["answer"] for example in examples] == answers
     assert all(task.verify(each, f"<answer>\\boxed{{{each['answer']}}}</answer>").correct for each in examples)

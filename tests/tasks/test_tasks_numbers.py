@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from dmpo_lightning.data.sources import load_file
+from dmpo_lightning.data.sources import Parser, load_file
 from dmpo_lightning.tasks import GSM8K
 from dmpo_lightning.tasks.numbers import one_number
 
@@ -178,11 +178,11 @@ def test_a_row_without_one_gold_number_is_named(tmp_path, answer):
     rows = [{"question": "?", "answer": "#### 1"}, {"question": "?", "answer": answer}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=r"train\.jsonl, row 2: `answer` "):
-        load_file(file, GSM8K.from_row, columns=GSM8K.columns)
+        load_file(file, Parser(GSM8K.from_row, GSM8K.columns))
 
 
 def test_every_real_gold_number_is_read(test_data):
     for split, size in (("train", 7473), ("test", 1319)):
-        loaded = load_file(test_data / "gsm8k" / f"{split}.jsonl", GSM8K.from_row, columns=GSM8K.columns)
-        assert len(loaded.examples) == size
-        assert all(one_number(example["answer"]) is not None for example in loaded.examples)
+        examples, _ = load_file(test_data / "gsm8k" / f"{split}.jsonl", Parser(GSM8K.from_row, GSM8K.columns))
+        assert len(examples) == size
+        assert all(one_number(example["answer"]) is not None for example in examples)

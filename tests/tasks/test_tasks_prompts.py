@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dmpo_lightning import load_tokenizer
-from dmpo_lightning.data.prompts import PromptLoader, chat_text
+from dmpo_lightning.data.prompts import PromptLoader
+from dmpo_lightning.data.tokens import chat_text
 from dmpo_lightning.models.llada import FAMILY
 from dmpo_lightning.tasks import GSM8K, Countdown, Math500, Sudoku
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
-from dmpo_lightning.data.sources import OnBadRow, load_file
+from dmpo_lightning.data.sources import OnBadRow, Parser, load_file
 from dmpo_lightning.tasks import GSM8K, Countdown, Math500, Sudoku, Task, Verdict
 from dmpo_lightning.tasks.benchmark import Benchmark
 
@@ -76,22 +76,22 @@ def score_file(task: Task, path: Path, *, only: str | None = None, on_bad_row: O
     """
     # Checked while the file is read, so that an error names the line.
     try:
-        loaded = load_file(
-            path, lambda record: _record(task, record, only), columns=("completion",), on_bad_row=on_bad_row
+        records, skipped = load_file(
+            path, Parser(lambda record: _record(task, record, only), ("completion",), on_bad_row)
         )
     except ValueError as error:
         # The loader speaks to configurations.
         raise ValueError(str(error).replace("set on_bad_row: skip", "pass --on_bad_row skip")) from error
-    others = {record["task"] for record in loaded.examples} - {None, only}
+    others = {record["task"] for record in records} - {None, only}
     runs: dict[str, list[Verdict]] = {}
-    for record in loaded.examples:
+    for record in records:
         if record["task"] in (None, only):
             runs.setdefault(record["run"], []).append(record["verdict"])
     if not runs:
         raise ValueError(f"{path} holds completions of the tasks {sorted(others)}; name one of them by `--only`.")
     summary = _summary(task, [verdict for verdicts in runs.values() for verdict in verdicts])
-    if loaded.skipped:
-        summary["skipped"] = loaded.skipped
+    if skipped:
+        summary["skipped"] = skipped
     if len(runs) > 1:
         summary["samplers"] = {run: _summary(task, verdicts) for run, verdicts in runs.items()}
     return summary

@@ -1,11 +1,20 @@
 """The benchmarks as LightningDataModules, on local files or the hub."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import logging
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast
 
-from dmpo_lightning.data.sources import HeldOutSplits, Loaded, OnBadRow, load_hub, local_loader
+from dmpo_lightning.data.sources import (
+    Examples,
+    HeldOutSplits,
+    OnBadRow,
+    Parser,
+    SplitLoader,
+    hub_loader,
+    local_loader,
+)
 from dmpo_lightning.data.task_module import TaskDataModule
 from dmpo_lightning.tasks.base import PromptStyle, Split, Variant, check_choice, check_sizes
 from dmpo_lightning.tasks.benchmark import Benchmark
@@ -15,14 +24,14 @@ from dmpo_lightning.tasks.gsm8k import GSM8K
 from dmpo_lightning.tasks.math500 import Math500
 from dmpo_lightning.tasks.sudoku import Sudoku
 
-SplitLoader = Callable[[str], Loaded | None]
+logger = logging.getLogger(__name__)
 
 
 class BenchmarkDataModule(TaskDataModule):
     """A `Benchmark` on local files or the hub. It is the base of those below and not used by itself.
 
     A validation split that is missing is held out of train: 256 examples unless ``sizes`` says otherwise. Examples of
-    train that come in a held-out split are dropped and counted in ``splits.report``.
+    train that come in a held-out split are dropped and counted in a warning.
 
     Args:
         path: a folder of ``train``, ``validation`` and ``test`` files (.jsonl, .csv or .parquet), or one file, which is
@@ -66,11 +75,14 @@ class BenchmarkDataModule(TaskDataModule):
         prefill: str | None = None,
         **options: Any,
     ) -> None:
-        check_choice("on_bad_row", on_bad_row, get_args(OnBadRow))
         # Set before `_source` and `_task` are called, which read them, in subclasses too.
         self.sizes, self.seed = check_sizes(sizes), seed
         self.splits = HeldOutSplits(
-            self._source(path, revision, on_bad_row),
+            self._source(
+                None if path is None else Path(path),
+                revision,
+                Parser(self.benchmark.from_row, self.benchmark.columns, on_bad_row),
+            ),
             key=self.key,
             sizes=sizes,
             seed=seed,
@@ -95,26 +107,10 @@ class BenchmarkDataModule(TaskDataModule):
     def _task(self, **options: Any) -> Benchmark:
         return self.benchmark(self.splits, **options)
 
-    def _source(self, path: str | None, revision: str | None, on_bad_row: OnBadRow) -> SplitLoader:
-        parse, columns = self.benchmark.from_row, self.benchmark.columns
-        if path is not None:
-            return local_loader(Path(path), parse, columns=columns, on_bad_row=on_bad_row)
-
-        def load(split: str) -> Loaded | None:
-            if split not in self.hub:
-                return None
-            identifier, name, theirs = self.hub[split]
-            return load_hub(
-                identifier,
-                parse,
-                split=theirs,
-                name=name,
-                revision=revision,
-                columns=columns,
-                on_bad_row=on_bad_row,
-            )
-
-        return load
+    def _source(self, path: Path | None, revision: str | None, parser: Parser) -> SplitLoader:
+        if path is None:
+            return hub_loader(self.hub, parser, revision=revision)
+        return local_loader(path, parser)
 
 
 class GSM8KDataModule(BenchmarkDataModule):
@@ -156,8 +152,8 @@ class CountdownDataModule(BenchmarkDataModule):
         source: ``data`` takes every split from ``path`` or the hub. ``generated`` makes train, validation and, unless
             ``path`` has it, test. Generated puzzles are solvable and seeded, and none of a held-out split is in train.
             There are 4096, 256 and 256 unless ``sizes`` says otherwise.
-        count: least and most numbers of a puzzle. Of ``data``, rows with more or fewer are left out and counted in
-            ``splits.report``. The published puzzles have three.
+        count: least and most numbers of a puzzle. Of ``data``, rows with more or fewer are left out and counted in a
+            warning. The published puzzles have three.
         largest: number of a generated puzzle.
         largest_target: of a generated puzzle. None is the largest number.
         brackets: whether a generated puzzle may need brackets. Without, no number on the way is negative or a fraction
@@ -196,37 +192,34 @@ class CountdownDataModule(BenchmarkDataModule):
     def _task(self, **options: Any) -> Benchmark:
         return super()._task(**options, prompt_template=self.prompt_template)
 
-    def _source(self, path: str | None, revision: str | None, on_bad_row: OnBadRow) -> SplitLoader:
-        given = super()._source(path, revision, on_bad_row)
+    def _source(self, path: Path | None, revision: str | None, parser: Parser) -> SplitLoader:
+        given = super()._source(path, revision, parser)
         if self.source == "data":
             return lambda split: self._of_count(split, given(split))
-        made: dict[str, Loaded] = {}
 
-        def load(split: str) -> Loaded:
-            # Made once, because training asks for the puzzles of the other splits too, to leave them out.
-            if split not in made:
-                own = given(split) if split == "test" and path is not None else None
-                made[split] = own or self._generated(split, load)
-            return made[split]
+        # Once, because training asks for the puzzles of the other splits too, to leave them out.
+        @cache
+        def load(split: str) -> Examples:
+            own = given(split) if split == "test" and path is not None else None
+            return own or self._generated(split, load)
 
         return load
 
-    def _of_count(self, split: str, loaded: Loaded | None) -> Loaded | None:
+    def _of_count(self, split: str, examples: Examples | None) -> Examples | None:
         """Without the puzzles that have more or fewer numbers than ``count``."""
-        if loaded is None:
+        if examples is None:
             return None
         least, most = self.count
-        kept = [example for example in loaded.examples if least <= len(example["numbers"]) <= most]
+        kept = [example for example in examples if least <= len(example["numbers"]) <= most]
         if not kept:
-            raise ValueError(
-                f"None of the {len(loaded.examples)} {split} puzzles has {least} to {most} numbers; set `count`."
-            )
-        return replace(loaded, examples=kept, filtered=len(loaded.examples) - len(kept))
+            raise ValueError(f"None of the {len(examples)} {split} puzzles has {least} to {most} numbers; set `count`.")
+        if len(kept) < len(examples):
+            logger.warning("Left out %d %s puzzles of another `count`.", len(examples) - len(kept), split)
+        return kept
 
-    def _generated(self, split: str, load: SplitLoader) -> Loaded:
+    def _generated(self, split: str, load: SplitLoader) -> Examples:
         # Each split leaves out what those held out before it have. The order is what ends the recursion.
         held_out = {"train": ("validation", "test"), "validation": ("test",), "test": ()}[split]
-        others = [example for other in held_out if (loaded := load(other)) for example in loaded.examples]
         sizes = {"train": 4096, "validation": 256, "test": 256} | self.sizes
         puzzles = generate(
             sizes[split],
@@ -236,16 +229,16 @@ class CountdownDataModule(BenchmarkDataModule):
             brackets=self.brackets,
             # Splits of one seed would otherwise be the same puzzles.
             seed=f"{self.seed}-{split}",
-            excluded={puzzle_key(example) for example in others},
+            excluded={puzzle_key(example) for other in held_out for example in load(other) or ()},
         )
-        return Loaded([dict(puzzle) for puzzle in puzzles])
+        return [dict(puzzle) for puzzle in puzzles]
 
 
 class SudokuDataModule(BenchmarkDataModule):
     """4x4 `Sudoku`, generated and split by solution, or from files of ``Puzzle`` and ``Solution``.
 
     No grid of a held-out split is the solution of a training puzzle. Such puzzles of a file are dropped and counted in
-    ``splits.report``.
+    a warning.
 
     Args:
         blanks: least and most blank cells of a generated puzzle.
@@ -283,9 +276,9 @@ class SudokuDataModule(BenchmarkDataModule):
     def _task(self, **options: Any) -> Benchmark:
         return Sudoku(self.splits, prompt_template=self.prompt_template, **(options | {"verifier": self.verifier}))
 
-    def _source(self, path: str | None, revision: str | None, on_bad_row: OnBadRow) -> SplitLoader:
+    def _source(self, path: Path | None, revision: str | None, parser: Parser) -> SplitLoader:
         if path is not None:
-            return super()._source(path, revision, on_bad_row)
+            return super()._source(path, revision, parser)
         # This task only generates. The module's own gets the puzzles as data, and all other options.
         puzzles = Sudoku(blanks=self.blanks, sizes=self.sizes, seed=self.seed)
-        return lambda split: Loaded([dict(example) for example in puzzles.examples(cast("Split", split))])
+        return lambda split: [dict(example) for example in puzzles.examples(cast("Split", split))]

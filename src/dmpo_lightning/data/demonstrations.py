@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dmpo_lightning.data.prompts import pad_left
-from dmpo_lightning.data.tokens import check_text, text_ids, tokenize_prompt
+from dmpo_lightning.data.tokens import check_text, named, text_ids, tokenize_prompt
 from dmpo_lightning.distributed.ranks import own_rank
 from dmpo_lightning.models.families import family_of_tokenizer
 from dmpo_lightning.models.loading import end_token_ids, load_tokenizer
@@ -97,31 +97,26 @@ class DemonstrationsDataModule(LightningDataModule):
         )
 
     def _row(self, index: int, example: Mapping[str, Any]) -> _Row:
-        ids: list[Any] = [*self._completion_ids(index, example["completion"]), self._end_of_turn]
+        with named(f"The completion of row {index}"):
+            completion = self._completion_ids(example["completion"])
+        with named(f"The prompt of row {index}"):
+            prompt = tokenize_prompt(self.tokenizer, self.task.prompt(example), self.task.prefill)
+        return {"prompt": prompt, "completion": completion, "index": index}
+
+    def _completion_ids(self, completion: Any) -> list[int]:
+        check_text(completion)
+        # As text: a completion that spells the mask token holds none, of which no log-prob would be finite.
+        ids = [*text_ids(self.tokenizer, completion), self._end_of_turn]
         if len(ids) > self.completion_length:
             raise ValueError(
-                f"The completion of row {index} has {len(ids)} tokens with its end token, more than "
-                f"`completion_length` {self.completion_length}; raise it or remove the row."
+                f"it has {len(ids)} tokens with its end token, more than `completion_length` "
+                f"{self.completion_length}; raise it or remove the row."
             )
-        # A sampler fills a fixed number of places, so the model must learn with what, behind the end of its turn.
-        ids += [self._end_of_text] * (self.completion_length - len(ids))
-        try:
-            prompt = tokenize_prompt(self.tokenizer, self.task.prompt(example), self.task.prefill)
-        except ValueError as error:
-            raise ValueError(f"The prompt of row {index}: {error}") from error
-        return {"prompt": prompt, "completion": ids, "index": index}
-
-    def _completion_ids(self, index: int, completion: Any) -> list[int]:
-        """As text: a completion that spells the mask token holds none, of which no log-prob would be finite."""
-        try:
-            check_text(completion)
-            return text_ids(self.tokenizer, completion)
-        except ValueError as error:
-            raise ValueError(f"The completion of row {index}: {error}") from error
+        # A sampler fills a fixed number of positions, so the model must learn with what, behind the end of its turn.
+        return ids + [self._end_of_text] * (self.completion_length - len(ids))
 
     def _collate(self, rows: Sequence[_Row]) -> DemonstrationBatch:
-        # Padding is masked, so that any id will do where the tokenizer names none.
-        prompt_ids, prompt_mask = pad_left([row["prompt"] for row in rows], self.tokenizer.pad_token_id or 0)
+        prompt_ids, prompt_mask = pad_left([row["prompt"] for row in rows], self.tokenizer.pad_token_id)
         completions = torch.tensor([row["completion"] for row in rows])
         return DemonstrationBatch(prompt_ids, prompt_mask, completions, torch.tensor([row["index"] for row in rows]))
 

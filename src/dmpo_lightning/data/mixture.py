@@ -4,21 +4,16 @@ import math
 import random
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
-
-from lightning.pytorch import LightningDataModule
+from typing import Any
 
 from dmpo_lightning.data.prompts import PromptLoader
-from dmpo_lightning.data.task_module import TaskDataModule
-from dmpo_lightning.models.loading import load_tokenizer
+from dmpo_lightning.data.task_module import PromptDataModule, TaskDataModule
+from dmpo_lightning.data.tokens import named
 from dmpo_lightning.rewards.mixture import MixtureReward
 from dmpo_lightning.tasks.base import Example, Split
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
-
-class MixtureDataModule(LightningDataModule):
+class MixtureDataModule(PromptDataModule):
     """Several tasks in one run. Each keeps its prompts, prefill, reward with weights, accuracy and limits of length.
 
     An example gets the key ``task``, the name of its task. The reward logs ``gsm8k/correctness`` and so on. Of every
@@ -31,9 +26,7 @@ class MixtureDataModule(LightningDataModule):
         weights: shares of the tasks in the training prompts, of any sum. Within an epoch they hold exactly but for
             rounding. A small task repeats, and of a large one each epoch takes the next part. None takes each example
             once per epoch.
-        tokenizer: a tokenizer, or the id or folder of one. The command line fills in that of the model.
-        prompts_per_buffer: prompts of one rollout buffer and rank.
-        evaluation_batch_size: prompts per batch in validation, test and prediction.
+        options: ``tokenizer``, ``prompts_per_buffer`` and ``evaluation_batch_size`` of `PromptDataModule`.
 
     Raises:
         ValueError: no task, a name with a slash, weights that do not fit the tasks, and as the datamodules do.
@@ -44,11 +37,9 @@ class MixtureDataModule(LightningDataModule):
         datamodules: dict[str, TaskDataModule],
         *,
         weights: dict[str, float] | None = None,
-        tokenizer: "str | PreTrainedTokenizerBase | None" = None,
-        prompts_per_buffer: int = 1,
-        evaluation_batch_size: int = 64,
+        **options: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**options)
         if not datamodules or any("/" in name for name in datamodules):
             raise ValueError(f"`datamodules` must name its tasks, without a slash, got {sorted(datamodules)}.")
         if weights is not None and set(weights) != set(datamodules):
@@ -59,37 +50,20 @@ class MixtureDataModule(LightningDataModule):
         if weights is not None and not all(weight > 0 and math.isfinite(weight) for weight in weights.values()):
             raise ValueError(f"`weights` must be positive, got {weights}; leave out a task of weight 0.")
         self.datamodules, self.weights = datamodules, weights
-        self.tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
-        self.prompts_per_buffer, self.evaluation_batch_size = prompts_per_buffer, evaluation_batch_size
         self.reward = MixtureReward({name: each.reward for name, each in datamodules.items()})
-        self._loaders: dict[str, MixturePromptLoader] = {}
 
-    def train_dataloader(self) -> "MixturePromptLoader":
-        return self._loader("train", self.prompts_per_buffer)
-
-    def val_dataloader(self) -> "MixturePromptLoader":
-        return self._loader("validation", self.evaluation_batch_size)
-
-    def test_dataloader(self) -> "MixturePromptLoader":
-        return self._loader("test", self.evaluation_batch_size)
-
-    def predict_dataloader(self) -> "MixturePromptLoader":
-        return self._loader("test", self.evaluation_batch_size)
-
-    def _loader(self, split: Split, batch_size: int) -> "MixturePromptLoader":
-        if split not in self._loaders:
-            for each in self.datamodules.values():
-                # One model reads all tasks, so their own tokenizers would be wrong.
-                each.tokenizer = self.tokenizer
-            loaders = {name: each.make_loader(split, batch_size) for name, each in self.datamodules.items()}
-            self._loaders[split] = MixturePromptLoader(loaders, weights=self.weights, batch_size=batch_size)
-        return self._loaders[split]
+    def make_loader(self, split: Split, batch_size: int) -> "MixturePromptLoader":
+        for each in self.datamodules.values():
+            # One model reads all tasks, so their own tokenizers would be wrong.
+            each.tokenizer = self.tokenizer
+        loaders = {name: each.make_loader(split, batch_size) for name, each in self.datamodules.items()}
+        return MixturePromptLoader(loaders, weights=self.weights, batch_size=batch_size)
 
 
 class MixturePromptLoader(PromptLoader):
     """The prompts of several loaders, all of one split, in one loader.
 
-    A prompt id is the place in all examples, task after task.
+    A prompt's index is its position in all examples, task after task.
 
     Args:
         loaders: by the name of the task. Each keeps its prompts and what it drops as too long.
@@ -113,17 +87,15 @@ class MixturePromptLoader(PromptLoader):
     def limit_prompt_length(self, limit: int) -> None:
         """As each of the loaders does it, which the error names."""
         for name, loader in self.loaders.items():
-            try:
+            with named(f"Task {name!r}"):
                 loader.limit_prompt_length(limit)
-            except ValueError as error:
-                raise ValueError(f"Task {name!r}: {error}") from error
         self._gather()
 
     def _tokenized(self) -> list[list[int]]:
         return [ids for loader in self.loaders.values() for ids in loader.token_ids]
 
     def _gather(self) -> None:
-        """What the loaders kept, as prompt ids of the mixture."""
+        """What the loaders kept, as positions in the mixture."""
         starts = accumulate((len(loader.dataset) for loader in self.loaders.values()), initial=0)
         # `accumulate` ends with the total, where no loader starts.
         kept = zip(self.loaders.items(), starts, strict=False)
@@ -140,13 +112,13 @@ class MixturePromptLoader(PromptLoader):
 
     def _interleaved(self) -> list[int]:
         """Every prompt once, the tasks spread evenly."""
-        places = [
+        positions = [
             # The middle of a prompt's share of its task, by which tasks of any size are spread evenly over the whole.
             ((number + 0.5) / len(indices), index)
             for indices in self._by_task.values()
             for number, index in enumerate(indices)
         ]
-        return [index for _, index in sorted(places)]
+        return [index for _, index in sorted(positions)]
 
     def _prompts_per_epoch(self) -> dict[str, int]:
         """Whole numbers in the proportion of the weights that add up to all prompts, by largest remainders."""
@@ -166,7 +138,7 @@ class MixturePromptLoader(PromptLoader):
     def _draw(self, name: str, count: int) -> list[int]:
         """The next ``count`` prompts of an endless row of shuffled passes over the task, in this epoch."""
         # A restart knows the epoch, not what earlier ones drew. So each pass is shuffled by its own number, and the
-        # place in the row follows from the epoch, since every epoch takes equally many.
+        # position in the row follows from the epoch, since every epoch takes equally many.
         indices = self._by_task[name]
         start = self._epoch * count
         passes = range(start // len(indices), (start + count - 1) // len(indices) + 1)

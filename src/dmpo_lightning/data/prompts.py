@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dmpo_lightning.data.tokens import chat_text, tokenize_prompt
+from dmpo_lightning.data.tokens import named, tokenize_prompt
 from dmpo_lightning.distributed.ranks import own_rank
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.rollout import PromptBatch
@@ -21,18 +21,20 @@ if TYPE_CHECKING:
 PromptFunction = Callable[[Any], "str | Sequence[Message]"]
 LongPrompts = Literal["error", "drop"]
 
-__all__ = ["PromptFunction", "PromptLoader", "chat_text", "pad_left", "tokenize_prompt"]
-
 logger = logging.getLogger(__name__)
 
 
 def pad_left(
-    rows: Sequence[Sequence[int]], pad: int
+    rows: Sequence[Sequence[int]], pad: int | None
 ) -> tuple[Int[Tensor, "batch prompt"], Bool[Tensor, "batch prompt"]]:
-    """Ids padded on the left to the longest row, and the mask that is False on the padding."""
+    """Ids padded on the left to the longest row, and the mask that is False on the padding.
+
+    Padding is masked, so that ``pad`` may be any id, and is 0 where the tokenizer names none.
+    """
     width = max(map(len, rows))
+    ids = [[pad or 0] * (width - len(row)) + list(row) for row in rows]
     empty = torch.tensor([width - len(row) for row in rows])
-    return torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows]), torch.arange(width) >= empty[:, None]
+    return torch.tensor(ids), torch.arange(width) >= empty[:, None]
 
 
 class PromptLoader:
@@ -44,7 +46,7 @@ class PromptLoader:
     keep the ranks in step.
 
     For loaders made of others, ``token_ids`` holds the tokens of every prompt of ``dataset``, in its order, and
-    ``kept`` the places of those that are not dropped as too long.
+    ``kept`` the positions of those that are not dropped as too long.
 
     Args:
         dataset: a sequence of examples of any kind.
@@ -104,13 +106,11 @@ class PromptLoader:
         self._epoch, self._handed_out, self._resume_at = -1, 0, 0
 
     def _tokenized(self) -> list[list[int]]:
-        return [self._row_ids(row, example) for row, example in enumerate(self.dataset)]
-
-    def _row_ids(self, row: int, example: Any) -> list[int]:
-        try:
-            return tokenize_prompt(self.tokenizer, self.prompt(example), self.prefill)
-        except ValueError as error:
-            raise ValueError(f"Prompt {row} of the dataset: {error}") from error
+        ids = []
+        for row, example in enumerate(self.dataset):
+            with named(f"Prompt {row} of the dataset"):
+                ids.append(tokenize_prompt(self.tokenizer, self.prompt(example), self.prefill))
+        return ids
 
     def limit_prompt_length(self, limit: int) -> None:
         """Drops prompts above ``limit`` tokens, or raises a ValueError that names the first. Prompts are never cut."""
@@ -212,13 +212,12 @@ class PromptLoader:
         rank, world_size = own_rank()
         # Ranks take neighbouring pieces of one order. Together they use what a single rank with a larger batch would.
         first = (number * world_size + rank) * self.batch_size
-        places = range(first, first + self.batch_size)
+        numbers = range(first, first + self.batch_size)
         # Filled up from the front, so that every rank has a full batch, and groups and steps keep their sizes.
-        rows = [order[place % len(order)] for place in places]
+        rows = [order[number % len(order)] for number in numbers]
         # In training a last batch that wraps around holds real prompts, since their rollouts are trained on.
-        filler = [not self.is_training and place >= len(order) for place in places]
-        # Padding is masked, so that any id will do where the tokenizer names none.
-        prompt_ids, prompt_mask = pad_left([self.token_ids[row] for row in rows], self.tokenizer.pad_token_id or 0)
+        filler = [not self.is_training and number >= len(order) for number in numbers]
+        prompt_ids, prompt_mask = pad_left([self.token_ids[row] for row in rows], self.tokenizer.pad_token_id)
         return PromptBatch(
             prompt_ids=prompt_ids,
             prompt_mask=prompt_mask,

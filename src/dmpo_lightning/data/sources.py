@@ -5,9 +5,10 @@ import json
 import logging
 import random
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,6 +17,9 @@ from dmpo_lightning.tasks.json_lines import NOT_UTF8, numbered_lines
 
 OnBadRow = Literal["error", "skip"]
 Row = Mapping[str, Any]
+Examples = list[dict[str, Any]]
+SplitLoader = Callable[[str], Examples | None]
+"""The examples of a split, or None where a source has no such split."""
 HELD_OUT = 256
 """Examples held out of training for a split that the source lacks, where `sizes` says nothing."""
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -27,95 +31,120 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """Examples, and how many rows were left out."""
-
-    examples: list[dict[str, Any]]
-    skipped: int = 0
-    """Bad rows."""
-    filtered: int = 0
-    """Good rows that were not asked for."""
-
-
-def load_file(
-    path: Path, parse: Callable[[Row], Row], *, columns: Sequence[str] = (), on_bad_row: OnBadRow = "error"
-) -> Loaded:
-    """Every row of a JSONL, CSV or parquet file through ``parse``, in the file's order.
+class Parser:
+    """Makes examples of rows.
 
     Args:
-        path: of the file. Its suffix says the format.
         parse: makes an example of a row. Its ValueError, LookupError, TypeError or OverflowError marks the row as bad.
         columns: that every row must have.
         on_bad_row: ``error`` stops at the first bad row, ``skip`` leaves bad rows out and counts them.
 
     Raises:
-        ValueError: no such file, another format, an empty file, a bad row, or none but bad rows.
+        ValueError: another ``on_bad_row``.
     """
-    check_choice("on_bad_row", on_bad_row, get_args(OnBadRow))
+
+    parse: Callable[[Row], Row]
+    columns: Sequence[str] = ()
+    on_bad_row: OnBadRow = "error"
+
+    def __post_init__(self) -> None:
+        check_choice("on_bad_row", self.on_bad_row, get_args(OnBadRow))
+
+    def examples(self, source: str, rows: Iterable[tuple[int, "Row | str"]]) -> tuple[Examples, int]:
+        """The examples of numbered rows, in their order, and how many bad rows were left out.
+
+        Raises:
+            ValueError: a bad row, named by ``source`` and number, or none but bad rows.
+        """
+        examples, skipped = [], 0
+        for number, row in rows:
+            try:
+                # Readers cannot raise for a row and go on, so they hand on what is wrong with it as text.
+                if isinstance(row, str):
+                    raise ValueError(row)
+                missing = [column for column in self.columns if row.get(column) is None]
+                if missing:
+                    raise ValueError(f"column {missing[0]!r} is missing, there are {sorted(map(str, row))}")
+                examples.append(dict(self.parse(row)))
+            except (ValueError, LookupError, TypeError, OverflowError) as error:
+                if self.on_bad_row == "error":
+                    cause = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+                    raise ValueError(
+                        f"{source}, row {number}: {cause}. Mend the row, or set on_bad_row: skip."
+                    ) from error
+                skipped += 1
+        if skipped:
+            logger.warning("Skipped %d bad rows of %s; %d are left.", skipped, source, len(examples))
+        if not examples:
+            raise ValueError(f"{source} holds no usable row ({skipped} bad ones); give a file with data.")
+        return examples, skipped
+
+
+def load_file(path: Path, parser: Parser) -> tuple[Examples, int]:
+    """What `Parser.examples` makes of a JSONL, CSV or parquet file.
+
+    Raises:
+        ValueError: no such file, another format, and as the parser does.
+    """
     if not path.is_file():
         raise ValueError(f"No data file {path}; give `path` a file or folder that exists, or leave it out for the hub.")
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} must end in one of {', '.join(SUFFIXES)}.")
-    return _parse_all(str(path), _numbered_rows(path), parse, columns, on_bad_row)
+    return parser.examples(str(path), _numbered_rows(path))
 
 
-def load_hub(
-    identifier: str,
-    parse: Callable[[Row], Row],
-    *,
-    split: str,
-    name: str | None = None,
-    revision: str | None = None,
-    columns: Sequence[str] = (),
-    on_bad_row: OnBadRow = "error",
-) -> Loaded:
-    """A split of a dataset on the hub, cached by ``datasets``. Arguments and errors are those of `load_file`."""
-    check_choice("on_bad_row", on_bad_row, get_args(OnBadRow))
-    import datasets
+def local_loader(path: Path, parser: Parser) -> SplitLoader:
+    """Loads the splits of a folder of ``train``, ``validation`` and ``test`` files, or of one file.
 
-    try:
-        rows = datasets.load_dataset(identifier, name, split=split, revision=revision)
-    # `datasets` raises whatever its network stack does.
-    except Exception as error:
-        raise ValueError(
-            f"Could not load {split} of {identifier} (revision {revision or 'latest'}) from the hub: "
-            f"{type(error).__name__}: {error}. Check the connection, or download the files and set `path`."
-        ) from error
-    return _parse_all(f"{identifier}[{split}]", enumerate(rows, 1), parse, columns, on_bad_row)
+    One file is the split that its name says, else train.
+
+    Raises:
+        ValueError: neither a file nor a folder with such files.
+    """
+    if path.is_dir():
+        named = [path / f"{split}{suffix}" for suffix in SUFFIXES for split in ("train", "validation", "test")]
+        # Backwards, so that the first suffix wins where a split has several files.
+        files = {file.stem: file for file in reversed(named) if file.is_file()}
+        if not files:
+            raise ValueError(f"{path} holds none of train, validation, test as {', '.join(SUFFIXES)}; see `path`.")
+    elif path.is_file():
+        files = {path.stem if path.stem in ("validation", "test") else "train": path}
+    else:
+        raise ValueError(f"No file or folder {path}; give `path` one that exists, or leave it out.")
+    return lambda split: load_file(files[split], parser)[0] if split in files else None
 
 
-def find_file(folder: Path, split: str) -> Path | None:
-    """``train.jsonl``, ``train.csv`` or ``train.parquet`` of a folder, if it has one."""
-    return next((path for suffix in SUFFIXES if (path := folder / f"{split}{suffix}").is_file()), None)
+def hub_loader(
+    splits: Mapping[str, tuple[str, str | None, str]], parser: Parser, *, revision: str | None
+) -> SplitLoader:
+    """Loads the splits of datasets on the hub, cached by ``datasets``.
 
+    Args:
+        splits: dataset, configuration and split on the hub, for each of our splits that it has.
+        parser: of their rows.
+        revision: of each dataset.
 
-def _parse_all(
-    source: str,
-    rows: Iterable[tuple[int, "Row | str"]],
-    parse: Callable[[Row], Row],
-    columns: Sequence[str],
-    on_bad_row: OnBadRow,
-) -> Loaded:
-    examples, skipped = [], 0
-    for number, row in rows:
+    Raises:
+        ValueError: the hub cannot be reached, or as the parser does (when a split is loaded).
+    """
+
+    def load(split: str) -> Examples | None:
+        if split not in splits:
+            return None
+        identifier, name, theirs = splits[split]
+        import datasets
+
         try:
-            # Readers cannot raise for a row and go on, so they hand on what is wrong with it as text.
-            if isinstance(row, str):
-                raise ValueError(row)
-            missing = [column for column in columns if row.get(column) is None]
-            if missing:
-                raise ValueError(f"column {missing[0]!r} is missing, there are {sorted(map(str, row))}")
-            examples.append(dict(parse(row)))
-        except (ValueError, LookupError, TypeError, OverflowError) as error:
-            if on_bad_row == "error":
-                cause = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-                raise ValueError(f"{source}, row {number}: {cause}. Mend the row, or set on_bad_row: skip.") from error
-            skipped += 1
-    if skipped:
-        logger.warning("Skipped %d bad rows of %s; %d are left.", skipped, source, len(examples))
-    if not examples:
-        raise ValueError(f"{source} holds no usable row ({skipped} bad ones); give a file with data.")
-    return Loaded(examples, skipped)
+            rows = datasets.load_dataset(identifier, name, split=theirs, revision=revision)
+        # `datasets` raises whatever its network stack does.
+        except Exception as error:
+            raise ValueError(
+                f"Could not load {theirs} of {identifier} (revision {revision or 'latest'}) from the hub: "
+                f"{type(error).__name__}: {error}. Check the connection, or download the files and set `path`."
+            ) from error
+        return parser.examples(f"{identifier}[{theirs}]", enumerate(rows, 1))[0]
+
+    return load
 
 
 def _numbered_rows(path: Path) -> Iterator[tuple[int, "Row | str"]]:
@@ -154,13 +183,11 @@ def _csv_rows(reader: "csv.DictReader[str]") -> Iterator[tuple[int, "Row | str"]
         yield reader.line_num, NOT_UTF8 if _UNDECODED.search(json.dumps(row, ensure_ascii=False)) else row
 
 
-class HeldOutSplits(Mapping[str, list[dict[str, Any]]]):
-    """Train, validation and test without a common key.
-
-    Splits are loaded when first asked for. ``report`` counts what was left out of each.
+class HeldOutSplits(Mapping[str, Examples]):
+    """Train, validation and test without a common key. What is left out of training is counted in a warning.
 
     Args:
-        load: the examples of a split, or None where the source has no such split.
+        load: the examples of a split, each of which is loaded when it is first asked for.
         key: of an example. No key of a held-out split appears in training.
         sizes: most examples of a split, drawn by the seed and kept in their order. For a split that the source does not
             have, it is the number that is held out of training.
@@ -173,18 +200,15 @@ class HeldOutSplits(Mapping[str, list[dict[str, Any]]]):
 
     def __init__(
         self,
-        load: Callable[[str], Loaded | None],
+        load: SplitLoader,
         *,
         key: Callable[[Row], str],
         sizes: Mapping[str, int] | None = None,
         seed: int = 0,
         hold_out_test: bool = False,
     ) -> None:
-        self.load, self.key, self.seed, self.hold_out_test = load, key, seed, hold_out_test
-        self.sizes = check_sizes(sizes)
-        self.report: dict[str, int] = {}
-        self._sources: dict[str, list[dict[str, Any]] | None] = {}
-        self._training: dict[str, list[dict[str, Any]]] | None = None
+        self.load, self.key, self.sizes, self.seed = cache(load), key, check_sizes(sizes), seed
+        self.held_out = ("validation", "test") if hold_out_test else ("validation",)
 
     def __iter__(self) -> Iterator[str]:
         return iter(("train", "validation", "test"))
@@ -192,98 +216,55 @@ class HeldOutSplits(Mapping[str, list[dict[str, Any]]]):
     def __len__(self) -> int:
         return 3
 
-    def __getitem__(self, split: str) -> list[dict[str, Any]]:
+    def __getitem__(self, split: str) -> Examples:
         if split not in tuple(self):
             # What `in` and `get` of a Mapping expect.
             raise KeyError(split)
         # Splits of the source are never mixed: only what it lacks is held out of training.
-        own = None if split == "train" else self._source(split)
-        if own is None and split == "test" and not self.hold_out_test:
+        own = None if split == "train" else self.load(split)
+        if own is None and split == "test" and split not in self.held_out:
             raise ValueError(
                 "The data has no test split; give `path` a folder with a file test.jsonl, .csv or .parquet."
             )
-        return self._subset(self._made_of_training()[split] if own is None else own, split)
+        return self._subset(self._made_of_training[split] if own is None else own, split)
 
-    def _source(self, split: str) -> list[dict[str, Any]] | None:
-        if split not in self._sources:
-            loaded = self.load(split)
-            self._sources[split] = None if loaded is None else loaded.examples
-            self._count(f"{split}/bad_rows", loaded.skipped if loaded else 0)
-            self._count(f"{split}/filtered", loaded.filtered if loaded else 0)
-        return self._sources[split]
-
-    def _made_of_training(self) -> dict[str, list[dict[str, Any]]]:
+    @cached_property
+    def _made_of_training(self) -> dict[str, Examples]:
         """What is left for training, and the splits held out of it."""
-        if self._training is not None:
-            return self._training
-        pool = self._source("train")
+        pool = self.load("train")
         if pool is None:
             raise ValueError("The data has no train split; give `path` a folder with train.jsonl, .csv or .parquet.")
         different = list({json.dumps(example, sort_keys=True): example for example in pool}.values())
-        self._count("train/duplicates", len(pool) - len(different))
-        held_out = {self.key(example) for split in ("validation", "test") for example in self._source(split) or ()}
+        held_out = {self.key(example) for split in ("validation", "test") for example in self.load(split) or ()}
         free = [example for example in different if self.key(example) not in held_out]
-        self._count("train/overlap_with_held_out", len(different) - len(free))
-        made: dict[str, list[dict[str, Any]]] = {}
-        for split in ("validation", "test"):
-            if self._source(split) is None and (split == "validation" or self.hold_out_test):
+        for count, fault in ((len(pool) - len(different), "duplicates"), (len(different) - len(free), "held out too")):
+            if count:
+                logger.warning("%d examples of train are %s, and left out.", count, fault)
+        made = {}
+        for split in self.held_out:
+            if self.load(split) is None:
                 made[split], free = self._hold_out(free, split)
         if not free:
             raise ValueError("Nothing is left to train on once validation and test are held out; lower `sizes`.")
-        self._training = {**made, "train": free}
-        return self._training
+        return {**made, "train": free}
 
-    def _hold_out(self, pool: list[dict[str, Any]], split: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def _hold_out(self, pool: Examples, split: str) -> tuple[Examples, Examples]:
         # Whole keys are held out, so that no problem of the held-out split is also in training in another form.
-        keys = list(dict.fromkeys(map(self.key, pool)))
+        by_key: dict[str, Examples] = {}
+        for example in pool:
+            by_key.setdefault(self.key(example), []).append(example)
+        keys = list(by_key)
         random.Random(f"{self.seed}-{split}").shuffle(keys)
-        by_key = Counter(map(self.key, pool))
-        taken: set[str] = set()
-        count = 0
-        for key in keys:
-            if count >= self.sizes.get(split, HELD_OUT):
-                break
-            taken.add(key)
-            count += by_key[key]
+        # The number of examples before each key. The last number is the total, behind the last key.
+        before = accumulate((len(by_key[key]) for key in keys), initial=0)
+        taken = {key for key, count in zip(keys, before, strict=False) if count < self.sizes.get(split, HELD_OUT)}
         inside = [example for example in pool if self.key(example) in taken]
         return inside, [example for example in pool if self.key(example) not in taken]
 
-    def _subset(self, examples: list[dict[str, Any]], split: str) -> list[dict[str, Any]]:
+    def _subset(self, examples: Examples, split: str) -> Examples:
         size = self.sizes.get(split, len(examples))
         if size >= len(examples):
             return examples
         # Sorted, so that a subset keeps the order of the source.
         rows = sorted(random.Random(f"{self.seed}-{split}-subset").sample(range(len(examples)), size))
         return [examples[row] for row in rows]
-
-    def _count(self, name: str, count: int) -> None:
-        self.report[name] = count
-        if count:
-            logger.warning("%s: %d examples left out.", name, count)
-
-
-def local_loader(
-    path: Path, parse: Callable[[Row], Row], *, columns: Sequence[str], on_bad_row: OnBadRow
-) -> Callable[[str], Loaded | None]:
-    """Loads the splits of a folder of ``train``, ``validation`` and ``test`` files, or of one file.
-
-    One file is the split that its name says, else train.
-
-    Raises:
-        ValueError: neither a file nor a folder with such files.
-    """
-    check_choice("on_bad_row", on_bad_row, get_args(OnBadRow))
-    if path.is_dir():
-        files = {split: find_file(path, split) for split in ("train", "validation", "test")}
-        if not any(files.values()):
-            raise ValueError(f"{path} holds none of train, validation, test as {', '.join(SUFFIXES)}; see `path`.")
-    elif path.is_file():
-        files = {path.stem if path.stem in ("validation", "test") else "train": path}
-    else:
-        raise ValueError(f"No file or folder {path}; give `path` one that exists, or leave it out.")
-
-    def load(split: str) -> Loaded | None:
-        file = files.get(split)
-        return None if file is None else load_file(file, parse, columns=columns, on_bad_row=on_bad_row)
-
-    return load

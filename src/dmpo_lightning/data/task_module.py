@@ -1,5 +1,6 @@
-"""A task as a LightningDataModule of prompts, with the reward that goes with it."""
+"""Prompts for `DMPO` as LightningDataModules, with the reward that goes with them."""
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, get_args
 
 from lightning.pytorch import LightningDataModule
@@ -13,46 +14,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class TaskDataModule(LightningDataModule):
-    """Prompts of any `Task`, and its reward.
+class PromptDataModule(LightningDataModule):
+    """A prompt loader for each stage of a Trainer. `TaskDataModule` and `MixtureDataModule` say what is in them.
 
     Args:
-        task: examples, prompts and scores.
-        tokenizer: a tokenizer, or the id or folder of one. The command line fills in that of the model, and a
-            `MixtureDataModule` its own.
+        tokenizer: a tokenizer, or the id or folder of one. The command line fills in that of the model.
         prompts_per_buffer: prompts of one rollout buffer and rank.
         evaluation_batch_size: prompts per batch in validation, test and prediction.
-        reward_weights: of the task's score components in the reward. None takes those that the task states, or weight 1
-            for each component if it states none.
-        reward_options: further arguments of `Reward.of_task`: ``workers``, ``time_limit``, ``failure_score``,
-            ``max_failure_share``.
-        max_prompt_length: in tokens. None leaves it to the model's own limit.
-        on_long_prompt: ``error`` or ``drop``, see `PromptLoader`.
-
-    Raises:
-        ValueError: another ``on_long_prompt``. When a loader is built: no tokenizer, an empty split or a prompt that is
-            too long.
     """
 
     def __init__(
         self,
-        task: Task,
         *,
         tokenizer: "str | PreTrainedTokenizerBase | None" = None,
         prompts_per_buffer: int = 1,
         evaluation_batch_size: int = 64,
-        reward_weights: dict[str, float] | None = None,
-        reward_options: dict[str, Any] | None = None,
-        max_prompt_length: int | None = None,
-        on_long_prompt: LongPrompts = "error",
     ) -> None:
         super().__init__()
-        check_choice("on_long_prompt", on_long_prompt, get_args(LongPrompts))
-        self.task, self.tokenizer = task, None if tokenizer is None else load_tokenizer(tokenizer)
+        self.tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
         self.prompts_per_buffer, self.evaluation_batch_size = prompts_per_buffer, evaluation_batch_size
-        self.max_prompt_length, self.on_long_prompt = max_prompt_length, on_long_prompt
-        self.reward = Reward.of_task(task, reward_weights, **(reward_options or {}))
         self._loaders: dict[str, PromptLoader] = {}
+
+    @abstractmethod
+    def make_loader(self, split: Split, batch_size: int) -> PromptLoader:
+        """The prompts of a split. Those of training come in a new order each epoch."""
 
     def train_dataloader(self) -> PromptLoader:
         return self._loader("train", self.prompts_per_buffer)
@@ -64,7 +49,7 @@ class TaskDataModule(LightningDataModule):
         return self._loader("test", self.evaluation_batch_size)
 
     def predict_dataloader(self) -> PromptLoader:
-        return self._loader("test", self.evaluation_batch_size)
+        return self.test_dataloader()
 
     def _loader(self, split: Split, batch_size: int) -> PromptLoader:
         # Built once, because a loader counts its epochs. A second one would begin with the order of the first epoch.
@@ -72,8 +57,41 @@ class TaskDataModule(LightningDataModule):
             self._loaders[split] = self.make_loader(split, batch_size)
         return self._loaders[split]
 
+
+class TaskDataModule(PromptDataModule):
+    """Prompts of any `Task`, and its reward.
+
+    Args:
+        task: examples, prompts and scores.
+        reward_weights: of the task's score components in the reward. None takes those that the task states, or weight 1
+            for each component if it states none.
+        reward_options: further arguments of `Reward.of_task`: ``workers``, ``time_limit``, ``failure_score``,
+            ``max_failure_share``.
+        max_prompt_length: in tokens. None leaves it to the model's own limit.
+        on_long_prompt: ``error`` or ``drop``, see `PromptLoader`.
+        options: ``tokenizer``, ``prompts_per_buffer`` and ``evaluation_batch_size`` of `PromptDataModule`.
+
+    Raises:
+        ValueError: another ``on_long_prompt``. When a loader is built: no tokenizer, an empty split or a prompt that is
+            too long.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        reward_weights: dict[str, float] | None = None,
+        reward_options: dict[str, Any] | None = None,
+        max_prompt_length: int | None = None,
+        on_long_prompt: LongPrompts = "error",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        check_choice("on_long_prompt", on_long_prompt, get_args(LongPrompts))
+        self.task, self.max_prompt_length, self.on_long_prompt = task, max_prompt_length, on_long_prompt
+        self.reward = Reward.of_task(task, reward_weights, **(reward_options or {}))
+
     def make_loader(self, split: Split, batch_size: int) -> PromptLoader:
-        """The prompts of a split. Those of training come in a new order each epoch."""
         if self.tokenizer is None:
             raise ValueError("`tokenizer` is needed to make prompts; pass one, or the id or folder of one.")
         return PromptLoader(

@@ -1,7 +1,8 @@
 """From texts and conversations to ids. Control tokens come from the chat template, never from what people wrote."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -31,16 +32,16 @@ def tokenize_prompt(
     Raises:
         ValueError: this is no prompt, or the chat template refuses it.
     """
-    check_prompt(prompt)
-    if tokenizer.chat_template is None:
-        if not isinstance(prompt, str):
-            raise ValueError(
-                "The tokenizer has no chat template, so prompts must be plain strings, got a conversation; set "
-                "tokenizer.chat_template."
-            )
+    messages = _checked(prompt)
+    if tokenizer.chat_template is not None:
+        ids = _chat_ids(tokenizer, messages, prefill)
+    elif isinstance(prompt, str):
         ids = _raw_ids(tokenizer, prompt, prefill)
     else:
-        ids = _chat_ids(tokenizer, _messages(prompt), prefill)
+        raise ValueError(
+            "The tokenizer has no chat template, so prompts must be plain strings, got a conversation; set "
+            "tokenizer.chat_template."
+        )
     if not ids:
         raise ValueError("the prompt is empty, and a completion needs at least one token before it; write a prompt.")
     return ids
@@ -69,6 +70,15 @@ def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return text_ids(tokenizer, text[:cut]) + text_ids(tokenizer, text[cut:])
 
 
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Inside, a ValueError says where it was met."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
 def chat_text(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequence[Message]") -> str:
     """The conversation in the tokenizer's chat template, up to the header of the assistant's turn.
 
@@ -77,9 +87,10 @@ def chat_text(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequence[Mess
     """
     from jinja2 import TemplateError
 
-    messages = _messages(prompt)
+    messages = _checked(prompt)
     try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        # The types of transformers ask for mutable messages, which it does not change.
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)  # type: ignore[arg-type]
     except TemplateError as error:
         roles = [message["role"] for message in messages]
         remedy = "put the system text into the user's turn, or set" if "system" in roles else "change the roles, or set"
@@ -89,28 +100,6 @@ def chat_text(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequence[Mess
         ) from error
     assert isinstance(text, str)
     return text
-
-
-def check_prompt(prompt: Any) -> None:
-    """Raises ValueError for what is neither a text nor a conversation."""
-    if not isinstance(prompt, str):
-        if not isinstance(prompt, Sequence) or isinstance(prompt, bytes) or not prompt:
-            raise ValueError(
-                "a prompt must be a text, or a conversation: a list of messages with `role` and `content`, got "
-                f"{_shortened(prompt)}."
-            )
-        for message in prompt:
-            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
-                raise ValueError(
-                    f"a message of a conversation must hold `role`, a text, and `content`, got {_shortened(message)}."
-                )
-            if not isinstance(message["content"], str | list):
-                raise ValueError(
-                    f"the `content` of a message must be a text, got {_shortened(message['content'])} in the turn of "
-                    f"{message['role']!r}."
-                )
-    for text in _texts(prompt):
-        check_text(text)
 
 
 def check_text(text: Any) -> None:
@@ -124,6 +113,24 @@ def check_text(text: Any) -> None:
             f"character {error.start} is {text[error.start]!r}, half of a surrogate pair, which no text holds; it "
             "comes from a text cut in the middle of a character or a faulty JSON escape, so correct it at its source."
         ) from None
+
+
+def _checked(prompt: Any) -> Sequence[Message]:
+    """A conversation, of a text the user's turn. Raises ValueError for what is neither."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(messages, Sequence) or isinstance(messages, bytes) or not messages:
+        raise ValueError(
+            "a prompt must be a text, or a conversation: a list of messages with `role` and `content`, got "
+            f"{_shortened(prompt)}."
+        )
+    for message in messages:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise ValueError(f"a message of a conversation must hold `role` and `content`, got {_shortened(message)}.")
+        for name, text in message.items():
+            if not isinstance(text, str):
+                raise ValueError(f"the `{name}` of a message must be a text, got {_shortened(text)}.")
+            check_text(text)
+    return messages
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,7 @@ def _control_tokens(tokenizer: "PreTrainedTokenizerBase", size: int) -> ControlT
     )
 
 
-def _chat_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], prefill: str) -> list[int]:
+def _chat_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], prefill: str) -> list[int]:
     hidden, originals = _hidden(tokenizer, messages, prefill)
     if originals:
         return _ids_around(tokenizer, chat_text(tokenizer, hidden) + prefill, originals)
@@ -185,27 +192,33 @@ def _raw_ids(tokenizer: "PreTrainedTokenizerBase", text: str, prefill: str) -> l
     """Ids of a text that a completion follows, so that nothing that ends a text, such as BERT's `[SEP]`, is behind."""
     encoded = tokenizer(text + prefill, return_special_tokens_mask=True)
     ids, is_added = list(encoded["input_ids"]), encoded["special_tokens_mask"]
-    hidden, originals = _hidden(tokenizer, text, prefill)
+    (hidden,), originals = _hidden(tokenizer, [{"content": text}], prefill)
     if originals:
-        before = next((place for place, added in enumerate(is_added) if not added), len(ids))
-        return ids[:before] + _ids_around(tokenizer, hidden + prefill, originals)
+        before = next((position for position, added in enumerate(is_added) if not added), len(ids))
+        return ids[:before] + _ids_around(tokenizer, hidden["content"] + prefill, originals)
     while ids and is_added[len(ids) - 1]:
         ids.pop()
     return ids
 
 
-def _hidden(tokenizer: "PreTrainedTokenizerBase", written: Any, prefill: str) -> tuple[Any, dict[int, str]]:
-    """What people wrote, with each control token that it spells hidden behind a single character, and what these
-    characters stand for.
+def _hidden(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], prefill: str
+) -> tuple[list[Message], dict[int, str]]:
+    """Messages with each control token that they spell hidden behind a single character, and what these characters
+    stand for.
 
     A template may then trim messages or look into them, and the control tokens that are seen afterwards are its own.
     """
     controls = control_tokens(tokenizer)
-    spelled = sorted({match.group() for text in _texts(written) for match in controls.within_text.finditer(text)})
-    taken = set(prefill).union(*_texts(written))
+    texts = [text for message in messages for text in message.values()]
+    spelled = sorted({match.group() for text in texts for match in controls.within_text.finditer(text)})
+    taken = set(prefill).union(*texts)
     free = (chr(code) for code in STAND_INS if chr(code) not in taken)
     stand_ins = dict(zip(spelled, free, strict=False))
-    hidden = _mapped(written, lambda text: controls.within_text.sub(lambda match: stand_ins[match.group()], text))
+    hidden: list[Message] = [
+        {name: controls.within_text.sub(lambda match: stand_ins[match.group()], text) for name, text in message.items()}
+        for message in messages
+    ]
     return hidden, {ord(character): text for text, character in stand_ins.items()}
 
 
@@ -220,28 +233,6 @@ def _ids_around(tokenizer: "PreTrainedTokenizerBase", rendered: str, originals: 
         ids.append(controls.id_of[name] if name in controls.id_of else controls.id_of[name.casefold()])
         start = match.end()
     return ids + text_ids(tokenizer, rendered[start:].translate(originals))
-
-
-def _messages(prompt: "str | Sequence[Message]") -> Any:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in a value of texts, lists and mappings."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | Sequence):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(part)
-
-
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """A copy of a value of texts, lists and mappings in which each text is changed."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: _mapped(part, change) for key, part in value.items()}
-    return [_mapped(part, change) for part in value] if isinstance(value, Sequence) else value
 
 
 def _shortened(value: Any) -> str:
