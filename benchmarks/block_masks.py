@@ -19,8 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from benchmarks.options import at_least_three
 from benchmarks.samplers import Timing, interleaved
-from dmpo_lightning.models.block_causal import block_causal_mask
-from dmpo_lightning.models.native import additive
+from dmpo_lightning.models.layers import additive, block_causal_mask
 from dmpo_lightning.policy.clean_and_noisy import CleanAndNoisy
 
 

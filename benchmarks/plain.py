@@ -35,7 +35,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dmpo_lightning.models.layers import RMSNorm
-from dmpo_lightning.models.llada import LLaDABlock, LLaDAForMaskedDiffusion
+from dmpo_lightning.models.llada import LLaDAForMaskedDiffusion, LLaDALayer
 
 Cache = Literal["none", "prefix", "dual"]
 Remasking = Literal["low_confidence", "random"]
@@ -90,7 +90,7 @@ class Plain:
 
     def _attend(
         self,
-        block: LLaDABlock,
+        block: LLaDALayer,
         h: Tensor,
         columns: slice,
         past: tuple[Tensor, Tensor] | None,

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.gpu.sizes import Size
 from benchmarks.samplers import LOGIT_SCALE
 from dmpo_lightning import LoRA
-from dmpo_lightning.models.blocks import enable_checkpointing
 from dmpo_lightning.models.llada import LLaDAForMaskedDiffusion
+from dmpo_lightning.models.parts import enable_checkpointing
 from dmpo_lightning.policy import Policy
 
 PRODUCTS = ("gemm", "gemv", "cutlass", "cublas", "xmma", "nvjet", "aten::mm", "aten::addmm", "aten::bmm")

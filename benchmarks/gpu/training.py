@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.gpu.bench import Bench, Figure
 from dmpo_lightning import DMPO, WDCE, Backbone, ConfidenceSampler, ElboEstimator, LoRA, PromptLoader
-from dmpo_lightning.models.blocks import blocks_of, compile_blocks, enable_checkpointing
+from dmpo_lightning.models.parts import compile_layers, enable_checkpointing, layers_of
 from dmpo_lightning.planning import Settings, Sharding, Workload, estimate_memory
 from dmpo_lightning.planning.parameters import describe
 from dmpo_lightning.policy import Policy
@@ -146,7 +146,7 @@ def training_step(bench: Bench, name: str, *, checkpointing: bool = False, compi
     network = bench.network()
     policy = bench.adapted(network, checkpointing=checkpointing)
     if compiled:
-        compile_blocks(policy.model)
+        compile_layers(policy.model)
     yield from measured_step(bench, policy, f"LoRA, {name}", plan, passes=3 if checkpointing else 2)
 
 
@@ -155,7 +155,7 @@ def quantized(bench: Bench) -> Iterator[Figure]:
     import bitsandbytes
 
     network = bench.network()
-    for block in blocks_of(network):
+    for block in layers_of(network):
         for name, layer in list(block.named_children()):
             if isinstance(layer, nn.Linear):
                 four = bitsandbytes.nn.Linear4bit(

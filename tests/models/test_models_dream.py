@@ -167,7 +167,7 @@ def test_left_padding_changes_nothing_after_the_first_token():
 def test_the_policys_logits_at_a_position_come_from_the_hidden_state_before_it():
     model, ids = tiny_dream().eval(), random_ids(2, 7)
     policy, attended = tiny_policy(model=model), torch.ones(2, 7, dtype=torch.bool)
-    raw = model.lm_head(model.model(ids, attended)).flatten(0, 1)
+    raw = model.lm_head(model.hidden_states(ids, attended)).flatten(0, 1)
     found = policy.logits(ids, attended, torch.tensor([0, 3, 7, 13]))
     allowed = [token for token in range(32) if token not in NEVER_SAMPLED]
     torch.testing.assert_close(found[:, allowed], raw[[0, 2, 7, 12]][:, allowed], atol=1e-6, rtol=1e-6)
@@ -180,7 +180,7 @@ def test_log_probs_of_a_completion_are_those_of_the_shifted_full_softmax():
     policy, prompt, completion = tiny_policy(model=model), random_ids(2, 3), torch.tensor([[6, 9, 20], [24, 8, 7]])
     masks = torch.tensor([[[True, False, True]], [[True, True, False]]])
     noisy = torch.cat((prompt, torch.where(masks[:, 0], 5, completion)), dim=1)
-    hidden = model.model(noisy, None)[:, 2:5]
+    hidden = model.hidden_states(noisy)[:, 2:5]
     logits = model.lm_head(hidden)
     logits[..., list(NEVER_SAMPLED)] = -torch.inf
     expected = logits.log_softmax(-1).gather(-1, completion[..., None])[..., 0] * masks[:, 0]

@@ -7,10 +7,10 @@ from transformers import AutoModelForMaskedLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from dmpo_lightning.data.demonstrations import DemonstrationsDataModule
 from dmpo_lightning.data.tokens import text_ids, tokenize_prompt
-from dmpo_lightning.models.blocks import blocks_of
 from dmpo_lightning.models.illada import ILLaDAConfig, ILLaDAForMaskedDiffusion
 from dmpo_lightning.models.loading import load_model, load_tokenizer, token_facts
 from dmpo_lightning.models.lora import LoRA, load_adapter
+from dmpo_lightning.models.parts import layers_of
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.samplers import ConfidenceSampler
 from dmpo_lightning.tasks import Task
@@ -97,7 +97,7 @@ def test_a_configuration_in_the_published_keys_is_read_and_names_no_mask(tmp_pat
         ({"rope_scaling": {"type": "default"}, "rope_parameters": {"rope_type": "yarn"}}, "scaled rotary positions"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "scaled rotary positions"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
-        ({"head_dim": 64}, "`head_dim` must be"),
+        ({"head_dim": 7}, "`head_dim`.*heads of 7"),
         ({"num_experts": 8}, "num_experts=8"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
     ],
@@ -241,7 +241,7 @@ def test_lora_adapts_the_seven_linears_of_each_block():
     model = tiny_illada()
     parts = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("gate", "up", "down")]
     assert LoRA(r=2).target_names(model) == [f"model.layers.{i}.{part}" for i in range(2) for part in parts]
-    assert [type(block).__name__ for block in blocks_of(model)] == ["ILLaDABlock"] * 2
+    assert [type(layer).__name__ for layer in layers_of(model)] == ["QwenLayer"] * 2
 
 
 # Text -----------------------------------------------------------------------------------------------------------------

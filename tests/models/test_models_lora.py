@@ -7,14 +7,14 @@ import huggingface_hub
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dmpo_lightning.models.backbone import Backbone
-from dmpo_lightning.models.blocks import enable_checkpointing
 from dmpo_lightning.models.dream import DreamConfig, DreamForMaskedDiffusion
 from dmpo_lightning.models.llada import LLaDAConfig, LLaDAForMaskedDiffusion
 from dmpo_lightning.models.loading import load_model
 from dmpo_lightning.models.lora import LoRA
+from dmpo_lightning.models.parts import enable_checkpointing
 from dmpo_lightning.policy import evaluating
 from helpers import perturb, prompt_batch, tiny_model, tiny_policy
 from small_models import tiny_dream
@@ -187,7 +187,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(build, dropout):
 def test_checkpointing_recomputes_every_block_once_under_lora(build):
     policy = tiny_policy(model=LoRA(r=3).apply(build()))
     enable_checkpointing(policy.model)
-    blocks = [m for m in policy.model.modules() if type(m).__name__ in ("LLaDABlock", "DreamBlock")]
+    blocks = [m for m in policy.model.modules() if type(m).__name__ in ("LLaDALayer", "QwenLayer")]
     calls = []
     norms = [next(iter(block.children())) for block in blocks]
     for module in norms:
@@ -276,4 +276,22 @@ def test_an_adapter_whose_base_is_not_to_be_had_names_the_base(d1_adapter):
     saved = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(saved | {"base_model_name_or_path": "nobody/base"}))
     with pytest.raises(ValueError, match="hf download nobody/base"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors, name: tensors.pop(name), "is missing"),
+        (lambda tensors, name: tensors.update({"odd": torch.ones(1)}), "unexpected tensor 'odd'"),
+        (lambda tensors, name: tensors.update({name: torch.ones(2, 2)}), r"must have shape \(3, 32\), got \(2, 2\)"),
+    ],
+)
+def test_an_adapter_is_checked_like_a_model(base, tmp_path, change, message):
+    folder = tmp_path / "adapter"
+    LoRA(r=3).apply(load_model(base), base).save_pretrained(str(folder))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    change(tensors, next(name for name in tensors if "lora_A" in name and "q_proj" in name))
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=rf"adapter_model\.safetensors'.*{message}"):
         load_model(str(folder))

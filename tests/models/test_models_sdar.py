@@ -7,10 +7,10 @@ from transformers import AutoModelForMaskedLM, Qwen3Config, Qwen3ForCausalLM
 
 from dmpo_lightning.checkpoints.export import save_policy
 from dmpo_lightning.models.backbone import Backbone
-from dmpo_lightning.models.blocks import blocks_of
 from dmpo_lightning.models.llada import LLaDAConfig
 from dmpo_lightning.models.loading import load_model, load_tokenizer, token_facts
 from dmpo_lightning.models.lora import LoRA
+from dmpo_lightning.models.parts import layers_of
 from dmpo_lightning.models.sdar import FAMILY, SDARConfig, SDARForMaskedDiffusion
 from dmpo_lightning.planning.parameters import read_architecture
 from small_models import SMALL, assert_published_is_default, random_ids, tiny_sdar, word_tokenizer
@@ -251,7 +251,7 @@ def test_lora_adapts_the_seven_linears_of_each_block():
     names = LoRA(r=2).target_names(model)
     parts = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("gate", "up", "down")]
     assert names == [f"model.layers.{i}.{part}" for i in range(2) for part in parts]
-    assert [type(block).__name__ for block in blocks_of(model)] == ["SDARBlock"] * 2
+    assert [type(layer).__name__ for layer in layers_of(model)] == ["QwenLayer"] * 2
 
 
 def test_checkpointing_changes_no_gradient():

@@ -8,9 +8,9 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, PreTrainedConfig
 
 from dmpo_lightning.functional import denoising_cross_entropy, draw_masks
-from dmpo_lightning.models.blocks import enable_checkpointing
 from dmpo_lightning.models.llada import LLaDAConfig
 from dmpo_lightning.models.loading import load_tokenizer
+from dmpo_lightning.models.parts import enable_checkpointing
 from dmpo_lightning.objectives import LogProbEstimator, MaskedPass, Objective, ObjectiveFootprint
 from dmpo_lightning.planning import Memory, Settings, Sharding, Workload, estimate_memory
 from dmpo_lightning.planning.parameters import describe

@@ -10,8 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from dmpo_lightning.models.adapter_folders import base_of
-from dmpo_lightning.models.lora import LoRA, linear_names, matching_names
+from dmpo_lightning.models.lora import LoRA, base_of, matching_names
+from dmpo_lightning.models.parts import linear_names
 from dmpo_lightning.planning.forwards import Forwards
 from dmpo_lightning.planning.memory import checkpoint_contents, estimate_memory
 from dmpo_lightning.planning.parameters import Architecture, count_parameters, read_architecture

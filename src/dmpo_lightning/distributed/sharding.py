@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.wrap import wrap
 
-from dmpo_lightning.models.blocks import blocks_of
+from dmpo_lightning.models.parts import layers_of
 
 
 def shard_fsdp2(model: nn.Module, mesh: Any, *, half_precision: bool = False) -> None:
@@ -22,7 +22,7 @@ def shard_fsdp2(model: nn.Module, mesh: Any, *, half_precision: bool = False) ->
         # The inputs of a unit are left alone, so that rotary tables stay in float32.
         options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     # From the inside out: `fully_shard` takes for a unit what no unit inside of it has taken yet.
-    for block in blocks_of(model):
+    for block in layers_of(model):
         fully_shard(block, **options)
     fully_shard(model, **options)
 
@@ -32,7 +32,7 @@ def wrap_fsdp1(model: nn.Module) -> nn.Module:
 
     Called in ``configure_model``, where the options of Lightning's strategy are active.
     """
-    blocks = set(blocks_of(model))
+    blocks = set(layers_of(model))
     # A list, because the tree of modules changes on the way.
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

@@ -1,10 +1,11 @@
 """Backbones: native architectures, and loading by hub id, folder or embedded name.
 
-Importing this package registers LLaDA, iLLaDA, Dream and SDAR with transformers, whose
-``AutoModelForMaskedLM.from_pretrained`` then builds published and exported folders without remote code. ``import
-dmpo_lightning`` alone does not, because it imports neither torch nor transformers.
+Importing this package registers the native families with transformers, whose ``AutoModelForMaskedLM.from_pretrained``
+then builds published and exported folders without remote code. ``import dmpo_lightning`` alone does not, because it
+imports neither torch nor transformers.
 """
 
-from dmpo_lightning.models.families import families
-
-families()
+from dmpo_lightning.models import dream as dream
+from dmpo_lightning.models import illada as illada
+from dmpo_lightning.models import llada as llada
+from dmpo_lightning.models import sdar as sdar

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from dmpo_lightning.models.blocks import enable_checkpointing
 from dmpo_lightning.models.loading import Quantization, load_model, load_tokenizer
 from dmpo_lightning.models.lora import LoRA
+from dmpo_lightning.models.parts import enable_checkpointing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

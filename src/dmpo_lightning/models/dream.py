@@ -4,24 +4,14 @@ They have the shape of Qwen2 with bidirectional attention. They are *shifted*: a
 were trained from, the hidden state at position i - 1 predicts the token at position i.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    Qwen2Tokenizer,
-)
+from transformers import Qwen2Tokenizer
 
-from dmpo_lightning.models.configuration import check_heads, check_switches, rotary_base
-from dmpo_lightning.models.family import Family
-from dmpo_lightning.models.qwen import BLOCK_LINEARS, GroupedAttention, QwenBlock, QwenForMaskedDiffusion, QwenModel
+from dmpo_lightning.models.families import Family, register
+from dmpo_lightning.models.qwen import QwenConfig, QwenModel
 
 FAMILY = Family(
-    model_type="Dream",
     end_tokens=("<|endoftext|>", "<|im_end|>"),
     chat_template=(
         "{% if messages[0]['role'] != 'system' %}"
@@ -30,22 +20,15 @@ FAMILY = Family(
         "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
         "{{ '<|im_start|>assistant\n' }}"
     ),
-    block_linears=BLOCK_LINEARS,
 )
 
-_FIXED = {"hidden_act": "silu"}
-"""Switches that the published configuration has, but that all published models set alike."""
 
-
-class DreamConfig(PreTrainedConfig):
-    """Configuration of a Dream. Its keys and defaults are those of the published 7B models.
-
-    Raises:
-        ValueError: numbers of heads that do not divide the width, or each other, or into even head sizes. A switch that
-            no published model sets so.
-    """
+class DreamConfig(QwenConfig):
+    """Configuration of a Dream. Its keys and defaults are those of the published 7B models."""
 
     model_type = "Dream"
+    fixed = {"hidden_act": "silu"}
+    projection_bias = True
 
     vocab_size: int = 152064
     hidden_size: int = 3584
@@ -63,37 +46,15 @@ class DreamConfig(PreTrainedConfig):
     bos_token_id: int | None = 151665
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        check_heads(self, kwargs)
-        check_switches("Dream", _FIXED, kwargs)
-        self.rope_theta = rotary_base("Dream", kwargs, self.rope_theta)
-        super().__post_init__(**kwargs)
 
-
-class DreamBlock(QwenBlock):
-    """Pre-norm transformer block with bidirectional grouped-query attention, with biases on query, key and value."""
-
-    def __init__(self, config: DreamConfig) -> None:
-        super().__init__(config, GroupedAttention(config, bias=True))
-
-
-class DreamModel(QwenModel):
-    """Embeddings, blocks and final norm, under the names of the published checkpoints."""
-
-    block_class = DreamBlock
-
-
-class DreamForMaskedDiffusion(QwenForMaskedDiffusion):
-    """Dream with its head. It is called like `LLaDAForMaskedDiffusion`, and logit i predicts token i.
+class DreamForMaskedDiffusion(QwenModel):
+    """Dream with its head. Logit i predicts token i.
 
     The published model's own logit i predicts token i + 1. The shift is undone here, so that nobody else needs to know.
     """
 
     config_class = DreamConfig
-    model_class = DreamModel
     lookback = 1
-    # The name that transformers has for blocks. `blocks_of` finds by it what to compile, checkpoint and divide.
-    _no_split_modules = ["DreamBlock"]
 
     def state_positions(self, input_ids: Tensor, positions: Tensor | None) -> Tensor:
         """The flat indices one column to the left."""
@@ -109,7 +70,4 @@ class DreamTokenizer(Qwen2Tokenizer):
     """Qwen2's tokenizer under the name that published folders give it, which otherwise comes with remote code."""
 
 
-# By these lines transformers builds the published folders without their remote code.
-AutoConfig.register("Dream", DreamConfig)
-AutoTokenizer.register(DreamConfig, tokenizer_class=DreamTokenizer)
-AutoModelForMaskedLM.register(DreamConfig, DreamForMaskedDiffusion)
+register(FAMILY, DreamForMaskedDiffusion, tokenizer_class=DreamTokenizer)

@@ -1,28 +1,19 @@
-"""The known families of masked diffusion language models, and which of them a model or a tokenizer belongs to."""
+"""The known families of masked diffusion language models, and which of them a model or a tokenizer belongs to.
 
-import json
-import re
-from collections.abc import Container
-from pathlib import Path
+A family is a file of its own, which `dmpo_lightning.models` imports by one line. Such a file says what its `Family` and
+its configuration are, and where its network differs from the shared one.
+"""
+
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dmpo_lightning.models.family import Family
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-def families() -> tuple[Family, ...]:
-    """The families with a native model.
-
-    Importing their modules registers their architectures with transformers, which importing `dmpo_lightning.models`
-    does.
-    """
-    from dmpo_lightning.models import dream, illada, llada, sdar
-
-    # SDAR has the end tokens of Dream and more to be known by, so that it is asked first. iLLaDA has least.
-    return llada.FAMILY, sdar.FAMILY, dream.FAMILY, illada.FAMILY
-
+FAMILIES: dict[str, "Family"] = {}
+"""The families with a native model, by the ``model_type`` of their config.json. `register` fills it."""
 
 REFUSED = {
     "llada2_moe": "LLaDA2 is block-causal, but its router and its 256 experts per layer are not built here",
@@ -31,53 +22,62 @@ REFUSED = {
 """Models that are known by the ``model_type`` of config.json and not supported, and what is missing."""
 
 
+@dataclass(frozen=True)
+class Family:
+    """Facts about the models of a family that neither their configuration nor their tokenizer states."""
+
+    end_tokens: tuple[str, ...]
+    """A completion ends where the first of any of these stands, or of the tokenizer's eos token.
+
+    The last one listed closes a turn of a conversation. Where there are none, the eos token does.
+    """
+    chat_template: str | None
+    """The chat template for tokenizers that carry none of their own. None leaves them without one."""
+    mask_token: str | None = None
+    """The mask token, where it tells the family's tokenizers from those of others."""
+
+    def __post_init__(self) -> None:
+        assert self.control_tokens, "A family without any of these tokens would be that of every tokenizer."
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """The end tokens, and the mask token where one is stated: no text of a prompt may be read as one of them."""
+        return frozenset(self.end_tokens if self.mask_token is None else (*self.end_tokens, self.mask_token))
+
+
+def register(family: Family, model_class: Any, *, tokenizer_class: Any = None) -> None:
+    """Makes a family known here, and to transformers, which then builds its folders without their remote code.
+
+    Args:
+        family: its facts.
+        model_class: its network, whose ``config_class`` states the ``model_type``.
+        tokenizer_class: the class that reads its tokenizers, where published folders name one of their own.
+    """
+    config_class = model_class.config_class
+    FAMILIES[config_class.model_type] = family
+    AutoConfig.register(config_class.model_type, config_class)
+    AutoModelForMaskedLM.register(config_class, model_class)
+    if tokenizer_class is not None:
+        AutoTokenizer.register(config_class, tokenizer_class=tokenizer_class)
+
+
 def check_supported(model_type: str | None, source: str) -> None:
     """Raises ValueError for a ``model_type`` that is known not to be supported, whatever code comes with it."""
     if model_type in REFUSED:
         raise ValueError(
             f"{source!r} is a {model_type!r}, which is not supported: {REFUSED[model_type]}. Supported: "
-            f"{', '.join(family.model_type for family in families())}, and any masked language model of transformers."
+            f"{', '.join(FAMILIES)}, and any masked language model of transformers."
         )
 
 
-def read_config(folder: Path, source: str, *, trust_remote_code: bool = False) -> Any:
-    """The configuration of the model in a folder, which was fetched from ``source``.
-
-    Raises:
-        ValueError: the model is known not to be supported, see `check_supported`.
-    """
-    from transformers import AutoConfig
-
-    path = folder / "config.json"
-    stated = json.loads(path.read_text()) if path.is_file() else {}
-    # Before transformers reads it, which would not know the model's type either and ask for remote code.
-    check_supported(stated.get("model_type"), source)
-    return with_named_block(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code), source, stated)
-
-
-def with_named_block(config: Any, source: str, stated: Container[str]) -> Any:
-    """A configuration, with the ``block_size`` that the model's name ends with unless it is among the ``stated`` keys.
-
-    A block-causal SDAR-8B-Chat-b32 has blocks of 32. Without such a name the family's default stays.
-    """
-    named = re.search(r"-b(\d+)$", Path(source).name)
-    if named and hasattr(config, "block_size") and "block_size" not in stated:
-        config.block_size = int(named[1])
-    return config
-
-
 def family_of_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> Family | None:
-    """The family whose end tokens, and mask token where it states one, are all in a tokenizer's vocabulary.
+    """The family whose control tokens are all in a tokenizer's vocabulary, or None.
 
-    None if there is no such family.
+    Of several it is the one with most of them: a tokenizer of SDAR has the end tokens of Dream and a mask token more.
     """
     vocabulary = set(tokenizer.get_vocab())
-    return next((family for family in families() if family.control_tokens <= vocabulary), None)
-
-
-def family_of_model(model_type: str) -> Family | None:
-    """The family of a ``model_type``, as config.json states it, or None if no family has that type."""
-    return next((family for family in families() if family.model_type == model_type), None)
+    fitting = [family for family in FAMILIES.values() if family.control_tokens <= vocabulary]
+    return max(fitting, key=lambda family: len(family.control_tokens), default=None)
 
 
 def logit_width(config: Any) -> Any:
@@ -86,6 +86,5 @@ def logit_width(config: Any) -> Any:
     LLaDA's embedding may be wider than its vocabulary, and its logits are as wide as the embedding.
     """
     # Elsewhere, as in ALBERT and ELECTRA, a configuration calls the width of the embeddings so.
-    has_rows = family_of_model(getattr(config, "model_type", "")) is not None
-    rows = getattr(config, "embedding_size", None) if has_rows else None
+    rows = getattr(config, "embedding_size", None) if getattr(config, "model_type", "") in FAMILIES else None
     return rows or getattr(config, "vocab_size", None)

@@ -1,4 +1,4 @@
-"""Building blocks that the native backbones share: RMSNorm, rotary positions, padding masks and attention."""
+"""The arithmetic that the native backbones share: RMSNorm, rotary positions, masks and attention."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,10 +27,6 @@ class RMSNorm(nn.Module):
 
 RotaryTables = tuple[Float[Tensor, "rows 1 length size"], Float[Tensor, "rows 1 length size"]]
 """Cosines and sines, in float32, by which `apply_rotary` rotates heads of ``size``."""
-
-
-QueryTables = tuple[Float[Tensor, "rows 1 queries size"], Float[Tensor, "rows 1 queries size"]]
-"""The same for some columns only."""
 
 
 def rotary_tables(position_ids: Int[Tensor, "rows length"], head_size: int, theta: float) -> RotaryTables:
@@ -104,6 +100,49 @@ def key_padding_mask(
     return attention_mask.bool()[:, None] if attention_mask.ndim == 3 else attention_mask.bool()[:, None, None]
 
 
+def block_numbers(position_ids: Int[Tensor, "*positions"], block_size: int) -> Int[Tensor, "*positions"]:
+    """The completion block of each position of a block-causal model, for the network, the likelihood and the samplers.
+
+    Positions count attended tokens from 0, and the prompt's count as all others. Left padding therefore changes
+    nothing, and a prompt whose length is no multiple of ``block_size`` shares its last block with the first tokens of
+    its completion.
+    """
+    return position_ids // block_size
+
+
+def block_causal_mask(
+    position_ids: Int[Tensor, "rows keys"],
+    attended: Bool[Tensor, "rows *queries keys"] | Int[Tensor, "rows *queries keys"] | None,
+    block_size: int,
+    *,
+    first_query: int = 0,
+) -> Bool[Tensor, "rows 1 queries_ keys"]:
+    """The mask that scaled_dot_product_attention takes: True where a query may attend to a key.
+
+    A query attends to all positions of its own block and of earlier ones. ``attended`` takes keys away from that: from
+    all queries alike, or where it is ``[rows queries keys]`` from each by itself. Queries are the columns from
+    ``first_query`` on.
+    """
+    blocks = block_numbers(position_ids, block_size)
+    mask = blocks[:, None, :] <= blocks[:, first_query:, None]
+    if attended is not None:
+        mask = mask & (attended.bool() if attended.ndim == 3 else attended.bool()[:, None])
+    return mask[:, None]
+
+
+def additive(mask: Bool[Tensor, "rows 1 _ keys"] | None, states: Tensor) -> Tensor | None:
+    """A mask of queries and keys in the form that attention adds to its scores: 0, or minus infinity for False.
+
+    scaled_dot_product_attention would make it of a boolean mask in every layer anew, and keep each for the backward
+    pass. A mask of keys alone is small, and stays as it is.
+    """
+    if mask is None or mask.shape[2] == 1:
+        return mask
+    device = states.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+
+
 Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Takes keys and values of a forward's own columns and returns those of all columns, as `KeyValueCache.store` does."""
 
@@ -123,34 +162,31 @@ def queried(at: Int[Tensor, "*at"] | None, rows: int) -> Int[Tensor, "{rows} k"]
 
 
 def attention(
-    query: Float[Tensor, "rows queries width"],
-    key: Float[Tensor, "rows length key_width"],
-    value: Float[Tensor, "rows length key_width"],
-    head_size: int,
+    query: Float[Tensor, "rows queries heads size"],
+    key: Float[Tensor, "rows length key_heads size"],
+    value: Float[Tensor, "rows length key_heads size"],
     rotary: RotaryTables,
     key_mask: Bool[Tensor, "rows 1 _ _"] | Float[Tensor, "rows 1 _ _"] | None,
     store: Store | None = None,
     at: Int[Tensor, "rows queries"] | None = None,
 ) -> Float[Tensor, "rows queries width"]:
-    """Bidirectional attention with rotary positions, on projections whose last axis holds all heads side by side.
+    """Bidirectional attention with rotary positions. The result holds all heads side by side.
 
     Where there are fewer key heads than query heads, each key head serves several query heads. ``key_mask`` is that of
     `key_padding_mask`, or what is added to the scores (`additive`). ``store`` adds the keys and values of columns that
     this forward does not compute. ``at`` holds the flat indices of the queries' own columns, if ``query`` is of some
     columns only.
     """
-    q, k, v = (x.unflatten(-1, (-1, head_size)).transpose(1, 2) for x in (query, key, value))
-    q, k = apply_rotary(q, rotary if at is None else _tables_at(rotary, at)), apply_rotary(k, rotary)
-    # A mask of queries and keys has a row for every query; only those of the queries that are computed are wanted.
-    if at is not None and key_mask is not None and key_mask.shape[2] > 1:
-        key_mask = take(key_mask.squeeze(1), at).unsqueeze(1)
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    own = rotary
+    if at is not None:
+        cos, sin = (take(table.squeeze(1), at).unsqueeze(1) for table in rotary)
+        own = cos, sin
+        # A mask of queries and keys has a row for every query; only those of the queries that are computed are wanted.
+        if key_mask is not None and key_mask.shape[2] > 1:
+            key_mask = take(key_mask.squeeze(1), at).unsqueeze(1)
+    q, k = apply_rotary(q, own), apply_rotary(k, rotary)
     if store is not None:
         k, v = store(k, v)
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask, enable_gqa=q.shape[1] != k.shape[1])
     return mixed.transpose(1, 2).flatten(2)
-
-
-def _tables_at(rotary: RotaryTables, at: Int[Tensor, "rows queries"]) -> QueryTables:
-    """The tables of the columns that the queries stand in, given by their flat indices."""
-    cos, sin = (take(table.squeeze(1), at).unsqueeze(1) for table in rotary)
-    return cos, sin

@@ -1,6 +1,9 @@
 """Loads models, tokenizers and facts about tokens, from a hub id, a local folder or the name of an embedded model."""
 
+import json
 import os
+import re
+from collections.abc import Container
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -9,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from dmpo_lightning.models.adapter_folders import base_of
-from dmpo_lightning.models.families import family_of_model, family_of_tokenizer, logit_width, read_config
-from dmpo_lightning.models.verification import verify_checkpoint
+from dmpo_lightning.models.families import FAMILIES, check_supported, family_of_tokenizer, logit_width
+from dmpo_lightning.models.lora import base_of, is_adapter, load_adapter
+from dmpo_lightning.models.parts import head_name
+from dmpo_lightning.models.verification import verify_tensors
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 EMBEDDED_MODELS = ("sudoku_tiny", "countdown_tiny", "blocks_tiny")
 """Models that are part of the installed package and can be loaded by name without a network."""
@@ -66,10 +70,11 @@ def load_model(
             kind that is not supported, see `check_supported`.
     """
     folder = fetch(source, revision)
-    if (Path(folder) / "adapter_config.json").is_file():
+    if is_adapter(folder):
         if random_weights:
             raise ValueError(f"`random_weights` needs a whole model, but {source!r} is an adapter on a trained one.")
-        return _load_adapted(folder, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
+        base = load_model(base_of(folder), dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
+        return load_adapter(base, folder)
     from transformers import AutoModelForMaskedLM
 
     config = read_config(Path(folder), source, trust_remote_code=trust_remote_code)
@@ -78,24 +83,43 @@ def load_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return AutoModelForMaskedLM.from_config(config).to(_dtype(dtype, torch.float32))
-    if family_of_model(config.model_type):
-        verify_checkpoint(folder, config)
-    options: dict[str, Any] = {
-        "config": config,
-        "dtype": _dtype(dtype, "auto"),
-        "trust_remote_code": trust_remote_code,
-    }
-    if quantization is None:
-        return AutoModelForMaskedLM.from_pretrained(folder, **options)
-    from peft import prepare_model_for_kbit_training
+    # What is expected of the folder, and what the head is called, is known of a model; here it takes no memory.
+    with torch.device("meta"):
+        empty = AutoModelForMaskedLM.from_config(config, trust_remote_code=trust_remote_code)
+    if config.model_type in FAMILIES:
+        tied = empty._tied_weights_keys if config.tie_word_embeddings else None
+        verify_tensors(folder, empty.state_dict(), tied=tied)
+    options: dict[str, Any] = {"dtype": _dtype(dtype, "auto"), "trust_remote_code": trust_remote_code}
+    if quantization is not None:
+        options["quantization_config"] = _four_bit(head_name(empty))
+    model = AutoModelForMaskedLM.from_pretrained(folder, config=config, **options)
+    return model if quantization is None else _prepared_for_adapters(model)
 
-    model = AutoModelForMaskedLM.from_pretrained(folder, quantization_config=_four_bit(config), **options)
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the 4-bit weights at the first forward in eval mode,
-            # which sampling is. Its backward still expects the old layout, and gradients come out wrong.
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment,unused-ignore]
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+def read_config(folder: Path, source: str, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of the model in a folder, which was fetched from ``source``.
+
+    Raises:
+        ValueError: the model is known not to be supported, see `check_supported`.
+    """
+    from transformers import AutoConfig
+
+    path = folder / "config.json"
+    stated = json.loads(path.read_text()) if path.is_file() else {}
+    # Before transformers reads it, which would not know the model's type either and ask for remote code.
+    check_supported(stated.get("model_type"), source)
+    return with_named_block(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code), source, stated)
+
+
+def with_named_block(config: Any, source: str, stated: Container[str]) -> Any:
+    """A configuration, with the ``block_size`` that the model's name ends with unless it is among the ``stated`` keys.
+
+    A block-causal SDAR-8B-Chat-b32 has blocks of 32. Without such a name the family's default stays.
+    """
+    named = re.search(r"-b(\d+)$", Path(source).name)
+    if named and hasattr(config, "block_size") and "block_size" not in stated:
+        config.block_size = int(named[1])
+    return config
 
 
 def fetch(source: str, revision: str | None = None) -> str:
@@ -119,13 +143,6 @@ def fetch(source: str, revision: str | None = None) -> str:
         raise ValueError(_missing_source(source)) from error
 
 
-def _load_adapted(folder: str, **options: Any) -> nn.Module:
-    """Loads the base that a folder's adapter names, and the adapter on it."""
-    from dmpo_lightning.models.lora import load_adapter
-
-    return load_adapter(load_model(base_of(folder), **options), folder)
-
-
 def _dtype(name: str | torch.dtype, automatic: Any) -> Any:
     """The torch dtype of a name, and ``automatic`` for "auto"."""
     if isinstance(name, torch.dtype):
@@ -138,7 +155,7 @@ def _dtype(name: str | torch.dtype, automatic: Any) -> Any:
     return value
 
 
-def _four_bit(config: "PretrainedConfig") -> Any:
+def _four_bit(head: str | None) -> Any:
     """How transformers is to quantise all but the head: NF4 with double quantisation (QLoRA, arXiv 2305.14314)."""
     try:
         import bitsandbytes  # noqa: F401
@@ -146,19 +163,27 @@ def _four_bit(config: "PretrainedConfig") -> Any:
         raise ValueError(
             "`quantization` nf4 needs bitsandbytes: pip install 'dmpo-lightning[quantization]'."
         ) from error
-    from transformers import AutoModelForMaskedLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
-    # What the head is called is only known of a model; on the meta device it takes no memory.
-    with torch.device("meta"):
-        model = AutoModelForMaskedLM.from_config(config)
-    head = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=head,
+        llm_int8_skip_modules=[] if head is None else [head],
     )
+
+
+def _prepared_for_adapters(model: nn.Module) -> nn.Module:
+    """A quantised model, frozen and with its norms in float32."""
+    from peft import prepare_model_for_kbit_training
+
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the 4-bit weights at the first forward in eval mode,
+            # which sampling is. Its backward still expects the old layout, and gradients come out wrong.
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment,unused-ignore]
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def load_tokenizer(
@@ -174,7 +199,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     folder = fetch(source, revision)
-    if not (Path(folder) / "tokenizer_config.json").is_file() and (Path(folder) / "adapter_config.json").is_file():
+    if is_adapter(folder) and not (Path(folder) / "tokenizer_config.json").is_file():
         return load_tokenizer(base_of(folder))
     try:
         # None would ask on the terminal.

@@ -1,14 +1,21 @@
-"""Low-rank adapters (LoRA) through PEFT, on the layers of the blocks and never by accident on the head."""
+"""Low-rank adapters (LoRA) through PEFT: fresh ones, those of a folder, and merged ones.
 
-import re
+They adapt the linear layers of the transformer blocks, and never the head by accident.
+"""
+
+import copy
+import json
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from dmpo_lightning.models.families import family_of_model
+from dmpo_lightning.models.families import FAMILIES
+from dmpo_lightning.models.parts import head_name, layers_of, linear_names, tied_head_name
+from dmpo_lightning.models.verification import verify_tensors
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -22,7 +29,8 @@ class LoRA:
         alpha: the scale, which is applied as alpha / r.
         dropout: the dropout on the adapters' input, in training only.
         targets: full names, or last parts of names, of the modules to adapt. The head is adapted only where its full
-            name is given. None takes all linear layers of the blocks, for which the model must be of a known family.
+            name is given. None takes all linear layers of the transformer blocks, for which the
+            model must be of a known family.
 
     Raises:
         ValueError: the rank is below 1, the dropout is outside [0, 1), or ``targets`` is empty. When applied: a target
@@ -92,73 +100,80 @@ def check_adapted(model: nn.Module, tied_head: str | None, adapted: Collection[s
         )
 
 
-def tied_head_name(model: nn.Module) -> str | None:
-    """The full name of the output embedding where its weight is that of the input embedding, else None."""
-    kinds = ("get_output_embeddings", "get_input_embeddings")
-    head, embedding = (getattr(getattr(model, kind, lambda: None)(), "weight", None) for kind in kinds)
-    return head_name(model) if head is not None and head is embedding else None
-
-
 def matching_names(target: str, names: list[str], *, head: str | None) -> list[str]:
     """Those of the full ``names`` that ``target`` is, or whose last parts it is. The head only by its full name."""
     # LLaDA's head is called ff_out, like the last linear layer of each of its blocks.
     return [name for name in names if name == target or (name.endswith(f".{target}") and name != head)]
 
 
-def head_name(model: nn.Module) -> str | None:
-    """The full name of the output embedding, or None where the model names none."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    return next((name for name, module in model.named_modules() if module is head), None)
-
-
-def linear_names(model: nn.Module) -> list[str]:
-    """The full names of all linear layers. Quantised layers are linear layers too."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-
-
 def block_linear_names(model: nn.Module) -> list[str]:
-    """The full names of the linear layers in the blocks of a model of a known family.
+    """The full names of the linear layers in the transformer blocks of a model of a known family.
 
     Raises:
         ValueError: the model belongs to no known family.
     """
-    config: Any = getattr(model, "config", None)
-    family = family_of_model(getattr(config, "model_type", ""))
-    if family is None:
+    if not _is_known(model):
         raise ValueError(
             f"LoRA has no default targets for {type(model).__name__}; name them with `targets`, for example from "
             f"{', '.join(sorted({name.rpartition('.')[2] for name in linear_names(model)}))}."
         )
-    return [name for name in linear_names(model) if re.fullmatch(family.block_linears, name)]
+    inside = {module for layer in layers_of(model) for module in layer.modules()}
+    return [name for name in linear_names(model) if model.get_submodule(name) in inside]
+
+
+def _is_known(model: Any) -> bool:
+    return getattr(getattr(model, "config", None), "model_type", "") in FAMILIES
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds a PEFT adapter."""
+    return (Path(folder) / "adapter_config.json").is_file()
+
+
+def base_of(folder: str) -> str:
+    """What a folder's adapter names as its base.
+
+    Raises:
+        ValueError: it names none, or an adapter.
+    """
+    file = Path(folder) / "adapter_config.json"
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"Adapter file {str(file)!r} is damaged ({error}). Save the adapter again.") from error
+    if not isinstance(base, str) or not base or is_adapter(base):
+        raise ValueError(
+            f"Adapter file {str(file)!r} must name its base in `base_model_name_or_path`, got {base!r}; set it to the "
+            "whole model that the adapter was trained on."
+        )
+    return base
 
 
 def load_adapter(model: nn.Module, directory: str) -> "PeftModel":
     """The model with a saved PEFT adapter, which stays trainable.
 
-    Warns of linear layers of the blocks that the adapter leaves as they are. Adapters of d1 and DMPO name Llama's
-    layers, of which LLaDA has only some, and load with that warning. The task that they name is left out.
+    Warns of linear layers of the transformer blocks that the adapter leaves as they are. Adapters of d1 and DMPO name
+    Llama's layers, of which LLaDA has only some, and load with that warning. The task that they name is left out.
 
     Raises:
-        ValueError: it adapts a head that is the embedding too.
+        ValueError: it adapts a head that is the embedding too, or `verify_tensors` finds its file wrong.
     """
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
     # Asked before PEFT puts its own layers in the place of the model's.
-    tied_head = tied_head_name(model)
-    known = family_of_model(getattr(model.config, "model_type", "")) is not None
-    expected = block_linear_names(model) if known else []
+    tied_head, expected = tied_head_name(model), block_linear_names(model) if _is_known(model) else []
     config = PeftConfig.from_pretrained(directory)
     # Those adapters also call their task causal language modelling. For that, PEFT would wrap the model in a class that
     # passes arguments on which no masked language model takes.
-    config.task_type = None
-    adapted = PeftModel.from_pretrained(model, directory, is_trainable=True, config=config)
-    adapted_names = {
-        name.partition("base_model.model.")[2].rpartition(".lora_A")[0]
-        for name, _ in adapted.named_parameters()
-        if ".lora_A." in name
-    }
-    check_adapted(model, tied_head, adapted_names)
-    lacking = sorted({name.rpartition(".")[2] for name in expected if name not in adapted_names})
+    config.task_type, config.inference_mode = None, False
+    adapted = PeftModel(model, config)
+    # By default PEFT would ask the hub whether the base's embeddings grew.
+    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    names = {name.removeprefix("base_model.model.").rpartition(".lora_A")[0] for name in tensors}
+    check_adapted(model, tied_head, names)
+    verify_tensors(directory, tensors, stem="adapter_model")
+    adapted.load_adapter(directory, "default", is_trainable=True)
+    lacking = sorted({name.rpartition(".")[2] for name in expected if name not in names})
     if lacking:
         warnings.warn(
             f"The adapter in {directory!r} leaves these linear layers of the blocks without adapters: "
@@ -166,3 +181,57 @@ def load_adapter(model: nn.Module, directory: str) -> "PeftModel":
             stacklevel=2,
         )
     return adapted
+
+
+class MergedCopy:
+    """A copy of an adapted model whose adapted layers have weights of their own, with the adapters merged in.
+
+    All other tensors are those of the model itself, not copies, so that the copy costs no more than the adapted layers
+    and follows every change to the rest. `refresh` follows changes to the adapters.
+
+    This is not a module, and the copy in it is thereby no part of the parameters, the state or the device moves of a
+    module that holds it.
+
+    Raises:
+        ValueError: the layers cannot be merged into, see `check`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.check(model)
+        base = model.get_base_model()
+        adapted = dict(_adapted(base))
+        own = {id(layer.base_layer.weight) for layer in adapted.values()}
+        shared = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers()) if id(tensor) not in own}
+        # A deep copy takes what its memo holds for already copied, and what it then refers to is the original tensor.
+        self.model: nn.Module = copy.deepcopy(base, shared)
+        # In place of PEFT's layer, which would add the adapters once more, stands the linear layer inside of it.
+        for name in adapted:
+            parent, _, leaf = name.rpartition(".")
+            setattr(self.model.get_submodule(parent), leaf, self.model.get_submodule(name).base_layer)
+        self.model.eval()
+
+    @staticmethod
+    def check(model: Any) -> None:
+        """Raises ValueError where an adapted layer is quantised or sharded: nothing can be merged into its weights."""
+        for name, layer in _adapted(model.get_base_model()):
+            weight = layer.base_layer.weight
+            if type(layer.base_layer) is not nn.Linear or type(weight) is not nn.Parameter:
+                raise ValueError(
+                    f"Adapters cannot be merged for sampling into {name}, a {type(layer.base_layer).__name__} with a "
+                    f"{type(weight).__name__}: leave `sample_merged` out with quantised or sharded weights."
+                )
+
+    @torch.no_grad()
+    def refresh(self, model: Any) -> None:
+        """Merges the adapters, as they are now, into the copy's weights. The model is only read."""
+        for name, layer in _adapted(model.get_base_model()):
+            delta = sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+            weight: Any = self.model.get_submodule(name).weight
+            # Added in the adapters' dtype, and rounded once to that of the weights.
+            weight.copy_(layer.base_layer.weight.to(delta.dtype) + delta)
+
+
+def _adapted(base: nn.Module) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    return ((name, module) for name, module in base.named_modules() if isinstance(module, LoraLayer))

@@ -1,14 +1,17 @@
-"""What the forwards of the native backbones share: positions, padding, caches, and a last block for a few queries."""
+"""What all native models share: the checks of a configuration, and the one forward from ids to logits."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
 
+from dmpo_lightning.models.head import predict
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.models.layers import (
-    Store,
+    RotaryTables,
+    additive,
     key_padding_mask,
     padded_position_ids,
     queried,
@@ -16,67 +19,185 @@ from dmpo_lightning.models.layers import (
     take,
 )
 
+_PLAIN: Mapping[str, Collection[object]] = {
+    "partial_rotary_factor": (None, 1.0),
+    "use_sliding_window": (None, False),
+    "use_mrope": (None, False),
+    "is_causal": (None, False),
+    "num_experts": (None, 0),
+}
+"""Keys by which relatives of these models differ from them, and the values by which they do not."""
 
-@dataclass(frozen=True)
-class Geometry:
-    """At which positions the columns of a forward stand, and what they may attend to."""
 
-    rotary: tuple[Tensor, Tensor]
-    key_mask: Tensor | None
-    cache: KeyValueCache | None = None
-    start: int = 0
-    """The first column that the forward computes, with a cache."""
+class NativeConfig(PreTrainedConfig):
+    """What the configurations of the native models check, so that no model is built as another one than it is.
 
-    @classmethod
-    def of(
-        cls,
+    Raises:
+        ValueError: numbers of heads that do not divide the width, or each other, or into even head sizes. A switch that
+            no published model sets so. Rotary positions that are scaled (YaRN and the like) or rotate a part of a head.
+    """
+
+    fixed: ClassVar[Mapping[str, object]] = {}
+    """Switches of the published configurations that are built in one setting alone, which all published models have."""
+
+    rope_theta: float = 10000.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._check_switches({"tie_word_embeddings": self.tie_word_embeddings} | kwargs)
+        self.rope_theta = self._rotary_base(kwargs)
+        super().__post_init__(**kwargs)
+        self._check_heads()
+
+    @property
+    def head_size(self) -> int:
+        """The size of a head, which a configuration states as ``head_dim`` or divides its width into."""
+        return getattr(self, "head_dim", None) or self.hidden_size // self.num_attention_heads
+
+    @property
+    def _family(self) -> str:
+        return type(self).__name__.removesuffix("Config")
+
+    def _check_heads(self) -> None:
+        heads, key_heads, width = self.num_attention_heads, self.num_key_value_heads, self.hidden_size
+        divided = getattr(self, "head_dim", None) is not None or width % heads == 0
+        # Even head sizes, because rotary positions pair a head's dimensions.
+        if not divided or heads % key_heads or self.head_size % 2:
+            names = ("num_attention_heads", "num_key_value_heads", "hidden_size")
+            query, key, size = (self.attribute_map.get(name, name) for name in names)
+            raise ValueError(
+                f"`{query}` must be a multiple of `{key}` and divide `{size}` into even head sizes (a stated "
+                f"`head_dim` must be even), got {heads}, {key_heads}, {width} and heads of {self.head_size}."
+            )
+
+    def _check_switches(self, stated: Mapping[str, Any]) -> None:
+        allowed = {**_PLAIN, **{name: (value,) for name, value in self.fixed.items()}}
+        for name, values in allowed.items():
+            if name in stated and stated[name] not in values:
+                raise ValueError(
+                    f"{self._family} with {name}={stated[name]!r} is not supported; published checkpoints have "
+                    f"{next(iter(values))!r}."
+                )
+        if other := set(stated.get("layer_types") or ()) - {"full_attention"}:
+            raise ValueError(
+                f"{self._family} with layers of the types {sorted(other)} is not supported; all must see all."
+            )
+
+    def _rotary_base(self, stated: Mapping[str, Any]) -> float:
+        """The base of rotary positions, which transformers 5 writes among the ``rope_parameters``."""
+        base = self.rope_theta
+        for name in ("rope_scaling", "rope_parameters"):
+            rope = stated.get(name) or {}
+            plain = rope.get("rope_type", rope.get("type", "default")) == "default"
+            if not plain or rope.get("factor", 1.0) != 1.0 or rope.get("partial_rotary_factor", 1.0) != 1.0:
+                raise ValueError(f"{self._family} with scaled rotary positions is not supported, got {rope}.")
+            base = rope.get("rope_theta", base)
+        return base
+
+
+class NativeModel(PreTrainedModel):
+    """A transformer with its head, called in one way whatever a family's parts are named. Logit i predicts token i.
+
+    A family holds its parts in ``model`` and its head under their published names, and says in `layers_and_norm` and by
+    transformers' accessors of embeddings which they are.
+    """
+
+    base_model_prefix = "model"
+    predicts_at_positions = True
+    """Whether the forward takes ``positions`` and ``targets``, which `Policy` asks."""
+    is_native = True
+    """Whether the forward takes a ``cache`` and ``position_ids`` as well, which `Policy` asks."""
+    lookback = 0
+    """How many columns before its own the hidden state stands from which a logit is computed.
+
+    A forward with a cache that computes some columns has to begin this many columns earlier.
+    """
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    main_input_name = "input_ids"
+
+    def layers_and_norm(self) -> tuple[Any, Any]:
+        """The transformer layers in their order, and the norm behind the last of them."""
+        raise NotImplementedError
+
+    def state_positions(self, input_ids: Tensor, positions: Tensor | None) -> Tensor | None:
+        """The flat indices of the hidden states that predict the tokens at ``positions``. None is all in order."""
+        return positions
+
+    def positions_and_mask(
+        self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         cache: KeyValueCache | None,
         start: int,
-        *,
-        head_size: int,
-        theta: float,
-    ) -> "Geometry":
-        """The geometry of ids ``[rows length]``. A cache has a mask and positions of its own, for all columns."""
+    ) -> tuple[RotaryTables, Tensor | None]:
+        """The rotary tables of the columns, and who sees whom: here every token all that are not padding.
+
+        A cache has positions and a mask of its own, for all columns.
+        """
+        head_size, theta = self.config.head_size, self.config.rope_theta
         if cache is not None:
-            return cls(cache.rotary(start, input_ids.shape[1], head_size, theta), cache.key_mask, cache, start)
+            return cache.rotary(start, input_ids.shape[1], head_size, theta), cache.key_mask
         if position_ids is None:
             position_ids = padded_position_ids(input_ids, attention_mask)
-        return cls(rotary_tables(position_ids, head_size, theta), key_padding_mask(attention_mask))
+        return rotary_tables(position_ids, head_size, theta), key_padding_mask(attention_mask)
 
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        at: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        start: int = 0,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states, normalised but not shifted: ``[rows length width]``, or those at flat indices ``at``."""
+        layers, norm = self.layers_and_norm()
+        rotary, mask = self.positions_and_mask(input_ids, attention_mask, position_ids, cache, start)
+        states = self.get_input_embeddings()(input_ids)
+        mask = additive(mask, states)
+        # The last layer computes the states of the queries alone where it can, for nothing follows that would attend to
+        # the others.
+        queries = queried(at, len(input_ids))
+        for number, layer in enumerate(layers):
+            store = None if cache is None else cache.store(number, start)
+            states = layer(states, rotary, mask, store, queries if number == len(layers) - 1 else None)
+        states = norm(states)
+        return take(states, at) if queries is None else states
 
-def run_blocks(blocks: Iterable[nn.Module], x: Tensor, geometry: Geometry, at: Tensor | None = None) -> Tensor:
-    """Passes states ``[rows length width]`` through all blocks.
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        targets: Tensor | None = None,
+        logit_bias: Tensor | None = None,
+        temperature: float = 1.0,
+        cache: KeyValueCache | None = None,
+        start: int = 0,
+        position_ids: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> MaskedLMOutput | Tensor:
+        """Logits at all positions, or logits or log-probs at those asked for.
 
-    Where ``at`` holds flat indices ``[rows k]``, the last block computes the states of these queries alone, for nothing
-    follows that would attend to the others.
-    """
-    mask = additive(geometry.key_mask, x)
-    *numbered, (last, last_block) = enumerate(blocks)
-    for number, block in numbered:
-        x = block(x, geometry.rotary, mask, _store(geometry, number))
-    return last_block(x, geometry.rotary, mask, _store(geometry, last), queried(at, x.shape[0]))
+        Args:
+            input_ids: ``[rows length]``.
+            attention_mask: ``[rows length]``, 1 or True where attended. Left padding is masked and takes no position.
+            positions: flat indices into ``rows x length``, of any shape. The head is computed there only. In the shape
+                ``[rows k]`` each row's indices must lie in that row, and the last layer is computed there only too.
+            targets: token ids shaped like ``positions``. Their float32 log-probs are returned instead of logits.
+            logit_bias: ``[vocab]``, added to the logits. Minus infinity bans a token.
+            temperature: divides the logits before log-probs are taken. Logits that are returned are not divided.
+            cache: keys and values of all columns. ``input_ids`` are then those of the columns from ``start`` on, and
+                the cache's own mask takes the place of ``attention_mask``.
+            start: the first column of ``input_ids``, with a cache.
+            position_ids: ``[rows length]``. None counts attended tokens. With them ``attention_mask`` may also be
+                ``[rows length length]``, queries by keys.
+            return_dict: accepted because transformers passes it, and ignored.
 
-
-def additive(mask: Tensor | None, states: Tensor) -> Tensor | None:
-    """A mask of queries and keys in the form that attention adds to its scores: 0, or minus infinity for False.
-
-    scaled_dot_product_attention would make it of a boolean mask in every block anew, and keep each for the backward
-    pass. A mask of keys alone is small, and stays as it is.
-    """
-    if mask is None or mask.shape[2] == 1:
-        return mask
-    device = states.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
-
-
-def at_positions(states: Tensor, at: Tensor | None, rows: int) -> Tensor:
-    """Restricts what `run_blocks` returned to ``at``, unless its last block has done so already."""
-    return states if queried(at, rows) is not None else take(states, at)
-
-
-def _store(geometry: Geometry, number: int) -> Store | None:
-    return None if geometry.cache is None else geometry.cache.store(number, geometry.start)
+        Returns:
+            `MaskedLMOutput` without ``positions``, and a tensor of logits or log-probs with it.
+        """
+        at = self.state_positions(input_ids, positions)
+        hidden = self.hidden_states(input_ids, attention_mask, at, cache, start, position_ids)
+        return predict(self.get_output_embeddings(), hidden, positions, targets, logit_bias, temperature)

@@ -19,7 +19,7 @@ from dmpo_lightning.distributed.ranks import check_same_start
 from dmpo_lightning.distributed.sharding import is_zero3, plain_name
 from dmpo_lightning.distributed.strategies import ZeROStrategy, divides_weights
 from dmpo_lightning.models.backbone import Backbone
-from dmpo_lightning.models.blocks import compile_blocks
+from dmpo_lightning.models.parts import compile_layers
 from dmpo_lightning.modules.averages import keep_frozen_weights
 from dmpo_lightning.modules.described import Arguments, described
 from dmpo_lightning.modules.dividing import divide
@@ -84,7 +84,7 @@ class PolicyModule(GeneratingModule):
         )
         if self.backbone.compile_blocks:
             for network in self.policy.networks:
-                compile_blocks(network)
+                compile_layers(network)
         if with_reference and self.backbone.adapter is None and self.policy.has_adapters:
             self.policy.refresh_reference()  # a loaded adapter is where the run starts
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler

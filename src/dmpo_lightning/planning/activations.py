@@ -1,6 +1,6 @@
 """Bytes that autograd keeps of a forward, and bytes that a forward needs in passing.
 
-The terms follow `LLaDABlock` with scaled dot-product attention. `tests/planning/test_planning_measured.py` compares
+The terms follow `LLaDALayer` with scaled dot-product attention. `tests/planning/test_planning_measured.py` compares
 them with what torch measures.
 """
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dmpo_lightning.models.configuration import head_size
-from dmpo_lightning.models.families import logit_width, read_config, with_named_block
-from dmpo_lightning.models.loading import EMBEDDED_MODELS, fetch
-from dmpo_lightning.models.lora import LoRA, tied_head_name
+from dmpo_lightning.models.families import logit_width
+from dmpo_lightning.models.loading import EMBEDDED_MODELS, fetch, read_config, with_named_block
+from dmpo_lightning.models.lora import LoRA
+from dmpo_lightning.models.parts import tied_head_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -179,7 +179,7 @@ def describe(config: "PreTrainedConfig", *, name: str, dtype: str) -> Architectu
         blocks=shape.num_hidden_layers,
         heads=heads,
         key_heads=getattr(shape, "num_key_value_heads", None) or heads,
-        head_size=head_size(shape),
+        head_size=getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads,
         mlp_width=shape.intermediate_size,
         vocab_size=logit_width(shape),
         max_length=shape.max_position_embeddings,

@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dmpo_lightning.models.block_causal import block_numbers
-from dmpo_lightning.models.layers import padded_position_ids
+from dmpo_lightning.models.layers import block_numbers, padded_position_ids
 
 
 @dataclass(frozen=True)

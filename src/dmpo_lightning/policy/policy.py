@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from dmpo_lightning.distributed.sharding import check_gatherable, gathered, is_zero3
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.models.loading import TokenFacts, token_facts
+from dmpo_lightning.models.lora import MergedCopy
 from dmpo_lightning.models.masked_lm import as_predictor, check_masked_lm
-from dmpo_lightning.models.merging import MergedCopy
 from dmpo_lightning.policy.clean_and_noisy import CleanAndNoisy, completion_blocks
 from dmpo_lightning.policy.evaluating import evaluating
 from dmpo_lightning.policy.reference import ReferencePolicy
@@ -264,7 +264,7 @@ class Policy(nn.Module):
         if self._merged is None:
             # Kept between buffers. Only its adapted layers are renewed, which are all that it holds for itself.
             self._merged = MergedCopy(self.model)
-        self._merged.renew(self.model)
+        self._merged.refresh(self.model)
         self._samples_merged = True
         try:
             yield
