@@ -144,7 +144,7 @@ def ours(policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, case: Case, si
 
 def sampled(policy: Policy, sampler: Sampler, prompt_ids: Tensor, prompt_mask: Tensor, length: int) -> Tensor:
     """One completion of each prompt, always the same."""
-    keys = row_keys(0, torch.arange(len(prompt_ids)), group_size=1, iteration=0).squeeze(1)
+    keys = row_keys(0, torch.arange(len(prompt_ids)), group_size=1, buffer=0).squeeze(1)
     with evaluating(policy):
         return sampler.sample(policy, prompt_ids, prompt_mask, completion_length=length, keys=keys).completion_ids
 

@@ -25,7 +25,7 @@ from dmpo_lightning import WDCE, ConfidenceSampler, ElboEstimator
 from dmpo_lightning.functional import draw_masks, fold_in
 from dmpo_lightning.policy import Policy, evaluating
 from dmpo_lightning.rewards.reward import Reward
-from dmpo_lightning.rollout import PromptBatch, collect
+from dmpo_lightning.rollout import PromptBatch, Sampling, collect
 
 PHASES = ("sampling", "scoring", "training")
 
@@ -118,16 +118,8 @@ class Run:
         )
         mask = torch.ones_like(self.prompt, dtype=torch.bool)
         batch = PromptBatch(self.prompt, mask, torch.zeros(1, dtype=torch.long), [{}], torch.zeros(1, dtype=torch.bool))
-        rollouts, _, _ = collect(
-            policy,
-            ConfidenceSampler(**self.decoding),
-            Reward(lambda example, completion: float(len(completion) % 7)),
-            batch,
-            group_size=buffer.group_size,
-            completion_length=buffer.completion_length,
-            seed=0,
-            iteration=0,
-        )
+        sampling = Sampling(ConfidenceSampler(**self.decoding), buffer.completion_length, buffer.group_size)
+        rollouts = collect(policy, Reward(lambda example, completion: float(len(completion) % 7)), batch, sampling)
         clock.lap()
         with evaluating(policy):
             targets, _ = objective.prepare(policy, rollouts, rows_per_forward=buffer.group_size)

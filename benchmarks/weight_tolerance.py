@@ -44,7 +44,7 @@ class Comparison(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, DMPO)
         buffer = pl_module.buffer
-        if buffer.rollouts is None or buffer.needs_rollouts:
+        if buffer.needs_rollouts:
             return
         position = buffer.position
         iteration, rows = buffer.advance()

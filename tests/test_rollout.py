@@ -6,7 +6,7 @@ import torch
 from dmpo_lightning.functional import row_keys
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rewards.reward import Reward
-from dmpo_lightning.rollout import RolloutBuffer, Rollouts, collect, sample_completions
+from dmpo_lightning.rollout import RolloutBuffer, Rollouts, Sampling, collect, joined, sample_completions
 from dmpo_lightning.samplers import ConfidenceSampler, RandomOrderSampler, Sampler
 from helpers import lora_policy, prompt_batch, tiny_policy
 
@@ -25,21 +25,13 @@ def rollouts_of(
     *,
     sampler: Sampler | None = None,
     seed: int = 0,
-    iteration: int = 0,
+    buffer: int = 0,
     rows_per_forward: int | None = None,
 ) -> Rollouts:
     policy = policy or tiny_policy()
-    return collect(
-        policy,
-        sampler or ConfidenceSampler(block_length=3, temperature=1.0),
-        Reward(score, weights={"length": 1.0}),
-        prompt_batch(policy, prompts, index),
-        group_size=GROUP,
-        completion_length=LENGTH,
-        seed=seed,
-        iteration=iteration,
-        rows_per_forward=rows_per_forward,
-    )[0]
+    sampler = sampler or ConfidenceSampler(block_length=3, temperature=1.0)
+    sampling = Sampling(sampler, LENGTH, GROUP, seed=seed, buffer=buffer, rows_per_forward=rows_per_forward)
+    return collect(policy, Reward(score, weights={"length": 1.0}), prompt_batch(policy, prompts, index), sampling)
 
 
 # Collecting -----------------------------------------------------------------------------------------------------------
@@ -49,7 +41,7 @@ def test_rollouts_are_grouped_by_prompt():
     rollouts = rollouts_of()
     assert rollouts.group_shape == (3, GROUP)
     assert len(rollouts) == 12
-    assert rollouts.prompt_ids.shape == rollouts.prompt_mask.shape == (3, 14)
+    assert rollouts.prompts.prompt_ids.shape == rollouts.prompts.prompt_mask.shape == (3, 14)
     assert (
         rollouts.completion_ids.shape
         == rollouts.reveal_step.shape
@@ -72,23 +64,15 @@ def test_rewards_belong_to_their_completions():
 
 def test_texts_and_scores_come_along():
     policy = tiny_policy()
-    rollouts, scores, texts = collect(
-        policy,
-        RandomOrderSampler(),
-        Reward(score),
-        prompt_batch(policy, PROMPTS),
-        group_size=GROUP,
-        completion_length=LENGTH,
-        seed=0,
-        iteration=0,
-    )
+    rollouts = rollouts_of(policy)
+    texts = [text for group in rollouts.completions for text in group]
     assert texts == policy.decode(rollouts.completion_ids.flatten(0, 1))
-    assert torch.equal(scores.total, rollouts.reward)
+    assert torch.equal(rollouts.scores.total, rollouts.reward)
 
 
-def test_keys_are_those_of_the_prompt_ids():
-    rollouts = rollouts_of(index=[7, 3, 100], seed=5, iteration=2)
-    assert torch.equal(rollouts.keys, row_keys(5, torch.tensor([7, 3, 100]), group_size=GROUP, iteration=2))
+def test_keys_are_those_of_the_prompts_positions():
+    rollouts = rollouts_of(index=[7, 3, 100], seed=5, buffer=2)
+    assert torch.equal(rollouts.keys, row_keys(5, torch.tensor([7, 3, 100]), group_size=GROUP, buffer=2))
     assert rollouts.keys.unique().numel() == 12
 
 
@@ -114,8 +98,8 @@ def test_rows_per_forward_changes_nothing(rows_per_forward):
     torch.testing.assert_close(chunked.sampled_log_prob, expected.sampled_log_prob, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"iteration": 1}, {"index": [3, 4, 5]}], ids=str)
-def test_another_seed_iteration_or_prompt_id_gives_other_completions(change):
+@pytest.mark.parametrize("change", [{"seed": 1}, {"buffer": 1}, {"index": [3, 4, 5]}], ids=str)
+def test_another_seed_buffer_or_prompt_gives_other_completions(change):
     policy = tiny_policy()
     expected = rollouts_of(policy)
     assert torch.equal(rollouts_of(policy).completion_ids, expected.completion_ids)
@@ -131,11 +115,11 @@ def test_rollouts_remember_how_they_were_sampled():
 
 def test_sampling_is_without_dropout_and_without_gradient_and_restores_the_mode():
     policy = lora_policy(dropout=0.5).train()
-    options = {"group_size": GROUP, "completion_length": LENGTH, "seed": 0, "iteration": 0}
-    samples, _ = sample_completions(policy, RandomOrderSampler(), prompt_batch(policy, PROMPTS), **options)
+    batch, sampling = prompt_batch(policy, PROMPTS), Sampling(RandomOrderSampler(), LENGTH, GROUP)
+    samples, _ = sample_completions(policy, batch, sampling)
     assert policy.training
     assert not samples.log_prob.requires_grad
-    expected, _ = sample_completions(policy.eval(), RandomOrderSampler(), prompt_batch(policy, PROMPTS), **options)
+    expected, _ = sample_completions(policy.eval(), batch, sampling)
     assert torch.equal(samples.completion_ids, expected.completion_ids)
     assert torch.equal(samples.log_prob, expected.log_prob)
 
@@ -149,8 +133,8 @@ def test_rows_are_flat_group_by_group():
     assert len(rows) == 12
     for row in range(12):
         prompt, member = divmod(row, GROUP)
-        assert torch.equal(rows.prompt_ids[row], rollouts.prompt_ids[prompt])
-        assert torch.equal(rows.prompt_mask[row], rollouts.prompt_mask[prompt])
+        assert torch.equal(rows.prompt_ids[row], rollouts.prompts.prompt_ids[prompt])
+        assert torch.equal(rows.prompt_mask[row], rollouts.prompts.prompt_mask[prompt])
         assert torch.equal(rows.completion_ids[row], rollouts.completion_ids[prompt, member])
         assert torch.equal(rows.reveal_step[row], rollouts.reveal_step[prompt, member])
         assert rows.keys[row] == rollouts.keys[prompt, member]
@@ -168,13 +152,29 @@ def test_some_rows_are_those_rows(index):
     assert some.temperature == 0.7
 
 
-def test_some_groups_are_those_groups():
+@pytest.mark.parametrize(
+    "index", [slice(1, 3), torch.tensor([1, 2]), torch.tensor([False, True, True])], ids=["slice", "tensor", "mask"]
+)
+def test_some_groups_are_those_groups(index):
     rollouts = rollouts_of()
-    some = rollouts.groups(slice(1, 3))
+    some = rollouts[index]
     assert some.group_shape == (2, GROUP)
     assert torch.equal(some.completion_ids, rollouts.completion_ids[1:])
     assert torch.equal(some.components["length"], rollouts.components["length"][1:])
     assert torch.equal(some.rows().keys, rollouts.rows().keys[GROUP:])
+    assert (some.completions, some.prompts.examples) == (rollouts.completions[1:], rollouts.prompts.examples[1:])
+
+
+def test_joined_tables_are_the_whole_and_a_name_that_one_lacks_is_nan():
+    rollouts = rollouts_of()
+    first, rest = rollouts[:1], rollouts[1:]
+    del rest.components["length"]
+    whole = joined([first, rest])
+    assert torch.equal(whole.keys, rollouts.keys)
+    assert whole.completions == rollouts.completions
+    assert whole.prompts.examples == rollouts.prompts.examples
+    assert torch.equal(whole.components["length"][:1], rollouts.components["length"][:1])
+    assert whole.components["length"][1:].isnan().all()
 
 
 # The buffer -----------------------------------------------------------------------------------------------------------
@@ -204,15 +204,26 @@ def test_a_new_buffer_and_a_cleared_one_want_rollouts():
     buffer.advance()
     buffer.clear()
     assert buffer.needs_rollouts
-    assert (buffer.rollouts, buffer.targets, buffer.position) == (None, {}, 0)
+    assert (len(buffer), buffer.targets, buffer.position) == (0, {}, 0)
 
 
 def test_filling_starts_over():
     buffer = full_buffer()
     buffer.advance()
-    assert buffer.rollouts is not None
     buffer.fill(buffer.rollouts, {})
     assert buffer.advance() == (0, slice(0, 4))
+
+
+def facts_of(buffer: RolloutBuffer) -> dict:
+    """All that is known of its rollouts but texts and examples."""
+    held = dict(vars(buffer.rollouts))
+    del held["completions"]
+    prompts, scores = vars(held.pop("prompts")), vars(held.pop("scores"))
+    return {
+        name: value
+        for name, value in (held | prompts | scores | scores["components"]).items()
+        if name not in ("examples", "components")
+    }
 
 
 def through_a_checkpoint(state: dict) -> dict:
@@ -228,19 +239,11 @@ def test_a_buffer_continues_mid_pass_from_a_checkpoint():
     for _ in range(4):
         buffer.advance()
     resumed.load_state_dict(through_a_checkpoint(buffer.state_dict()))
-    assert resumed.rollouts is not None
-    assert buffer.rollouts is not None
     assert not resumed.needs_rollouts
-    for name, value in vars(buffer.rollouts).items():
-        found = getattr(resumed.rollouts, name)
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(found, value), name
-            assert found.dtype == value.dtype, name
-        elif isinstance(value, dict):
-            assert value.keys() == found.keys()
-            assert all(torch.equal(found[key], value[key]) for key in value)
-        else:
-            assert found == value, name
+    found = facts_of(resumed)
+    for name, value in facts_of(buffer).items():
+        assert torch.equal(found[name], value) if isinstance(value, torch.Tensor) else found[name] == value, name
+    assert (resumed.rollouts.completions, resumed.rollouts.prompts.examples) == ([], [])
     assert torch.equal(resumed.targets["weight"], buffer.targets["weight"])
     assert [resumed.advance(), resumed.advance()] == [(1, slice(4, 8)), (1, slice(8, 12))]
     assert resumed.needs_rollouts
@@ -250,8 +253,7 @@ def test_an_empty_buffer_stays_empty_through_a_checkpoint():
     buffer = full_buffer()
     buffer.load_state_dict(through_a_checkpoint(RolloutBuffer(num_iterations=2, micro_batch_size=4).state_dict()))
     assert buffer.needs_rollouts
-    assert buffer.rollouts is None
-    assert buffer.targets == {}
+    assert (len(buffer), buffer.targets) == (0, {})
 
 
 def test_a_used_up_buffer_stays_used_up_through_a_checkpoint():
@@ -265,9 +267,6 @@ def test_a_used_up_buffer_stays_used_up_through_a_checkpoint():
 def test_a_buffer_moves_as_a_whole():
     buffer = full_buffer()
     buffer.to(torch.device("meta"))
-    rollouts = buffer.rollouts
-    assert rollouts is not None
-    tensors = [value for value in vars(rollouts).values() if isinstance(value, torch.Tensor)]
-    tensors += [*rollouts.components.values(), *buffer.targets.values()]
-    assert all(tensor.device.type == "meta" for tensor in tensors)
+    tensors = [*facts_of(buffer).values(), *buffer.targets.values()]
+    assert all(each.device.type == "meta" for each in tensors if isinstance(each, torch.Tensor))
     RolloutBuffer(num_iterations=1, micro_batch_size=1).to(torch.device("meta"))

@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from dmpo_lightning import DMPO
-from dmpo_lightning.modules.observers import CollectedBuffer, RolloutObserver
+from dmpo_lightning.modules.observers import RolloutObserver
+from dmpo_lightning.rollout import RolloutBuffer
 
 MEASURED = ("reward", "ess", "informative", "entropy", "distinct_correct")
 
@@ -29,14 +30,14 @@ class Recorder(RolloutObserver):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter()
 
-    def on_rollouts(self, trainer: Trainer, module: LightningModule, collected: CollectedBuffer) -> None:
+    def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
         self._buffers.append(
             {
-                "reward": collected.means["reward/total"],
-                "ess": collected.means["weight/ess"],
-                "informative": collected.means["reward/informative_groups"],
-                "entropy": -float(collected.rollouts.sampled_log_prob.mean()),
-                "distinct_correct": _distinct_correct(collected.completions, collected.rollouts.reward),
+                "reward": buffer.means["reward/total"],
+                "ess": buffer.means["weight/ess"],
+                "informative": buffer.means["reward/informative_groups"],
+                "entropy": -float(buffer.rollouts.sampled_log_prob.mean()),
+                "distinct_correct": _distinct_correct(buffer.rollouts.completions, buffer.rollouts.reward),
             }
         )
 

@@ -101,7 +101,7 @@ def sampling(bench: Bench) -> Iterator[Figure]:
     size, policy = bench.size, bench.policy
     rows, columns = size.group_size, size.length
     ids, mask = bench.prompts(rows)
-    keys = row_keys(0, torch.zeros(1, dtype=torch.long, device=bench.device), group_size=rows, iteration=0)[0]
+    keys = row_keys(0, torch.zeros(1, dtype=torch.long, device=bench.device), group_size=rows, buffer=0)[0]
     blocks = size.completion_length // size.block_length
     with evaluating(policy):
         for name, options in MODES.items():
@@ -135,7 +135,7 @@ def plain(bench: Bench) -> Iterator[Figure]:
     size, policy = bench.size, bench.policy
     rows, length, steps = size.group_size, 2 * size.block_length, 4
     ids, mask = bench.prompts(rows)
-    keys = row_keys(0, torch.zeros(1, dtype=torch.long, device=bench.device), group_size=rows, iteration=0)[0]
+    keys = row_keys(0, torch.zeros(1, dtype=torch.long, device=bench.device), group_size=rows, buffer=0)[0]
     base = policy.model.get_base_model()
     ban = torch.zeros(size.vocab_size, device=bench.device)
     ban[list(policy.facts.banned_token_ids)] = -torch.inf

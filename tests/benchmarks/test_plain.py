@@ -39,7 +39,7 @@ def test_so_it_does_where_many_confidences_would_be_1_in_float32(rule):
 
 def assert_equal_to_the_sampler(policy: Policy, prompts: tuple[Tensor, Tensor], **options) -> None:
     sampler = ConfidenceSampler(block_length=BLOCK, temperature=0.0, **options)
-    keys = row_keys(0, torch.arange(len(prompts[0])), group_size=1, iteration=0).squeeze(1)
+    keys = row_keys(0, torch.arange(len(prompts[0])), group_size=1, buffer=0).squeeze(1)
     with evaluating(policy):
         ours = sampler.sample(policy, *prompts, completion_length=LENGTH, keys=keys)
     theirs = plain(policy, prompts, **options)

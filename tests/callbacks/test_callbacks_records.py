@@ -1,5 +1,6 @@
 """What a run records of itself: as it was, once, and whatever happens to the disk."""
 
+import copy
 import json
 import warnings
 
@@ -18,8 +19,8 @@ class Watcher(RolloutObserver):
     def __init__(self):
         self.seen = []
 
-    def on_rollouts(self, trainer, module, collected):
-        self.seen.append(collected)
+    def on_rollouts(self, trainer, module, buffer):
+        self.seen.append(copy.copy(buffer))
 
 
 def fit(folder, steps, *, callbacks=(), checkpoint=None, dmpo=None, **options):
@@ -70,19 +71,19 @@ def test_prompts_that_were_sampled_and_left_out_are_named(tmp_path):
 def test_each_rollout_is_recorded_with_all_its_facts(recorded):
     folder, seen = recorded
     records = iter(rollouts(folder))
-    for collected in seen:
-        facts = collected.rollouts
-        for row, group in enumerate(collected.completions):
+    for buffer in seen:
+        facts = buffer.rollouts
+        for row, group in enumerate(facts.completions):
             for column, completion in enumerate(group):
                 record = next(records)
-                assert (record["iteration"], record["rollout"]) == (collected.iteration, column)
-                assert record["prompt_index"] == int(collected.prompts.prompt_index[row])
+                assert (record["iteration"], record["rollout"]) == (buffer.number, column)
+                assert record["prompt_index"] == int(facts.prompts.prompt_index[row])
                 assert record["key"] == int(facts.keys[row, column])
                 assert record["completion"] == completion
-                assert collected.prompts.examples[row]["prompt"] in record["prompt"]
+                assert facts.prompts.examples[row]["prompt"] in record["prompt"]
                 assert record["reward"] == pytest.approx(float(facts.reward[row, column]), rel=1e-5)
                 for name in ("weight", "signal", "log_rnd"):
-                    assert record[name] == pytest.approx(float(collected.targets[name][row, column]), rel=1e-5)
+                    assert record[name] == pytest.approx(float(buffer.targets[name][row, column]), rel=1e-5)
                 assert record["reveal_step"] == facts.reveal_step[row, column].tolist()
                 confidence = facts.sampled_log_prob[row, column].exp().tolist()
                 assert record["confidence"] == pytest.approx(confidence, abs=5.1e-4)
@@ -98,8 +99,8 @@ def test_metrics_have_a_line_per_buffer_and_validation(recorded):
         (kind, step, 2 * step) for step in (4, 8, 12, 16) for kind in ("buffer", "validation")
     ]
     buffers = [line for line in lines if line["kind"] == "buffer"]
-    for line, collected in zip(buffers, seen, strict=True):
-        assert line["values"]["reward/total"] == pytest.approx(collected.means["reward/total"])
+    for line, buffer in zip(buffers, seen, strict=True):
+        assert line["values"]["reward/total"] == pytest.approx(buffer.means["reward/total"])
         assert {"weight/ess", "policy/log_rnd", "train/loss", "time/sampling"} <= set(line["values"])
         assert not any(name.startswith("val/") for name in line["values"])
         # Of this buffer, not of the one before.

@@ -160,7 +160,7 @@ def test_a_log_gets_a_line_for_each_buffer_and_each_validation(tmp_path, capsys)
     assert re.search(r"; trained for \d\d:\d\d$", buffers[2])
     validations = [line for line in lines if "accuracy sampled" in line]
     assert [line.split(":")[0] for line in validations] == ["step 4/8", "step 8/8"]
-    sampled, greedy = (each.means["accuracy"][0] for each in dmpo.results)
+    sampled, greedy = (each.means["accuracy"][0] for each in dmpo.evaluator.results)
     assert f"sampled {sampled:.3f} +- " in validations[1]
     assert f"greedy {greedy:.3f} +- " in validations[1]
     assert dmpo.policy.on_denoising_step is None

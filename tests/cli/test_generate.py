@@ -13,6 +13,7 @@ from dmpo_lightning.checkpoints.export import export_checkpoint
 from dmpo_lightning.commands.denoising import Denoising
 from dmpo_lightning.commands.sampler_options import make_sampler
 from dmpo_lightning.modules.generating import generate
+from dmpo_lightning.rollout import Sampling
 from helpers import FixedLogits, tiny_policy
 
 PROMPT, OTHER = "1030041003004001", "1234341221434320"
@@ -140,7 +141,7 @@ def shown(monkeypatch, stream, *, size=(24, 10)):
     policy.tokenizer, real = Hostile(), policy.tokenizer
     monkeypatch.setattr("dmpo_lightning.modules.generating.tokenize_prompt", lambda *_: real("1")["input_ids"])
     monkeypatch.setattr(policy, "decode", lambda ids: [""] * len(ids))
-    generate(policy, "1", sampler=ConfidenceSampler(), completion_length=40, on_change=watcher)
+    generate(policy, "1", Sampling(ConfidenceSampler(), 40), on_change=watcher)
     return stream.getvalue()
 
 

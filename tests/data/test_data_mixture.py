@@ -106,7 +106,7 @@ def test_an_interrupted_epoch_goes_on_where_it_stopped():
 
 def test_evaluation_takes_everything_once_and_interleaves_the_tasks():
     loader = mixture(evaluation_batch_size=5).test_dataloader()
-    examples = [example for batch in loader for example in batch.without_filler().examples]
+    examples = [example for batch in loader for example in batch[~batch.is_filler].examples]
     assert Counter(example["task"] for example in examples) == {"sudoku": 6, "echo": 7}
     assert {example["task"] for example in examples[:3]} == {"sudoku", "echo"}
 
@@ -131,7 +131,7 @@ def test_each_task_drops_its_own_long_prompts():
     loader = module.test_dataloader()
     loader.limit_prompt_length(13)  # 10 of the template and 3 digits
     assert loader.dropped == 4
-    kept = [example for batch in loader for example in batch.without_filler().examples]
+    kept = [example for batch in loader for example in batch[~batch.is_filler].examples]
     assert Counter(example["task"] for example in kept) == {"growing": 3, "echo": 7}
 
 

@@ -30,6 +30,6 @@ def main(processes: int, puzzles: int, output: str) -> dict:
     strategy = DDPStrategy(process_group_backend="gloo") if processes == 2 else "auto"
     run = trainer(output, devices=processes, strategy=strategy, callbacks=[CompletionWriter(), EvaluationReport()])
     run.test(module, data, verbose=False)
-    (result,) = module.results
+    (result,) = module.evaluator.results
     logged = {name: float(value) for name, value in run.callback_metrics.items()}
     return {"prompts": result.prompts, "means": result.means, "logged": logged}

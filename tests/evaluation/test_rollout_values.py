@@ -6,22 +6,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmpo_lightning.evaluation.rollout_values import repeated_share, rollout_values
-from dmpo_lightning.rollout import Rollouts
+from dmpo_lightning.rewards.scores import Scores
+from dmpo_lightning.rollout import PromptBatch, Rollouts
 from helpers import END_OF_TURN, tiny_policy
 
 
-def rollouts_of(rows, *, reveal_step, log_prob):
+def rollouts_of(rows, completions, *, reveal_step, log_prob):
     """One prompt, with a group of completions."""
     ids = torch.tensor([rows])
+    zero, mask = torch.zeros(1, dtype=torch.int64), torch.ones(1, 2, dtype=torch.bool)
     return Rollouts(
-        prompt_ids=torch.ones(1, 2, dtype=torch.int64),
-        prompt_mask=torch.ones(1, 2, dtype=torch.bool),
+        prompts=PromptBatch(mask.long(), mask, zero, [{}], ~mask[:, 0]),
         completion_ids=ids,
         keys=torch.arange(len(rows))[None],
         reveal_step=torch.tensor([reveal_step]),
         sampled_log_prob=torch.tensor([log_prob]),
-        reward=torch.zeros(1, len(rows)),
-        components={},
+        scores=Scores({}, torch.zeros(1, len(rows)), failures=0),
+        completions=[completions],
         order_is_independent=False,
         temperature=1.0,
     )
@@ -34,11 +35,9 @@ def test_values_of_a_group_by_hand():
     policy, end = tiny_policy(with_reference=False), END_OF_TURN
     rows = [[8, 8, 8, 8, 8, 8], [8, 9, 8, 9, 8, 9], [8, 9, end, 8, 8, 8], [end, 9, 9, 9, 9, 9]]
     steps = [[0] * 6] * 3 + [[0] * 5 + [-1]]
-    found = rollout_values(
-        policy,
-        rollouts_of(rows, reveal_step=steps, log_prob=[[-0.5] * 6, [-1.5] * 6, [-0.5] * 6, [-1.5] * 5 + [0.0]]),
-        [["aaaaaa", "aaaaaa", "ab", " \n"]],
-    )
+    log_prob = [[-0.5] * 6, [-1.5] * 6, [-0.5] * 6, [-1.5] * 5 + [0.0]]
+    texts = ["aaaaaa", "aaaaaa", "ab", " \n"]
+    found = rollout_values(policy, rollouts_of(rows, texts, reveal_step=steps, log_prob=log_prob))
     assert found["completion/length"].tolist() == [6, 6, 2, 0]
     assert found["completion/truncated"].tolist() == [1, 1, 0, 0]
     assert found["completion/empty"].tolist() == [0, 0, 0, 1]

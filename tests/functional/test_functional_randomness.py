@@ -6,7 +6,7 @@ from scipy.stats import chisquare, kstest
 
 from dmpo_lightning.functional import Purpose, fold_in, inverse_cdf, row_keys, uniforms
 
-KEYS = row_keys(0, torch.arange(50), group_size=20, iteration=0)
+KEYS = row_keys(0, torch.arange(50), group_size=20, buffer=0)
 
 
 def test_same_key_gives_the_same_draws():
@@ -14,13 +14,13 @@ def test_same_key_gives_the_same_draws():
 
 
 def test_draws_of_a_row_do_not_depend_on_the_other_rows():
-    alone = row_keys(3, torch.tensor([17]), group_size=4, iteration=2)
-    together = row_keys(3, torch.tensor([5, 17, 1]), group_size=4, iteration=2)
+    alone = row_keys(3, torch.tensor([17]), group_size=4, buffer=2)
+    together = row_keys(3, torch.tensor([5, 17, 1]), group_size=4, buffer=2)
     assert torch.equal(uniforms(together, 6)[1], uniforms(alone, 6)[0])
 
 
 def test_draws_of_a_rollout_do_not_depend_on_the_size_of_its_group():
-    small, large = (row_keys(3, torch.arange(2), group_size=size, iteration=0) for size in (2, 8))
+    small, large = (row_keys(3, torch.arange(2), group_size=size, buffer=0) for size in (2, 8))
     assert torch.equal(small, large[:, :2])
 
 
@@ -34,18 +34,18 @@ def test_folding_in_an_integer_equals_folding_in_a_tensor():
 
 def test_prompt_ids_may_be_of_any_integer_type():
     ids = torch.arange(4)
-    expected = row_keys(1, ids, group_size=2, iteration=0)
-    assert torch.equal(row_keys(1, ids.int(), group_size=2, iteration=0), expected)
+    expected = row_keys(1, ids, group_size=2, buffer=0)
+    assert torch.equal(row_keys(1, ids.int(), group_size=2, buffer=0), expected)
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**31, 2**63 - 1, 2**64 + 5, -(2**70)])
 def test_draws_are_uniform_for_every_seed(seed):
-    draws = uniforms(row_keys(seed, torch.arange(100), group_size=10, iteration=0), 50).flatten()
+    draws = uniforms(row_keys(seed, torch.arange(100), group_size=10, buffer=0), 50).flatten()
     assert kstest(draws.numpy(), "uniform").pvalue > 0.001
 
 
 def test_neighbouring_draws_are_uncorrelated_along_every_axis():
-    draws = uniforms(row_keys(0, torch.arange(60), group_size=60, iteration=0), 60).double() - 0.5
+    draws = uniforms(row_keys(0, torch.arange(60), group_size=60, buffer=0), 60).double() - 0.5
     for axis in range(3):
         first, second = draws.narrow(axis, 0, 59), draws.narrow(axis, 1, 59)
         # The mean of about 212,000 products of variance 1/144 has a standard deviation of 1.8e-4.
@@ -59,7 +59,7 @@ def test_pairs_of_draws_fill_the_square_evenly():
 
 
 def test_draws_lie_strictly_inside_the_unit_interval():
-    draws = uniforms(row_keys(0, torch.arange(1000), group_size=10, iteration=0), 1000)
+    draws = uniforms(row_keys(0, torch.arange(1000), group_size=10, buffer=0), 1000)
     assert draws.dtype == torch.float32
     assert draws.min() > 0
     assert draws.max() < 1
@@ -71,11 +71,9 @@ def test_no_two_purposes_share_their_draws():
     assert (draws[:, None] == draws[None]).float().mean((2, 3, 4)).fill_diagonal_(0).max() < 1e-3
 
 
-def test_keys_differ_in_seed_iteration_prompt_and_rollout():
+def test_keys_differ_in_seed_buffer_prompt_and_rollout():
     keys = [
-        row_keys(seed, torch.arange(10), group_size=10, iteration=iteration)
-        for seed in range(10)
-        for iteration in range(10)
+        row_keys(seed, torch.arange(10), group_size=10, buffer=buffer) for seed in range(10) for buffer in range(10)
     ]
     assert len(torch.stack(keys).unique()) == 10_000
 

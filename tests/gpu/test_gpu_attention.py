@@ -71,7 +71,7 @@ def test_logits_of_an_unpadded_batch_take_no_mask(policy, device, flash):
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_sampling_for_unpadded_prompts_takes_no_mask(policy, device, flash, cache):
     prompt = prompt_batch(policy, ["1234", "5678"]).to(device)
-    keys = row_keys(0, prompt.prompt_index, group_size=1, iteration=0).squeeze(1)
+    keys = row_keys(0, prompt.prompt_index, group_size=1, buffer=0).squeeze(1)
     sampler = ConfidenceSampler(block_length=8, cache=cache, threshold=0.5)
     with evaluating(policy):
         sampler.sample(policy, prompt.prompt_ids, prompt.prompt_mask, completion_length=LENGTH, keys=keys)

@@ -17,15 +17,15 @@ PROMPTS = torch.tensor([0, 1, 2, 7, 1000, 2**31 - 1, 2**40])
 
 
 def keys(count: int = 64) -> torch.Tensor:
-    return row_keys(3, torch.arange(count), group_size=1, iteration=0).squeeze(1)
+    return row_keys(3, torch.arange(count), group_size=1, buffer=0).squeeze(1)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_row_keys_are_the_same(device, seed):
-    for iteration in (0, 1, 12345):
-        options = {"group_size": 5, "iteration": iteration}
+    for buffer in (0, 1, 12345):
+        options = {"group_size": 5, "buffer": buffer}
         found = row_keys(seed, PROMPTS.to(device), **options)
-        assert_same(found, row_keys(seed, PROMPTS, **options), f"row_keys of seed {seed}, iteration {iteration}")
+        assert_same(found, row_keys(seed, PROMPTS, **options), f"row_keys of seed {seed}, buffer {buffer}")
 
 
 @pytest.mark.parametrize("value", [0, 1, -3, 2**40, PROMPTS], ids=str)
@@ -114,7 +114,7 @@ def test_random_order_reveals_places_in_the_same_order(device, steps):
     for place in (device, torch.device("cpu")):
         policy = tiny_policy(with_reference=False).to(place)
         batch = prompt_batch(policy, ["12", "1234", "3", "44 12"]).to(place)
-        own = row_keys(0, batch.prompt_index, group_size=1, iteration=0).squeeze(1)
+        own = row_keys(0, batch.prompt_index, group_size=1, buffer=0).squeeze(1)
         with evaluating(policy):
             samples = sampler.sample(policy, batch.prompt_ids, batch.prompt_mask, completion_length=16, keys=own)
         revealed.append(samples.reveal_step)

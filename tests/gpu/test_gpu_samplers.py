@@ -67,7 +67,7 @@ def disturbed(policy: Policy) -> Policy:
 
 def sample(policy: Policy, sampler: Sampler, prompts: list[str], device: torch.device) -> Samples:
     batch = prompt_batch(policy, prompts).to(device)
-    keys = row_keys(0, batch.prompt_index, group_size=1, iteration=0).squeeze(1)
+    keys = row_keys(0, batch.prompt_index, group_size=1, buffer=0).squeeze(1)
     with evaluating(policy):
         return sampler.sample(policy, batch.prompt_ids, batch.prompt_mask, completion_length=LENGTH, keys=keys)
 

@@ -26,7 +26,7 @@ CACHES = ("none", "prefix", "dual")
 def prompts(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Three different prompts, their mask and the keys."""
     ids = torch.arange(6, 18, device=device).view(3, 4)
-    keys = row_keys(0, torch.arange(3, device=device), group_size=1, iteration=0).squeeze(1)
+    keys = row_keys(0, torch.arange(3, device=device), group_size=1, buffer=0).squeeze(1)
     return ids, torch.ones_like(ids, dtype=torch.bool), keys
 
 

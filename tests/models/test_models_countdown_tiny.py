@@ -8,7 +8,7 @@ import torch
 from dmpo_lightning import ConfidenceSampler, CountdownDataModule, CountdownDemonstrations, load_model, load_tokenizer
 from dmpo_lightning.models.loading import fetch
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.rollout import grouped, sample_completions
+from dmpo_lightning.rollout import Sampling, grouped, sample_completions
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,7 @@ def answers():
     found = {}
     for temperature, group in ((1.0, 8), (0.5, 1), (0.2, 1), (0.0, 1)):
         sampler = ConfidenceSampler(temperature=temperature)
-        samples, _ = sample_completions(
-            policy, sampler, prompts, group_size=group, completion_length=8, seed=0, iteration=0
-        )
+        samples, _ = sample_completions(policy, prompts, Sampling(sampler, 8, group))
         texts = grouped(policy.decode(samples.completion_ids), group)
         scores = [[task.score(e, text) for text in row] for e, row in zip(prompts.examples, texts, strict=True)]
         found[temperature] = {

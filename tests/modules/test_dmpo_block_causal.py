@@ -12,7 +12,7 @@ from dmpo_lightning.objectives import ElboEstimator
 from dmpo_lightning.objectives.estimators import masked_log_probs
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards.reward import Reward
-from dmpo_lightning.rollout import collect
+from dmpo_lightning.rollout import Sampling, collect
 from small_models import tiny_sdar
 
 
@@ -64,9 +64,7 @@ def test_every_objective_raises_the_reward_of_a_block_causal_model(tmp_path, obj
 
 
 def rollouts_of(dmpo):
-    options = {"group_size": 4, "completion_length": 8, "seed": 0, "iteration": 0}
-    rollouts, _, _ = collect(dmpo.policy, dmpo.sampler, Reward(share_of_ones), next(iter(loader())), **options)
-    return rollouts
+    return collect(dmpo.policy, Reward(share_of_ones), next(iter(loader())), Sampling(dmpo.sampler, 8, 4))
 
 
 def test_at_the_behaviour_policy_wddo_knows_no_ratio():

@@ -9,7 +9,7 @@ from dmpo_runs import loader, module, trainer, weights
 from dmpo_lightning import WDCE, WDDO, RandomOrderSampler, TrajectoryEstimator
 from dmpo_lightning.functional import Purpose, draw_masks, fold_in
 from dmpo_lightning.rewards.reward import Reward
-from dmpo_lightning.rollout import collect
+from dmpo_lightning.rollout import Sampling, collect
 
 
 def constant_reward(example, completion):
@@ -201,9 +201,8 @@ def share_of_ones(example, completion):
 
 
 def rollouts_of(dmpo, batch, *, group_size=4, completion_length=8):
-    options = {"group_size": group_size, "completion_length": completion_length, "seed": 0, "iteration": 0}
-    rollouts, _, _ = collect(dmpo.policy, dmpo.sampler, Reward(share_of_ones), batch, **options)
-    return rollouts
+    sampling = Sampling(dmpo.sampler, completion_length, group_size)
+    return collect(dmpo.policy, Reward(share_of_ones), batch, sampling)
 
 
 def gradient(dmpo, objective, rows, signal, planned=8):

@@ -7,6 +7,7 @@ from dmpo_runs import PROMPTS, TOKENIZER, loader, module, trainer
 from dmpo_lightning import ConfidenceSampler, Reward, Sudoku
 from dmpo_lightning.evaluation.batch import evaluate
 from dmpo_lightning.rewards.mixture import MixtureReward
+from dmpo_lightning.rollout import Sampling
 from helpers import FixedLogits, prompt_batch, tiny_policy
 
 PUZZLE = {"puzzle": "1204340021434320", "solution": "1234341221434321"}
@@ -21,9 +22,7 @@ def spelled(text: str, width: int):
 
 
 def evaluated(policy, batch, reward, *, completions=1, completion_length=8, sampler=SAMPLED):
-    return evaluate(
-        policy, sampler, reward, batch, completions=completions, completion_length=completion_length, seed=0
-    )
+    return evaluate(policy, reward, batch, Sampling(sampler, completion_length, completions))
 
 
 def answered(text: str, *, verifier: str):
@@ -197,7 +196,10 @@ def test_validation_while_fitting_logs_the_same_numbers(tmp_path):
         ({"evaluation_lengths": []}, "`evaluation_lengths` must be different lengths"),
         ({"evaluation_lengths": [8, 8]}, r"`evaluation_lengths` must be different lengths .*got \[8, 8\]"),
         ({"evaluation_lengths": [0, 8]}, "`evaluation_lengths` must be different lengths"),
-        ({"evaluation_lengths": [8, 3]}, "`evaluation_lengths` 3 does not fit sampler 'sampled': `denoising_steps`"),
+        (
+            {"evaluation_lengths": [8, 3]},
+            "Sampler 'sampled' cannot evaluate completions of 3 tokens: `denoising",
+        ),
     ],
 )
 def test_lengths_and_counts_are_checked_at_construction(options, message):

@@ -6,6 +6,8 @@ from dmpo_runs import PROMPTS, Recorder, loader, module, trainer
 from lightning.pytorch.callbacks import Callback
 
 from dmpo_lightning import ConfidenceSampler, MaskedSFT, RandomOrderSampler, WinoSampler
+from dmpo_lightning.modules.generating import generate
+from dmpo_lightning.rollout import Sampling
 from helpers import NEVER_SAMPLED
 
 TEXTS = [example["prompt"] for example in PROMPTS]
@@ -24,10 +26,10 @@ def records(tmp_path, dmpo, **options):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_answers_are_those_of_a_validation(tmp_path, dmpo, precision):
-    dmpo.completions_per_prompt = 2
+    dmpo.evaluator.completions = 2
     found = records(tmp_path, dmpo, precision=precision)
-    dmpo.completions_per_prompt = 1
-    for name, sampler in dmpo.validation_samplers.items():
+    dmpo.evaluator.completions = 1
+    for name, sampler in dmpo.evaluator.samplers.items():
         expected = {(each["index"], each["rollout"]): each["completion"] for each in found if each["sampler"] == name}
         answers = dmpo.generate(TEXTS, sampler=sampler, completions=2)
         assert {(each.index, each.rollout): each.text for each in answers} == expected
@@ -36,7 +38,8 @@ def test_answers_are_those_of_a_validation(tmp_path, dmpo, precision):
 
 def test_an_answer_depends_neither_on_its_batch_nor_on_the_rows_of_a_forward(dmpo):
     together = dmpo.generate(TEXTS, sampler=SAMPLED, completions=2)
-    assert dmpo.generate(TEXTS, sampler=SAMPLED, completions=2, rows_per_forward=3) == together
+    one, three = (generate(dmpo.policy, TEXTS, Sampling(SAMPLED, 8, 2, rows_per_forward=rows)) for rows in (None, 3))
+    assert [(each.text, each.steps) for each in one] == [(each.text, each.steps) for each in three]
     alone = dmpo.generate(TEXTS[4], sampler=SAMPLED, completions=2, index=[4])
     assert [each.text for each in alone] == [each.text for each in together[8:10]]
     assert [each.steps for each in alone] == [each.steps for each in together[8:10]]
@@ -54,7 +57,7 @@ def test_facts_of_tokens_belong_together(dmpo):
 
 
 def test_what_an_early_exit_fills_in_has_neither_step_nor_confidence(dmpo):
-    early = dmpo.validation_samplers["early"]
+    early = dmpo.evaluator.samplers["early"]
     answers = dmpo.generate(TEXTS * 10, sampler=early, index=range(60))
     filled = [[step is None for step in each.steps] for each in answers]
     assert any(map(any, filled))
@@ -97,9 +100,10 @@ def test_masked_sft_answers_with_the_most_likely_tokens_and_a_length():
 
 def test_all_steps_are_shown(dmpo):
     seen = []
-    answers = dmpo.generate(
+    answers = generate(
+        dmpo.policy,
         TEXTS[:2],
-        rows_per_forward=1,
+        Sampling(dmpo.sampler, 8, rows_per_forward=1),
         on_change=lambda change: seen.append((change.rows.tolist(), change.written.sum().item())),
     )
     assert seen == [([0], 2)] * 4 + [([1], 2)] * 4

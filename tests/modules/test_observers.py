@@ -1,5 +1,7 @@
 """What an observer sees of each rollout buffer is what the run trains on."""
 
+import copy
+
 import pytest
 import torch
 from dmpo_runs import digit_share, loader, module, trainer
@@ -9,32 +11,32 @@ from dmpo_lightning.modules.observers import RolloutObserver
 
 class Watcher(RolloutObserver):
     def __init__(self):
-        self.seen, self.buffers = [], []
+        self.seen = []
 
-    def on_rollouts(self, trainer, module, collected):
-        self.seen.append(collected)
-        self.buffers.append((module.buffer.rollouts, dict(module.buffer.targets), module.buffer.position))
+    def on_rollouts(self, trainer, module, buffer):
+        assert buffer is module.buffer
+        self.seen.append(copy.copy(buffer))
 
 
 def test_an_observer_sees_each_buffer_once_before_it_is_trained_on(tmp_path):
     watcher, dmpo = Watcher(), module()
     trainer(tmp_path, max_steps=8, max_epochs=-1, callbacks=[watcher]).fit(dmpo, loader())
-    assert [each.iteration for each in watcher.seen] == [0, 1]
-    for collected, (rollouts, targets, position) in zip(watcher.seen, watcher.buffers, strict=True):
-        assert rollouts is collected.rollouts
-        assert position == 0
-        assert {name: value.shape for name, value in targets.items()} == dict.fromkeys(
+    assert [each.number for each in watcher.seen] == [0, 1]
+    for buffer in watcher.seen:
+        rollouts = buffer.rollouts
+        assert buffer.position == 0
+        assert {name: value.shape for name, value in buffer.targets.items()} == dict.fromkeys(
             ("weight", "signal", "log_rnd"), (2, 4)
         )
-        texts = [text for group in collected.completions for text in group]
+        texts = [text for group in rollouts.completions for text in group]
         assert texts == dmpo.policy.decode(rollouts.completion_ids.flatten(0, 1))
         expected = [
             [digit_share(example, text) for text in group]
-            for example, group in zip(collected.prompts.examples, collected.completions, strict=True)
+            for example, group in zip(rollouts.prompts.examples, rollouts.completions, strict=True)
         ]
         torch.testing.assert_close(rollouts.reward, torch.tensor(expected))
-        assert collected.means["reward/total"] == pytest.approx(float(rollouts.reward.mean()))
-        assert all(seconds > 0 for seconds in collected.seconds.values())
+        assert buffer.means["reward/total"] == pytest.approx(float(rollouts.reward.mean()))
+        assert all(seconds > 0 for seconds in buffer.seconds.values())
 
 
 def last_digit_is_one(example, completion):
@@ -49,15 +51,16 @@ def test_rounds_fill_a_buffer_with_groups_that_differ(tmp_path, rounds):
     kept = 6 // rounds
     first = watcher.seen[0]
     assert first.rollouts.reward.shape == (kept, 8)
+    index, sampled = first.rollouts.prompts.prompt_index.tolist(), {1: 6, 2: 6, 3: 4}[rounds]
     # Prompts 0, 2 and 4 can differ. They come first, and as many rounds are sampled as it takes.
-    assert first.prompts.prompt_index.tolist() == {1: [0, 1, 2, 3, 4, 5], 2: [0, 2, 4], 3: [0, 2]}[rounds]
-    assert first.sampled == {1: 48, 2: 48, 3: 32}[rounds]
-    assert sorted([*first.left_out, *first.prompts.prompt_index.tolist()]) == list(range(first.sampled // 8))
-    for example, texts, reward in zip(first.prompts.examples, first.completions, first.rollouts.reward, strict=True):
+    assert index == {1: [0, 1, 2, 3, 4, 5], 2: [0, 2, 4], 3: [0, 2]}[rounds]
+    assert first.sampled_reward.shape == (sampled, 8)
+    assert sorted([*first.left_out, *index]) == list(range(sampled))
+    kept_facts = (first.rollouts.prompts.examples, first.rollouts.completions, first.rollouts.reward)
+    for example, texts, reward in zip(*kept_facts, strict=True):
         assert [last_digit_is_one(example, text) for text in texts] == reward.tolist()
-    assert first.sampled_reward.shape == (first.sampled // 8, 8)
     assert first.means["reward/total"] == pytest.approx(float(first.sampled_reward.mean()))
-    assert dmpo.rollouts_seen == sum(each.sampled for each in watcher.seen)
+    assert dmpo.rollouts_seen == sum(each.sampled_reward.numel() for each in watcher.seen)
 
 
 def test_a_round_more_leaves_the_rollouts_of_those_before_as_they_are(tmp_path):
@@ -65,7 +68,7 @@ def test_a_round_more_leaves_the_rollouts_of_those_before_as_they_are(tmp_path):
     for watcher, rounds in ((one, 1), (two, 2)):
         dmpo = module(reward=last_digit_is_one, sampling_rounds=rounds, num_iterations=1)
         trainer(tmp_path, max_steps=1, callbacks=[watcher]).fit(dmpo, loader(6, shuffle=False))
-    index = two.seen[0].prompts.prompt_index
+    index = two.seen[0].rollouts.prompts.prompt_index
     assert torch.equal(two.seen[0].rollouts.completion_ids, one.seen[0].rollouts.completion_ids[index])
 
 

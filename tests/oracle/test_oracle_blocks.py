@@ -12,7 +12,7 @@ from torch import Tensor
 from dmpo_lightning.objectives import WDCE, TrajectoryEstimator
 from dmpo_lightning.policy import Policy, evaluating
 from dmpo_lightning.rewards.reward import Reward
-from dmpo_lightning.rollout import PromptBatch, Rollouts, collect
+from dmpo_lightning.rollout import PromptBatch, Rollouts, Sampling, collect
 from dmpo_lightning.samplers import ConfidenceSampler
 from helpers import MASK, tiny_policy
 from oracle.tabular import total_variation
@@ -57,8 +57,8 @@ def buffer_of(policy: Policy, number: int, group_size: int) -> Rollouts:
         examples=[{}],
         is_filler=torch.zeros(1, dtype=torch.bool),
     )
-    options = {"group_size": group_size, "completion_length": 3, "seed": 0, "iteration": number}
-    return collect(policy, ConfidenceSampler(remasking="sequential"), Reward(reward), prompts, **options)[0]
+    sampling = Sampling(ConfidenceSampler(remasking="sequential"), 3, group_size, buffer=number)
+    return collect(policy, Reward(reward), prompts, sampling)
 
 
 def test_recorded_and_replayed_log_probs_are_those_of_the_chain_rule():

@@ -10,7 +10,8 @@ from torch import Tensor
 from dmpo_lightning.functional import row_keys
 from dmpo_lightning.objectives import WDCE, WDDO, ElboEstimator, Objective, TrajectoryEstimator
 from dmpo_lightning.policy import Policy, evaluating
-from dmpo_lightning.rollout import Rollouts, collect
+from dmpo_lightning.rewards.scores import Scores
+from dmpo_lightning.rollout import Rollouts, Sampling, collect
 from dmpo_lightning.samplers import ConfidenceSampler, RandomOrderSampler, Sampler
 from oracle.tabular import (
     PAIR_COMPLETIONS,
@@ -37,14 +38,12 @@ ELBO_TARGET = (exact_elbo(REFERENCE) + REWARD / ALPHA).softmax(-1)
 def every_pair(reward: Tensor) -> Rollouts:
     """All pairs of order and completion once each: exactly the population of a uniform behaviour policy."""
     return Rollouts(
-        prompt_ids=prompts(1).prompt_ids,
-        prompt_mask=prompts(1).prompt_mask,
+        prompts=prompts(1),
         completion_ids=PAIR_COMPLETIONS[None],
-        keys=row_keys(0, torch.arange(1), group_size=48, iteration=0),
+        keys=row_keys(0, torch.arange(1), group_size=48, buffer=0),
         reveal_step=PAIR_REVEAL_STEPS[None],
         sampled_log_prob=torch.full((1, 48, 3), math.log(0.5)),
-        reward=reward.repeat(6)[None],
-        components={},
+        scores=Scores({}, reward.repeat(6)[None], failures=0),
         order_is_independent=True,
         temperature=1.0,
     )
@@ -90,16 +89,8 @@ def trained_on_policy(
     optimizer = torch.optim.Adam([policy.model.table], lr=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, buffers)
     for buffer in range(buffers):
-        rollouts, _, _ = collect(
-            policy,
-            sampler,
-            tabular_reward(reward),
-            prompts(batch),
-            group_size=group_size,
-            completion_length=3,
-            seed=0,
-            iteration=buffer,
-        )
+        sampling = Sampling(sampler, 3, group_size, buffer=buffer)
+        rollouts = collect(policy, tabular_reward(reward), prompts(batch), sampling)
         update(objective, policy, rollouts, optimizer, iterations=iterations)
         schedule.step()
     return log_prob(policy.model.table.detach()).exp()
@@ -117,16 +108,8 @@ def test_weights_of_the_whole_population_are_the_target_over_the_behaviour_polic
 @pytest.mark.parametrize("block_length", [None, 1])
 def test_recorded_log_probs_of_the_sampler_equal_replaying_its_orders(block_length):
     policy = tabular_policy(random_tables(4).float(), REFERENCE)
-    rollouts, _, _ = collect(
-        policy,
-        RandomOrderSampler(temperature=0.7, block_length=block_length),
-        tabular_reward(REWARD),
-        prompts(2),
-        group_size=16,
-        completion_length=3,
-        seed=1,
-        iteration=0,
-    )
+    sampling = Sampling(RandomOrderSampler(temperature=0.7, block_length=block_length), 3, 16, seed=1)
+    rollouts = collect(policy, tabular_reward(REWARD), prompts(2), sampling)
     replayed = TrajectoryEstimator().log_prob(policy, rollouts, rows_per_forward=5)
     torch.testing.assert_close(replayed, rollouts.sampled_log_prob.sum(-1))
 

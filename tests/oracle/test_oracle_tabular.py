@@ -3,7 +3,7 @@
 import torch
 from scipy.stats import chisquare
 
-from dmpo_lightning.rollout import sample_completions
+from dmpo_lightning.rollout import Sampling, sample_completions
 from dmpo_lightning.samplers import RandomOrderSampler
 from oracle.tabular import (
     COMPLETIONS,
@@ -36,15 +36,8 @@ def test_elbo_of_an_inconsistent_policy_is_below_its_log_prob_and_is_the_mean_ov
 
 def test_random_order_sampler_draws_from_the_enumerated_distribution():
     table, group_size = random_tables(3), 20_000
-    samples, _ = sample_completions(
-        tabular_policy(table, table),
-        RandomOrderSampler(),
-        prompts(1),
-        group_size=group_size,
-        completion_length=3,
-        seed=0,
-        iteration=0,
-    )
+    sampling = Sampling(RandomOrderSampler(), 3, group_size)
+    samples, _ = sample_completions(tabular_policy(table, table), prompts(1), sampling)
     place = {int(index): number for number, index in enumerate(context_index(COMPLETIONS))}
     drawn = torch.tensor([place[int(index)] for index in context_index(samples.completion_ids)])
     expected = sequence_log_prob(table).exp().double()

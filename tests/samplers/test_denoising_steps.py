@@ -3,7 +3,7 @@
 import pytest
 
 from dmpo_lightning import ConfidenceSampler, RandomOrderSampler, WinoSampler
-from dmpo_lightning.rollout import sample_completions
+from dmpo_lightning.rollout import Sampling, sample_completions
 from helpers import prompt_batch, tiny_policy
 
 SAMPLERS = [
@@ -15,16 +15,8 @@ SAMPLERS = [
 
 
 def sample(policy, sampler, rows_per_forward=None):
-    return sample_completions(
-        policy,
-        sampler,
-        prompt_batch(policy, ["12", "3"]),
-        group_size=2,
-        completion_length=8,
-        seed=0,
-        iteration=0,
-        rows_per_forward=rows_per_forward,
-    )[0]
+    sampling = Sampling(sampler, 8, 2, rows_per_forward=rows_per_forward)
+    return sample_completions(policy, prompt_batch(policy, ["12", "3"]), sampling)[0]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS[:2], ids=str)

@@ -62,7 +62,7 @@ def policy():
 
 
 def keys_of(index: list[int], seed: int = 0) -> torch.Tensor:
-    return row_keys(seed, torch.tensor(index), group_size=1, iteration=0).squeeze(1)
+    return row_keys(seed, torch.tensor(index), group_size=1, buffer=0).squeeze(1)
 
 
 def sample(

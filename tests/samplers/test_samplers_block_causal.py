@@ -57,7 +57,7 @@ def every_length(block: int) -> list[int]:
 
 
 def keys_of(rows: int) -> torch.Tensor:
-    return row_keys(0, torch.arange(rows), group_size=1, iteration=0).squeeze(1)
+    return row_keys(0, torch.arange(rows), group_size=1, buffer=0).squeeze(1)
 
 
 def sample(policy: Policy, sampler: Sampler, ids, mask, keys, length: int = LENGTH) -> Samples:

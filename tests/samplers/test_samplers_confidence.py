@@ -13,7 +13,7 @@ LENGTH = 8
 
 def sample(policy: Policy, sampler: ConfidenceSampler, prompts: list[str], length: int = LENGTH) -> Samples:
     batch = prompt_batch(policy, prompts)
-    keys = row_keys(0, batch.prompt_index, group_size=1, iteration=0).squeeze(1)
+    keys = row_keys(0, batch.prompt_index, group_size=1, buffer=0).squeeze(1)
     with evaluating(policy):
         return sampler.sample(policy, batch.prompt_ids, batch.prompt_mask, completion_length=length, keys=keys)
 

@@ -6,7 +6,7 @@ from dmpo_lightning.functional import row_keys
 from dmpo_lightning.objectives import TrajectoryEstimator
 from dmpo_lightning.policy import Policy, evaluating
 from dmpo_lightning.rewards.reward import Reward
-from dmpo_lightning.rollout import Rollouts, collect
+from dmpo_lightning.rollout import Rollouts, Sampling, collect
 from dmpo_lightning.samplers import RandomOrderSampler, Samples
 from helpers import FixedLogits, perturb, prompt_batch, tiny_policy
 
@@ -15,22 +15,14 @@ LENGTH = 6
 
 def sample(policy: Policy, sampler: RandomOrderSampler, rows: int, length: int = LENGTH) -> Samples:
     batch = prompt_batch(policy, ["12"] * rows)
-    keys = row_keys(0, batch.prompt_index, group_size=1, iteration=0).squeeze(1)
+    keys = row_keys(0, batch.prompt_index, group_size=1, buffer=0).squeeze(1)
     with evaluating(policy):
         return sampler.sample(policy, batch.prompt_ids, batch.prompt_mask, completion_length=length, keys=keys)
 
 
 def rollouts_of(policy: Policy, sampler: RandomOrderSampler) -> Rollouts:
-    return collect(
-        policy,
-        sampler,
-        Reward(lambda example, text: float(len(text))),
-        prompt_batch(policy, ["12", "1234", "3"]),
-        group_size=4,
-        completion_length=LENGTH,
-        seed=0,
-        iteration=0,
-    )[0]
+    reward = Reward(lambda example, text: float(len(text)))
+    return collect(policy, reward, prompt_batch(policy, ["12", "1234", "3"]), Sampling(sampler, LENGTH, 4))
 
 
 def test_the_order_is_uniform():

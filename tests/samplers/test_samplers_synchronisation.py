@@ -34,7 +34,7 @@ def sampled(sampler: ConfidenceSampler, length: int = 16, device: str = "cpu") -
     """Waits, and forwards, of a call for three different prompts."""
     policy, forwards = tiny_policy().to(device), []
     ids = torch.arange(6, 18, device=device).view(3, 4)
-    keys = row_keys(0, torch.arange(3, device=device), group_size=1, iteration=0).squeeze(1)
+    keys = row_keys(0, torch.arange(3, device=device), group_size=1, buffer=0).squeeze(1)
     hook = policy.model.register_forward_hook(lambda *_: forwards.append(1))
     with evaluating(policy), Waits() as waits:
         sampler.sample(policy, ids, torch.ones_like(ids, dtype=torch.bool), completion_length=length, keys=keys)

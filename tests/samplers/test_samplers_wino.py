@@ -17,7 +17,7 @@ PROMPTS = ["12", "1234", "3", "44 12"]
 def sample(policy: Policy, sampler: WinoSampler, prompts: list[str] = PROMPTS, *, padding: int = 0) -> Samples:
     batch = prompt_batch(policy, prompts)
     ids, mask = pad_more(batch.prompt_ids, batch.prompt_mask, padding)
-    keys = row_keys(0, batch.prompt_index, group_size=1, iteration=0).squeeze(1)
+    keys = row_keys(0, batch.prompt_index, group_size=1, buffer=0).squeeze(1)
     with evaluating(policy):
         return sampler.sample(policy, ids, mask, completion_length=LENGTH, keys=keys)
 

@@ -140,7 +140,7 @@ class BeforeAfterReport(Callback):
             batch = host_batch.to(trainer.strategy.root_device)
             for position, name in enumerate(names):
                 note_phase(trainer, "evaluating", number * len(names) + position, batches * len(names))
-                evaluated = module.evaluate_batch(batch, self.samplers[name])
+                evaluated = module.evaluator.evaluate_batch(batch, self.samplers[name], module.completion_length)
                 metrics[name].update(evaluated)
                 if name == self.sampled:
                     note(evaluated)

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from dmpo_lightning.modules.evaluation import EvaluationModule
+from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.reports.lines import replace
 
@@ -68,7 +68,7 @@ class CompletionWriter(Callback):
         self._file = None
         # Each validation while fitting would begin the file anew.
         writes = trainer.state.fn != TrainerFn.FITTING and not trainer.fast_dev_run  # type: ignore[attr-defined]
-        if not writes or not isinstance(module, EvaluationModule):
+        if not writes or not isinstance(module, DMPO):
             return
         # On all ranks, because it is a broadcast (docs/decisions/016-equal-forwards.md).
         self._file = run_directory(trainer) / self.path

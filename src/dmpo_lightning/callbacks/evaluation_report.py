@@ -14,7 +14,7 @@ from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.callbacks.facts import task_facts
 from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.evaluation.metrics import EvaluationResult
-from dmpo_lightning.modules.evaluation import EvaluationModule
+from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.reports.lines import replace
 from dmpo_lightning.samplers import Sampler
@@ -35,11 +35,11 @@ class EvaluationReport(Callback):
     """
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(pl_module, EvaluationModule):
+        if isinstance(pl_module, DMPO):
             trainer.validate_loop.verbose = False
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(pl_module, EvaluationModule):
+        if isinstance(pl_module, DMPO):
             trainer.test_loop.verbose = False
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,16 +55,16 @@ class EvaluationReport(Callback):
         self._report(trainer, pl_module)
 
     def _report(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING or not isinstance(module, EvaluationModule):
+        if trainer.state.fn == TrainerFn.FITTING or not isinstance(module, DMPO):
             return
         # On all ranks, because it is a broadcast.
         directory = run_directory(trainer)
         if not trainer.is_global_zero:
             return
         facts = evaluation_facts(trainer, module)
-        print("\n".join([*table(facts["task"], module.results), "", *fact_lines(facts)]))
+        print("\n".join([*table(facts["task"], module.evaluator.results), "", *fact_lines(facts)]))
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            content = json.dumps(facts | {"results": [_plain(result) for result in module.results]}, indent=2)
+            content = json.dumps(facts | {"results": [_plain(result) for result in module.evaluator.results]}, indent=2)
             try:
                 directory.mkdir(parents=True, exist_ok=True)
                 replace(directory / "evaluation.json", f"{content}\n".encode())
@@ -82,15 +82,15 @@ def _print_written(trainer: Trainer, directory: Path, *names: str) -> None:
         print(escaped(f"Written to {directory}: {', '.join([*names, *completions])}"))
 
 
-def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, Any]:
+def evaluation_facts(trainer: Trainer, module: DMPO) -> dict[str, Any]:
     """What the numbers depend on, ready for JSON. A fact is None where data or reward do not say."""
     of_task = task_facts(getattr(trainer, "datamodule", None))
-    if module.has_own_reward:
-        of_task["rewards"] = module.reward.name
+    if module.evaluator.has_own_reward:
+        of_task["rewards"] = module.evaluator.reward.name
     # The task may have a check, but a reward of one's own may be without.
-    if module.reward.verify is None:
+    if module.evaluator.reward.verify is None:
         of_task["verifier"] = None
-    samplers, lengths = module.validation_samplers, module.evaluation_lengths
+    samplers, lengths = module.evaluator.samplers, module.evaluator.lengths
     return {
         "task": of_task.pop("task"),
         "split": "test" if trainer.state.fn == TrainerFn.TESTING else "validation",
@@ -103,10 +103,10 @@ def evaluation_facts(trainer: Trainer, module: EvaluationModule) -> dict[str, An
         "dtype": sorted({str(weight.dtype).removeprefix("torch.") for weight in module.policy.model.parameters()}),
         "precision": str(trainer.precision),
         **of_task,
-        "n": module.results[0].prompts if module.results else 0,
-        "completions per prompt": module.completions_per_prompt,
+        "n": module.evaluator.results[0].prompts if module.evaluator.results else 0,
+        "completions per prompt": module.evaluator.completions,
         "seed": module.seed,
-        "prompts dropped as too long": module.dropped_prompts,
+        "prompts dropped as too long": module.evaluator.dropped_prompts,
         "model": module.backbone.to_plain()["model"],
         "adapter": None if module.backbone.adapter is None else str(vars(module.backbone.adapter)),
         "quantization": module.backbone.quantization,

@@ -16,7 +16,7 @@ def example_records(
     evaluated: EvaluatedBatch, batch: PromptBatch, texts: TokenTexts, moment: str
 ) -> list[dict[str, Any]]:
     """One record for the first completion of each example of a batch, which is that of the evaluation."""
-    prompts = batch.to("cpu").without_filler()
+    prompts = batch.to("cpu")[~batch.is_filler.cpu()]
     kept = [row[mask].tolist() for row, mask in zip(prompts.prompt_ids, prompts.prompt_mask, strict=True)]
     shown = texts.tokenizer.batch_decode(kept, skip_special_tokens=True)
     samples, several = evaluated.samples, len(evaluated.completions[0]) if evaluated.completions else 1

@@ -22,9 +22,10 @@ from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.distributed.ranks import means_over_ranks
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.non_finite import norm_of_step
-from dmpo_lightning.modules.observers import CollectedBuffer, RolloutObserver
+from dmpo_lightning.modules.observers import RolloutObserver
 from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.reports.lines import replace
+from dmpo_lightning.rollout import RolloutBuffer
 from dmpo_lightning.terminal import escaped
 
 FILE_NAME = "guards.jsonl"
@@ -140,21 +141,21 @@ class Guards(RolloutObserver):
             found = greedy_rollouts(pl_module.sampler.temperature, most)
             self._say(trainer, "temperature", found)
 
-    def on_rollouts(self, trainer: Trainer, module: LightningModule, collected: CollectedBuffer) -> None:
+    def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
         # A checkpoint taken within a step has its buffer collected again, which has been counted by then.
-        if collected.iteration <= self._iteration:
+        if buffer.number <= self._iteration:
             return
-        self._iteration = collected.iteration
-        prompts, group = collected.rollouts.group_shape
+        self._iteration = buffer.number
+        prompts, group = buffer.rollouts.group_shape
         # Of all that were sampled, as the other means: those of a buffer that chooses among prompts say less.
-        rewards = collected.sampled_reward.double()
+        rewards = buffer.sampled_reward.double()
         means = rewards.mean(-1)
         of_reward = {"reward": means, "reward_square": means.square(), "reward_highest": rewards.amax()}
         self._history.add(
-            {**collected.means, **means_over_ranks(of_reward)},
+            {**buffer.means, **means_over_ranks(of_reward)},
             prompts=prompts * trainer.world_size,
             group=group,
-            length=collected.rollouts.completion_ids.shape[-1],
+            length=buffer.rollouts.completion_ids.shape[-1],
         )
         for name, rule in RULES.items():
             threshold = self.thresholds[name]

@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from dmpo_lightning.callbacks.samples import best_and_worst
 from dmpo_lightning.callbacks.sinks import log_figure, log_histogram, log_samples
-from dmpo_lightning.modules.observers import CollectedBuffer, RolloutObserver
-from dmpo_lightning.rollout import check_counts
+from dmpo_lightning.modules.observers import RolloutObserver
+from dmpo_lightning.rollout import RolloutBuffer, check_counts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,16 +42,16 @@ class LoggingExtras(RolloutObserver):
         """Step, name and value of each validation accuracy."""
         self._failed: set[int] = set()
 
-    def on_rollouts(self, trainer: Trainer, module: LightningModule, collected: CollectedBuffer) -> None:
-        if collected.iteration % self.every_n_buffers or not trainer.is_global_zero or not trainer.loggers:
+    def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
+        if buffer.number % self.every_n_buffers or not trainer.is_global_zero or not trainer.loggers:
             return
         step = trainer.global_step
         for target, name in HISTOGRAMS.items():
-            if (values := collected.targets.get(target)) is not None:
+            if (values := buffer.targets.get(target)) is not None:
                 self._give(trainer, partial(log_histogram, name=name, values=values, step=step))
         samples = [
             replace(each, prompt=each.prompt[-LONGEST_TEXT:], completion=each.completion[-LONGEST_TEXT:])
-            for each in best_and_worst(module, collected, self.prompts)
+            for each in best_and_worst(module, buffer, self.prompts)
         ]
         self._give(trainer, partial(log_samples, name="completion/text", samples=samples, step=step))
 

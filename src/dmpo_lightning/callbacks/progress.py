@@ -14,8 +14,8 @@ from tqdm import tqdm
 from dmpo_lightning.callbacks.facts import model_line
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.dmpo import DMPO
-from dmpo_lightning.modules.evaluation import EvaluationModule
-from dmpo_lightning.modules.observers import CollectedBuffer, RolloutObserver
+from dmpo_lightning.modules.observers import RolloutObserver
+from dmpo_lightning.rollout import RolloutBuffer
 from dmpo_lightning.terminal import BottomLine, escaped, is_terminal, number
 
 OF_BUFFERS = {
@@ -115,8 +115,8 @@ class ProgressLine(ProgressBar, RolloutObserver):
         if not self._started:
             self._started = perf_counter()
 
-    def on_rollouts(self, trainer: Trainer, module: LightningModule, collected: CollectedBuffer) -> None:
-        shown = {name: show(collected.means[name]) for name, show in OF_BUFFERS.items() if name in collected.means}
+    def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
+        shown = {name: show(buffer.means[name]) for name, show in OF_BUFFERS.items() if name in buffer.means}
         self._measures |= shown
         self._show_training(module)
         self._write_plain()
@@ -248,7 +248,7 @@ def note_phase(trainer: Trainer, phase: str, done: int = 0, total: int | None = 
 
 def _accuracies(module: LightningModule) -> dict[str, tuple[float, float]]:
     """Mean and error of the last evaluation, by the names of samplers, with the length where there are several."""
-    results = module.results if isinstance(module, EvaluationModule) else []
+    results = module.evaluator.results if isinstance(module, DMPO) else []
     several = len({each.length for each in results}) > 1
     return {
         f"{each.sampler}/{each.length}" if several else each.sampler: each.means["accuracy"]

@@ -16,10 +16,11 @@ from dmpo_lightning.callbacks.facts import run_facts, versions
 from dmpo_lightning.callbacks.rollout_records import TokenTexts, rollout_records
 from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.modules.dmpo import DMPO
-from dmpo_lightning.modules.observers import CollectedBuffer, RolloutObserver
+from dmpo_lightning.modules.observers import RolloutObserver
 from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.reports.lines import RotatedLines, append, encoded, finite, keep_before, keep_lines, replace
 from dmpo_lightning.reports.run import METRICS, ROLLOUTS, RUN, read_object
+from dmpo_lightning.rollout import RolloutBuffer
 from dmpo_lightning.terminal import escaped
 
 FORMAT = 1
@@ -131,19 +132,19 @@ class RunRecorder(RolloutObserver):
         content = finite({"format": FORMAT, **times, **run_facts(trainer, module)})
         replace(directory / RUN, json.dumps(content, indent=2).encode("ascii") + b"\n")
 
-    def on_rollouts(self, trainer: Trainer, module: LightningModule, collected: CollectedBuffer) -> None:
+    def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
         rollouts = self._rollouts
         if rollouts is None:
             return
         assert isinstance(module, DMPO)
         # The end of an epoch may have cut the last one short.
         self._close(trainer, module)
-        times = {f"time/{name}": seconds for name, seconds in collected.seconds.items()}
-        self._open = {"iteration": collected.iteration, "values": {**times, **collected.means}, "first": {}}
+        times = {f"time/{name}": seconds for name, seconds in buffer.seconds.items()}
+        self._open = {"iteration": buffer.number, "values": {**times, **buffer.means}, "first": {}}
         if module.sampling_rounds > 1:
-            self._open["left_out"] = [index for each in gather_ranks(list(collected.left_out)) for index in each]
+            self._open["left_out"] = [index for each in gather_ranks(list(buffer.left_out)) for index in each]
         texts = self._texts = self._texts or TokenTexts(module.policy.tokenizer)
-        lines = (encoded(record) for record in rollout_records(collected, texts, share=self.share))
+        lines = (encoded(record) for record in rollout_records(buffer, texts, share=self.share))
         self._try(ROLLOUTS, lambda: rollouts.append(lines))
         if rollouts.too_long and "long" not in self._lost:
             self._lost.add("long")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dmpo_lightning.functional import Purpose, fold_in, uniforms
-from dmpo_lightning.modules.observers import CollectedBuffer
+from dmpo_lightning.rollout import RolloutBuffer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,9 +57,9 @@ def is_drawn(keys: Tensor, share: float) -> Tensor:
     return uniforms(fold_in(keys, Purpose.RECORD), 1).squeeze(-1) < share
 
 
-def rollout_records(collected: CollectedBuffer, texts: TokenTexts, *, share: float) -> Iterator[dict[str, Any]]:
+def rollout_records(buffer: RolloutBuffer, texts: TokenTexts, *, share: float) -> Iterator[dict[str, Any]]:
     """One record for each rollout of a buffer that is drawn, in the order of the prompts."""
-    rollouts = collected.rollouts
+    rollouts = buffer.rollouts
     chosen = is_drawn(rollouts.keys, share).nonzero().cpu()
     if not len(chosen):
         return
@@ -68,19 +68,19 @@ def rollout_records(collected: CollectedBuffer, texts: TokenTexts, *, share: flo
     def of_chosen(values: Tensor) -> Tensor:
         return values.detach().cpu()[rows, columns]
 
-    facts = token_facts(texts, *map(of_chosen, _facts_of(collected)))
+    facts = token_facts(texts, *map(of_chosen, _facts_of(buffer)))
     shape = rollouts.group_shape
-    named = {name: value for name, value in collected.targets.items() if tuple(value.shape) == shape}
+    named = {name: value for name, value in buffer.targets.items() if tuple(value.shape) == shape}
     targets = {name: _numbers(of_chosen(value)) for name, value in named.items()}
     components = {name: _numbers(of_chosen(value)) for name, value in rollouts.components.items()}
     rewards, keys = _numbers(of_chosen(rollouts.reward)), of_chosen(rollouts.keys).tolist()
-    indices = collected.prompts.prompt_index.tolist()
-    prompts = _prompts(collected, texts, sorted(set(rows.tolist())))
+    indices = buffer.rollouts.prompts.prompt_index.tolist()
+    prompts = _prompts(buffer, texts, sorted(set(rows.tolist())))
     for place, (row, column) in enumerate(chosen.tolist()):
         scores = {name: values[place] for name, values in components.items() if values[place] is not None}
         # Readers find the first four without reading the rest (`reports.rollouts`).
         yield {
-            "iteration": collected.iteration,
+            "iteration": buffer.number,
             "prompt_index": indices[row],
             "rollout": column,
             "reward": rewards[place],
@@ -88,13 +88,13 @@ def rollout_records(collected: CollectedBuffer, texts: TokenTexts, *, share: flo
             **{name: values[place] for name, values in targets.items()},
             "key": keys[place],
             "prompt": prompts[row],
-            "completion": collected.completions[row][column],
+            "completion": buffer.rollouts.completions[row][column],
             **facts.of(place),
         }
 
 
-def _facts_of(collected: CollectedBuffer) -> Sequence[Tensor]:
-    rollouts = collected.rollouts
+def _facts_of(buffer: RolloutBuffer) -> Sequence[Tensor]:
+    rollouts = buffer.rollouts
     return rollouts.completion_ids, rollouts.reveal_step, rollouts.sampled_log_prob
 
 
@@ -106,9 +106,9 @@ def _numbers(values: Tensor) -> list[float | None]:
     return [value if finite else None for value, finite in zip(plain.tolist(), plain.isfinite().tolist(), strict=True)]
 
 
-def _prompts(collected: CollectedBuffer, texts: TokenTexts, rows: list[int]) -> dict[int, str]:
+def _prompts(buffer: RolloutBuffer, texts: TokenTexts, rows: list[int]) -> dict[int, str]:
     """The prompts of these rows as the model read them, without special tokens."""
-    batch = collected.prompts
+    batch = buffer.rollouts.prompts
     ids, masks = batch.prompt_ids.cpu()[rows], batch.prompt_mask.cpu()[rows]
     kept = [row[mask].tolist() for row, mask in zip(ids, masks, strict=True)]
     return dict(zip(rows, texts.tokenizer.batch_decode(kept, skip_special_tokens=True), strict=True))

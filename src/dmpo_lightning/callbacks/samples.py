@@ -6,8 +6,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from dmpo_lightning.callbacks.progress import announce
 from dmpo_lightning.modules.base import PolicyModule
-from dmpo_lightning.modules.observers import CollectedBuffer, RolloutObserver
-from dmpo_lightning.rollout import check_counts
+from dmpo_lightning.modules.observers import RolloutObserver
+from dmpo_lightning.rollout import RolloutBuffer, check_counts
 from dmpo_lightning.terminal import escaped, number
 
 
@@ -22,19 +22,19 @@ class Sample:
     """Towards the target, with a mean of 1 in each group or buffer. 1 where the objective has no weights."""
 
 
-def best_and_worst(module: LightningModule, collected: CollectedBuffer, prompts: int) -> list[Sample]:
+def best_and_worst(module: LightningModule, buffer: RolloutBuffer, prompts: int) -> list[Sample]:
     """Of the first prompts the completion of the highest reward, and that of the lowest where there is another."""
     assert isinstance(module, PolicyModule)
-    rollouts, texts = collected.rollouts, collected.completions
-    ids, mask = rollouts.prompt_ids[:prompts].cpu(), rollouts.prompt_mask[:prompts].cpu()
-    reward, weight = rollouts.reward[:prompts].cpu(), collected.targets.get("weight")
+    rollouts = buffer.rollouts
+    ids, mask = rollouts.prompts.prompt_ids[:prompts].cpu(), rollouts.prompts.prompt_mask[:prompts].cpu()
+    reward, weight = rollouts.reward[:prompts].cpu(), buffer.targets.get("weight")
     shown = []
     for row, rewards in enumerate(reward.tolist()):
         prompt = str(module.policy.tokenizer.decode(ids[row][mask[row]], skip_special_tokens=True))
         ordered = sorted(range(len(rewards)), key=lambda rollout: rewards[rollout])
         for rollout in dict.fromkeys((ordered[-1], ordered[0])):
             own = 1.0 if weight is None else float(weight[row, rollout])
-            shown.append(Sample(prompt, texts[row][rollout], rewards[rollout], own))
+            shown.append(Sample(prompt, rollouts.completions[row][rollout], rewards[rollout], own))
     return shown
 
 
@@ -51,11 +51,11 @@ class RolloutsOnScreen(RolloutObserver):
         check_counts(every_n_buffers=every_n_buffers, prompts=prompts, characters=characters)
         self.every_n_buffers, self.prompts, self.characters = every_n_buffers, prompts, characters
 
-    def on_rollouts(self, trainer: Trainer, module: LightningModule, collected: CollectedBuffer) -> None:
-        if collected.iteration % self.every_n_buffers or not trainer.is_global_zero:
+    def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
+        if buffer.number % self.every_n_buffers or not trainer.is_global_zero:
             return
-        lines, prompt = [f"Rollouts of buffer {collected.iteration + 1}:"], None
-        for sample in best_and_worst(module, collected, self.prompts):
+        lines, prompt = [f"Rollouts of buffer {buffer.number + 1}:"], None
+        for sample in best_and_worst(module, buffer, self.prompts):
             if sample.prompt != prompt:
                 prompt = sample.prompt
                 lines.append(f"  prompt {shortened(prompt, self.characters)}")

@@ -59,24 +59,16 @@ def _answered(
     """The answers, a few at a time, so that the first are there before the last are begun."""
     from dmpo_lightning.commands.denoising import Denoising
     from dmpo_lightning.modules.generating import generate
+    from dmpo_lightning.rollout import Sampling
 
     rows = 1 if options.show else options.rows_per_forward
     size = max(1, rows // options.completions)
     watcher = Denoising(policy, sys.stderr, delay=options.delay) if options.show else None
+    sampling = Sampling(sampler, length, options.completions, seed=options.seed, rows_per_forward=rows)
     for start in range(0, len(prompts), size):
         part = prompts[start : start + size]
-        yield from generate(
-            policy,
-            part,
-            sampler=sampler,
-            completion_length=length,
-            completions=options.completions,
-            prefill=options.prefill,
-            seed=options.seed,
-            index=range(options.index + start, options.index + start + len(part)),
-            rows_per_forward=rows,
-            on_change=watcher,
-        )
+        index = range(options.index + start, options.index + start + len(part))
+        yield from generate(policy, part, sampling, prefill=options.prefill, index=index, on_change=watcher)
 
 
 def _name(answer: "Generation", options: argparse.Namespace) -> str:

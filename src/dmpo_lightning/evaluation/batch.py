@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,12 +13,12 @@ from dmpo_lightning.evaluation.values import BatchValues, batch_values
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rewards.scores import Scores
-from dmpo_lightning.rollout import PromptBatch, grouped, sample_completions
-from dmpo_lightning.samplers import Sampler, Samples
+from dmpo_lightning.rollout import PromptBatch, Sampling, grouped, mapped, sample_completions
+from dmpo_lightning.samplers import Samples
 from dmpo_lightning.tasks.base import Verdict
 
 EVALUATION = -1
-"""The iteration that keys evaluation draws: the same at every validation, so that curves share their noise."""
+"""The number of a buffer that keys evaluation draws: the same at every validation, so that curves share their noise."""
 MEASURES = ("effective_length", "truncated")
 """What is measured of every completion beside its score: tokens before the first end token, and whether it has none."""
 
@@ -64,41 +64,25 @@ class EvaluatedBatch:
         ]
 
 
-def evaluate(
-    policy: Policy,
-    sampler: Sampler,
-    reward: Reward,
-    prompts: PromptBatch,
-    *,
-    completions: int,
-    completion_length: int,
-    seed: int,
-    rows_per_forward: int | None = None,
-) -> EvaluatedBatch:
-    """Samples ``completions`` of each prompt, scores the texts without special tokens and checks those with them.
+def evaluate(policy: Policy, reward: Reward, prompts: PromptBatch, sampling: Sampling) -> EvaluatedBatch:
+    """Samples completions of each prompt, scores the texts without special tokens and checks those with them.
 
     The answer check needs the special tokens because published checks search for the end of the turn. The first
     completions of a prompt are the same however many there are.
     """
     if own_rank()[1] == 1:
         # Filler keeps several ranks in step, and a single one has nobody to keep in step with.
-        prompts = prompts.without_filler()
+        prompts = prompts[~prompts.is_filler]
+    completions = sampling.group_size
     started = time.perf_counter()
-    samples, _ = sample_completions(
-        policy,
-        sampler,
-        prompts,
-        group_size=completions,
-        completion_length=completion_length,
-        seed=seed,
-        iteration=EVALUATION,
-        rows_per_forward=rows_per_forward,
-    )
+    samples, _ = sample_completions(policy, prompts, replace(sampling, buffer=EVALUATION))
     # Waits for the device, so that the time is that of sampling.
-    samples = _moved(samples)
+    samples, prompts = mapped(samples, Tensor.cpu), prompts.to("cpu")
     seconds = time.perf_counter() - started
-    real = prompts.to("cpu").without_filler()
-    ids = (samples := _moved(samples, ~prompts.is_filler.cpu().repeat_interleave(completions))).completion_ids
+    real = prompts[~prompts.is_filler]
+    kept = ~prompts.is_filler.repeat_interleave(completions)
+    samples = mapped(samples, lambda each: each[kept])
+    ids = samples.completion_ids
     texts = raw = grouped(policy.decode(ids), completions)
     if reward.verify is not None:
         raw = grouped(policy.decode(ids, special_tokens=True), completions)
@@ -109,7 +93,7 @@ def evaluate(
     lengths = policy.effective_length(ids).view(-1, completions)
     measures = {"effective_length": lengths.float(), "truncated": (lengths == ids.shape[-1]).float()}
     return EvaluatedBatch(
-        completion_length=completion_length,
+        completion_length=sampling.completion_length,
         prompt_index=real.prompt_index.tolist(),
         examples=real.examples,
         completions=raw,
@@ -119,11 +103,6 @@ def evaluate(
         tokens=ids.numel(),
         seconds=seconds,
     )
-
-
-def _moved(samples: Samples, rows: Tensor | slice = slice(None)) -> Samples:
-    """Some of the samples, on the CPU."""
-    return Samples(*(each.cpu()[rows] for each in (samples.completion_ids, samples.reveal_step, samples.log_prob)))
 
 
 def _json_answer(verdict: Verdict) -> str | float | None:

@@ -1,7 +1,5 @@
 """What rollouts look like: length, end, variety, repetition, how sure the policy was, and whether rewards differ."""
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,14 +12,15 @@ NGRAM = 4
 """Tokens of what counts as a repetition. Shorter ones recur in any good text."""
 
 
-def rollout_values(policy: Policy, rollouts: Rollouts, completions: Sequence[Sequence[str]]) -> dict[str, Tensor]:
+def rollout_values(policy: Policy, rollouts: Rollouts) -> dict[str, Tensor]:
     """Values to average over rollouts, or over groups where there is one for each, under the names that are logged.
 
-    ``completions`` are the decoded texts, group by group. ``docs/metrics.md`` says what the names mean.
+    ``docs/metrics.md`` says what the names mean.
     """
+    completions = rollouts.completions
     ids = rollouts.completion_ids.flatten(0, 1)
     lengths = policy.effective_length(ids)
-    # Places that an early exit filled in were not drawn, and their log-prob of 0 says nothing of the policy.
+    # Positions that an early exit filled in were not drawn, and their log-prob of 0 says nothing of the policy.
     drawn = (rollouts.reveal_step >= 0).flatten(0, 1)
     empty = [float(not text.strip()) for texts in completions for text in texts]
     distinct = [len(set(texts)) / len(texts) for texts in completions]

@@ -35,13 +35,13 @@ class Purpose(IntEnum):
 
 
 def row_keys(
-    seed: int, prompt_index: Int[Tensor, " batch"], *, group_size: int, iteration: int
+    seed: int, prompt_index: Int[Tensor, " batch"], *, group_size: int, buffer: int
 ) -> Int[Tensor, "batch group"]:
-    """One key per rollout, a hash of (seed, iteration, prompt id, rollout index).
+    """One key per rollout, a hash of (seed, buffer, prompt index, rollout index).
 
-    ``prompt_index`` holds the prompt ids, and ``iteration`` counts rollout buffers.
+    ``prompt_index`` holds positions in a data set, and ``buffer`` is the number of rollout buffers before this one.
     """
-    base = fold_in(fold_in(torch.full_like(prompt_index, _wrap(seed), dtype=torch.int64), iteration), prompt_index)
+    base = fold_in(fold_in(torch.full_like(prompt_index, _wrap(seed), dtype=torch.int64), buffer), prompt_index)
     return fold_in(base[:, None], torch.arange(group_size, device=prompt_index.device))
 
 

@@ -1,12 +1,13 @@
 """What `DMPO` and `MaskedSFT` share: the policy, the optimizer, and checkpoints of trainable weights only."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from dmpo_lightning.models.parts import compile_layers
 from dmpo_lightning.modules.averages import keep_frozen_weights
 from dmpo_lightning.modules.described import Arguments, described
 from dmpo_lightning.modules.dividing import divide
-from dmpo_lightning.modules.generating import GeneratingModule
+from dmpo_lightning.modules.generating import Generation, Prompt, generate
 from dmpo_lightning.modules.held_weights import (
     REFERENCE_PARTS,
     adapter_scale,
@@ -37,6 +38,8 @@ from dmpo_lightning.modules.held_weights import (
 from dmpo_lightning.modules.loaded import load_module
 from dmpo_lightning.modules.options import Options, SchedulerFactory, configured_options, take_over
 from dmpo_lightning.policy import Policy
+from dmpo_lightning.rollout import Sampling
+from dmpo_lightning.samplers import ConfidenceSampler, Sampler
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -46,7 +49,7 @@ def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-6, betas=(0.9, 0.99), weight_decay=0.1)
 
 
-class PolicyModule(GeneratingModule):
+class PolicyModule(LightningModule):
     """A LightningModule around a `Policy`. Use `DMPO` or `MaskedSFT`.
 
     Args:
@@ -60,6 +63,11 @@ class PolicyModule(GeneratingModule):
 
     checkpoint_keys: tuple[str, ...] = ()
     """What a module writes itself and cannot continue without."""
+    # What `DMPO` samples with. A module for supervised fine-tuning has none of it.
+    sampler: Sampler | None = None
+    completion_length: int | None = None
+    rows_per_forward: int | None = None
+    gather_for_generation = False
     # Checkpoints hold trainable weights alone (`state_dict`), so Lightning must not ask for all of them.
     strict_loading = False
 
@@ -126,6 +134,57 @@ class PolicyModule(GeneratingModule):
                 `UnfitCheckpointError`, for weights of another model or adapter.
         """
         return load_module(cls, checkpoint_path, arguments).to(map_location or "cpu")
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """With ``gather_for_generation``, every rank holds all weights inside."""
+        return self.policy.gathered() if self.gather_for_generation else nullcontext()
+
+    def prompt_limit(self, completion_length: int) -> int | None:
+        """Prompt tokens that the model takes beside a completion, None where the model names no limit."""
+        limit = self.policy.max_length
+        return None if limit is None else limit - completion_length
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        sampler: Sampler | None = None,
+        completion_length: int | None = None,
+        completions: int = 1,
+        prefill: str = "",
+        seed: int | None = None,
+        index: Sequence[int] | None = None,
+    ) -> list[Generation]:
+        """Answers prompts, within a Trainer or without one, as `generate` describes it.
+
+        What is not given is the module's own: the sampler of its rollouts, the length of its completions, its seed.
+        `MaskedSFT` takes the most likely tokens one by one, and has to be told a length. With several ranks all call
+        this together, each for prompts of its own, if the strategy divides weights equally many.
+
+        Example:
+            ```python
+            module = DMPO.load_from_checkpoint("runs/sudoku_tiny/latest/checkpoints/last.ckpt")
+            print(module.generate("1030041003004001")[0].text)
+            ```
+        """
+        length = self.completion_length if completion_length is None else completion_length
+        if length is None:
+            raise ValueError(
+                f"`completion_length` must be given, because {type(self).__name__} has none: pass generate(prompts, "
+                "completion_length=...)."
+            )
+        sampling = Sampling(
+            sampler or self.sampler or ConfidenceSampler(temperature=0.0),
+            length,
+            completions,
+            seed=self.seed if seed is None else seed,
+            rows_per_forward=self.rows_per_forward,
+        )
+        # As Lightning does it around a validation step.
+        trainer = attached_trainer(self)
+        precision = nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
+        with self.gathered(), self.phase("generation"), precision:
+            return generate(self.policy, prompts, sampling, prefill=prefill, index=index)
 
     def dump(self) -> Path | None:
         """Writes what helps to find out why a run fails, and returns where. Writes nothing by itself."""

@@ -13,6 +13,8 @@ from dmpo_lightning.modules.generators import generator_states, restore_generato
 
 COUNTERS = ("buffers_collected", "rollouts_seen")
 KEY = "dmpo"
+BUFFER_FORMAT = 2
+"""Of what `RolloutBuffer.state_dict` holds. A buffer of another format is collected afresh."""
 
 
 @dataclass
@@ -96,7 +98,7 @@ class Continuation:
         if not trains:
             return
         now, then = layout(module), state["layout"]
-        if then == {name: now[name] for name in then}:
+        if then == now:
             rank = state["ranks"][module.global_rank]
             module.buffer.load_state_dict(rank["buffer"])
             self._generators = rank["generators"]
@@ -117,6 +119,7 @@ class Continuation:
 def layout(module: Any) -> dict[str, Any]:
     """What a buffer must have in common with a stored one."""
     return {
+        "format": BUFFER_FORMAT,
         "world_size": module.trainer.world_size,
         "prompts_per_buffer": module.prompts_per_buffer,
         "group_size": module.group_size,

@@ -2,7 +2,9 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -13,11 +15,12 @@ from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.distributed.internals import callbacks_of, prepare_training_loaders, training_loader
 from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.distributed.strategies import divides_weights
+from dmpo_lightning.evaluation.metrics import rollout_means
+from dmpo_lightning.evaluation.rollout_values import rollout_values
 from dmpo_lightning.models.backbone import Backbone
-from dmpo_lightning.modules.base import OptimizerFactory
-from dmpo_lightning.modules.collecting import collect_buffer
+from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule
 from dmpo_lightning.modules.continuation import KEY, Continuation
-from dmpo_lightning.modules.evaluation import EvaluationModule
+from dmpo_lightning.modules.evaluation import Evaluator, check_evaluation
 from dmpo_lightning.modules.meter import RunMeter, measure_first
 from dmpo_lightning.modules.non_finite import SkipNonFiniteSteps
 from dmpo_lightning.modules.observers import notify
@@ -28,12 +31,20 @@ from dmpo_lightning.objectives import Objective
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rewards.score_functions import ScoreFunction
-from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, check_counts
+from dmpo_lightning.rollout import (
+    PromptBatch,
+    RolloutBuffer,
+    Rollouts,
+    Sampling,
+    check_counts,
+    collect,
+    collect_informative,
+)
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.schedule import Schedule
 
 
-class DMPO(EvaluationModule):
+class DMPO(PolicyModule):
     """Distribution Matching Policy Optimization (arXiv 2510.08233) of a masked diffusion language model.
 
     One optimizer step uses ``micro_batch_size x accumulate_grad_batches`` rollouts per rank. A buffer of
@@ -85,6 +96,8 @@ class DMPO(EvaluationModule):
         ```
     """
 
+    sampler: Sampler
+    completion_length: int
     checkpoint_keys = (KEY,)
     prompts_per_buffer: int | None = None
     """On each rank; known when fitting starts."""
@@ -116,23 +129,26 @@ class DMPO(EvaluationModule):
         given = dict(locals())
         buffer = RolloutBuffer(num_iterations=num_iterations, micro_batch_size=micro_batch_size)
         check_counts(completion_length=completion_length, sampling_rounds=sampling_rounds)
-        check_counts(reference_refresh_interval=reference_refresh_interval)
+        check_counts(reference_refresh_interval=reference_refresh_interval, rows_per_forward=rows_per_forward)
         objective.validate(group_size=group_size, completion_length=completion_length, sampler=sampler)
         sampler.validate(completion_length)
+        samplers = validation_samplers if validation_samplers is not None else {"sampled": sampler}
+        lengths = (completion_length,) if evaluation_lengths is None else tuple(evaluation_lengths)
+        # Checked before the model is loaded, which may take minutes.
+        check_evaluation(samplers, lengths, completions_per_prompt)
         super().__init__(
             model,
-            samplers=validation_samplers if validation_samplers is not None else {"sampled": sampler},
-            completion_length=completion_length,
-            evaluation_lengths=evaluation_lengths,
-            completions_per_prompt=completions_per_prompt,
-            reward=reward,
-            rows_per_forward=rows_per_forward,
-            gather_for_generation=gather_for_generation,
+            with_reference=True,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             seed=seed,
             check_forwards=check_forwards,
         )
+        self.evaluator = Evaluator(
+            self, samplers=samplers, lengths=lengths, completions=completions_per_prompt, reward=reward
+        )
+        self.completion_length, self.rows_per_forward = completion_length, rows_per_forward
+        self.gather_for_generation = gather_for_generation
         self.objective, self.sampler, self.sample_merged = objective, sampler, sample_merged
         self._prepare_policy(merged=sample_merged, renewed=reference_refresh_interval is not None)
         self.group_size, self.micro_batch_size, self.sampling_rounds = group_size, micro_batch_size, sampling_rounds
@@ -170,6 +186,8 @@ class DMPO(EvaluationModule):
         """Checks the training loader and tells it how often a batch of prompts is used."""
         super().setup(stage)
         measure_first(self.trainer)
+        if self.gather_for_generation:
+            self.policy.check_gatherable()
         if self.sample_merged and divides_weights(self.trainer.strategy):
             raise ValueError(
                 f"`sample_merged` needs whole weights on each rank, which {type(self.trainer.strategy).__name__} "
@@ -243,36 +261,76 @@ class DMPO(EvaluationModule):
     def _collect(self, prompts: PromptBatch) -> None:
         """Fills the buffer with rollouts of these prompts and with the objective's targets."""
         interval = self.reference_refresh_interval
-        # Before the first buffer there is nothing to renew: the reference is where the run starts.
+        # Before the first buffer there is nothing to refresh: the reference is where the run starts.
         if interval is not None and self.buffers_collected and self.buffers_collected % interval == 0:
             self.policy.refresh_reference()
-        collected = collect_buffer(
-            self,
-            prompts,
-            objective=self.objective,
-            sampler=self.sampler,
-            group_size=self.group_size,
-            iteration=self.buffers_collected,
-            merged=self.sample_merged,
-            scoring_rows=self._scoring_rows,
-            sampling_rounds=self.sampling_rounds,
-        )
-        self.buffer.fill(collected.rollouts, dict(collected.targets))
+        with self.gathered():
+            started = perf_counter()
+            # Ranks agree on another round between two phases: within one they would compare their forwards.
+            with self.policy.merged() if self.sample_merged else nullcontext():
+                kept, whole = collect_informative(
+                    self._sample, prompts, rounds=self.sampling_rounds, anywhere=self.policy.anywhere
+                )
+            sampled = perf_counter()
+            # In eval mode as the rollouts were sampled. With dropout, log p_old would be that of another policy.
+            with self.phase("scoring"), evaluating(self.policy):
+                targets, diagnostics = self.objective.prepare(self.policy, kept, rows_per_forward=self._scoring_rows)
+        buffer = self.buffer
+        buffer.fill(kept, targets, number=self.buffers_collected)
+        diagnostics = diagnostics | self.sampler.diagnostics(whole.reveal_step)
+        buffer.means = rollout_means(whole.scores, rollout_values(self.policy, whole) | diagnostics)
+        buffer.seconds = {"sampling": sampled - started, "scoring": perf_counter() - sampled}
+        buffer.note_sampled(whole)
         self.buffers_collected += 1
-        self.rollouts_seen += sum(gather_ranks(collected.sampled))
-        count = len(collected.prompts)
-        for name, mean in collected.means.items():
-            self.log(name, mean, prog_bar=name == "reward/total", batch_size=count)
-        notify(self.trainer, self, collected)
+        self.rollouts_seen += sum(gather_ranks(len(whole)))
+        for name, mean in buffer.means.items():
+            self.log(name, mean, prog_bar=name == "reward/total", batch_size=len(kept.prompts))
+        notify(self.trainer, self, buffer)
+
+    def _sample(self, prompts: PromptBatch) -> Rollouts:
+        sampling = Sampling(
+            self.sampler,
+            self.completion_length,
+            self.group_size,
+            seed=self.seed,
+            buffer=self.buffers_collected,
+            rows_per_forward=self.rows_per_forward,
+        )
+        with self.phase("sampling"):
+            return collect(self.policy, self.evaluator.reward, prompts, sampling)
 
     def _before_step(self, micro_batches: int) -> None:
-        """Lets the objective renew the targets of the groups that the next optimizer step uses."""
-        rollouts, groups = self.buffer.rollouts, self.buffer.groups_of_next(micro_batches, self.group_size)
-        assert rollouts is not None
+        """Lets the objective refresh the targets of the groups that the next optimizer step uses."""
+        buffer, groups = self.buffer, self.buffer.groups_of_next(micro_batches)
         with self.phase("baseline"), evaluating(self.policy):
             self.objective.before_step(
-                self.policy, rollouts, self.buffer.targets, groups, rows_per_forward=self._scoring_rows
+                self.policy, buffer.rollouts, buffer.targets, groups, rows_per_forward=self._scoring_rows
             )
+
+    def on_validation_start(self) -> None:
+        self.evaluator.start(self.trainer.val_dataloaders)
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        return self.evaluator.step(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.evaluator.finish("val")
+
+    def on_test_start(self) -> None:
+        self.evaluator.start(self.trainer.test_dataloaders)
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        return self.evaluator.step(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self.evaluator.finish("test")
+
+    def on_predict_start(self) -> None:
+        self.evaluator.start(self.trainer.predict_dataloaders)
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Returns the records of a batch, see `EvaluatedBatch.records`."""
+        return list(self.evaluator.step(batch)["records"])
 
     def dump(self) -> Path:
         """Writes this rank's rollouts to the run directory, and returns the file."""

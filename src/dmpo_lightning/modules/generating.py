@@ -2,20 +2,17 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from dmpo_lightning.data.prompts import pad_left
 from dmpo_lightning.data.tokens import tokenize_prompt
-from dmpo_lightning.distributed.internals import attached_trainer
 from dmpo_lightning.evaluation.batch import EVALUATION
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.rollout import PromptBatch, check_counts, sample_completions
-from dmpo_lightning.samplers import Change, ConfidenceSampler, Sampler, observed
+from dmpo_lightning.rollout import PromptBatch, Sampling, check_counts, sample_completions
+from dmpo_lightning.samplers import Change, observed
 from dmpo_lightning.tasks.base import Message
 
 Prompt = str | Sequence[Message]
@@ -27,7 +24,7 @@ class Generation:
 
     prompt: Prompt
     index: int
-    """The number of the prompt, which keys the draws as its place in a dataset does in a validation."""
+    """The number of the prompt, which keys the draws as its position in a dataset does in a validation."""
     rollout: int
     """The number of this answer among those to the same prompt."""
     text: str
@@ -42,97 +39,28 @@ class Generation:
     """
 
 
-class GeneratingModule(LightningModule):
-    """A LightningModule around a policy, which answers prompts. Use `DMPO` or `MaskedSFT`."""
-
-    policy: Policy
-    seed: int
-    phase: Callable[[str], AbstractContextManager[None]]
-
-    def gathered(self) -> AbstractContextManager[None]:
-        """What a module does with its weights while it samples, which is nothing by itself."""
-        return nullcontext()
-
-    def generate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        *,
-        sampler: Sampler | None = None,
-        completion_length: int | None = None,
-        completions: int = 1,
-        prefill: str = "",
-        seed: int | None = None,
-        index: Sequence[int] | None = None,
-        rows_per_forward: int | None = None,
-        on_change: Callable[[Change], None] | None = None,
-    ) -> list[Generation]:
-        """Answers prompts, within a Trainer or without one, as `generate` describes it.
-
-        What is not given is the module's own: the sampler of its rollouts, the length of its completions, its seed.
-        `MaskedSFT` takes the most likely tokens one by one, and has to be told a length. With several ranks all call
-        this together, each for prompts of its own, if the strategy divides weights equally many.
-
-        Example:
-            ```python
-            module = DMPO.load_from_checkpoint("runs/sudoku_tiny/latest/checkpoints/last.ckpt")
-            print(module.generate("1030041003004001")[0].text)
-            ```
-        """
-        # Modules for supervised fine-tuning have neither.
-        own_sampler, own_length = getattr(self, "sampler", None), getattr(self, "completion_length", None)
-        length = own_length if completion_length is None else completion_length
-        if length is None:
-            raise ValueError(
-                f"`completion_length` must be given, because {type(self).__name__} has none: pass generate(prompts, "
-                "completion_length=...)."
-            )
-        # As Lightning does it around a validation step.
-        trainer = attached_trainer(self)
-        precision = nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
-        with self.gathered(), self.phase("generation"), precision:
-            return generate(
-                self.policy,
-                prompts,
-                sampler=sampler or own_sampler or ConfidenceSampler(temperature=0.0),
-                completion_length=length,
-                completions=completions,
-                prefill=prefill,
-                seed=self.seed if seed is None else seed,
-                index=index,
-                rows_per_forward=rows_per_forward,
-                on_change=on_change,
-            )
-
-
 def generate(
     policy: Policy,
     prompts: Prompt | Sequence[Prompt],
+    sampling: Sampling,
     *,
-    sampler: Sampler,
-    completion_length: int,
-    completions: int = 1,
     prefill: str = "",
-    seed: int = 0,
     index: Sequence[int] | None = None,
-    rows_per_forward: int | None = None,
     on_change: Callable[[Change], None] | None = None,
 ) -> list[Generation]:
     """Samples answers to prompts, in eval mode and without gradient.
 
-    An answer is the one that a validation with the same seed samples for a prompt at that place of its dataset. It
+    An answer is the one that a validation with the same seed samples for a prompt at that position of its dataset. It
     depends on nothing else: neither on the other prompts nor on how many rows are sampled at a time. No generator of
     Python or torch is used.
 
     Args:
         policy: of the answers.
         prompts: texts, each a user's turn, or conversations. A single one need not stand in a list.
-        sampler: unmasks the completions.
-        completion_length: tokens per completion.
-        completions: answers to each prompt.
+        sampling: how the answers are sampled. Its ``group_size`` is that of the answers to each prompt, and its
+            ``buffer`` is that of a validation.
         prefill: what the assistant's turn starts with. It is part of the prompt, not of the answer.
-        seed: of the draws.
         index: the numbers of the prompts, which key their draws. None counts them from 0.
-        rows_per_forward: completions that are sampled at a time. None samples all at once.
         on_change: is shown each step, see `observed`. Rows are counted in the order of the answers.
 
     Returns:
@@ -142,12 +70,12 @@ def generate(
         ValueError: no prompt at all, one that is none or too long, or a length that the sampler cannot unmask.
     """
     asked: list[Prompt] = _listed(prompts)
-    check_counts(completion_length=completion_length, completions=completions, rows_per_forward=rows_per_forward)
-    sampler.validate(completion_length)
-    sampler.validate_policy(policy)
-    batch = _batch(policy, asked, index, prefill, room=(policy.max_length or 0) - completion_length)
-    shape = (len(asked) * completions, completion_length)
-    confidence = torch.full(shape, torch.nan, device=batch.prompt_ids.device)
+    length, completions = sampling.completion_length, sampling.group_size
+    check_counts(completion_length=length, completions=completions, rows_per_forward=sampling.rows_per_forward)
+    sampling.sampler.validate(length)
+    sampling.sampler.validate_policy(policy)
+    batch = _batch(policy, asked, index, prefill, room=(policy.max_length or 0) - length)
+    confidence = torch.full((len(asked) * completions, length), torch.nan, device=batch.prompt_ids.device)
 
     def note(change: Change) -> None:
         confidence[change.rows] = torch.where(change.written, change.confidence, confidence[change.rows])
@@ -155,16 +83,7 @@ def generate(
             on_change(change)
 
     with observed(note):
-        samples, _ = sample_completions(
-            policy,
-            sampler,
-            batch,
-            group_size=completions,
-            completion_length=completion_length,
-            seed=seed,
-            iteration=EVALUATION,
-            rows_per_forward=rows_per_forward,
-        )
+        samples, _ = sample_completions(policy, batch, replace(sampling, buffer=EVALUATION))
     rows = zip(
         policy.decode(samples.completion_ids),
         samples.completion_ids.tolist(),

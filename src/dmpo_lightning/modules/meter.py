@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from dmpo_lightning.modules.observers import CollectedBuffer, RolloutObserver
+from dmpo_lightning.modules.observers import RolloutObserver
+from dmpo_lightning.rollout import RolloutBuffer
 
 
 class RunMeter(RolloutObserver):
@@ -30,11 +31,11 @@ class RunMeter(RolloutObserver):
         if trainer.optimizers:
             pl_module.log("optimizer/lr", float(trainer.optimizers[0].param_groups[0]["lr"]), batch_size=1)
 
-    def on_rollouts(self, trainer: Trainer, module: LightningModule, collected: CollectedBuffer) -> None:
-        self._seconds, self._rollouts = collected.seconds, len(collected.rollouts) * trainer.world_size
+    def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
+        self._seconds, self._rollouts = buffer.seconds, len(buffer.rollouts) * trainer.world_size
         # Of a buffer that an epoch cut short there is no time of training that could be compared.
-        self._training, self._collecting = 0.0, sum(collected.seconds.values())
-        values = {f"time/{name}": seconds for name, seconds in collected.seconds.items()}
+        self._training, self._collecting = 0.0, sum(buffer.seconds.values())
+        values = {f"time/{name}": seconds for name, seconds in buffer.seconds.items()}
         seen = float(getattr(module, "rollouts_seen", self._rollouts))
         module.log_dict(values | {"rollouts/seen": seen}, batch_size=1)
 

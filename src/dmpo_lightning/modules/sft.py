@@ -106,7 +106,7 @@ class MaskedSFT(PolicyModule):
                 f"The model takes {limit} tokens, but a pair in rows {batch.index.tolist()} needs {length} (prompt and "
                 "`completion_length`); shorten or remove it."
             )
-        keys = row_keys(self.seed, batch.index, group_size=1, iteration=iteration).squeeze(1)
+        keys = row_keys(self.seed, batch.index, group_size=1, buffer=iteration).squeeze(1)
         blocks = self.policy.completion_blocks(batch.prompt_mask, batch.completion_ids)
         masks = draw_masks(
             fold_in(keys, Purpose.LOSS),

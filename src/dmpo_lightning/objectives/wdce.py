@@ -182,7 +182,7 @@ class WDCE(WeightedObjective):
     ) -> None:
         """Refreshes the ``policy`` baseline, on the same masks (or orders) as the log-probs of the behaviour policy."""
         if self.baseline == "policy":
-            chosen = rollouts.groups(groups)
+            chosen = rollouts[groups]
             current = self.estimator.log_prob(policy, chosen, rows_per_forward=rows_per_forward)
             baseline = policy_baseline(current, targets["behaviour_log_prob"][groups])
             targets["signal"][groups] = self._signal(targets["weight"][groups], baseline, chosen)
