@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ def behave(what, value=None):  # noqa: PLR0911, PLR0912  one line per behaviour
     if what == "exit":
         os._exit(value)
     if what == "long integer operation":
-        return len(str((9**9**7) ** 9))
+        return hold_the_interpreter(0)
     if what == "pid":
         return os.getpid()
     if what == "modules":
@@ -36,36 +37,37 @@ def behave(what, value=None):  # noqa: PLR0911, PLR0912  one line per behaviour
         time.sleep(600)
     if what == "sys.exit":
         sys.exit(value)
-    if what == "fork":
-        os.fork()
-        return value
+    if what == "GeneratorExit":
+        raise GeneratorExit
+    if what == "KeyboardInterrupt":
+        raise KeyboardInterrupt
+    if what == "leave a thread":
+        threading.Thread(target=hold_the_interpreter, daemon=True).start()
+        return "left"
     if what == "leave a child":
         if os.fork():
             os._exit(3)
         time.sleep(600)
-    if what == "write to all files":
-        write_to_all_files(value)
-        return "written"
     if what == "close all files":
         os.closerange(3, 256)
     if what == "import":
         return importlib.import_module(value).VALUE
-    return object()
+    return lambda: None
 
 
-def write_to_all_files(content):
-    """As a library does that writes to a file which is closed by then, and whose number another file has."""
-    for number in range(3, 64):
-        with suppress(OSError):
-            os.write(number, content)
+def hold_the_interpreter(after=0.2):
+    """One operation on integers, during which no other thread runs."""
+    time.sleep(after)
+    return len(str((9**9**7) ** 9))
 
 
-def import_again_and_again():
-    """Tries a module that does not exist, a hundred times in ten seconds."""
-    for _ in range(100):
+def import_again_and_again(times):
+    """Tries a module that does not exist, ten times a second."""
+    for _ in range(times):
         with suppress(ImportError):
             importlib.import_module("no_such_module")
         time.sleep(0.1)
+    return "tried"
 
 
 def refuse():

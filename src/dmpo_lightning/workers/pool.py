@@ -1,32 +1,37 @@
-"""Calls in worker processes that are killed when they take too long.
+"""Worker processes that call one function and are killed when a call takes too long.
 
-A signal handler cannot interrupt a long operation on integers or in a C extension. Killing the process can. Only the
-standard library is imported, so that workers start fast.
+Signals do not interrupt a long operation on integers or in a C extension. The end of the process does. Only the
+standard library is imported, so that workers start fast (docs/decisions/037-workers.md).
 """
 
-import json
+import faulthandler
 import multiprocessing
 import os
 import pickle
+import queue
 import signal
+import sys
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing.connection import wait
+from importlib.abc import MetaPathFinder
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from dmpo_lightning.workers.local_modules import local_modules
-from dmpo_lightning.workers.serving import serve
+from dmpo_lightning.workers.local_modules import LocalModules, local_modules
 
 # A fork would copy the locks of torch's threads.
 _CONTEXT = multiprocessing.get_context("spawn")
 LIFE_SIGN = 0.5
 """Seconds after which a silent worker is looked after."""
-LONGEST_ANSWER = 2**26
-"""Bytes of an answer."""
+PING_SECONDS = 5.0
+"""Seconds in which an idle worker must answer. One whose last call left a thread that holds everything up does not."""
+IMPORT_SECONDS = 60.0
+"""How much longer the first call of each process may take that imports a library, which may lie on a slow disk."""
+_PING = b"?"
 
 
 class CallError(RuntimeError):
@@ -48,10 +53,10 @@ class WorkerPool:
     started yet.
 
     Args:
-        function: importable by its module and name, or an instance of an importable class. Its value must be what JSON
-            can state, so that nothing that a worker sends is unpickled here.
+        function: importable by its module and name, or an instance of an importable class. Its value must be picklable.
         workers: number of processes.
-        time_limit: seconds per call, without the imports that it makes. None waits for ever.
+        time_limit: seconds per call. The first call of each process that imports a library may take `IMPORT_SECONDS`
+            longer. None waits for ever.
         initializer: called once in each new worker. Its time does not count.
 
     Raises:
@@ -75,8 +80,8 @@ class WorkerPool:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._workers: list[_Worker] = []
-        self._finalizer = weakref.finalize(self, _kill_all, self._workers)
+        self._workers = [_Worker(self.function, self.initializer, self.time_limit) for _ in range(self.workers)]
+        self._finalizer = weakref.finalize(self, _end_all, self._workers)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
@@ -88,7 +93,7 @@ class WorkerPool:
     def close(self) -> None:
         """Ends the worker processes. The next call starts new ones."""
         with self._lock:
-            _kill_all(self._workers)
+            _end_all(self._workers)
 
     def map(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The function's value for each tuple of arguments, or the `CallError` that came of it.
@@ -98,164 +103,203 @@ class WorkerPool:
         Raises:
             RuntimeError: a worker process could not start.
         """
-        with self._lock:
+        idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            idle.put(worker)
+
+        def call(arguments: tuple[Any, ...]) -> Any:
+            worker = idle.get()
             try:
-                return self._map(calls)
-            # An interrupt leaves calls under way, whose answers nobody will fetch.
+                return worker.call(arguments)
+            finally:
+                idle.put(worker)
+
+        # One thread waits for each worker, so that what a worker goes through can be read from top to bottom.
+        with self._lock, ThreadPoolExecutor(self.workers) as threads:
+            try:
+                return list(threads.map(call, calls))
+            # An interrupt leaves calls under way, for whose answers the threads would wait.
             except BaseException:
-                _kill_all(self._workers)
-                raise
-
-    def _map(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        results: list[Any] = [None] * len(calls)
-        waiting = deque(range(len(calls)))
-        missing = len(calls)
-        while missing:
-            for worker in self._idle(len(waiting)):
-                worker.send(waiting.popleft(), calls)
-            for worker in self._reporting():
-                ended = worker.receive()
-                if ended is None:
-                    continue
-                call, result = ended
-                results[call] = result
-                missing -= 1
-                if isinstance(result, TimeLimitError | WorkerDiedError):
+                threads.shutdown(wait=False, cancel_futures=True)
+                for worker in self._workers:
                     worker.kill()
-                    self._workers.remove(worker)
-        return results
-
-    def _idle(self, wanted: int) -> list["_Worker"]:
-        """As many workers for new calls as are wanted and ready, after starting those that are missing."""
-        busy = sum(worker.call is not None for worker in self._workers)
-        while len(self._workers) < min(self.workers, busy + wanted):
-            self._workers.append(_Worker(self.function, self.initializer, self.time_limit))
-        return [worker for worker in self._workers if worker.is_ready and worker.call is None][:wanted]
-
-    def _reporting(self) -> list["_Worker"]:
-        """The workers that the next answer, death or time limit concerns, after waiting for it."""
-        expected = [worker for worker in self._workers if worker.call is not None or not worker.is_ready]
-        seconds = min(
-            (worker.seconds_left for worker in expected if worker.seconds_left is not None), default=LIFE_SIGN
-        )
-        ready = wait([worker.answers for worker in expected], min(seconds, LIFE_SIGN))
-        return [worker for worker in expected if worker.answers in ready or worker.is_late or not worker.is_alive]
+                raise
 
 
 class _Worker:
-    """One process, which is handed calls and says how they ended, each answer with the number of its call."""
+    """A process that is handed one call after the other, and another process once the first has ended."""
 
     def __init__(
         self, function: Callable[..., Any], initializer: Callable[[], object] | None, time_limit: float | None
     ) -> None:
-        theirs, self.arguments = _CONTEXT.Pipe(duplex=False)
-        self.answers, mouth = _CONTEXT.Pipe(duplex=False)
+        self.function, self.initializer, self.time_limit = function, initializer, time_limit
+        self.process: Any = None
+        self.pipe: Any = None
+
+    def call(self, arguments: tuple[Any, ...]) -> Any:
+        """The value of a call, or how it failed. Arguments that cannot be pickled raise here, in the own process."""
+        pickled = pickle.dumps(arguments)
+        if self.process is None or not self._is_responsive():
+            self.end()
+            self._start()
+        started = time.monotonic()
+        answer = self._said(pickled)
+        if answer is not None:
+            value, problem = answer
+            return value if problem is None else CallError(problem)
+        seconds, code = time.monotonic() - started, self.process.exitcode
+        self.end()
+        if self.time_limit is not None and seconds >= self.time_limit:
+            return TimeLimitError("the call took longer than the time limit")
+        how = "closed its pipe" if code is None else f"ended with exit code {code}"
+        return WorkerDiedError(f"the worker process {how}")
+
+    def _start(self) -> None:
+        self.pipe, theirs = _CONTEXT.Pipe()
         # Pickled here, because the worker must know first where the function's module is found.
-        calls = pickle.dumps((function, initializer))
+        pickled = pickle.dumps((self.function, self.initializer))
         self.process = _CONTEXT.Process(
-            target=serve, args=(theirs, mouth, local_modules(), calls, time_limit), daemon=True
+            target=_serve, args=(theirs, local_modules(), pickled, self.time_limit), daemon=True
         )
         self.process.start()
-        # Else the pipes would stay open when the process is gone.
+        # Else the pipe would stay open when the process is gone.
         theirs.close()
-        mouth.close()
-        self.is_ready = False
-        self.call: int | None = None
-        self.deadline: float | None = None
-        self._number, self._heard = 0, b""
-
-    @property
-    def seconds_left(self) -> float | None:
-        return None if self.deadline is None else max(self.deadline - time.monotonic(), 0)
-
-    @property
-    def is_late(self) -> bool:
-        return self.seconds_left == 0
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the process runs. Its pipe may outlive it, in a process that it has forked."""
-        return self.process.is_alive()
-
-    def send(self, call: int, calls: Sequence[tuple[Any, ...]]) -> None:
-        """Hands over a call. Arguments that cannot be pickled raise here, in the caller's own process."""
-        pickled = pickle.dumps(calls[call])
-        self.call = call
-        self._number += 1
-        # The worker may have died, which `receive` finds out and says.
-        with suppress(BrokenPipeError, ConnectionResetError):
-            self.arguments.send_bytes(pickled)
-
-    def receive(self) -> tuple[int, Any] | None:
-        """The call that came to an end, and its value or error. None where no call did."""
-        # Asked before listening: what a process has said before its death is heard below.
-        is_alive = self.is_alive
-        heard = self._listen()
-        for answer in self._answers():
-            if "seconds" in answer:
-                self.deadline = time.monotonic() + answer["seconds"]
-            elif self.is_ready:
-                return self._ended(CallError(answer["error"]) if "error" in answer else answer.get("value"))
-            elif "error" in answer:
-                raise RuntimeError(f"A worker process could not start: {answer['error']}")
-            else:
-                self.is_ready = True
-        if heard == b"" or (heard is None and not is_alive):
-            return self._died()
-        if len(self._heard) > LONGEST_ANSWER:
-            return self._ended(WorkerDiedError(f"the worker process wrote {LONGEST_ANSWER} bytes without an answer"))
-        return self._ended(TimeLimitError("the call took longer than the time limit")) if self.is_late else None
-
-    def _listen(self) -> bytes | None:
-        """What the worker has written since, empty where its end is closed. None where there is nothing."""
-        if not self.answers.poll():
-            return None
-        heard = os.read(self.answers.fileno(), 2**16)
-        self._heard += heard
-        return heard
-
-    def _answers(self) -> Iterator[dict[str, Any]]:
-        """The answers to the call under way. All else that stands on the pipe is left out.
-
-        A score function may fork, and a library may write to a file that it has closed, whose number is the pipe's now.
-        """
-        *lines, self._heard = self._heard.split(b"\n")
-        for line in lines:
-            # Not JSON, or no text at all.
-            with suppress(ValueError):
-                answer = json.loads(line)
-                is_answer = isinstance(answer, dict) and not answer.keys().isdisjoint(("value", "error", "seconds"))
-                if is_answer and answer.get("number") == self._number:
-                    yield answer
-
-    def _ended(self, result: Any) -> tuple[int, Any] | None:
-        call, self.call, self.deadline = self.call, None, None
-        return None if call is None else (call, result)
-
-    def _died(self) -> tuple[int, Any] | None:
-        self.process.join(LIFE_SIGN)
-        if not self.is_ready:
+        answer = self._said(None)
+        if answer is None:
+            self.end()
             raise RuntimeError(
                 "A worker process ended before its first call. What it is to call must be importable, and a "
                 'script that starts worker processes needs `if __name__ == "__main__":` around what it runs.'
             )
-        code = self.process.exitcode
-        how = "closed its pipe" if code is None else f"ended with exit code {code}"
-        return self._ended(WorkerDiedError(f"the worker process {how}"))
+        if answer[1] is not None:
+            self.end()
+            raise RuntimeError(f"A worker process could not start: {answer[1]}")
+
+    def _is_responsive(self) -> bool:
+        """Whether the process still lives and listens: a call that it never heard of would be counted as failed."""
+        return self._said(_PING, seconds=PING_SECONDS) is not None
+
+    def _said(self, asked: bytes | None, seconds: float | None = None) -> tuple[Any, str | None] | None:
+        """What the worker says next, a value and a problem. None where it has ended, or is silent for too long."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        try:
+            if asked is not None:
+                self.pipe.send_bytes(asked)
+            while not self.pipe.poll(LIFE_SIGN):
+                # The end of the pipe may outlive the worker, in a process that it has forked.
+                has_ended = not self.process.is_alive() and not self.pipe.poll()
+                if has_ended or (deadline is not None and time.monotonic() > deadline):
+                    return None
+            answer: tuple[Any, str | None] = pickle.loads(self.pipe.recv_bytes())
+            return answer
+        except (EOFError, OSError):
+            # Waits for the exit code.
+            self.process.join(LIFE_SIGN)
+            return None
 
     def kill(self) -> None:
-        """Ends the process and what it started."""
-        # By then it leads a process group of its own.
-        if self.is_ready:
-            assert self.process.pid is not None
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.kill()
-        self.process.join()
-        self.arguments.close()
-        self.answers.close()
+        """Kills the process and what it started, which is in the group that it leads."""
+        process = self.process
+        if process is not None and process.pid is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+
+    def end(self) -> None:
+        """Kills the process and waits for its end."""
+        self.kill()
+        if self.process is not None:
+            self.process.join()
+            self.pipe.close()
+        self.process = self.pipe = None
 
 
-def _kill_all(workers: list[_Worker]) -> None:
-    while workers:
-        workers.pop().kill()
+def _end_all(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.end()
+
+
+def _serve(pipe: Connection, finders: Sequence[LocalModules], pickled: bytes, time_limit: float | None) -> None:
+    """The life of a worker process: pickled arguments in, pickled values out, until the parent is gone."""
+    # An interrupt from the keyboard is for the parent alone.
+    os.setsid()
+    # Else a function with a pool of its own could not start it.
+    multiprocessing.current_process().daemon = False
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.meta_path.extend(finders)
+    function: Callable[..., Any] | None = None
+
+    def begin() -> None:
+        nonlocal function
+        function, initializer = pickle.loads(pickled)
+        if initializer is not None:
+            initializer()
+
+    def call() -> Any:
+        assert function is not None
+        return function(*pickle.loads(asked))
+
+    pipe.send_bytes(_answer(begin))
+    watch = _Watch(time_limit)
+    while True:
+        try:
+            asked = pipe.recv_bytes()
+        # The parent has closed its end.
+        except EOFError:
+            return
+        if asked == _PING:
+            pipe.send_bytes(_answer(lambda: None))
+            continue
+        watch.start()
+        answer = _answer(call)
+        watch.stop()
+        pipe.send_bytes(answer)
+
+
+def _answer(function: Callable[[], Any]) -> bytes:
+    """The value of a function, and what it raised."""
+    try:
+        return pickle.dumps((function(), None))
+    # Whatever a foreign function raises is for the parent to count, an exit included.
+    except BaseException as error:
+        return pickle.dumps((None, f"{type(error).__name__}: {error}"))
+
+
+class _Watch(MetaPathFinder):
+    """Ends the process when a call takes longer than the time limit, even where the parent is gone and cannot kill it.
+
+    A function often imports a library where it needs it, in the first call of each process. A limit made for calls
+    would end every process in its first one, so that the first import of a process gives its call more time.
+    """
+
+    def __init__(self, time_limit: float | None) -> None:
+        self.time_limit = time_limit
+        self.calls, self.may_import = False, True
+        self.nowhere = open(os.devnull, "w")  # noqa: SIM115  as long as the process
+        # The first finder is asked for every module that is not loaded yet. It finds none.
+        sys.meta_path.insert(0, self)
+
+    def start(self) -> None:
+        self.calls = True
+        self._allow(0.0)
+
+    def stop(self) -> None:
+        self.calls = False
+        faulthandler.cancel_dump_traceback_later()
+
+    def find_spec(self, *_: Any) -> None:
+        if self.calls and self.may_import:
+            self.may_import = False
+            self._allow(IMPORT_SECONDS)
+
+    def _allow(self, more: float) -> None:
+        # A thread of C, which needs no lock of the interpreter.
+        if self.time_limit is not None:
+            faulthandler.dump_traceback_later(self.time_limit + more, exit=True, file=self.nowhere)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
