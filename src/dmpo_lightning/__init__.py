@@ -55,7 +55,6 @@ _HOMES = {
     "SkipNonFiniteSteps": "modules.non_finite",
     "Preemption": "callbacks.preemption",
     "Generation": "modules.generating",
-    "DDPStrategy": "distributed.strategies",
     "FSDP1Strategy": "distributed.strategies",
     "FSDP2Strategy": "distributed.strategies",
     "ZeROStrategy": "distributed.strategies",

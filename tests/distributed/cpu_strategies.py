@@ -6,9 +6,9 @@ from datetime import timedelta
 
 import torch
 from lightning.fabric.utilities.seed import reset_seed
-from lightning.pytorch.strategies import DeepSpeedStrategy, ParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ParallelStrategy
 
-from dmpo_lightning.distributed.strategies import DDPStrategy, FSDP1Strategy, FSDP2Strategy, ZeROStrategy
+from dmpo_lightning.distributed.strategies import FSDP1Strategy, FSDP2Strategy, ZeROStrategy
 
 
 class FSDP1OnCPU(FSDP1Strategy):

@@ -113,7 +113,7 @@ def test_killed_at_any_moment_no_step_is_lost_or_doubled_and_every_state_is_read
 @pytest.mark.parametrize(
     ("kind", "strategy"),
     [
-        ("ddp", "dmpo_lightning.distributed.strategies.DDPStrategy"),
+        ("ddp", "lightning.pytorch.strategies.DDPStrategy"),
         ("fsdp2", "dmpo_lightning.distributed.strategies.FSDP2Strategy"),
         ("zero2", "cpu_strategies.ZeROOnCPU"),
     ],

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 
 from dmpo_lightning.distributed.sharding import whole_weights
-from dmpo_lightning.distributed.strategies import DDPStrategy, FSDP1Strategy, FSDP2Strategy
+from dmpo_lightning.distributed.strategies import FSDP1Strategy, FSDP2Strategy
 from gpu.runs import assert_same, assert_same_run, fit, small_lora, small_module, trained
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_rank")]

@@ -1,5 +1,6 @@
 """Weights that are divided among ranks, by FSDP1, FSDP2 or DeepSpeed's ZeRO-3. All ranks call these functions alike."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.wrap import wrap
+from torch.distributed.tensor import DTensor
 
 from dmpo_lightning.models.parts import layers_of
 
@@ -103,6 +105,21 @@ def whole_weights(model: nn.Module, *, trainable_only: bool = True, keep: bool =
         with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
             collect(_own_parameters(unit))
     return {name: weights[name] for name in wanted.values() if name in weights}
+
+
+@torch.no_grad()
+def gradient_norm(model: nn.Module) -> Tensor:
+    """The 2-norm of all gradients as one vector, the same on each rank. It is 0 where there are none.
+
+    All ranks call it, after the gradients were averaged over them. Not for DeepSpeed, which hides gradients and knows
+    their norm behind its step (`engine_norm`).
+    """
+    if isinstance(model, FullyShardedDataParallel):
+        # Its only way to a norm over all ranks. Clipped to infinity, gradients are multiplied by exactly 1.
+        return model.clip_grad_norm_(math.inf)
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    # Under FSDP2 the parts of all ranks are added up here, in one reduction.
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Lightning's strategies with checkpoints that are complete or absent.
+"""Lightning's strategies that divide weights or states, and checkpoints that are complete or absent under all of them.
 
 A file or folder is written beside the old one, and takes its place when it is complete.
 """
@@ -8,14 +8,40 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import strategies
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from dmpo_lightning.checkpoints.contents import facts_beside_weights
-from dmpo_lightning.checkpoints.folders import complete_folder, partial_name
+from dmpo_lightning.checkpoints.folders import complete_folder, partial_name, write_file
 from dmpo_lightning.distributed.internals import divide_data_among_all_ranks, set_timeout_of_all_groups
 
 TIMEOUT = timedelta(minutes=30)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a file beside the old one, which it replaces when it is on the disk.
+
+    Lightning's own writes into the temporary folder of the machine first. Where that lies on another file system, a job
+    that is killed or a disk that is full leaves a part of a checkpoint in the place of the one before.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """As Lightning does it, in local files.
+
+        Raises:
+            OSError: the file cannot be written. The one before is as it was.
+        """
+        # A store of objects shows none before it is complete. An option is refused in Lightning's words.
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+        else:
+            write_file(checkpoint, Path(path))
+
+
+def write_whole_files(strategy: Any) -> None:
+    """Gives a strategy `WholeFiles` in the place of Lightning's own. A plugin of one's own stays."""
+    if type(strategy.checkpoint_io) is TorchCheckpointIO:
+        strategy.checkpoint_io = WholeFiles()
 
 
 class WholeFolders:
@@ -50,10 +76,6 @@ class WholeFolders:
             if facts is not None:
                 check_fit(facts)
         return super().load_checkpoint(checkpoint_path, *args, **options)  # type: ignore[misc]
-
-
-class DDPStrategy(WholeFolders, strategies.DDPStrategy):
-    """Lightning's strategy, which by itself copies files from the node's temporary folder over the old ones."""
 
 
 class FSDP2Strategy(WholeFolders, ModelParallelStrategy):

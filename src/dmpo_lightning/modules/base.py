@@ -13,12 +13,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dmpo_lightning.distributed.checkpoint_io import write_whole_files
 from dmpo_lightning.distributed.internals import attached_trainer
 from dmpo_lightning.distributed.lock_step import LockStep
 from dmpo_lightning.distributed.ranks import check_same_start
 from dmpo_lightning.distributed.sharding import is_zero3, plain_name
-from dmpo_lightning.distributed.strategies import ZeROStrategy, divides_weights
+from dmpo_lightning.distributed.strategies import ZeROStrategy, divides_weights, write_whole_files
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.parts import compile_layers
 from dmpo_lightning.modules.averages import keep_frozen_weights

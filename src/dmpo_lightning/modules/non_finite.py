@@ -8,8 +8,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from dmpo_lightning.distributed.gradients import engine_norm, gradient_norm
 from dmpo_lightning.distributed.internals import callbacks_of
+from dmpo_lightning.distributed.sharding import gradient_norm
 from dmpo_lightning.modules.base import PolicyModule
 
 
@@ -116,8 +116,9 @@ def norm_of_step(trainer: Trainer) -> float | None:
     """
     engine = getattr(trainer.strategy, "deepspeed_engine", None)
     if engine is not None:
-        norm = engine_norm(engine)
-        return norm if norm is not None and math.isfinite(norm) else None
+        # None where the engine was told not to compute it.
+        norm = engine.get_global_grad_norm()
+        return None if norm is None or not math.isfinite(norm) else float(norm)
     return next((each.norm for each in callbacks_of(trainer, SkipNonFiniteSteps)), None)
 
 
