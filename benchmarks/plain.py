@@ -231,7 +231,6 @@ class Canvas:
     remasking: Remasking
     threshold: float | None
     factor: float | None
-    guidance: float
     banned: Int[Tensor, " ids"]
     generator: torch.Generator | None
     forwards: int = 0
@@ -239,7 +238,7 @@ class Canvas:
     def step(self, columns: slice, past: KeysValues | None, end: int, count: Tensor) -> KeysValues:
         """One forward over ``columns`` and one transfer to their masked positions before ``end``."""
         fed = self.ids[:, columns]
-        logits, present = self._logits(fed, columns, past)
+        logits, present = self.plain.logits(fed, columns, past)
         logits.index_fill_(-1, self.banned, -torch.inf)
         if past is not None and past[0][0].shape[2] == columns.start:  # the prefix cache
             draw_tokens(logits, self.temperature, self.generator)
@@ -260,15 +259,6 @@ class Canvas:
         """Where the block still holds mask tokens."""
         return self.ids[:, start:end] == self.mask_token_id
 
-    def _logits(self, fed: Tensor, columns: slice, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
-        if not self.guidance:
-            return self.plain.logits(fed, columns, past)
-        unconditional = fed.clone()
-        unconditional[:, : self.prompt_length] = self.mask_token_id
-        both, present = self.plain.logits(torch.cat((fed, unconditional)), columns, past)
-        conditional, free = both.chunk(2)
-        return free + (self.guidance + 1) * (conditional - free), present
-
 
 @torch.no_grad()
 def generate(
@@ -285,7 +275,6 @@ def generate(
     threshold: float | None = None,
     factor: float | None = None,
     cache: Cache = "none",
-    guidance: float = 0.0,
     ban: Float[Tensor, " vocab"] | None = None,
     generator: torch.Generator | None = None,
 ) -> Generated:
@@ -305,19 +294,13 @@ def generate(
         threshold: see `transfer_rows`.
         factor: see `transfer_rows`.
         cache: whose keys and values are kept within a block: nobody's, the prefix's, or everybody's but the block's.
-        guidance: weight w of free + (w + 1)(conditional - free), classifier-free; 0 runs no second half.
         ban: minus infinity at the ids that are never to be drawn, 0 elsewhere.
         generator: of the Gumbel noise and the random confidences.
-
-    Raises:
-        ValueError: guidance with a cache.
     """
-    if guidance and cache != "none":
-        raise ValueError(f"`guidance` needs the whole sequence in each step: use cache='none', got {cache!r}.")
     ids = F.pad(prompt_ids, (0, completion_length), value=mask_token_id)
     attention_mask = F.pad(prompt_mask.bool(), (0, completion_length), value=True)
     canvas = Canvas(
-        plain=Plain.of(model, attention_mask.repeat(2, 1) if guidance else attention_mask),
+        plain=Plain.of(model, attention_mask),
         ids=ids,
         reveal_step=torch.full_like(ids, -1),
         prompt_length=prompt_ids.shape[1],
@@ -326,7 +309,6 @@ def generate(
         remasking=remasking,
         threshold=threshold,
         factor=factor,
-        guidance=guidance,
         banned=ids.new_empty(0) if ban is None else ban.isneginf().nonzero().squeeze(1),
         generator=generator,
     )

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.policy import Policy, evaluating, full_attention_mask
 from helpers import (
@@ -16,8 +17,10 @@ from helpers import (
     pad_more,
     perturb,
     prompt_batch,
+    tiny_model,
     tiny_policy,
 )
+from small_models import tiny_dream, tiny_illada
 
 LENGTH = 6
 
@@ -365,6 +368,28 @@ def test_without_end_tokens_no_completion_ends_early():
     policy = tiny_policy(with_reference=False)
     policy.facts = replace(policy.facts, end_token_ids=())
     assert policy.effective_length(torch.tensor([[0, 2, 3]])).tolist() == [3]
+
+
+# Caches ---------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model", [tiny_model, tiny_illada, tiny_dream])
+def test_columns_that_are_computed_again_from_a_cache_are_what_they_were(model):
+    """Whichever columns they are; a shifted model (Dream) needs the column before them too."""
+    policy = tiny_policy(model=model().eval(), with_reference=False)
+    prompts = prompt_batch(policy, ["12", "1234"])
+    ids = torch.nn.functional.pad(prompts.prompt_ids, (0, LENGTH), value=MASK)
+    mask, total = full_attention_mask(prompts.prompt_mask, LENGTH), ids.shape[1]
+    whole = policy.logits(ids, mask, torch.arange(2 * total).view(2, total))
+    cache = KeyValueCache(mask)
+    policy.logits(
+        ids, None, torch.zeros(2, 1, dtype=torch.long) + torch.tensor([[0], [total]]), cache=cache, columns=range(total)
+    )
+    for columns in (range(total - LENGTH, total), range(total - LENGTH, total - 2), range(total)):
+        at = torch.tensor([[0], [total]]) + torch.tensor(list(columns))
+        found = policy.logits(ids, None, at, cache=cache, columns=columns)
+        torch.testing.assert_close(found, whole[:, columns], atol=1e-5, rtol=1e-5)
 
 
 # Construction ---------------------------------------------------------------------------------------------------------

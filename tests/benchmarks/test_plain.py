@@ -160,24 +160,6 @@ def test_tokens_are_distributed_as_the_tempered_softmax():
     assert chisquare(drawn.bincount(minlength=12), expected.numpy()).pvalue > 1e-3
 
 
-def test_guidance_adds_the_weighted_difference_to_a_masked_prompt():
-    policy, (ids, mask) = policy_of(211), prompts_of(16, 211, padded=True)
-    masks = torch.full((16, 1), policy.facts.mask_token_id)
-    attended = torch.nn.functional.pad(mask, (0, 1), value=True)
-    with torch.no_grad():
-        conditional = policy.model(torch.cat((ids, masks), 1), attended).logits[:, -1]
-        free = policy.model(torch.cat((masks.expand_as(ids), masks), 1), attended).logits[:, -1]
-    guided = (free + 3.0 * (conditional - free) + ban_of(policy)).argmax(-1)
-    result = plain(policy, (ids, mask), completion_length=1, block_length=1, guidance=2.0)
-    assert result.completion_ids.squeeze(1).tolist() == guided.tolist()
-    assert (guided != (conditional + ban_of(policy)).argmax(-1)).any()
-
-
-def test_guidance_refuses_a_cache():
-    with pytest.raises(ValueError, match="guidance"):
-        plain(policy_of(211), prompts_of(1, 211, padded=False), guidance=1.0, cache="dual")
-
-
 def test_random_remasking_reveals_the_planned_numbers_in_an_order_of_its_own():
     policy, prompts = policy_of(211), prompts_of(2, 211, padded=False)
     result = plain(policy, prompts, denoising_steps=6, remasking="random", generator=torch.Generator().manual_seed(0))

@@ -117,7 +117,6 @@ SAMPLERS = {
     "drawn": ConfidenceSampler(block_length=16, denoising_steps=4, temperature=1.0),
     "tempered": ConfidenceSampler(block_length=16, denoising_steps=4, temperature=0.5),
     "cache dual": ConfidenceSampler(block_length=16, denoising_steps=4, cache="dual"),
-    "guidance": ConfidenceSampler(block_length=16, denoising_steps=4, guidance=1.0),
 }
 
 

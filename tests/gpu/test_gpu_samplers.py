@@ -32,13 +32,8 @@ SAMPLERS: dict[str, Sampler] = {
 SAMPLERS |= {
     "one by one": confidence(block_length=None),
     "random remasking": confidence(remasking="random", denoising_steps=4),
-    "guidance": confidence(guidance=0.5),
-    "guidance, threshold": confidence(guidance=0.5, threshold=0.5),
     "early exit": confidence(block_length=4, early_exit=True),
     "early exit, threshold, cache dual": confidence(block_length=4, early_exit=True, threshold=0.5, cache="dual"),
-    "refresh window": confidence(block_length=4, cache="dual", refresh_window=2),
-    "suffix window": confidence(block_length=4, suffix_window=2),
-    "suffix window, cache prefix": confidence(block_length=4, suffix_window=2, cache="prefix", threshold=0.5),
     "random order": RandomOrderSampler(temperature=0.0),
     "random order in 5 steps": RandomOrderSampler(temperature=0.0, denoising_steps=5),
     "drawn, static": confidence(temperature=1.0, denoising_steps=8),

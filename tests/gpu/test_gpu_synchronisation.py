@@ -44,9 +44,7 @@ def without_waiting(device: torch.device, action: Callable[[], None]) -> None:
 
 
 OPTIONS = [
-    *({"cache": cache} | more for cache in CACHES for more in ({}, {"remasking": "random"}, {"suffix_window": 2})),
-    {"cache": "dual", "refresh_window": 2},
-    {"cache": "none", "guidance": 0.5},
+    *({"cache": cache} | more for cache in CACHES for more in ({}, {"remasking": "random"})),
 ]
 
 
@@ -55,10 +53,10 @@ OPTIONS = [
 def test_a_static_block_never_waits(device, options, temperature):
     sampler = ConfidenceSampler(block_length=8, denoising_steps=16, temperature=temperature, **options)
     policy, (ids, mask, keys) = tiny_policy(with_reference=False).to(device), prompts(device)
-    canvas = Canvas.blank(policy, ids, mask, LENGTH)
+    canvas = Canvas.blank(policy, ids, mask, LENGTH, keys)
     with evaluating(policy):
-        Block(sampler, canvas, keys, 0, 8).decode()  # asks once which prompts are equal, and warms up
-        without_waiting(device, Block(sampler, canvas, keys, 8, 8).decode)
+        Block(sampler, canvas, 0, 8).decode()  # asks once which prompts are equal, and warms up
+        without_waiting(device, Block(sampler, canvas, 8, 8).decode)
 
 
 def waits(device: torch.device, policy: Policy, sampler: Sampler) -> tuple[list[str], int]:

@@ -11,10 +11,8 @@ from dmpo_lightning.models.illada import ILLaDAConfig, ILLaDAForMaskedDiffusion
 from dmpo_lightning.models.loading import load_model, load_tokenizer, token_facts
 from dmpo_lightning.models.lora import LoRA, load_adapter
 from dmpo_lightning.models.parts import layers_of
-from dmpo_lightning.policy import evaluating
-from dmpo_lightning.samplers import ConfidenceSampler
 from dmpo_lightning.tasks import Task
-from helpers import NEVER_SAMPLED, prompt_batch, tiny_policy
+from helpers import NEVER_SAMPLED, tiny_policy
 from small_models import SMALL, assert_published_is_default, random_ids, tiny_illada, word_tokenizer
 
 PUBLISHED_CONFIG = {
@@ -335,18 +333,3 @@ def test_log_probs_of_a_completion_are_those_of_its_own_positions():
     expected = logits.log_softmax(-1).gather(-1, completion[..., None])[..., 0] * masks[:, 0]
     found = policy.completion_log_probs(prompt, torch.ones(2, 3, dtype=torch.bool), completion, masks)
     torch.testing.assert_close(found[:, 0], expected, atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-def test_a_cache_that_is_refreshed_everywhere_changes_no_token():
-    policy = tiny_policy(model=tiny_illada().eval(), with_reference=False)
-    batch = prompt_batch(policy, ["12", "1234"])
-    found = []
-    for options in ({}, {"cache": "dual", "refresh_window": 64}):
-        sampler = ConfidenceSampler(block_length=4, temperature=0.0, **options)
-        with evaluating(policy):
-            found.append(
-                sampler.sample(policy, batch.prompt_ids, batch.prompt_mask, completion_length=8, keys=torch.arange(2))
-            )
-    assert torch.equal(found[0].completion_ids, found[1].completion_ids)
-    assert not torch.isin(found[0].completion_ids, torch.tensor(NEVER_SAMPLED)).any()

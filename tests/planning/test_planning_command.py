@@ -125,11 +125,6 @@ def test_wddo_scores_its_own_maskings_beside_those_of_the_estimator(recipe, caps
     assert "log_rnd 66 of 64 rows" in text(capsys, *arguments)
 
 
-def test_guidance_doubles_the_forwards(recipe, capsys):
-    guided = plan(capsys, "--config", recipe, "--model.sampler.init_args.guidance=1.5")
-    assert guided["schedule"]["sampling_forwards"] == 2 * 128
-
-
 def test_an_objective_that_does_not_state_its_footprint_is_refused_with_a_remedy(recipe, capsys):
     assert main(["plan", "--config", recipe, "--model.objective=planning_runs.UnstatedObjective"]) == 2
     error = capsys.readouterr().err

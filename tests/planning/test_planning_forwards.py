@@ -40,7 +40,6 @@ TRAJECTORY = {"estimator": TrajectoryEstimator(3), "reward_temperature": 0.1, "r
 CASES = {
     "elbo": {},
     "a few rollouts at a time": {"rows_per_forward": 5},
-    "guidance": {"sampler": ConfidenceSampler(denoising_steps=4, guidance=0.5)},
     "policy baseline": {"objective": elbo(baseline="policy")},
     "policy baseline, steps across groups": {"objective": elbo(baseline="policy"), "micro_batch_size": 3},
     "trajectory": {"objective": WDCE(**TRAJECTORY), "sampler": RandomOrderSampler()},

@@ -175,10 +175,8 @@ def test_sampling_and_scoring_in_blocks_are_predicted(options, block_size, dtype
 
 SAMPLERS = {
     "prefix": ConfidenceSampler(block_length=16, cache="prefix"),
-    "dual": ConfidenceSampler(block_length=16, cache="dual", refresh_window=2),
+    "dual": ConfidenceSampler(block_length=16, cache="dual"),
     "parallel with a cache": ConfidenceSampler(block_length=16, cache="dual", threshold=0.9),
-    "guidance": ConfidenceSampler(block_length=16, guidance=1.0),
-    "guidance of small blocks": ConfidenceSampler(block_length=4, guidance=1.0),
     "top-p": ConfidenceSampler(block_length=16, temperature=0.7, top_p=0.9),
     "top-k": ConfidenceSampler(block_length=16, top_k=50),
     "random order": RandomOrderSampler(denoising_steps=4),

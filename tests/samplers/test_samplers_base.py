@@ -16,8 +16,6 @@ from dmpo_lightning.samplers import (
     Sampler,
     Samples,
     WinoSampler,
-    draw_tokens,
-    step_uniforms,
 )
 from dmpo_lightning.samplers.base import reveal_counts
 from helpers import MASK, NEVER_SAMPLED, FixedLogits, pad_more, prompt_batch, tiny_policy
@@ -31,11 +29,10 @@ class LeftToRight(Sampler):
     order_is_independent = True
 
     def sample(self, policy, prompt_ids, prompt_mask, *, completion_length, keys):
-        canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length)
+        canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length, keys)
         for step in range(completion_length):
-            places = torch.full((len(keys), 1), step)
-            uniform = step_uniforms(keys, step, completion_length).gather(1, places)
-            canvas.reveal(places, draw_tokens(canvas.logits(places), uniform, temperature=self.temperature), step)
+            at = torch.full((len(keys), 1), step)
+            canvas.reveal(at, canvas.draw(canvas.logits(at), at, step, self.draw_options), step)
         return canvas.samples()
 
 
@@ -247,7 +244,6 @@ def test_a_negative_temperature_is_an_error(sampler_class):
         (ConfidenceSampler, "temperature"),
         (ConfidenceSampler, "threshold"),
         (ConfidenceSampler, "factor"),
-        (ConfidenceSampler, "guidance"),
         (RandomOrderSampler, "temperature"),
         (WinoSampler, "temperature"),
         (WinoSampler, "threshold"),

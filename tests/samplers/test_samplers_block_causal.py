@@ -236,8 +236,7 @@ def test_from_left_to_right_a_bidirectional_policy_reveals_in_order():
     [
         (ConfidenceSampler(block_length=3), r"`block_length` of ConfidenceSampler must be null or 4 .* got 3"),
         (RandomOrderSampler(block_length=3), r"`block_length` of RandomOrderSampler must be null or 4"),
-        (ConfidenceSampler(cache="prefix"), "finished blocks are kept exactly"),
-        (ConfidenceSampler(guidance=0.5), "`guidance` must be left out"),
+        (ConfidenceSampler(cache="prefix"), "Finished blocks of SDAR are kept exactly"),
         (ConfidenceSampler(denoising_steps=5), r"`denoising_steps` must be a multiple of `completion_length` / 4"),
         (WinoSampler(), "needs a native bidirectional backbone"),
     ],

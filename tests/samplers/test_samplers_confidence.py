@@ -187,5 +187,5 @@ def test_a_block_without_positions_is_an_error():
 
 def test_an_unknown_remasking_is_an_error(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it: annotations are not checked
-    with pytest.raises(ValueError, match="`remasking` must be low_confidence, random or sequential, got 'high'"):
+    with pytest.raises(ValueError, match="`remasking` must be one of low_confidence, random, sequential, got 'high'"):
         ConfidenceSampler(remasking="high")

@@ -195,8 +195,7 @@ class Head:
         """The logits at ``positions``, and what is made of them until tokens are drawn.
 
         A draw holds the logits and their exponentials, and at temperatures other than 1 also the tempered ones.
-        Cumulative probabilities exist within a bucket of the vocabulary only. Guidance holds more before the draw: its
-        own logits and those it moves away from, their sum, the result, and a boolean for each.
+        Cumulative probabilities exist within a bucket of the vocabulary only.
         """
         copies = 2.0 if asked.temperature in (0.0, 1.0) else 3.0
         # 512 is the size of a bucket in `inverse_cdf`, within which alone probabilities are cumulated.
@@ -204,7 +203,4 @@ class Head:
         if asked.sorts:
             # Sorted probabilities, their sums, a boolean for each, and their tokens in int64.
             copies += 4.25
-        if asked.guided:
-            # Four copies of the logits in float32, and the booleans, which are a quarter of one.
-            copies = max(copies, 4.25)
         return copies * self.logits(positions)

@@ -222,18 +222,14 @@ class _Estimate:
         return parts
 
     def sampling(self, asked: SamplingFootprint) -> Phase:
-        """Guidance runs its second forward while the logits of the first are held.
-
-        Columns that see columns of their own need a mask of queries and keys.
-        """
+        """Columns that see columns of their own need a mask of queries and keys."""
         rows, columns = self.work.sampling_rows, self.work.sampling_columns
         tokens, places = rows * columns, rows * asked.places
-        held = self.head.logits(places) if asked.guided else 0.0
         cache = {"key/value cache": self.cache_bytes(rows)} if asked.keeps_cache else {}
         return self._without_gradient(
             tokens,
             self.head.sampling(places, asked),
-            in_blocks=held + (self.mask_bytes(rows, columns) if asked.extra_columns else 0.0),
+            in_blocks=self.mask_bytes(rows, columns) if asked.extra_columns else 0.0,
             kept=cache,
         )
 

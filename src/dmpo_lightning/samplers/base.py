@@ -31,7 +31,6 @@ class SamplingFootprint:
         places: positions of each row whose logits one forward returns.
         temperature: of the draw. It decides how often the logits exist while tokens are drawn.
         sorts: whether the probabilities of each place are sorted for the draw.
-        guided: whether each step compares the logits of two forwards.
         keeps_cache: whether keys and values of all columns are kept between forwards.
         extra_columns: columns of a forward beside prompt and completion, each of which sees columns of its own.
     """
@@ -40,7 +39,6 @@ class SamplingFootprint:
     places: int
     temperature: float
     sorts: bool = False
-    guided: bool = False
     keeps_cache: bool = False
     extra_columns: int = 0
 
@@ -54,7 +52,9 @@ class Sampler(ABC):
 
     Args:
         temperature: the temperature of the exact categorical draw. 0 takes the most likely token.
-        denoising_steps: the number of forwards per completion. None reveals one token per step.
+        denoising_steps: the number of steps per completion, split evenly among blocks. None reveals one token per step.
+        block_length: the number of positions per block. Blocks are unmasked from left to right. None takes the whole
+            completion as one block, and a block-causal model's own blocks.
         top_k: draw from so many most likely tokens, at least 1. None draws from all.
         top_p: draw from the fewest most likely tokens that hold this probability, in (0, 1], after ``top_k``. None
             draws from all.
@@ -71,6 +71,7 @@ class Sampler(ABC):
         *,
         temperature: float = 1.0,
         denoising_steps: int | None = None,
+        block_length: int | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
     ) -> None:
@@ -81,12 +82,14 @@ class Sampler(ABC):
             raise ValueError(
                 f"`denoising_steps` must be at least 1, or null for one token per step, got {denoising_steps}."
             )
+        if block_length is not None and block_length < 1:
+            raise ValueError(f"`block_length` must be at least 1, or null for one block, got {block_length}.")
         if top_k is not None and top_k < 1:
             raise ValueError(f"`top_k` must be at least 1 token, or null for all, got {top_k}.")
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"`top_p` must be a probability in (0, 1], or null for all tokens, got {top_p}.")
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
-        self.denoising_steps = denoising_steps
+        self.denoising_steps, self.block_length = denoising_steps, block_length
 
     @property
     def draw_options(self) -> DrawOptions:
@@ -95,16 +98,31 @@ class Sampler(ABC):
 
     def validate(self, completion_length: int) -> None:
         """Raises ValueError where the sampler cannot unmask completions of this many tokens."""
-        steps = self.denoising_steps
+        steps, block = self.num_steps(completion_length), self.block_length or completion_length
         # A step that reveals nothing would be a forward for nothing.
-        if steps is not None and steps > completion_length:
+        if steps > completion_length:
             raise ValueError(
                 f"`denoising_steps` must be at most `completion_length`, got {steps} and {completion_length}; "
                 "use null for one token per step."
             )
+        if completion_length % block:
+            raise ValueError(
+                f"`completion_length` must be a multiple of `block_length`, got {completion_length} and {block}."
+            )
+        if steps % (completion_length // block):
+            raise ValueError(
+                f"`denoising_steps` must be a multiple of the number of blocks, {completion_length // block} "
+                f"(completion_length {completion_length} / block_length {block}), got {steps}; "
+                "each block takes the same number of steps."
+            )
 
-    def validate_policy(self, policy: Policy) -> None:  # noqa: B027  optional hook
+    def validate_policy(self, policy: Policy) -> None:
         """Raises ValueError where the sampler needs something that the policy's model cannot do."""
+        if policy.block_size is not None and self.block_length not in (None, policy.block_size):
+            raise ValueError(
+                f"`block_length` of {type(self).__name__} must be null or {policy.block_size} with "
+                f"{type(policy.model).__name__}, whose blocks are its own, got {self.block_length}."
+            )
 
     def num_steps(self, completion_length: int) -> int:
         """The number of forwards that a completion takes at most."""
@@ -149,31 +167,9 @@ class Sampler(ABC):
         return f"{type(self).__name__}({options})"
 
 
-def reveal_counts(places: int, steps: int) -> list[int]:
-    """How many of ``places`` each of ``steps`` steps reveals: as evenly as possible, and the larger numbers first."""
+def reveal_counts(positions: int, steps: int) -> list[int]:
+    """How many of ``positions`` each of ``steps`` steps reveals: as evenly as possible, and larger numbers first."""
     # The remainder goes to the first steps, as in LLaDA's published sampler, so that greedy decoding draws the same
     # tokens (`benchmarks/plain.py` repeats that sampler).
-    share, extra = divmod(places, steps)
+    share, extra = divmod(positions, steps)
     return [share + (step < extra) for step in range(steps)]
-
-
-def check_block_length(block_length: int | None) -> None:
-    """Raises ValueError for a block of no positions."""
-    if block_length is not None and block_length < 1:
-        raise ValueError(f"`block_length` must be at least 1, or null for one block, got {block_length}.")
-
-
-def check_blocks(completion_length: int, block_length: int | None, steps: int) -> None:
-    """Raises ValueError unless a completion consists of whole blocks, each of which takes equally many steps."""
-    block = block_length or completion_length
-    if completion_length % block:
-        raise ValueError(
-            f"`completion_length` must be a multiple of `block_length`, got {completion_length} and {block}."
-        )
-    blocks = completion_length // block
-    if steps % blocks:
-        raise ValueError(
-            f"`denoising_steps` must be a multiple of the number of blocks, {blocks} "
-            f"(completion_length {completion_length} / block_length {block}), got {steps}; "
-            "each block takes the same number of steps."
-        )

@@ -1,66 +1,44 @@
 """Decoding of block-causal models: block after block, with keys and values of finished blocks kept exactly."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dmpo_lightning.models.kv_cache import KeyValueCache
-from dmpo_lightning.policy import Policy
-from dmpo_lightning.samplers.base import Samples, reveal_counts
-from dmpo_lightning.samplers.block_canvas import BlockCanvas
-from dmpo_lightning.samplers.draws import Draw, DrawOptions, draw_at
+from dmpo_lightning.samplers.base import Sampler, Samples, reveal_counts
+from dmpo_lightning.samplers.canvas import Canvas
+from dmpo_lightning.samplers.draws import Draw
 
 
 @dataclass(frozen=True)
 class Step:
     """What a step within a block chooses from."""
 
-    keys: Int[Tensor, " rows"]
-    places: Int[Tensor, "rows block"]
-    """The place in its completion of each column of the block, where it has one."""
+    canvas: Canvas
+    positions: Int[Tensor, "rows block"]
+    """The position of each column of the block, or the nearest one in the completion."""
     masked: Bool[Tensor, "rows block"]
-    length: int
-    """The number of tokens of a completion."""
     number: int
-    """Of the step. It counts from block number times block size, so that no completion depends on others."""
+    """The number that keys draws. It counts from block number times block size, whatever other rows do."""
     count: int
-    """How many places this step reveals by a static schedule, as far as a row has as many."""
+    """How many positions this step reveals by a static schedule, as far as a row has as many."""
 
 
-@runtime_checkable
-class BlockSampler(Protocol):
-    """What `decode_blocks` asks of a sampler."""
-
-    denoising_steps: int | None
-
-    @property
-    def draw_options(self) -> DrawOptions:
-        """From which distribution tokens are drawn."""
-
-    def choose(self, draw: Draw, step: Step) -> Bool[Tensor, "rows block"]:
-        """Which of a block's masked candidates a step reveals: at least one in every row that has any."""
+Choice = Callable[[Draw, Step], Bool[Tensor, "rows block"]]
+"""Says which of a block's masked candidates a step reveals: at least one in every row that has any."""
 
 
-def decode_blocks(
-    sampler: BlockSampler,
-    policy: Policy,
-    prompt_ids: Int[Tensor, "rows prompt"],
-    prompt_mask: Bool[Tensor, "rows prompt"],
-    *,
-    completion_length: int,
-    keys: Int[Tensor, " rows"],
-) -> Samples:
+def decode_blocks(sampler: Sampler, canvas: Canvas, choose: Choice) -> Samples:
     """Samples completions in the model's own blocks, of which the first may begin with the end of the prompt.
 
     A row is over with the block of its first end token. The rest becomes end tokens without being computed.
     """
-    canvas = BlockCanvas.of(policy, prompt_ids, prompt_mask, completion_length, keys)
-    decoding = Decoding(canvas, sampler)
+    decoding = Decoding(sampler, canvas, choose)
     # One forward for each time that the other ranks are asked, whatever this one still has to do.
-    while policy.anywhere(decoding.is_working):
+    while canvas.policy.anywhere(decoding.is_working):
         if decoding.is_working:
             decoding.step()
         else:
@@ -72,8 +50,8 @@ def decode_blocks(
 class Decoding:
     """The state of `decode_blocks`: which rows still go on, and the block and step that they are at."""
 
-    def __init__(self, whole: BlockCanvas, sampler: BlockSampler) -> None:
-        self.whole, self.sampler = whole, sampler
+    def __init__(self, sampler: Sampler, whole: Canvas, choose: Choice) -> None:
+        self.options, self.whole, self.choose = sampler.draw_options, whole, choose
         assert whole.policy.block_size is not None
         self.size = whole.policy.block_size
         self.counts = counts_per_block(sampler.denoising_steps, whole.length, self.size)
@@ -97,38 +75,31 @@ class Decoding:
     def step(self) -> None:
         """One forward, and what it reveals. The block's last step ends the block as well."""
         canvas, block, number = self.canvas, self.block, self.number * self.size + self.within
-        step = Step(
-            canvas.keys, canvas.places(block), canvas.blank(block), canvas.length, number, self.counts[self.within]
-        )
-        options = self.sampler.draw_options
-        draw = draw_at(self._logits(), step.keys, number, step.length, step.places, options=options)
-        chosen = self.sampler.choose(draw, step) & step.masked
-        for target, value in (
-            (canvas.ids, draw.tokens),
-            (canvas.reveal_step, torch.full_like(draw.tokens, number)),
-            (canvas.log_prob, draw.log_prob),
-        ):
-            # Written as a choice over the whole block: picking places out would wait for the device to count them.
-            target[:, block] = torch.where(chosen, value, target[:, block])
-        canvas.show(block, chosen, draw.confidence)
+        positions = canvas.positions(block)
+        nearest = positions.clamp(0, canvas.length - 1)
+        step = Step(canvas, nearest, canvas.masked(block), number, self.counts[self.within])
+        draw = canvas.draw(self._logits(positions), nearest, number, self.options)
+        chosen = self.choose(draw, step) & step.masked
+        canvas.reveal_where(block, chosen, draw, number)
         # Not the number by which draws are keyed, which leaves room for one token per step.
         canvas.policy.note_step(self.number * len(self.counts) + self.within)
         self.within += 1
         if not bool((step.masked & ~chosen).any()):
             self._end_block()
 
-    def _logits(self) -> Float[Tensor, "rows block vocab"]:
+    def _logits(self, positions: Int[Tensor, "rows block"]) -> Float[Tensor, "rows block vocab"]:
         """The first step of a block also computes the block before, whose last tokens are not in the cache yet."""
-        canvas, block, first = self.canvas, self.block, self.kept
+        canvas, columns = self.canvas, range(self.kept, self.block.stop)
         # What is computed now, up to this block, is finished.
-        self.kept = block.start
+        self.kept = self.block.start
         if self.cache is not None:
-            return canvas.logits(block, self.cache, first)
+            return canvas.logits(positions, cache=self.cache, columns=columns)
         # The prompts come with the first block. Runs of equal ones are computed once: all that follows them is blank.
         runs = canvas.prompt_runs
-        computed = canvas if runs is None else canvas.rows(runs.first)
-        self.cache = KeyValueCache(computed.attention_mask, is_padded=canvas.is_padded, grows=True)
-        logits = computed.logits(block, self.cache, first)
+        if runs is not None:
+            canvas, positions = canvas.rows(runs.first), positions[runs.first]
+        self.cache = KeyValueCache(canvas.attention_mask, is_padded=canvas.is_padded, grows=True)
+        logits = canvas.logits(positions, cache=self.cache, columns=columns)
         if runs is None:
             return logits
         self.cache.select(runs.of_row)
@@ -141,45 +112,18 @@ class Decoding:
 
     def _end_block(self) -> None:
         """Goes on to the next block with the rows that have no end token yet."""
-        canvas, block = self.canvas, self.block
+        rest = self.canvas.end_rows(self.block.stop)
         self.number, self.within = self.number + 1, 0
-        ends = torch.tensor(canvas.policy.facts.end_token_ids, device=canvas.ids.device)
-        # The prompt may hold end tokens too, by which it closes a turn. Those were revealed by no step.
-        over = ((canvas.reveal_step[:, block] >= 0) & torch.isin(canvas.ids[:, block], ends)).any(1)
-        rest = (~over).nonzero().squeeze(1)
-        if len(rest) == len(over):
-            return
-        behind = canvas.ids[:, block.stop :]
-        behind.copy_(torch.where(over[:, None], ends[:1], behind))
-        canvas.show(slice(block.stop, canvas.ids.shape[1]), over[:, None].expand(behind.shape))
-        self.write_back()
-        self.going, self.canvas = self.going[rest], canvas.rows(rest)
-        assert self.cache is not None
-        self.cache.select(rest)
-
-
-def check_own_blocks(sampler: object, policy: Policy, block_length: int | None, *, approximate: bool = False) -> None:
-    """Raises ValueError where a sampler is to decode a block-causal model in blocks that are not the model's.
-
-    ``approximate`` says that it has options by which a bidirectional model is told to see less, or is guided.
-    """
-    if policy.block_size is None:
-        return
-    if approximate:
-        raise ValueError(
-            f"`cache`, `suffix_window` and `guidance` must be left out with {type(policy.model).__name__}: it sees "
-            "nothing behind a block, and finished blocks are kept exactly anyway."
-        )
-    if block_length not in (None, policy.block_size):
-        raise ValueError(
-            f"`block_length` of {type(sampler).__name__} must be null or {policy.block_size} with "
-            f"{type(policy.model).__name__}, whose blocks are its own, got {block_length}."
-        )
+        if len(rest) < len(self.going):
+            self.write_back()
+            self.going, self.canvas = self.going[rest], self.canvas.rows(rest)
+            assert self.cache is not None
+            self.cache.select(rest)
 
 
 def counts_per_block(denoising_steps: int | None, completion_length: int, block_size: int) -> list[int]:
-    """How many places each step of a whole block reveals, if a completion takes ``denoising_steps``. A block that the
-    prompt begins, or that the completion's end cuts short, is done in fewer.
+    """How many positions each step of a whole block reveals, if a completion takes ``denoising_steps``. A block that
+    the prompt begins, or that the completion's end cuts short, is done in fewer.
 
     Raises:
         ValueError: blocks would not all take the same number of steps, at least one and at most one per token.

@@ -1,46 +1,18 @@
 """The partly unmasked sequences on which one call to `Sampler.sample` works, and how to watch them grow."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from dmpo_lightning.models.kv_cache import KeyValueCache
-from dmpo_lightning.policy import Policy, full_attention_mask
+from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers.base import Samples
-from dmpo_lightning.samplers.draws import Draw
-
-CacheMode = Literal["none", "prefix", "dual"]
-
-
-def check_cache(cache: str, refresh_window: int, suffix_window: int | None, guidance: float) -> None:
-    """Raises ValueError for a kind of cache that does not exist, or options out of range or that do not go with it."""
-    if cache not in ("none", "prefix", "dual"):
-        raise ValueError(f"`cache` must be none, prefix or dual, got {cache!r}.")
-    if refresh_window < 0 or (refresh_window and cache != "dual"):
-        raise ValueError(f"`refresh_window` must be at least 0 and goes with cache: dual, got {refresh_window}.")
-    if suffix_window is not None and suffix_window < 0:
-        raise ValueError(f"`suffix_window` must be at least 0, or null for all, got {suffix_window}.")
-    if not 0 <= guidance < math.inf or (guidance and cache != "none"):
-        raise ValueError(
-            f"`guidance` must be at least 0 and finite, and needs cache: none, got {guidance} with {cache}."
-        )
-
-
-@dataclass(frozen=True)
-class Window:
-    """What a forward computes and what it attends to, in columns of the canvas, which count from the prompt's first."""
-
-    columns: range
-    """The columns that are computed. All others come from the cache."""
-    visible: int
-    """The columns below this number are attended to. To the model, the others do not exist."""
+from dmpo_lightning.samplers.draws import Draw, DrawOptions, draw_tokens, most_likely, step_uniforms
 
 
 @dataclass(frozen=True)
@@ -70,12 +42,12 @@ def prompt_facts(
 
 @dataclass(frozen=True)
 class Change:
-    """What was written to some completions at once. The tensors are the sampler's own, to be read and not kept."""
+    """What was written to some completions at once. The tensors are to be read and not kept."""
 
     rows: Int[Tensor, " rows"]
     """The numbers of these completions, counted from 0 over all calls to `Sampler.sample` inside `observed`."""
     completion_ids: Int[Tensor, "rows length"]
-    """As they are now. Mask tokens stand where nothing has been revealed."""
+    """The completions as they are now. Mask tokens stand where nothing has been revealed."""
     written: Bool[Tensor, "rows length"]
     confidence: Float[Tensor, "rows length"]
     """The probability at temperature 1 of what was written. NaN where nothing was, or where it was not drawn."""
@@ -86,15 +58,9 @@ Observer = Callable[[Change], None]
 
 @dataclass
 class _Watch:
-    """An observer, and how many completions were begun before its eyes."""
-
     observer: Observer
     begun: int = 0
-
-    def begin(self, keys: Tensor) -> Int[Tensor, " rows"]:
-        """The numbers of as many new completions as there are ``keys``."""
-        self.begun += len(keys)
-        return torch.arange(self.begun - len(keys), self.begun, device=keys.device)
+    """How many completions were begun while it watched."""
 
 
 _watch: ContextVar[_Watch | None] = ContextVar("watch", default=None)
@@ -114,157 +80,224 @@ def observed(observer: Observer) -> Iterator[None]:
         _watch.reset(token)
 
 
-def watched(keys: Tensor) -> tuple[Observer | None, Int[Tensor, " rows"] | None]:
-    """Who watches as many new completions as there are ``keys``, and their numbers. None twice where nobody does."""
-    watch = _watch.get()
-    return (None, None) if watch is None else (watch.observer, watch.begin(keys))
-
-
 @dataclass
 class Canvas:
-    """Prompts with their growing completions. A *place* counts from the first token of a completion."""
+    """Prompts with their growing completions.
+
+    A *column* counts from the first one of the canvas, and a *position* from the first token of a row's completion. In
+    the rows of a bidirectional model all completions begin at the same column. Rows of a block-causal model are moved,
+    so that the model's blocks stand in the same columns: a prompt that ends within a block ends behind others.
+    """
 
     policy: Policy
-    ids: Int[Tensor, "rows total"]
-    attention_mask: Bool[Tensor, "rows total"]
+    keys: Int[Tensor, " rows"]
+    ids: Int[Tensor, "rows columns"]
+    attention_mask: Bool[Tensor, "rows columns"]
     is_padded: bool
-    """Whether any prompt is. Without padding attention gets no mask, which its fastest kernels do not take."""
-    prompt_length: int
-    reveal_step: Int[Tensor, "rows length"]
-    """The denoising step that revealed each place, -1 where none has yet."""
-    log_prob: Float[Tensor, "rows length"]
-    prompt_runs: "PromptRuns | None" = None
-    """Of a blank canvas whose neighbouring rows have prompts in common."""
-    observer: Observer | None = None
-    numbers: Int[Tensor, " rows"] | None = None
-    """Of these rows among all that the observer is shown. None where nobody watches."""
+    """Whether any row is. Without padding attention gets no mask, which its fastest kernels do not take."""
+    first: Int[Tensor, " rows"]
+    """The column of each completion's first token."""
+    start: int
+    """The column where the block of the completions' first tokens begins, in every row."""
+    length: int
+    """The number of tokens of a completion."""
+    reveal_step: Int[Tensor, "rows columns"]
+    """The denoising step that revealed each column, -1 where none has."""
+    log_prob: Float[Tensor, "rows columns"]
+    numbers: Int[Tensor, " rows"]
+    """The numbers of these rows among all that an observer is shown."""
+    observer: Observer | None
+    prompt_runs: PromptRuns | None
+    """The runs of a blank canvas whose neighbouring rows have prompts in common."""
 
     @classmethod
-    def blank(cls, policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, completion_length: int) -> "Canvas":
-        """The prompts followed by completions of mask tokens."""
-        shape = (prompt_ids.shape[0], completion_length)
+    def blank(
+        cls,
+        policy: Policy,
+        prompt_ids: Int[Tensor, "rows prompt"],
+        prompt_mask: Bool[Tensor, "rows prompt"],
+        length: int,
+        keys: Int[Tensor, " rows"],
+    ) -> "Canvas":
+        """The prompts followed by completions of ``length`` mask tokens."""
         runs, is_padded = prompt_facts(prompt_ids, prompt_mask)
+        if policy.block_size is None:
+            start = prompt_ids.shape[1]
+            first = torch.full_like(keys, start)
+            ids = torch.nn.functional.pad(prompt_ids, (0, length), value=policy.facts.mask_token_id)
+            attended = torch.nn.functional.pad(prompt_mask.bool(), (0, length), value=True)
+        else:
+            ids, attended, first, start = _aligned(policy, prompt_ids, prompt_mask, length, policy.block_size)
+            is_padded = not bool(attended.all())
+        watch, begun = _watch.get(), 0
+        if watch is not None:
+            begun, watch.begun = watch.begun, watch.begun + len(keys)
         return cls(
             policy,
-            torch.cat((prompt_ids, prompt_ids.new_full(shape, policy.facts.mask_token_id)), dim=1),
-            full_attention_mask(prompt_mask, completion_length),
+            keys,
+            ids,
+            attended,
             is_padded,
-            prompt_ids.shape[1],
-            prompt_ids.new_full(shape, -1),
-            torch.zeros(shape, dtype=torch.float32, device=prompt_ids.device),
-            runs,
-            *watched(prompt_ids),
+            first,
+            start,
+            length,
+            reveal_step=torch.full_like(ids, -1),
+            log_prob=torch.zeros_like(ids, dtype=torch.float32),
+            numbers=torch.arange(begun, begun + len(keys), device=keys.device),
+            observer=None if watch is None else watch.observer,
+            prompt_runs=runs,
         )
 
     def rows(self, index: Int[Tensor, " selected"], *, shown: bool = True) -> "Canvas":
         """A copy of some rows, which can be worked on alone. An observer sees what happens to it if it is ``shown``."""
-        parts = (self.ids, self.attention_mask), (self.reveal_step, self.log_prob)
-        (ids, mask), (step, log_prob) = ([part[index] for part in pair] for pair in parts)
-        part = Canvas(self.policy, ids, mask, self.is_padded, self.prompt_length, step, log_prob)
-        if self.numbers is not None and shown:
-            part.observer, part.numbers = self.observer, self.numbers[index]
-        return part
+        names = "keys", "ids", "attention_mask", "first", "reveal_step", "log_prob", "numbers"
+        parts = {name: getattr(self, name)[index] for name in names}
+        return replace(self, prompt_runs=None, observer=self.observer if shown else None, **parts)
 
     def put_rows(self, index: Int[Tensor, " selected"], part: "Canvas") -> None:
         """Writes a copy that `rows` made back into the same rows."""
         self.ids[index], self.reveal_step[index], self.log_prob[index] = part.ids, part.reveal_step, part.log_prob
 
-    def without_prompt(self) -> "Canvas":
-        """The same completions behind prompts of mask tokens, which is what guidance moves away from."""
-        # Masked out, not cut off, so that every completion keeps its columns and positions.
-        ids = self.ids.clone()
-        ids[:, : self.prompt_length] = self.policy.facts.mask_token_id
-        return replace(self, ids=ids)
+    def positions(self, block: slice) -> Int[Tensor, "rows block"]:
+        """The position of each column of a block. It lies outside of the completion where the column does."""
+        return torch.arange(block.start, block.stop, device=self.ids.device) - self.first[:, None]
 
-    @property
-    def length(self) -> int:
-        """The number of tokens of a completion."""
-        return self.reveal_step.shape[1]
+    def masked(self, block: slice) -> Bool[Tensor, "rows block"]:
+        """Where the completions' columns of a block are not revealed yet."""
+        positions = self.positions(block)
+        return (positions >= 0) & (positions < self.length) & (self.reveal_step[:, block] < 0)
 
     def logits(
         self,
-        places: Int[Tensor, "*at"],
+        positions: Int[Tensor, "*at"],
         rows: Int[Tensor, "*at"] | None = None,
-        window: Window | None = None,
+        *,
         cache: KeyValueCache | None = None,
+        columns: range | None = None,
     ) -> Float[Tensor, "*at vocab"]:
-        """Logits at places ``[rows places]`` of every row, or at pairs of ``rows`` and ``places`` of any shape.
+        """Logits at positions ``[rows positions]`` of every row, or at pairs of ``rows`` and positions of any shape.
 
-        Without a ``window`` all columns are computed and visible.
+        With a ``cache`` only ``columns`` are computed, and the others are as they were when they were computed last.
         """
-        visible = self.ids.shape[1] if window is None else window.visible
-        # Flat indices count in the part of the canvas that is handed to the model, which is `visible` columns wide.
         if rows is None:
-            rows = torch.arange(self.ids.shape[0], device=self.ids.device)[:, None]
-        positions = rows * visible + self.prompt_length + places
-        ids, mask = self.ids[:, :visible], self.attention_mask[:, :visible] if self.is_padded else None
-        columns = None if window is None else window.columns
-        return self.policy.logits(ids, mask, positions, cache=cache, columns=columns)
+            rows = torch.arange(len(self.ids), device=self.ids.device)[:, None]
+        flat = rows * self.ids.shape[1] + self.first[rows] + positions
+        # A cache knows the padding of all columns.
+        mask = self.attention_mask if self.is_padded and cache is None else None
+        return self.policy.logits(self.ids, mask, flat, cache=cache, columns=columns)
 
-    def reveal(self, places: Int[Tensor, "rows places"], draw: Draw, step: int) -> None:
-        """Writes tokens that were drawn for some places of every row."""
-        self.ids.scatter_(1, places + self.prompt_length, draw.tokens)
-        self.reveal_step.scatter_(1, places, step)
-        self.log_prob.scatter_(1, places, draw.log_prob)
+    def draw(
+        self,
+        logits: Float[Tensor, "*at vocab"],
+        positions: Int[Tensor, "*at"],
+        step: int,
+        options: DrawOptions,
+        rows: Int[Tensor, "*at"] | None = None,
+    ) -> Draw:
+        """Draws a token at each of the positions that `logits` was asked for, from the uniforms of this step."""
+        if options["temperature"] == 0:
+            return most_likely(logits)
+        uniform = step_uniforms(self.keys, step, self.length)
+        uniform = uniform.gather(1, positions) if rows is None else uniform[rows, positions]
+        return draw_tokens(logits, uniform, **options)
+
+    def reveal(self, positions: Int[Tensor, "rows positions"], draw: Draw, step: int) -> None:
+        """Writes tokens that were drawn for some positions of every row, and says that the step is done."""
+        columns = positions + self.first[:, None]
+        self.ids.scatter_(1, columns, draw.tokens)
+        self.reveal_step.scatter_(1, columns, step)
+        self.log_prob.scatter_(1, columns, draw.log_prob)
         if self.observer is not None:
-            written = torch.zeros_like(self.reveal_step, dtype=torch.bool).scatter_(1, places, True)
-            confidence = torch.full_like(self.log_prob, torch.nan).scatter_(1, places, draw.confidence.float())
+            written = torch.zeros_like(self.ids, dtype=torch.bool).scatter_(1, columns, True)
+            confidence = torch.full_like(self.log_prob, torch.nan).scatter_(1, columns, draw.confidence.float())
             self._show(written, confidence)
         self.policy.note_step(step)
 
-    def reveal_where(self, start: int, chosen: Bool[Tensor, "rows block"], draw: Draw, step: int) -> None:
-        """Writes the ``chosen`` ones of the tokens that were drawn for all places of the block from ``start`` on."""
-        stop = start + chosen.shape[1]
-        first = self.prompt_length
-        # Written as a choice over the whole block: picking chosen places out waits for the device to count them.
+    def reveal_where(self, block: slice, chosen: Bool[Tensor, "rows block"], draw: Draw, step: int) -> None:
+        """Writes the ``chosen`` ones of the tokens that were drawn for all columns of a block."""
+        # Written as a choice over the whole block: picking columns out would wait for the device to count them.
         for target, value in (
-            (self.ids[:, first + start : first + stop], draw.tokens),
-            (self.reveal_step[:, start:stop], torch.full_like(draw.tokens, step)),
-            (self.log_prob[:, start:stop], draw.log_prob),
+            (self.ids[:, block], draw.tokens),
+            (self.reveal_step[:, block], torch.full_like(draw.tokens, step)),
+            (self.log_prob[:, block], draw.log_prob),
         ):
             target.copy_(torch.where(chosen, value, target))
         if self.observer is not None:
-            self._show_block(start, chosen, draw.confidence.float())
-        self.policy.note_step(step)
+            self._show_block(block, chosen, draw.confidence.float())
 
-    def mask_where(self, start: int, chosen: Bool[Tensor, "rows block"]) -> None:
-        """Masks the ``chosen`` places of the block from ``start`` on again."""
-        stop = start + chosen.shape[1]
-        first = self.prompt_length
-        self.ids[:, first + start : first + stop].masked_fill_(chosen, self.policy.facts.mask_token_id)
-        self.reveal_step[:, start:stop].masked_fill_(chosen, -1)
-        if self.observer is not None and bool(chosen.any()):
-            self._show_block(start, chosen, torch.full(chosen.shape, torch.nan, device=chosen.device))
+    def mask_where(self, block: slice, chosen: Bool[Tensor, "rows block"]) -> None:
+        """Masks the ``chosen`` columns of a block again."""
+        self.ids[:, block].masked_fill_(chosen, self.policy.facts.mask_token_id)
+        self.reveal_step[:, block].masked_fill_(chosen, -1)
+        if self.observer is not None:
+            self._show_block(block, chosen)
 
-    def end_rows(self, start: int) -> Int[Tensor, " going"]:
-        """Fills rows that have an end token before place ``start`` with end tokens from there on.
+    def end_rows(self, column: int) -> Int[Tensor, " going"]:
+        """Fills rows that revealed an end token before this column with end tokens from there on.
 
         Returns the numbers of the rows that go on.
         """
         ends = torch.tensor(self.policy.facts.end_token_ids, device=self.ids.device)
-        completions = self.ids[:, self.prompt_length :]
-        over = torch.isin(completions[:, :start], ends).any(1)
-        completions[:, start:] = torch.where(over[:, None], ends[:1], completions[:, start:])
-        if self.observer is not None and bool(over.any()):
-            filled = over[:, None].expand(-1, self.length - start)
-            self._show_block(start, filled, torch.full(filled.shape, torch.nan, device=filled.device))
+        # A prompt may hold end tokens too, by which it closes a turn. Those were revealed by no step.
+        over = ((self.reveal_step[:, :column] >= 0) & torch.isin(self.ids[:, :column], ends)).any(1)
+        behind = slice(column, self.ids.shape[1])
+        self.ids[:, behind] = torch.where(over[:, None], ends[:1], self.ids[:, behind])
+        if self.observer is not None:
+            self._show_block(behind, over[:, None].expand_as(self.ids[:, behind]))
         return (~over).nonzero().squeeze(1)
 
-    def _show_block(
-        self, start: int, chosen: Bool[Tensor, "rows block"], confidence: Float[Tensor, "rows block"]
-    ) -> None:
-        block = slice(start, start + chosen.shape[1])
-        written = torch.zeros_like(self.reveal_step, dtype=torch.bool)
-        written[:, block] = chosen
-        whole = torch.full_like(self.log_prob, torch.nan)
-        whole[:, block] = confidence.masked_fill(~chosen, torch.nan)
-        self._show(written, whole)
-
-    def _show(self, written: Bool[Tensor, "rows length"], confidence: Float[Tensor, "rows length"]) -> None:
-        assert self.observer is not None
-        assert self.numbers is not None
-        self.observer(Change(self.numbers, self.ids[:, self.prompt_length :], written, confidence))
+    def idle(self) -> None:
+        """A forward for nothing: other ranks go on, and theirs gather weights from this rank too."""
+        self.policy.logits(self.ids[:1], self.attention_mask[:1], torch.zeros_like(self.ids[:1, :1]))
 
     def samples(self) -> Samples:
-        """The finished completions."""
-        return Samples(self.ids[:, self.prompt_length :], self.reveal_step, self.log_prob)
+        """The completions as they are now."""
+        return Samples(*(self._completions(part) for part in (self.ids, self.reveal_step, self.log_prob)))
+
+    def _completions(self, values: Shaped[Tensor, "rows columns"]) -> Shaped[Tensor, "rows length"]:
+        """Each row's values at the columns of its completion."""
+        return values.gather(1, self.first[:, None] + torch.arange(self.length, device=self.ids.device))
+
+    def _show_block(
+        self, block: slice, chosen: Bool[Tensor, "rows block"], confidence: Float[Tensor, "rows block"] | None = None
+    ) -> None:
+        written = torch.zeros_like(self.ids, dtype=torch.bool)
+        written[:, block] = chosen
+        whole = torch.full_like(self.log_prob, torch.nan)
+        if confidence is not None:
+            whole[:, block] = confidence.masked_fill(~chosen, torch.nan)
+        self._show(written, whole)
+
+    def _show(self, written: Bool[Tensor, "rows columns"], confidence: Float[Tensor, "rows columns"]) -> None:
+        assert self.observer is not None
+        change = Change(self.numbers, *(self._completions(part) for part in (self.ids, written, confidence)))
+        # Columns behind a row's completion may be written too, which is nothing to see.
+        if bool(change.written.any()):
+            self.observer(change)
+
+
+def _aligned(
+    policy: Policy,
+    prompt_ids: Int[Tensor, "rows prompt"],
+    prompt_mask: Bool[Tensor, "rows prompt"],
+    length: int,
+    block_size: int,
+) -> tuple[Int[Tensor, "rows columns"], Bool[Tensor, "rows columns"], Int[Tensor, " rows"], int]:
+    """Ids and attention mask of rows that are moved so that the blocks of all stand in the same columns.
+
+    Columns are those of the longest prompt's whole blocks, then the rest of the prompts with the completions. Prompts
+    that are shorter by whole blocks are padded on the left by them. Also returns each completion's first column, and
+    the column where the block of these begins.
+    """
+    lengths = prompt_mask.sum(1)
+    offset = lengths % block_size
+    whole = lengths - offset
+    start, most = int(whole.max()), int(offset.max())
+    columns = torch.arange(start + most + length, device=prompt_ids.device)
+    first = start + offset
+    ends = first[:, None]
+    # The column from which a prompt's token comes. Columns of the completion get mask tokens instead.
+    source = (columns - ends + prompt_ids.shape[1]).clamp(0, prompt_ids.shape[1] - 1)
+    ids = torch.where(columns < ends, prompt_ids.gather(1, source), policy.facts.mask_token_id)
+    attended = (columns >= (start - whole)[:, None]) & (columns < ends + length)
+    return ids, attended, first, start

@@ -1,4 +1,4 @@
-"""Draws one candidate token per place, exactly, from logits and keyed uniforms."""
+"""Draws one candidate token per position, exactly, from logits and keyed uniforms."""
 
 from dataclasses import dataclass
 from typing import TypedDict
@@ -22,55 +22,37 @@ class DrawOptions(TypedDict):
 class Draw:
     """Drawn tokens with their probabilities. All three tensors have the same shape, which may be any."""
 
-    tokens: Int[Tensor, "*places"]
-    log_prob: Float[Tensor, "*places"]
+    tokens: Int[Tensor, "*at"]
+    log_prob: Float[Tensor, "*at"]
     """The log-prob of the token under the distribution that it was drawn from, 0 for a greedy one."""
-    log_odds: Float[Tensor, "*places"]
-    """log p - log(1 - p) in float64, where p is the token's `confidence`. Places are ranked by it, because it tells
+    log_odds: Float[Tensor, "*at"]
+    """log p - log(1 - p) in float64, where p is the token's `confidence`. Positions are ranked by it, because it tells
     probabilities apart that are all rounded to 1.
     """
 
     @property
-    def confidence(self) -> Float[Tensor, "*places"]:
+    def confidence(self) -> Float[Tensor, "*at"]:
         """The probability of the token at temperature 1, whatever the sampling temperature is, in float64."""
         return self.log_odds.sigmoid()
 
     def at(self, index: Int[Tensor, "rows chosen"]) -> "Draw":
-        """The draws at some places of each row, where this is a grid ``[rows places]``."""
+        """The draws at some positions of each row, where this is a grid ``[rows positions]``."""
         return Draw(self.tokens.gather(1, index), self.log_prob.gather(1, index), self.log_odds.gather(1, index))
 
     def spread(self, masked: Bool[Tensor, "rows block"]) -> "Draw":
-        """Lays draws, made for the True places of a grid in order, out as that grid. The other places hold zeros."""
+        """Lays draws, made for the True positions of a grid in order, out as that grid. The others hold zeros."""
         parts = (self.tokens, self.log_prob, self.log_odds)
         return Draw(*(part.new_zeros(masked.shape).masked_scatter_(masked, part) for part in parts))
 
 
 def step_uniforms(keys: Int[Tensor, " rows"], step: int, length: int) -> Float[Tensor, "rows length"]:
-    """One uniform for each place of a completion, in one denoising step."""
+    """One uniform for each position of a completion, in one denoising step."""
     return uniforms(fold_in(fold_in(keys, Purpose.TOKEN), step), length)
 
 
-def draw_at(
-    logits: Float[Tensor, "*places vocab"],
-    keys: Int[Tensor, " rows"],
-    step: int,
-    length: int,
-    places: Int[Tensor, "*places"],
-    *,
-    options: DrawOptions,
-    rows: Int[Tensor, "*places"] | None = None,
-) -> Draw:
-    """Draws at places of completions of ``length`` tokens: a grid ``[rows places]``, or pairs of ``rows`` and place."""
-    if options["temperature"] == 0:
-        return most_likely(logits)
-    uniform = step_uniforms(keys, step, length)
-    uniform = uniform.gather(1, places) if rows is None else uniform[rows, places]
-    return draw_tokens(logits, uniform, **options)
-
-
 def draw_tokens(
-    logits: Float[Tensor, "*places vocab"],
-    uniform: Float[Tensor, "*places"],
+    logits: Float[Tensor, "*at vocab"],
+    uniform: Float[Tensor, "*at"],
     *,
     temperature: float,
     top_k: int | None = None,
@@ -97,7 +79,7 @@ def draw_tokens(
     return Draw(tokens, log_prob, _log_odds_in_place(shifted, tokens))
 
 
-def _truncate(probabilities: Float[Tensor, "*places vocab"], top_k: int | None, top_p: float | None) -> None:
+def _truncate(probabilities: Float[Tensor, "*at vocab"], top_k: int | None, top_p: float | None) -> None:
     """Sets to zero, in place, what is not drawn. The probabilities need not sum to one."""
     if top_k is not None and top_k < probabilities.shape[-1]:
         least = probabilities.topk(top_k, dim=-1).values[..., -1:]
@@ -110,15 +92,15 @@ def _truncate(probabilities: Float[Tensor, "*places vocab"], top_k: int | None, 
         probabilities.scatter_(-1, tokens, ordered)
 
 
-def most_likely(logits: Float[Tensor, "*places vocab"]) -> Draw:
-    """The most likely token of each place."""
+def most_likely(logits: Float[Tensor, "*at vocab"]) -> Draw:
+    """The most likely token of each position."""
     tokens = logits.argmax(-1)
     odds = log_odds(logits, tokens)
     return Draw(tokens, torch.zeros_like(odds, dtype=torch.float32), odds)
 
 
-def log_odds(logits: Float[Tensor, "*places vocab"], tokens: Int[Tensor, "*places"]) -> Float[Tensor, "*places"]:
-    """log p - log(1 - p) of a token at each place, in float64.
+def log_odds(logits: Float[Tensor, "*at vocab"], tokens: Int[Tensor, "*at"]) -> Float[Tensor, "*at"]:
+    """log p - log(1 - p) of a token at each position, in float64.
 
     It is the token's logit less the logarithm of what all other tokens amount to. So it is as exact for tokens that are
     almost certain as for any, without a float64 number for each token of the vocabulary. It is infinite where no other
@@ -137,5 +119,5 @@ def _log_odds_in_place(logits: Float[Tensor, "*at vocab"], tokens: Int[Tensor, "
     return own.double() - top.squeeze(-1).double() - rest.double().log()
 
 
-def _at(values: Float[Tensor, "*places vocab"], tokens: Int[Tensor, "*places"]) -> Float[Tensor, "*places"]:
+def _at(values: Float[Tensor, "*at vocab"], tokens: Int[Tensor, "*at"]) -> Float[Tensor, "*at"]:
     return values.gather(-1, tokens[..., None]).squeeze(-1)

@@ -9,17 +9,10 @@ from torch import Tensor
 from dmpo_lightning.functional.masking import position_ranks
 from dmpo_lightning.functional.randomness import Purpose, fold_in, uniforms
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.samplers.base import (
-    Sampler,
-    Samples,
-    SamplingFootprint,
-    check_block_length,
-    check_blocks,
-    reveal_counts,
-)
-from dmpo_lightning.samplers.block_causal import Step, check_own_blocks, decode_blocks
+from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint, reveal_counts
+from dmpo_lightning.samplers.block_causal import Step, decode_blocks
 from dmpo_lightning.samplers.canvas import Canvas
-from dmpo_lightning.samplers.draws import Draw, draw_tokens, step_uniforms
+from dmpo_lightning.samplers.draws import Draw
 from dmpo_lightning.samplers.transfer import best_of
 
 
@@ -32,9 +25,8 @@ class RandomOrderSampler(Sampler):
 
     Args:
         temperature: the temperature of the exact categorical draw. 0 takes the most likely token.
-        denoising_steps: the number of steps over all blocks, split evenly among them. None reveals one token per step.
-        block_length: the number of positions per block. Blocks go from left to right, and the order is random within
-            each, as in the published recipe with 32. None takes the whole completion as one block.
+        denoising_steps: see `Sampler`.
+        block_length: see `Sampler`. The order is random within each block, as in the published recipe with 32.
         top_k: see `Sampler`.
         top_p: see `Sampler`.
 
@@ -44,28 +36,8 @@ class RandomOrderSampler(Sampler):
 
     order_is_independent = True
 
-    def __init__(
-        self,
-        *,
-        temperature: float = 1.0,
-        denoising_steps: int | None = None,
-        block_length: int | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-    ) -> None:
-        super().__init__(temperature=temperature, denoising_steps=denoising_steps, top_k=top_k, top_p=top_p)
-        check_block_length(block_length)
-        self.block_length = block_length
-
-    def validate(self, completion_length: int) -> None:
-        super().validate(completion_length)
-        check_blocks(completion_length, self.block_length, self.num_steps(completion_length))
-
-    def validate_policy(self, policy: Policy) -> None:
-        check_own_blocks(self, policy, self.block_length)
-
     def footprint(self, completion_length: int) -> SamplingFootprint:
-        """A step asks for logits only at the places that it reveals."""
+        """A step asks for logits only at the positions that it reveals."""
         most = max(self._counts(completion_length))
         return replace(super().footprint(completion_length), places=most)
 
@@ -79,34 +51,33 @@ class RandomOrderSampler(Sampler):
         keys: Int[Tensor, " rows"],
     ) -> Samples:
         self.validate_policy(policy)
+        canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length, keys)
         if policy.block_size is not None:
-            return decode_blocks(self, policy, prompt_ids, prompt_mask, completion_length=completion_length, keys=keys)
-        canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length)
+            return decode_blocks(self, canvas, self._choose)
         order = self._order(keys, completion_length)
         start = 0
         for step, count in enumerate(self._counts(completion_length)):
-            places = order[:, start : start + count]
-            uniform = step_uniforms(keys, step, completion_length).gather(1, places)
-            draw = draw_tokens(canvas.logits(places), uniform, **self.draw_options)
-            canvas.reveal(places, draw, step)
+            positions = order[:, start : start + count]
+            draw = canvas.draw(canvas.logits(positions), positions, step, self.draw_options)
+            canvas.reveal(positions, draw, step)
             start += count
         return canvas.samples()
 
-    def choose(self, draw: Draw, step: Step) -> Bool[Tensor, "rows block"]:
+    def _choose(self, draw: Draw, step: Step) -> Bool[Tensor, "rows block"]:
         """What a step in a block-causal model's own block reveals."""
-        noise = uniforms(fold_in(step.keys, Purpose.ORDER), step.length).gather(1, step.places)
+        noise = uniforms(fold_in(step.canvas.keys, Purpose.ORDER), step.canvas.length).gather(1, step.positions)
         return best_of(-noise, step.masked, step.count)
 
     def _order(self, keys: Int[Tensor, " rows"], completion_length: int) -> Int[Tensor, "rows length"]:
-        """The places in the order in which each row reveals them."""
+        """The positions in the order in which each row reveals them."""
         length = self.block_length or completion_length
         ranks = position_ranks(uniforms(fold_in(keys, Purpose.ORDER), completion_length))
-        # Places are compared with those of their own block alone, so that whole blocks stay in order.
+        # Positions are compared with those of their own block alone, so that whole blocks stay in order.
         within = ranks.unflatten(1, (-1, length)).argsort(-1)
         return (within + torch.arange(0, completion_length, length, device=keys.device)[:, None]).flatten(1)
 
     def _counts(self, completion_length: int) -> list[int]:
-        """How many places each step reveals, block after block."""
+        """How many positions each step reveals, block after block."""
         length = self.block_length or completion_length
         blocks = completion_length // length
         return reveal_counts(length, self.num_steps(completion_length) // blocks) * blocks

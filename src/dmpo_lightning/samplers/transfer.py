@@ -4,45 +4,23 @@ The rules are computed for all rows at once, as boolean grids ``[rows block]``, 
 the rows one by one.
 """
 
-import math
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dmpo_lightning.functional.masking import position_ranks
-from dmpo_lightning.functional.randomness import Purpose, fold_in, uniforms
 from dmpo_lightning.samplers.draws import Draw
-
-Remasking = Literal["low_confidence", "random", "sequential"]
-
-
-def remasking_scores(
-    remasking: Remasking,
-    draw: Draw,
-    keys: Int[Tensor, " rows"],
-    step: int,
-    length: int,
-    places: Int[Tensor, "rows places"],
-) -> Float[Tensor, "rows places"]:
-    """The scores by which candidates are kept, the highest first: their confidence, chance, or from left to right."""
-    if remasking == "low_confidence":
-        return draw.log_odds
-    if remasking == "sequential":
-        return -places.double()
-    return uniforms(fold_in(fold_in(keys, Purpose.REMASKING), step), length).gather(1, places)
 
 
 def best_of(
     scores: Float[Tensor, "rows block"], masked: Bool[Tensor, "rows block"], count: int
 ) -> Bool[Tensor, "rows block"]:
-    """Chooses the ``count`` highest scores among each row's masked places, or all where there are fewer."""
+    """Chooses the ``count`` highest scores among each row's masked positions, or all where there are fewer."""
     return (position_ranks((-scores).masked_fill(~masked, torch.inf)) < count) & masked
 
 
 def best(scores: Float[Tensor, "rows block"], count: int) -> Int[Tensor, "rows {count}"]:
-    """The places of each row's ``count`` highest scores, from the highest down. Of equal scores the left is first."""
+    """The indices of each row's ``count`` highest scores, from the highest down. Of equal scores the left is first."""
     return scores.argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
@@ -54,7 +32,7 @@ def above_threshold(
     This is the threshold rule of Fast-dLLM (arXiv 2505.22618).
     """
     candidates = confidence.masked_fill(~masked, -torch.inf)
-    # A row without masked places has a best candidate too, by argmax; `& masked` takes it out again.
+    # A row without masked positions has a best candidate too, by argmax; `& masked` takes it out again.
     surest = torch.zeros_like(masked).scatter_(1, candidates.argmax(1, keepdim=True), True)
     return (surest | (candidates >= threshold)) & masked
 
@@ -70,13 +48,13 @@ def within_factor(
     """
     candidates = confidence.masked_fill(~masked, -torch.inf)
     ordered, order = candidates.sort(dim=1, descending=True, stable=True)
-    place = torch.arange(confidence.shape[1], device=confidence.device)
-    # The number that pass in a row from the best on; `place` counts from 0, i of the docstring from 1.
+    rank = torch.arange(confidence.shape[1], device=confidence.device)
+    # The number that pass in a row from the best on; `rank` counts from 0, i of the docstring from 1.
     # In float64, as the confidences are and as Python's own numbers are in the published code.
-    passes = (ordered >= 1 - factor / (place + 2).double()) | (place == 0)
+    passes = (ordered >= 1 - factor / (rank + 2).double()) | (rank == 0)
     count, total = passes.long().cumprod(1).sum(1), masked.sum(1)
     count = torch.where(count >= total - 1, total, count)
-    return torch.zeros_like(masked).scatter_(1, order, place < count[:, None]) & masked
+    return torch.zeros_like(masked).scatter_(1, order, rank < count[:, None]) & masked
 
 
 def sure_enough(
@@ -87,20 +65,3 @@ def sure_enough(
         return above_threshold(draw.confidence, masked, threshold)
     assert factor is not None
     return within_factor(draw.confidence, masked, factor)
-
-
-def check_parallel(threshold: float | None, factor: float | None, steps: int | None, remasking: str) -> None:
-    """Raises ValueError for unknown remasking and rules of parallel decoding out of range or in conflict."""
-    if remasking not in ("low_confidence", "random", "sequential"):
-        raise ValueError(f"`remasking` must be low_confidence, random or sequential, got {remasking!r}.")
-    if threshold is not None and factor is not None:
-        raise ValueError("Set `threshold` or `factor`, not both.")
-    if threshold is not None and not 0 < threshold <= 1:
-        raise ValueError(f"`threshold` must be a probability in (0, 1], got {threshold}.")
-    if factor is not None and not 0 < factor < math.inf:
-        raise ValueError(f"`factor` must be positive and finite, got {factor}.")
-    if (threshold is not None or factor is not None) and (steps is not None or remasking != "low_confidence"):
-        raise ValueError(
-            f"`threshold` and `factor` choose the number of steps and compare confidence; leave out denoising_steps "
-            f"(got {steps}) and use remasking: low_confidence (got {remasking})."
-        )

@@ -6,26 +6,27 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dmpo_lightning.functional.masking import position_ranks
 from dmpo_lightning.models.layers import padded_position_ids
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint, check_block_length, check_blocks
+from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint
 from dmpo_lightning.samplers.canvas import Canvas
-from dmpo_lightning.samplers.draws import draw_tokens, log_odds, step_uniforms
+from dmpo_lightning.samplers.draws import log_odds
 
 ACCEPTED_SHARE, FEWEST_CAP, HIGHEST_CAP = 0.7, 5, 20
-"""A step accepts at most this share of a block's masked places. It may always accept 5, and never more than 20."""
+"""A step accepts at most this share of a block's masked positions. It may always accept 5, and never more than 20."""
 
 
 class WinoSampler(Sampler):
     """Unmasks block by block. Each step reveals all tokens above a low threshold and takes back what fails a check.
 
-    The check costs no forward of its own. Each place of the block has a *shadow*: a mask token, appended to the
+    The check costs no forward of its own. Each position of the block has a *shadow*: a mask token, appended to the
     sequence, that stands at the same position and sees all other shadows and everything but the token revealed there.
     Its logits therefore say how likely that token is in the light of all others. Fewer tokens are taken back than the
     step before revealed, so a block takes at most ``block_length`` steps.
 
     Args:
-        block_length: the number of positions per block. None takes the whole completion as one block.
+        block_length: see `Sampler`.
         threshold: reveal tokens above this probability, in (0, 1], and in any case the best one.
         verification_threshold: take back tokens to which their shadow gives less than this probability, in (0, 1].
         temperature: the temperature of the exact categorical draw. 0 takes the most likely token.
@@ -47,17 +48,11 @@ class WinoSampler(Sampler):
         top_k: int | None = None,
         top_p: float | None = None,
     ) -> None:
-        super().__init__(temperature=temperature, top_k=top_k, top_p=top_p)
-        check_block_length(block_length)
+        super().__init__(temperature=temperature, block_length=block_length, top_k=top_k, top_p=top_p)
         for name, value in (("threshold", threshold), ("verification_threshold", verification_threshold)):
             if not 0 < value <= 1:
                 raise ValueError(f"`{name}` must be a probability in (0, 1], got {value}.")
-        self.block_length, self.threshold = block_length, threshold
-        self.verification_threshold = verification_threshold
-
-    def validate(self, completion_length: int) -> None:
-        super().validate(completion_length)
-        check_blocks(completion_length, self.block_length, self.num_steps(completion_length))
+        self.threshold, self.verification_threshold = threshold, verification_threshold
 
     def footprint(self, completion_length: int) -> SamplingFootprint:
         """A step asks for the logits of one block, whose shadows stand in as many columns more."""
@@ -81,10 +76,10 @@ class WinoSampler(Sampler):
         keys: Int[Tensor, " rows"],
     ) -> Samples:
         self.validate_policy(policy)
-        canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length)
+        canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length, keys)
         length = self.block_length or completion_length
         for start in range(0, completion_length, length):
-            ShadowedBlock(self, canvas, keys, start, length).decode()
+            ShadowedBlock(self, canvas, start, length).decode()
         return canvas.samples()
 
 
@@ -94,55 +89,49 @@ class ShadowedBlock:
 
     sampler: WinoSampler
     canvas: Canvas
-    keys: Int[Tensor, " rows"]
     start: int
     length: int
 
     def decode(self) -> None:
-        """Unmasks all of the block's places, in at most as many steps as it has places."""
-        block = slice(self.start, self.start + self.length)
-        places = torch.arange(block.start, block.stop, device=self.keys.device).expand(len(self.keys), -1)
+        """Unmasks all of the block's positions, in at most as many steps as it has positions."""
+        canvas, first = self.canvas, self.canvas.start + self.start
+        block = slice(first, first + self.length)
+        positions = canvas.positions(block)
         # The first step has none before it. Nothing is revealed yet that it could take back.
-        revealed_before = torch.full_like(self.keys, self.length)
+        revealed_before = torch.full_like(canvas.keys, self.length)
         for step in range(self.start, self.start + self.length):
-            masked = self.canvas.reveal_step[:, block] < 0
-            if not self.canvas.policy.anywhere(bool(masked.any())):
+            masked = canvas.masked(block)
+            if not canvas.policy.anywhere(bool(masked.any())):
                 break
-            logits = self._logits(places, masked)
-            uniform = step_uniforms(self.keys, step, self.canvas.length)[:, block]
-            draw = draw_tokens(logits, uniform, **self.sampler.draw_options)
+            logits = self._logits(block, masked)
+            draw = canvas.draw(logits, positions, step, self.sampler.draw_options)
             chosen = accepted(draw.log_odds, masked, self.sampler.threshold)
             # Nothing is written yet: what is verified are the tokens that earlier steps revealed.
-            verified = self._log_odds_of_tokens(logits, block)
+            verified = log_odds(logits, canvas.ids[:, block])
             # Else the logits would be alive beside those of the next step.
             del logits
             doubtful = taken_back(
                 verified, masked, chosen, revealed_before, threshold=self.sampler.verification_threshold
             )
-            self.canvas.reveal_where(self.start, chosen, draw, step)
-            self.canvas.mask_where(self.start, doubtful)
+            canvas.reveal_where(block, chosen, draw, step)
+            canvas.policy.note_step(step)
+            canvas.mask_where(block, doubtful)
             revealed_before = chosen.sum(1)
 
-    def _logits(self, places: Tensor, masked: Tensor) -> Float[Tensor, "rows block vocab"]:
-        """Logits at each masked place itself, and for each revealed place at its shadow."""
-        canvas, total = self.canvas, self.canvas.ids.shape[1]
-        first = canvas.prompt_length + self.start
-        shadows = canvas.ids.new_full((len(self.keys), self.length), canvas.policy.facts.mask_token_id)
+    def _logits(self, block: slice, masked: Bool[Tensor, "rows block"]) -> Float[Tensor, "rows block vocab"]:
+        """Logits at each masked column of the block itself, and for each revealed column at its shadow."""
+        canvas, (count, total) = self.canvas, self.canvas.ids.shape
+        shadows = canvas.ids.new_full((count, self.length), canvas.policy.facts.mask_token_id)
         # In columns of the extended sequence, of which the shadows are the last ones.
-        columns = torch.where(masked, places + canvas.prompt_length, places - self.start + total)
-        rows = torch.arange(len(self.keys), device=self.keys.device)[:, None]
+        columns = torch.arange(self.length, device=masked.device) + torch.where(masked, block.start, total)
+        rows = torch.arange(count, device=masked.device)[:, None]
         position_ids = padded_position_ids(canvas.ids, canvas.attention_mask)
         return canvas.policy.logits(
             torch.cat((canvas.ids, shadows), dim=1),
-            shadow_attention(canvas.attention_mask, first, self.length),
+            shadow_attention(canvas.attention_mask, block.start, self.length),
             rows * (total + self.length) + columns,
-            position_ids=torch.cat((position_ids, position_ids[:, first : first + self.length]), dim=1),
+            position_ids=torch.cat((position_ids, position_ids[:, block]), dim=1),
         )
-
-    def _log_odds_of_tokens(self, logits: Tensor, block: slice) -> Float[Tensor, "rows block"]:
-        """The log-odds that the logits give to the token that stands at each place, -inf where it is still masked."""
-        first = self.canvas.prompt_length
-        return log_odds(logits, self.canvas.ids[:, first + block.start : first + block.stop])
 
 
 def shadow_attention(
@@ -173,7 +162,7 @@ def accepted(
     # In float64, so that the product is cut down to the same whole number as a product of Python numbers.
     cap = (masked.sum(1).double() * ACCEPTED_SHARE).long().clamp(FEWEST_CAP, HIGHEST_CAP)
     count = (candidates.sigmoid() > threshold).sum(1).clamp(min=1).minimum(cap)
-    return (_ranks(-candidates) < count[:, None]) & masked
+    return (position_ranks(-candidates) < count[:, None]) & masked
 
 
 def taken_back(
@@ -190,10 +179,5 @@ def taken_back(
     which bounds the number of steps. Rows that reveal a single token in this step take none back.
     """
     verified = verified.masked_fill(masked, torch.inf)
-    worst = _ranks(verified) < (revealed_before - 1)[:, None]
+    worst = position_ranks(verified) < (revealed_before - 1)[:, None]
     return (verified.sigmoid() < threshold) & ~masked & worst & (chosen.sum(1, keepdim=True) > 1)
-
-
-def _ranks(values: Float[Tensor, "rows block"]) -> Int[Tensor, "rows block"]:
-    """The place of each value in its row's ascending order."""
-    return values.argsort(dim=1, stable=True).argsort(dim=1)
