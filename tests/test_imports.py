@@ -174,7 +174,7 @@ def test_text_is_never_evaluated():
 
 
 @pytest.mark.parametrize(
-    "module", ["dmpo_lightning", "dmpo_lightning.__main__", "dmpo_lightning.commands.configs", "dmpo_lightning.tasks"]
+    "module", ["dmpo_lightning", "dmpo_lightning.__main__", "dmpo_lightning.commands.arguments", "dmpo_lightning.tasks"]
 )
 def test_importing_loads_neither_torch_nor_lightning(module):
     code = f"import sys, {module}; print(sorted({{'torch', 'lightning', 'transformers', 'numpy'}} & set(sys.modules)))"

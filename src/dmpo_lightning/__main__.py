@@ -9,14 +9,19 @@ import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
 from dmpo_lightning import __version__
 from dmpo_lightning.callbacks import early_signals
-from dmpo_lightning.commands.arguments import named_modules, resolve_arguments
-from dmpo_lightning.commands.configs import config_directory, shipped_configs
-from dmpo_lightning.commands.first_line import first_line
+from dmpo_lightning.commands.arguments import (
+    CONFIG,
+    config_directory,
+    named_modules,
+    resolve_arguments,
+    shipped_configs,
+)
 from dmpo_lightning.terminal import escaped, printable
 from dmpo_lightning.workers.local_modules import find_local_modules
 
@@ -63,6 +68,8 @@ MISTAKE, INTERRUPTED, NOT_READ = 2, 128 + signal.SIGINT, 128 + 13
 """Exit statuses, see `USAGE`. The last is that of a process that SIGPIPE has ended."""
 MENDABLE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EROFS)
 """What is wrong with a path that a user has named."""
+RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+"""Where launchers state the number of a process."""
 COMMANDS = ("fit", "validate", "test", "predict", *LIGHT, "configs")
 
 
@@ -147,12 +154,27 @@ def _dispatch(command: str, arguments: Sequence[str]) -> None:
     if command in LIGHT:
         import_module(LIGHT[command]).run(resolved)
         return
-    if line := first_line(command, arguments):
-        print(line, file=sys.stderr, flush=True)
+    _announce(command, arguments)
     # It brings torch and Lightning, for which --help need not wait (docs/decisions/028-layout.md).
     from dmpo_lightning.commands.fit import run
 
     run([command, *resolved])
+
+
+def _announce(command: str, arguments: Sequence[str]) -> None:
+    """Says what is about to run, before torch is imported, which takes a long time on a slow disk.
+
+    Says nothing where nothing runs. Of several ranks the first one speaks.
+    """
+    asks = {"-h", "--help", "--print_config"} & {each.partition("=")[0] for each in arguments}
+    if asks or any(os.environ.get(name, "0") != "0" for name in RANKS):
+        return
+    given = [value for option, value in pairwise(arguments) if option in CONFIG]
+    given += [each.partition("=")[2] for each in arguments if each.startswith("--config=")]
+    # The folders of configurations are of no interest here.
+    what = ", ".join([command, *map(os.path.basename, given)])
+    line = escaped(f"dmpo-lightning {__version__}: {what}; loading torch and Lightning ...")
+    print(line, file=sys.stderr, flush=True)
 
 
 def _is_mistake(error: ValueError | OSError) -> bool:
@@ -178,22 +200,13 @@ def _show_traceback(error: BaseException) -> None:
     _show_uncaught(type(error), error, error.__traceback__)
 
 
-def _forget_working_directory() -> None:
-    """Takes back what ``python -m`` puts in front of the import path.
-
-    Any file there would take the place of a package that is not installed, or even of one that is.
-    """
-    is_safe = getattr(sys.flags, "safe_path", False)
-    is_home = Path(__file__).parents[1] == Path.cwd()
-    if sys.path and sys.path[0] == os.getcwd() and not is_safe and not is_home:
-        del sys.path[0]
-
-
 def _show_uncaught(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
     """Prints a traceback as Python does, but for what a terminal would obey in it."""
     sys.stderr.write(printable("".join(traceback.format_exception(kind, error, where))))
 
 
 if __name__ == "__main__":
-    _forget_working_directory()
+    # `python -m` puts the working directory first, where any file takes the place of a package.
+    if sys.path[0] == os.getcwd() != str(Path(__file__).parents[1]):
+        del sys.path[0]
     sys.exit(main())

@@ -20,7 +20,7 @@ from dmpo_runs import loader, module, trainer
 
 from dmpo_lightning import Backbone, DemonstrationsDataModule, LatinSquareDemonstrations, MaskedSFT, ProgressLine
 from dmpo_lightning.callbacks.samples import RolloutsOnScreen
-from dmpo_lightning.commands.quiet import is_news
+from dmpo_lightning.commands.fit import is_news
 from dmpo_lightning.terminal import BottomLine, number
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -60,8 +60,9 @@ def test_a_configuration_with_options_of_a_backbone_keeps_a_plain_name(capsys):
     assert (model["model"], model["dtype"], model["adapter"]) == ("sudoku_tiny", "float32", None)
 
 
-def test_a_plain_name_stays_plain(capsys):
-    assert printed(capsys, "--config", "sudoku_tiny.yaml", "--model.model", "DIR")["model"] == "DIR"
+def test_a_plain_name_is_one_of_a_backbone_with_the_default_of_all_else(capsys):
+    model = printed(capsys, "--config", "sudoku_tiny.yaml", "--model.model", "DIR")["model"]
+    assert (model["model"], model["dtype"], model["adapter"]) == ("DIR", "auto", None)
 
 
 def test_a_module_of_ones_own_is_no_backbone(capsys, tmp_path):

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli_runs import status
 
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.commands.configs import config_directory, resolve_config, shipped_configs
+from dmpo_lightning.commands.arguments import config_directory, resolve_config, shipped_configs
 
 RUNNABLE = [name for name in shipped_configs() if "/" not in name]
 
@@ -37,9 +38,7 @@ def printed_config(capsys, *arguments):
 
 
 def refusal(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", "--config", "sudoku_tiny", *arguments])
-    assert stop.value.code == 2
+    assert status("fit", "--config", "sudoku_tiny", *arguments) == 2
     return capsys.readouterr().err
 
 
@@ -238,7 +237,7 @@ def test_help_version_and_configs_answer_by_themselves(capsys):
         (["--model.group_size=1"], "`group_size` must be at least 2"),
         (
             ["--model.objective.reward_temperature=-1"],
-            "`reward_temperature` (alpha) must be finite and at least 0, got -1.0",
+            "`reward_temperature` (alpha) must be positive and finite, got -1.0",
         ),
         (["--model.objective.proximal_coefficient=2"], "`proximal_coefficient` must be in (0, 1], got 2.0"),
         (["--model.objective.replicates=3"], "`replicates` must be positive, and even when `antithetic`"),

@@ -56,9 +56,7 @@ def workplace(tmp_path, monkeypatch):
 
 def refusal(capsys, *arguments):
     capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        command(*arguments)
-    assert stop.value.code == 2
+    assert command(*arguments) == 2
     return capsys.readouterr().err
 
 

@@ -3,51 +3,42 @@
 import logging
 import subprocess
 import sys
-import time
 import warnings
 
 import pytest
 
 from dmpo_lightning import __version__
-from dmpo_lightning.commands.first_line import first_line
-from dmpo_lightning.commands.quiet import is_news, quiet
+from dmpo_lightning.__main__ import _announce
+from dmpo_lightning.commands.fit import is_news, quiet
 
 
-@pytest.mark.parametrize(
-    ("arguments", "what"),
-    [
-        (["--config", "/a/sudoku_tiny.yaml"], "fit, sudoku_tiny.yaml"),
-        (["--config", "a.yaml", "--config=b/c.yaml", "--trainer.max_steps", "4"], "fit, a.yaml, c.yaml"),
-        ([], "fit"),
-        (["--config", "x\x1b[2J.yaml"], "fit, x\\x1b[2J.yaml"),
-    ],
-)
-def test_a_command_says_what_it_is_about_to_load(arguments, what):
-    expected = f"dmpo-lightning {__version__}: {what}; loading torch and Lightning ..."
-    assert first_line("fit", arguments, {}) == expected
-    assert first_line("fit", arguments, {"RANK": "0", "SLURM_PROCID": "0"}) == expected
+def run_python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
 
-def test_it_is_said_within_five_seconds(tmp_path):
-    """Before torch is imported, which takes longer by itself on a busy machine."""
-    command = [sys.executable, "-m", "dmpo_lightning", "fit", "--config", "sudoku_tiny.yaml"]
-    started = time.perf_counter()
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        line = process.stderr.readline()
-        seconds = time.perf_counter() - started
-        process.kill()
-    assert line == f"dmpo-lightning {__version__}: fit, sudoku_tiny.yaml; loading torch and Lightning ...\n"
-    assert seconds < 5
+LOADING = "; loading torch and Lightning ...\n"
+
+
+def test_a_command_says_what_it_loads_before_it_loads_it():
+    arguments = ["--config", "/a/sudoku_tiny.yaml", "--config=b/x\x1b[2J.yaml", "--trainer.max_steps", "4"]
+    code = f"import sys, dmpo_lightning.__main__ as entry; entry._announce('fit', {arguments}); "
+    done = run_python(code + "print('torch' in sys.modules)")
+    assert done.stderr == f"dmpo-lightning {__version__}: fit, sudoku_tiny.yaml, x\\x1b[2J.yaml{LOADING}"
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("rank", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
-def test_one_of_several_ranks_says_it(rank):
-    assert first_line("fit", [], {rank: "1"}) is None
+def test_the_first_of_several_ranks_says_it(rank, monkeypatch, capsys):
+    for number, said in (("1", ""), ("0", f"dmpo-lightning {__version__}: fit{LOADING}")):
+        monkeypatch.setenv(rank, number)
+        _announce("fit", [])
+        assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("argument", ["--help", "-h", "--print_config", "--print_config=comments"])
-def test_nothing_is_announced_that_does_not_run(argument):
-    assert first_line("fit", ["--config", "a.yaml", argument], {}) is None
+def test_nothing_is_announced_that_does_not_run(argument, capsys):
+    _announce("fit", ["--config", "a.yaml", argument])
+    assert capsys.readouterr().err == ""
 
 
 def test_advertisements_are_no_news():

@@ -7,11 +7,11 @@ import pytest
 import torch
 from dmpo_runs import digit_share, loader, small_dmpo, trainer
 
-from dmpo_lightning import DMPO, ConfidenceSampler, LoRA
+from dmpo_lightning import DMPO, ConfidenceSampler, LoRA, RandomOrderSampler
 from dmpo_lightning.__main__ import main
 from dmpo_lightning.checkpoints.export import export_checkpoint
 from dmpo_lightning.commands.denoising import Denoising
-from dmpo_lightning.commands.sampler_options import make_sampler
+from dmpo_lightning.commands.generate import make_sampler
 from dmpo_lightning.modules.generating import generate
 from dmpo_lightning.rollout import Sampling
 from helpers import FixedLogits, tiny_policy
@@ -91,7 +91,7 @@ def test_prompts_come_from_options_files_and_standard_input(tmp_path, capsys, mo
         (["--model", "sudoku_tiny", "--prompt", "1", "--sampler.temprature", "2"], "Did you mean temperature?"),
         (["--model", "sudoku_tiny", "--prompt", "1", "--sampler.temperature=hot"], "Expected a <class 'float'>"),
         (["--model", "sudoku_tiny", "--prompt", "1", "--sampler.temperature=-1"], "must be at least 0 and finite"),
-        (["--model", "sudoku_tiny", "--prompt", "1", "--sampler", "os.system"], "the dotted path of a Sampler"),
+        (["--model", "sudoku_tiny", "--prompt", "1", "--sampler", "os.system"], "os.system"),
         (["--model", "sudoku_tiny", "--prompt", "1", "--device", "moon"], "`--device` moon: "),
         (["--model", "sudoku_tiny", "--prompt", "1", "--lenght", "2"], "There is no option --lenght"),
     ],
@@ -100,19 +100,49 @@ def test_a_mistake_is_one_line(arguments, said, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     (tmp_path / "bad.jsonl").write_text('{"prompt": "1"}\n{"text": "1"}\n')
-    assert main(["generate", *arguments]) == 2
+    try:
+        status = main(["generate", *arguments])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
 
 
 def test_the_sampler_of_a_run_is_taken_and_changed():
-    stored = {"class": "ConfidenceSampler", "block_length": 5, "denoising_steps": 4, "temperature": 0.2}
-    sampler = make_sampler(None, {"temperature": 1, "denoising_steps": None}, stored=stored)
+    kept = {"class": "ConfidenceSampler", "block_length": 5, "denoising_steps": 4, "temperature": 0.2}
+    stored = {"held": {"sampler": kept}, "lacking": []}
+    sampler = make_sampler(["--sampler.temperature", "1", "--sampler.denoising_steps=null"], stored)
     assert (sampler.block_length, sampler.denoising_steps, sampler.temperature) == (5, None, 1.0)
-    assert make_sampler(None, {}).temperature == 0
-    assert type(make_sampler("RandomOrderSampler", {}, stored=stored)).__name__ == "RandomOrderSampler"
-    assert make_sampler(None, {}, stored={"class": "os.system", "temperature": 1}).temperature == 0
+    assert make_sampler([], {}).temperature == 0
+    other = make_sampler(["--sampler=RandomOrderSampler"], stored)
+    assert (type(other).__name__, other.temperature) == ("RandomOrderSampler", 1.0)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [{"held": {}, "lacking": ["sampler"]}, {"held": {"sampler": {"class": "os.system", "temperature": 1}}}],
+    ids=["of its own", "foreign"],
+)
+def test_a_sampler_that_a_checkpoint_cannot_choose_is_asked_for(stored):
+    with pytest.raises(ValueError, match=r"a sampler of its own, .* pass it by --sampler"):
+        make_sampler(["--sampler.temperature=0"], stored)
+    assert make_sampler(["--sampler", "ConfidenceSampler"], stored).temperature == 1.0
+
+
+class OwnSampler(RandomOrderSampler):
+    """Of a run whose code is somewhere else."""
+
+
+def test_a_run_with_its_own_sampler_is_not_answered_by_another(tmp_path, capsys):
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(small_dmpo("sudoku_tiny", sampler=OwnSampler(), completion_length=20), loader())
+    run.save_checkpoint(tmp_path / "own.ckpt")
+    asked = ["generate", "--ckpt_path", str(tmp_path / "own.ckpt"), "--prompt", PROMPT]
+    assert main(asked) == 2
+    assert "pass it by --sampler" in capsys.readouterr().err
+    assert main([*asked, f"--sampler={__name__}.OwnSampler", "--sampler.temperature=0"]) == 0
 
 
 class Terminal(io.StringIO):

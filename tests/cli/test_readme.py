@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dmpo_lightning.__main__ import COMMANDS
-from dmpo_lightning.commands.configs import resolve_config
+from dmpo_lightning.commands.arguments import resolve_config
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()

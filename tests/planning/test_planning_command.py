@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.commands.configs import resolve_config, shipped_configs
+from dmpo_lightning.commands.arguments import resolve_config, shipped_configs
 from dmpo_lightning.commands.plan import make_plan, merged_configuration
 from dmpo_lightning.planning.strategy import sharding_of
 

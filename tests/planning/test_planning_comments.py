@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.commands.configs import resolve_config, shipped_configs
+from dmpo_lightning.commands.arguments import resolve_config, shipped_configs
 
 SAID = re.compile(r"[Aa]bout (\d+) GiB[^,]*, by `dmpo-lightning (plan [^`]+)`")
 

@@ -1,48 +1,79 @@
 """Command lines as people write them, turned into what the parser merges as they mean it. Imports nothing heavy."""
 
+import difflib
 import json
-import math
 import re
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dmpo_lightning.commands.configs import resolve_config
-
-BACKBONE = "dmpo_lightning.Backbone"
+CONFIG = ("--config", "-c")
 MODEL_OPTIONS = ("--model.model", "--model.init_args.model")
 """The option that is a name or a `Backbone`."""
 TEXTS = ("--prompt", "--prefill")
 """Options whose value is what somebody says, neither a path nor YAML."""
 NULLS = ("null", "Null", "NULL", "~")
-"""As YAML writes it."""
+"""The ways in which YAML writes that there is no value."""
 YAML = (".yaml", ".yml", ".json")
-MOST_VALUES = 100_000
-"""Of a configuration. Those shipped have less than two hundred."""
+
+
+def config_directory() -> Path:
+    """The repository's ``configs`` in an editable install, else the copy inside the package."""
+    repository = Path(__file__).parents[3]
+    is_editable = (repository / "pyproject.toml").is_file() and (repository / "configs").is_dir()
+    return repository / "configs" if is_editable else Path(__file__).parents[1] / "shipped_configs"
+
+
+def shipped_configs() -> list[str]:
+    """Names of the shipped configurations, as ``--config`` takes them."""
+    root = config_directory()
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml"))
+
+
+def resolve_config(name: str) -> str:
+    """Returns a file, or the text of a configuration, as it is, and for the name of a shipped one its path.
+
+    The name may be with or without ``.yaml``.
+
+    Raises:
+        ValueError: neither a file nor a shipped name. The message lists what exists.
+    """
+    if "\n" in name or "{" in name or Path(name).is_file():
+        return name
+    for candidate in (name, f"{name}.yaml"):
+        if (path := config_directory() / candidate).is_file():
+            return str(path)
+    names = shipped_configs()
+    close = difflib.get_close_matches(name.removesuffix(".yaml"), [n.removesuffix(".yaml") for n in names], n=1)
+    hint = f" Did you mean {close[0]}.yaml?" if close else ""
+    raise ValueError(f"No configuration {name!r}: it is neither a file nor shipped.{hint} Shipped: {', '.join(names)}.")
 
 
 def resolve_arguments(arguments: Sequence[str]) -> list[str]:
-    """Resolves names of configurations, and sees to it that a name and a `Backbone` are merged.
+    """Resolves names of configurations and ``~/``, and writes what the parser cannot merge in a way in which it can.
 
-    The parser itself would replace one by the other: a file of one's own that says where the model lies would drop the
-    adapter of the recipe before it, without a word. It also refuses null for an option of an object (``--model.sampler
-    .denoising_steps null``), which it takes from a configuration.
+    The parser replaces a model's name by the options of a `Backbone`, or these by a name: a file of one's own that says
+    where the model lies would drop the adapter of the recipe before it, without a word. So a name is always written as
+    an option of a `Backbone`, and the parser merges these as it merges all else. It also refuses null for an option of
+    an object (``--model.sampler.denoising_steps null``), which it takes from a configuration.
 
     Raises:
         ValueError: a configuration that does not exist or cannot be read.
     """
-    merger = _ModelMerger()
     resolved: list[str] = []
-    for option, given, as_given in _pairs(arguments):
-        value, written = _at_home(option, given, as_given)
-        if option in ("--config", "-c") and value is not None:
-            resolved += merger.config(resolve_config(value))
-        elif option.startswith(("--model.", "--data.")) and value is not None:
-            resolved += merger.option(option, value)
-        else:
+    for option, value, written in _pairs(arguments):
+        if value is None or option in TEXTS:
             resolved += written
+            continue
+        home = _at_home(value)
+        if option in CONFIG:
+            resolved.append(f"--config={_as_merged(resolve_config(home))}")
+        elif option in MODEL_OPTIONS and not value.lstrip().startswith("{"):
+            resolved.append(f"{option}.model={home}")
+        elif value in NULLS and option.startswith(("--model.", "--data.")) and option.count(".") > 1:
+            resolved.append(f"--config={_null(option)}")
+        else:
+            resolved += written if home == value else [f"{option}={home}"]
     return resolved
 
 
@@ -61,133 +92,36 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, list[str
             yield argument, None, [argument]
 
 
-def _at_home(option: str, value: str | None, written: list[str]) -> tuple[str | None, list[str]]:
-    """With the home folder in place of ``~/``, which shells leave alone behind an equals sign."""
-    if value is None or not value.startswith("~/") or option in TEXTS:
-        return value, written
-    path = str(Path(value).expanduser())
-    return path, [f"{option}={path}"] if len(written) == 1 else [option, path]
-
-
-def at_home(value: Any) -> Any:
-    """A parsed value with the home folder in place of ``~/`` at the start of each text in it."""
-    if isinstance(value, str):
-        return str(Path(value).expanduser()) if value.startswith("~/") else value
-    if isinstance(value, list):
-        return [at_home(each) for each in value]
-    if isinstance(value, dict):
-        return {name: at_home(each) for name, each in value.items()}
-    if isinstance(value, Namespace):
-        for name, each in vars(value).items():
-            setattr(value, name, at_home(each))
-    return value
-
-
-def named_modules(arguments: Sequence[str]) -> set[str]:
-    """The outermost modules of all dotted paths on a resolved command line and in its configurations."""
-    paths: set[str] = set()
-    for option, value, _ in _pairs(arguments):
-        if option in ("--config", "-c") and value is not None:
-            _collect(_load(value), paths, Path(value).parent if _is_file(value) else Path())
-        # Of files only configurations are read: a checkpoint may be large.
-        elif value is not None and option not in TEXTS and (value.endswith(YAML) or not _is_file(value)):
-            # What cannot be read as YAML is text.
-            with suppress(ValueError):
-                _collect(_load(value), paths, Path())
-    return {path.partition(".")[0] for path in paths}
-
-
-def _collect(content: Any, paths: set[str], folder: Path) -> None:
-    """Adds all texts that may be dotted paths, those in further files of the configuration included."""
-    if isinstance(content, dict):
-        content = list(content.values())
-    if isinstance(content, list):
-        for each in content:
-            _collect(each, paths, folder)
-    elif isinstance(content, str) and content.endswith(YAML) and _is_file(str(folder / content)):
-        _collect(_load(str(folder / content)), paths, (folder / content).parent)
-    elif isinstance(content, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", content):
-        paths.add(content)
-
-
-class _ModelMerger:
-    """Follows, argument by argument, what the model is by now: a name, options of a `Backbone`, or something else."""
-
-    def __init__(self) -> None:
-        self.model: Any = None
-
-    def config(self, source: str) -> list[str]:
-        """The arguments for a configuration, a file or its text."""
-        content = _load(source)
-        given = _dig(content)
-        if isinstance(given, str) and _is_backbone(self.model):
-            # The parser takes the name in either place. From both it moves among the options of the Backbone.
-            content["model"].setdefault("init_args", {}).pop("model", None)
-            content["model"].pop("model", None)
-            content["model"]["init_args"]["model"] = {"model": given}
-            return [f"--config={json.dumps(content)}"]
-        # Else the parser would put the options in the place of the name, which would be lost.
-        arguments = self._promoted() if _is_backbone(given) else []
-        self.model = self.model if given is None else given
-        return [*arguments, f"--config={source}"]
-
-    def option(self, option: str, value: str) -> list[str]:
-        """The arguments for one option."""
-        # A mapping is the options of a Backbone, any other value a name.
-        if option in MODEL_OPTIONS and not value.lstrip().startswith("{"):
-            if _is_backbone(self.model):
-                return [f"{option}.model={value}"]
-            self.model = value
-        inside = next((option[len(name) + 1 :] for name in MODEL_OPTIONS if option.startswith(f"{name}.")), None)
-        arguments = self._promoted() if inside else []
-        # From a configuration the parser takes null for an option of an object, from the command line it does not.
-        if value in NULLS and option.count(".") > 1:
-            return [*arguments, _as_config(option, None)]
-        return [*arguments, f"{option}={value}"]
-
-    def _promoted(self) -> list[str]:
-        """What makes a `Backbone` of a model that is only a name so far."""
-        if not isinstance(self.model, str):
-            return []
-        name, self.model = self.model, {"model": self.model}
-        return [_as_config("--model.model", {"model": name})]
-
-
-def _load(source: str) -> Any:
-    """The content of a file, or of a text.
+def _as_merged(source: str) -> str:
+    """A configuration as it is, or its text with home folders and the model's name as `resolve_arguments` writes them.
 
     Raises:
-        ValueError: no YAML, or one that repeats its parts until it is too large.
+        ValueError: it is no YAML.
     """
     import yaml  # type: ignore[import-untyped]
 
     try:
-        content = yaml.safe_load(Path(source).read_text(encoding="utf-8") if _is_file(source) else source)
-        size = _size(content, {})
+        text = Path(source).read_text(encoding="utf-8") if _is_file(source) else source
+        content = yaml.safe_load(text)
+        merged = _at_home(content)
     # The reader goes down with the depth of a file.
     except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError) as error:
         why = " ".join(str(error).split()) or "too deep"
         raise ValueError(f"The configuration {source[:200]!r} cannot be read: {why}") from error
-    if size > MOST_VALUES:
-        raise ValueError(
-            f"The configuration {source[:200]!r} has more than {MOST_VALUES} values, or repeats them by aliases until "
-            "it has; write out what is meant."
-        )
-    return content
+    model = merged.get("model") if isinstance(merged, dict) else None
+    options = (model.get("init_args") or model) if isinstance(model, dict) else {}
+    if isinstance(options, dict) and isinstance(options.get("model"), str):
+        options["model"] = {"model": options["model"]}
+    return source if merged == content else json.dumps(merged)
 
 
-def _size(content: Any, known: dict[int, float]) -> float:
-    """How many values there are where each alias is written out, which is what the parser does. Infinite for a circle.
-
-    A file of ten lines can have a billion, so that parts that are met again are not counted again.
-    """
-    if not isinstance(content, dict | list):
-        return 1
-    if id(content) not in known:
-        known[id(content)] = math.inf
-        parts = content.values() if isinstance(content, dict) else content
-        known[id(content)] = 1 + sum(_size(part, known) for part in parts)
-    return known[id(content)]
+def _at_home(value: Any) -> Any:
+    """A value with the home folder in place of ``~/``, which shells leave alone in files and behind an equals sign."""
+    if isinstance(value, dict):
+        return {name: _at_home(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_at_home(each) for each in value]
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _is_file(source: str) -> bool:
@@ -198,21 +132,25 @@ def _is_file(source: str) -> bool:
         return False
 
 
-def _dig(content: Any) -> Any:
-    """The model within a configuration, None where it says nothing of it."""
-    model = content.get("model") if isinstance(content, dict) else None
-    options = (model.get("init_args") or model) if isinstance(model, dict) else {}
-    return options.get("model") if isinstance(options, dict) else None
-
-
-def _is_backbone(model: Any) -> bool:
-    """Whether a parsed value is the options of a `Backbone`, and no module by its class."""
-    return isinstance(model, dict) and model.get("class_path", BACKBONE) == BACKBONE
-
-
-def _as_config(option: str, value: Any) -> str:
-    """One option as the text of a configuration, in which only the outermost object needs its ``init_args``."""
+def _null(option: str) -> str:
+    """The text of a configuration that sets an option to null. Only its outermost object needs its ``init_args``."""
     top, *names = option.removeprefix("--").replace(".init_args", "").split(".")
+    value: Any = None
     for name in reversed(names):
         value = {name: value}
-    return f"--config={json.dumps({top: {'init_args': value}})}"
+    return json.dumps({top: {"init_args": value}})
+
+
+def named_modules(arguments: Sequence[str]) -> set[str]:
+    """The outermost modules of all dotted paths on a resolved command line and in its configurations."""
+    names, known = set[str](), set[Path]()
+    texts = [(each.removeprefix("--config="), Path()) for each in arguments]
+    for text, folder in texts:
+        for word in [text, *re.split(r"[\s\"'=,{}\[\]]+", re.sub(r"(^|\s)#.*", "", text))]:
+            # A configuration may name further ones, which lie beside it.
+            if word.endswith(YAML) and _is_file(str(folder / word)) and folder / word not in known:
+                known.add(folder / word)
+                texts.append(((folder / word).read_text(encoding="utf-8"), (folder / word).parent))
+            elif re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", word):
+                names.add(word.partition(".")[0])
+    return names

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from dmpo_lightning.commands.configs import shipped_configs
+from dmpo_lightning.commands.arguments import shipped_configs
 from dmpo_lightning.models.loading import EMBEDDED_MODELS
 
 DESCRIPTION = """\
@@ -24,15 +24,13 @@ _dmpo_lightning() {
   # Bash takes an equals sign for a word.
   if [ "$current" = "=" ]; then current=""
   elif [ "$option" = "=" ]; then option="${COMP_WORDS[COMP_CWORD-2]}"; fi
-  if [ "$COMP_CWORD" -eq 1 ]; then words="%(commands)s"
-  else
-    case "$option" in
+  if [ "$COMP_CWORD" -eq 1 ]; then option="dmpo-lightning"; fi
+  case "$option" in
 %(values)s
-      *) case "${COMP_WORDS[1]}" in
+    *) case "${COMP_WORDS[1]}" in
 %(options)s
-      esac ;;
-    esac
-  fi
+    esac ;;
+  esac
   COMPREPLY=($(compgen -W "$words" -- "$current"))
   case "$current" in
     -*) ;;
@@ -50,12 +48,8 @@ autoload -U +X bashcompinit && bashcompinit
 
 def run(arguments: Sequence[str]) -> None:
     """Prints the script."""
-    parser = argparse.ArgumentParser(
-        prog="dmpo-lightning completion",
-        description=DESCRIPTION,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("dmpo-lightning completion", description=DESCRIPTION, formatter_class=formatter)
     parser.add_argument("shell", choices=("bash", "zsh"))
     print(script(parser.parse_args(arguments).shell), end="")
 
@@ -63,10 +57,11 @@ def run(arguments: Sequence[str]) -> None:
 def script(shell: str) -> str:
     """The completion script of a shell, see `DESCRIPTION`."""
     runs = " ".join(f"--{name}" for name in [*RUN_OPTIONS, *_run_options(), "debug"])
-    options = {command: _options(command) for command in LIGHT} | {"fit|validate|test|predict": runs}
     # Of plan all options of a run are options too.
-    options["plan"] += f" {runs}"
+    options = {name: _options(name) + (f" {runs}" if name == "plan" else "") for name in LIGHT}
+    options["fit|validate|test|predict"] = runs
     values = {
+        "dmpo-lightning": f"fit validate test predict {' '.join(LIGHT)} configs completion --help --version",
         "--config": " ".join(shipped_configs()),
         "--model|--model.model": " ".join(EMBEDDED_MODELS),
         "--ckpt_path": "last",
@@ -74,13 +69,9 @@ def script(shell: str) -> str:
         "--task": "gsm8k math500 countdown sudoku",
         "completion": "bash zsh",
     }
-    commands = "fit validate test predict generate export plan score report configs completion"
-    text = FUNCTION % {
-        "commands": f"{commands} --help --version",
-        "values": "\n".join(f'      {name}) words="{value}" ;;' for name, value in values.items()),
-        "options": "\n".join(f'        {name}) words="{value}" ;;' for name, value in options.items()),
-    }
-    return (ZSH if shell == "zsh" else "") + text
+    parts = {"values": values, "options": options}
+    cases = {name: "\n".join(f'    {key}) words="{each}" ;;' for key, each in parts[name].items()) for name in parts}
+    return (ZSH if shell == "zsh" else "") + FUNCTION % cases
 
 
 def _options(command: str) -> str:

@@ -1,49 +1,27 @@
 """``dmpo-lightning export``: writes the trained policy of a checkpoint as a Hugging Face folder."""
 
+import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from dmpo_lightning.checkpoints.export import export_checkpoint
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-
 
 def run(arguments: Sequence[str]) -> None:
-    """``dmpo-lightning export``."""
-    options = make_parser().parse_args(list(arguments))
-    count = export_checkpoint(
-        options.ckpt_path,
-        options.output,
-        merge=options.merge,
-        model=options.model,
-        trust_remote_code=options.trust_remote_code,
-        trust_checkpoint=options.trust_checkpoint,
-    )
-    print(f"{options.output}: {count} trained tensors" + (", merged into the base" if options.merge else ""))
+    """Runs the command. Raises ValueError for what a user can mend."""
+    options = vars(make_parser().parse_args(arguments))
+    output, checkpoint = options.pop("output"), options.pop("ckpt_path")
+    count = export_checkpoint(checkpoint, output, **options)
+    print(f"{output}: {count} trained tensors" + (", merged into the base" if options["merge"] else ""))
 
 
-def make_parser() -> "ArgumentParser":
+def make_parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        prog="dmpo-lightning export",
-        description="Write a trained policy as a Hugging Face folder.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--ckpt_path", type=str, required=True, help="checkpoint file or folder of a run")
-    parser.add_argument("--output", type=str, required=True, help="folder to write")
-    parser.add_argument(
-        "--merge", action="store_true", help="merge the adapter into its base and write the whole model"
-    )
-    parser.add_argument("--model", type=str, default=None, help="where the base is now, if not where the run had it")
-    parser.add_argument(
-        "--trust_remote_code",
-        action="store_true",
-        help="run code that comes with the base, which the checkpoint cannot ask for",
-    )
-    parser.add_argument(
-        "--trust_checkpoint", action="store_true", help="unpickle a folder of DeepSpeed, which can run any code"
-    )
+    parser = argparse.ArgumentParser("dmpo-lightning export", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--ckpt_path", required=True, help="checkpoint file or folder of a run")
+    add("--output", required=True, help="folder to write")
+    add("--merge", action="store_true", help="merge the adapter into its base and write the whole model")
+    add("--model", help="where the base is now, if not where the run had it")
+    add("--trust_remote_code", action="store_true", help="run code of the base, which the checkpoint cannot ask for")
+    add("--trust_checkpoint", action="store_true", help="unpickle a folder of DeepSpeed, which can run any code")
     return parser

@@ -4,16 +4,19 @@ Tokenizer and seed are filled in from the rest of the configuration.
 """
 
 import difflib
+import logging
 import re
+import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from transformers.utils.logging import disable_progress_bar
 
 from dmpo_lightning.callbacks import early_signals
 from dmpo_lightning.callbacks.completions import CompletionWriter
@@ -26,9 +29,7 @@ from dmpo_lightning.callbacks.preemption import Preemption, configured_requeue_s
 from dmpo_lightning.callbacks.progress import ProgressLine
 from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.callbacks.samples import RolloutsOnScreen
-from dmpo_lightning.commands.arguments import at_home
-from dmpo_lightning.commands.last_checkpoint import OF_LIGHTNING, is_elsewhere, newest_checkpoint, why_untrusted
-from dmpo_lightning.commands.quiet import quiet
+from dmpo_lightning.commands.last_checkpoint import LAST, check_exists, check_trusted, newest_checkpoint
 from dmpo_lightning.distributed.internals import callbacks_of, is_spawned, reserve_folders
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.run_directory import continue_in_place, link_latest
@@ -46,6 +47,18 @@ ADDED: tuple[type[Callback], ...] = (
 """Callbacks of every run from the command line, unless it has one of that class: what a run leaves and shows."""
 
 
+SPEAKERS = ("lightning", "lightning.fabric", "lightning.pytorch")
+"""Loggers whose handlers print what Lightning says."""
+NOISE = ("💡", "GPU available", "TPU available", "HPU available", "Seed set to")
+"""How messages begin that advertise, or that `dmpo-lightning` says better."""
+KNOWN = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*does not have many workers.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+)
+"""Warnings that Lightning gives in a run without fault, and that nobody can do anything about."""
+
+
 class DMPOArgumentParser(LightningArgumentParser):
     """Says what is missing or what exists in one line, instead of printing every option of the Trainer."""
 
@@ -55,10 +68,9 @@ class DMPOArgumentParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         parser = getattr(ex, "subcommand_parser", None) or self
-        line = _remedy(message, parser) or message
-        if self.exit_on_error and "\n" not in line:
+        line = _remedy(message, parser) or " ".join(message.split())
+        if self.exit_on_error:
             self.exit(2, f"dmpo-lightning: {escaped(line)}\n")
-        parser.usage = f"{parser.prog} [--config NAME_OR_FILE ...] [--key value ...]"
         super().error(message, ex)
 
 
@@ -125,23 +137,12 @@ class DMPOCLI(LightningCLI):
         if options is not None and options.get("seed", 0) is None:
             options["seed"] = config.seed_everything
 
-    def _check_checkpoint(self, path: str | None) -> None:
-        """Ends a run from a checkpoint that does not exist before its model is loaded."""
-        # Names that Lightning or this command line looks up, and addresses.
-        if path is None or path in ("last", *OF_LIGHTNING) or is_elsewhere(path):
-            return
-        if not Path(path).exists():
-            self.parser.error(
-                f"`--ckpt_path` must be a checkpoint of a run, a file or a folder, or `last`; got {path}, which does "
-                "not exist."
-            )
-
     def instantiate_classes(self) -> None:
         """As Lightning does it. What a constructor refuses is one line and status 2, not a traceback."""
         try:
             super().instantiate_classes()
         except ValueError as error:
-            self.parser.error(_constructor_message(error))
+            raise ValueError(_constructor_message(error)) from error
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """As Lightning does it, with the callbacks in `ADDED`, and with our own line of progress in the place of
@@ -158,7 +159,7 @@ class DMPOCLI(LightningCLI):
                 callbacks.append(callback_class())
         trainer = super().instantiate_trainer(**{**options, "callbacks": callbacks})
         if is_spawned(trainer.strategy):
-            self.parser.error(
+            raise ValueError(
                 "`--trainer.strategy`: spawned ranks are sent the run as a pickle, in which modules of this folder and "
                 "functions without a name are missing; use ddp (`--config strategies/ddp.yaml`)."
             )
@@ -170,14 +171,12 @@ class DMPOCLI(LightningCLI):
         """
         options = self.config_init[self.subcommand]
         path, trusted = options.get("ckpt_path"), options.get("trust_checkpoint")
-        if path == "last":
+        if path == LAST:
             options["ckpt_path"] = newest_checkpoint(self.trainer, self.model, continues=self.subcommand == "fit")
             if options["ckpt_path"] is None and self.subcommand != "fit":
-                self.parser.error("`--ckpt_path last` found no checkpoint; pass its path, or leave it out.")
+                raise ValueError("`--ckpt_path last` found no checkpoint; pass its path, or leave it out.")
         elif path is not None and not trusted:
-            problem = why_untrusted(str(path), weights_only=options.get("weights_only") is True)
-            if problem is not None:
-                self.parser.error(f"`--ckpt_path {path}`: {problem}")
+            check_trusted(str(path), weights_only=options.get("weights_only") is True)
 
     # The hooks below are called once the Trainer exists, whose ranks can choose together
     # (docs/decisions/027-last-checkpoint.md).
@@ -202,10 +201,8 @@ class DMPOCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning does it, without its warning that arguments are passed in, as the entry point always does."""
-        assert args is None or isinstance(args, list)
-        # Shells put the home folder in its place on the command line, and nobody does within a configuration.
-        self.config = at_home(parser.parse_args(args))
-        self._check_checkpoint(self.config.get(f"{self.config.get('subcommand')}.ckpt_path"))
+        self.config = parser.parse_args(args)
+        check_exists(self.config.get(f"{self.config.get('subcommand')}.ckpt_path"))
 
 
 def _constructor_message(error: ValueError) -> str:
@@ -238,6 +235,31 @@ def command_line(arguments: Sequence[str], **options: Any) -> DMPOCLI:
         args=list(arguments),
         **options,
     )
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """A filter for loggers, which keeps what is none of `NOISE`."""
+    return not record.getMessage().startswith(NOISE)
+
+
+def quiet() -> None:
+    """Silences advertisements, deprecations and warnings without a remedy, unless ``-W`` or PYTHONWARNINGS ask for any.
+
+    Called once torch and Lightning are imported, since warnings that are configured later win.
+    """
+    for name in SPEAKERS:
+        # A filter of the logger itself would not be asked for what its children say.
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(is_news)
+    if not sys.stderr.isatty():
+        # Its bars are written for terminals, where they show how long a large model still takes to load.
+        disable_progress_bar()
+    if sys.warnoptions:
+        return
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category)
+    for message in KNOWN:
+        warnings.filterwarnings("ignore", message=message)
 
 
 def run(arguments: Sequence[str]) -> None:

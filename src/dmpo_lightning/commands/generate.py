@@ -3,16 +3,18 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmpo_lightning.commands.sampler_options import make_sampler, sampler_options
 from dmpo_lightning.tasks.json_lines import NOT_UTF8, numbered_lines
 from dmpo_lightning.terminal import escaped, printable
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from dmpo_lightning.models.backbone import Backbone
     from dmpo_lightning.modules.generating import Generation, Prompt
     from dmpo_lightning.policy import Policy
     from dmpo_lightning.samplers import Sampler
@@ -27,6 +29,9 @@ Answer prompts with a model, or with the policy that a run has trained.
 
 A checkpoint names its model, sampler and length, of which options given here take the place. A prompt is a user's turn
 in the model's chat template. Without --prompt and --prompts_file all of standard input is one prompt.
+
+  --sampler CLASS           in place of the run's, or else of ConfidenceSampler at temperature 0
+  --sampler.NAME VALUE      an option of its constructor: temperature (0 is greedy), denoising_steps, block_length, ...
 """
 
 
@@ -37,13 +42,18 @@ def run(arguments: Sequence[str]) -> None:
         ValueError: no prompt, or what loading and sampling raise for what a user can mend.
     """
     options, rest = make_parser().parse_known_args(list(arguments))
-    given = sampler_options(vars(options), rest)
+    foreign = next((each for each in rest if each.startswith("-") and not each.startswith("--sampler")), None)
+    if foreign is not None:
+        raise ValueError(f"There is no option {foreign}; dmpo-lightning generate --help lists all.")
     prompts = list(_prompts(options))
     if not prompts:
         raise ValueError("There is no prompt: pass --prompt TEXT, --prompts_file FILE, or write one to standard input.")
-    policy, stored = _loaded(options)
-    sampler = make_sampler(options.sampler, given, stored=stored.get("sampler"))
-    length = options.completion_length or stored.get("completion_length") or _length(policy)
+    network, backbone, stored = _loaded(options)
+    sampler = make_sampler(rest, stored)
+    policy = _policy(network, backbone, options.device)
+    # Of an answer as long as leaves half of the model's room to the prompt, where nothing says.
+    room = LENGTH if policy.max_length is None else max(1, min(LENGTH, policy.max_length // 2))
+    length = options.completion_length or stored.get("held", {}).get("completion_length") or room
     several = len(prompts) * options.completions > 1
     for answer in _answered(policy, sampler, prompts, options, length):
         if options.json:
@@ -111,57 +121,76 @@ def _prompts_of(name: str) -> Iterator["Prompt"]:
         yield record["prompt"]
 
 
-def _loaded(options: argparse.Namespace) -> tuple["Policy", dict[str, Any]]:
-    """The policy on its device, and what a checkpoint holds of the arguments of its run."""
+def _loaded(options: argparse.Namespace) -> tuple["nn.Module", "Backbone", dict[str, Any]]:
+    """The network, what it was made of, and what a checkpoint says of the arguments of its run."""
     from transformers.utils import logging as transformers_logging
 
     # Its bars would stand between the answers.
     transformers_logging.disable_progress_bar()
-    import torch
-
+    from dmpo_lightning.checkpoints.export import load_trained, named_backbone
+    from dmpo_lightning.checkpoints.weights import read_weights
     from dmpo_lightning.models.backbone import Backbone
-    from dmpo_lightning.policy import Policy
 
-    stored: dict[str, Any] = {}
     if options.ckpt_path is None:
         if options.model is None:
             raise ValueError("There is no model: pass --model NAME_OR_FOLDER or --ckpt_path CHECKPOINT.")
         backbone = Backbone(options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
-        network = backbone.build()
-    else:
-        network, backbone, stored = _trained(options)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    policy = Policy(network, backbone.load_tokenizer(), mask_token_id=backbone.mask_token_id, with_reference=False)
-    try:
-        return policy.to(device), stored
-    # Torch has no error of its own for a name that it does not know, or a device that is not there.
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`--device` {options.device}: {str(error).splitlines()[0]}") from error
-
-
-def _trained(options: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
-    """The network of a checkpoint, which is read as data as `export` reads it, and the arguments of its run."""
-    from dataclasses import replace
-
-    from dmpo_lightning.checkpoints.export import load_trained, named_backbone
-    from dmpo_lightning.checkpoints.weights import read_weights
-
+        return backbone.build(), backbone, {}
+    # Read as data, as `export` reads it.
     saved = read_weights(options.ckpt_path, trust_checkpoint=options.trust_checkpoint)
     backbone = named_backbone(saved["backbone"], options.model, trust_remote_code=options.trust_remote_code)
-    # What is only of use in training, and a compilation that pays in long runs.
-    backbone = replace(backbone, gradient_checkpointing=False, compile_blocks=False)
-    if options.dtype != "auto":
-        backbone = replace(backbone, dtype=options.dtype)
+    # Without what is only of use in training, and a compilation that pays in long runs.
+    dtype = backbone.dtype if options.dtype == "auto" else options.dtype
+    backbone = replace(backbone, gradient_checkpointing=False, compile_blocks=False, dtype=dtype)
     network = backbone.build(seed=int(saved.get("seed", 0)))
     load_trained(network, saved["state_dict"])
-    arguments = saved.get("arguments")
-    held = arguments.get("held") if isinstance(arguments, dict) else None
-    return network, backbone, held if isinstance(held, dict) else {}
+    return network, backbone, saved.get("arguments") or {}
 
 
-def _length(policy: "Policy") -> int:
-    """Of an answer where nothing says: as long as leaves half of the model's room to the prompt."""
-    return LENGTH if policy.max_length is None else max(1, min(LENGTH, policy.max_length // 2))
+def _policy(network: "nn.Module", backbone: "Backbone", device: str | None) -> "Policy":
+    """The policy on its device."""
+    import torch
+
+    from dmpo_lightning.policy import Policy
+
+    policy = Policy(network, backbone.load_tokenizer(), mask_token_id=backbone.mask_token_id, with_reference=False)
+    try:
+        return policy.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    # Torch has no error of its own for a name that it does not know, or a device that is not there.
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`--device` {device}: {str(error).splitlines()[0]}") from error
+
+
+def make_sampler(arguments: Sequence[str], stored: Mapping[str, Any]) -> "Sampler":
+    """The sampler of a run, with the options ``--sampler.NAME VALUE`` in the place of its own.
+
+    A class that ``--sampler`` names takes its place as a whole. Where no run says anything, it is a
+    `ConfidenceSampler` that takes the most likely tokens.
+
+    Args:
+        arguments: those options. What is wrong with them ends the process with status 2 and one line.
+        stored: what a checkpoint says of the arguments of its run, see `Arguments`.
+
+    Raises:
+        ValueError: the run's sampler was code of its own, which a checkpoint does not choose.
+    """
+    from dmpo_lightning.commands.fit import DMPOArgumentParser
+    from dmpo_lightning.modules.described import CLASS, REBUILT
+    from dmpo_lightning.samplers import Sampler
+
+    default = None
+    if not any(each.partition("=")[0] == "--sampler" for each in arguments):
+        kept = dict(stored.get("held", {}).get("sampler") or {CLASS: "ConfidenceSampler", "temperature": 0.0})
+        name = kept.pop(CLASS)
+        if "sampler" in stored.get("lacking", ()) or name not in REBUILT:
+            raise ValueError(
+                "The run of this checkpoint had a sampler of its own, which a checkpoint cannot choose; pass it by "
+                "--sampler with the dotted path of its class, and its options as --sampler.NAME VALUE."
+            )
+        default = {"class_path": f"dmpo_lightning.samplers.{name}", "init_args": kept}
+    parser = DMPOArgumentParser(prog="dmpo-lightning generate")
+    parser.add_argument("--sampler", type=Sampler, default=default)
+    return parser.instantiate(parser.parse_args(list(arguments))).sampler
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -180,15 +209,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--prefill", default="", metavar="TEXT", help="what the answer's turn starts with")
     add("--completions", type=int, default=1, help="answers to each prompt (default 1)")
     add("--completion_length", type=int, help=f"tokens of an answer (default: the run's, else at most {LENGTH})")
-    add("--sampler", metavar="CLASS", help="default: the run's, else ConfidenceSampler at temperature 0")
-    sampler_options = parser.add_argument_group("options of the sampler", "Any of its constructor, such as")
-    sampler_options.add_argument("--sampler.temperature", default=argparse.SUPPRESS, metavar="T", help="0 is greedy")
-    sampler_options.add_argument(
-        "--sampler.denoising_steps", default=argparse.SUPPRESS, metavar="N", help="null: a token each"
-    )
-    sampler_options.add_argument(
-        "--sampler.block_length", default=argparse.SUPPRESS, metavar="N", help="null: one block"
-    )
     add("--seed", type=int, default=0, help="of the draws (default 0)")
     add("--index", type=int, default=0, help="number of the first prompt, which keys its draws (default 0)")
     add("--rows_per_forward", type=int, default=8, help="answers that are sampled at a time (default 8)")

@@ -1,4 +1,4 @@
-"""Which checkpoint a command takes: the newest of a run's own for ``last``, and any other that can be trusted."""
+"""Which checkpoint a run takes: the newest of its own for ``last``, and any other that can be trusted."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +14,47 @@ from dmpo_lightning.checkpoints.folders import newest_readable, remove_partial
 from dmpo_lightning.checkpoints.safe_reading import why_unsafe
 from dmpo_lightning.distributed.internals import name_of_runs
 
+LAST = "last"
 OF_LIGHTNING = ("best", "hpc")
 """Names that Lightning itself looks up among the checkpoints of the run."""
+
+
+def check_exists(path: str | None) -> None:
+    """Raises ValueError for a checkpoint that does not exist, so that a run ends before its model is loaded."""
+    if path is None or path in (LAST, *OF_LIGHTNING) or _is_elsewhere(path) or Path(path).exists():
+        return
+    raise ValueError(
+        f"`--ckpt_path` must be a checkpoint of a run, a file or a folder, or `last`; got {path}, which does not exist."
+    )
+
+
+def check_trusted(path: str, *, weights_only: bool) -> None:
+    """Raises ValueError for a checkpoint that could run code where it is opened.
+
+    ``weights_only`` is whether Lightning was told to read data alone, as it does by itself only on this machine.
+    """
+    if path in OF_LIGHTNING or (_is_elsewhere(path) and weights_only):
+        return
+    trust = "if you trust who wrote it, add --trust_checkpoint"
+    if _is_elsewhere(path):
+        problem = f"it is not on this machine, where it could be checked; download it, or {trust}."
+    elif (unsafe := why_unsafe(Path(path))) is not None:
+        problem = f"{unsafe}; {trust}."
+    else:
+        return
+    raise ValueError(f"`--ckpt_path {path}`: {problem}")
+
+
+def _is_elsewhere(path: str) -> bool:
+    """Whether a checkpoint is named by an address, of the web or of a registry of models."""
+    return "://" in path or path.startswith("registry")
 
 
 def newest_checkpoint(trainer: Trainer, module: LightningModule, *, continues: bool) -> str | None:
     """The newest usable checkpoint of all runs of that name, and in the folders of each `ModelCheckpoint`.
 
     Says which it is, or that there is none yet, and then returns None. Rank 0 decides for all, because other nodes may
-    not see yet what it sees.
+    not see yet what it sees (docs/decisions/027-last-checkpoint.md).
 
     Args:
         trainer: whose logger and callbacks say where the checkpoints are.
@@ -41,52 +73,20 @@ def newest_checkpoint(trainer: Trainer, module: LightningModule, *, continues: b
 
 
 def _newest_checkpoint(trainer: Trainer, module: LightningModule, *, continues: bool) -> str | None:
-    folders, where = _own_folders(trainer)
-    if continues:
-        remove_partial(*folders)
-    keys: Sequence[str] = getattr(module, "checkpoint_keys", ())
-    newest = newest_readable(*folders, why_unusable=lambda path: why_unfit(path, keys=keys, continues=continues))
-    rank_zero_info(f"No checkpoint in {where}: starts afresh." if newest is None else f"Continues from {newest}.")
-    return None if newest is None else str(newest.absolute())
-
-
-def _own_folders(trainer: Trainer) -> tuple[list[Path], str]:
-    """The folders that runs of this name write their checkpoints to, and how to say which these are."""
     logger = trainer.logger
     root = Path((logger and logger.save_dir) or trainer.default_root_dir)
     # Where Lightning's `ModelCheckpoint` writes, which is below a version if there is a logger. Only there: next to
     # the versions there may be runs of other names.
-    if logger is None:
-        folders, where = [root / "checkpoints"], [root / "checkpoints"]
-    else:
-        runs = root / name_of_runs(logger)
-        # A link leads to one of the others.
-        folders = sorted(each for each in runs.glob("*/checkpoints") if not each.parent.is_symlink())
-        where = [runs / "*" / "checkpoints"]
+    runs, pattern = (root, "checkpoints") if logger is None else (root / name_of_runs(logger), "*/checkpoints")
+    # The link `latest` leads to one of the others.
+    folders = sorted(each for each in runs.glob(pattern) if logger is None or not each.parent.is_symlink())
     # A `ModelCheckpoint` may write anywhere.
     callbacks = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
     own = [Path(callback.dirpath) for callback in callbacks if callback.dirpath]
-    return [*folders, *own], " and ".join(map(str, [*where, *own]))
-
-
-def is_elsewhere(path: str) -> bool:
-    """Whether a checkpoint is named by an address, of the web or of a registry of models."""
-    return "://" in path or path.startswith("registry")
-
-
-def why_untrusted(path: str, *, weights_only: bool = False) -> str | None:
-    """Why a checkpoint that is named on the command line may not be opened unless it is trusted. None if it may.
-
-    Args:
-        path: of a file or folder, a URL, or a name of Lightning's.
-        weights_only: whether Lightning was told to read data alone, as it does by itself only on this machine.
-    """
-    trust = "if you trust who wrote it, add --trust_checkpoint"
-    if path in OF_LIGHTNING:
-        return None
-    if is_elsewhere(path):
-        return (
-            None if weights_only else f"it is not on this machine, where it could be checked; download it, or {trust}."
-        )
-    problem = why_unsafe(Path(path))
-    return None if problem is None else f"{problem}; {trust}."
+    if continues:
+        remove_partial(*folders, *own)
+    keys: Sequence[str] = getattr(module, "checkpoint_keys", ())
+    newest = newest_readable(*folders, *own, why_unusable=lambda path: why_unfit(path, keys=keys, continues=continues))
+    where = " and ".join(map(str, [runs / pattern, *own]))
+    rank_zero_info(f"No checkpoint in {where}: starts afresh." if newest is None else f"Continues from {newest}.")
+    return None if newest is None else str(newest.absolute())
