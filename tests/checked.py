@@ -12,7 +12,6 @@ CHECKED = (
     "models.head",
     "models.kv_cache",
     "models.layers",
-    "models.linear_log_probs",
     "models.loading",
     "models.lora",
     "objectives",

@@ -230,11 +230,13 @@ def one_hot(ids: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("output", "facts", "message"),
     [
-        (one_hot, {}, "Returning returns Tensor without `logits`; a masked language model"),
-        (lambda ids: SimpleNamespace(logits=None), {}, "returns SimpleNamespace without `logits`"),
-        (lambda ids: SimpleNamespace(logits=one_hot(ids)[0]), {}, r"logits of shape \[4, 24\] for 4 tokens"),
-        (lambda ids: SimpleNamespace(logits=one_hot(ids)), {"vocab_size": 30}, r"\[1, 4, 24\].*has 30 \(`config.vocab"),
-        (lambda ids: ids[99], {}, "cannot be called .IndexError"),
+        (one_hot, {}, "Returning must return an object whose `logits` are .*, got Tensor"),
+        (lambda ids: SimpleNamespace(logits=one_hot(ids)[0]), {}, r"got logits of shape \[4, 24\]"),
+        (
+            lambda ids: SimpleNamespace(logits=one_hot(ids % 24)),
+            {"vocab_size": 30},
+            r"\[3, 4, 30\], got .*\[3, 4, 24\]",
+        ),
         (one_hot, {"vocab_size": "24"}, "must hold `vocab_size`, a number of tokens, got '24'"),
         (one_hot, {"mask_token_id": "[MASK]"}, r"`mask_token_id` must be an id below .*, got \[MASK\]"),
         (one_hot, {"mask_token_id": [4]}, r"`mask_token_id` must be an id below .*, got \[4\]"),

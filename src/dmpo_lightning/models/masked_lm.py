@@ -31,7 +31,7 @@ class FullLogits:
         logit_bias: Tensor,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Logits at flat positions, or log-probs of ``targets`` there, as `LLaDAForMaskedDiffusion.forward` has it."""
+        """Logits at flat positions, or log-probs of ``targets`` there, as `NativeModel.forward` has it."""
         attended = None if attention_mask is None else attention_mask.long()
         logits = self.model(input_ids=ids, attention_mask=attended).logits
         chosen = logits.flatten(0, 1)[positions] + logit_bias
@@ -64,38 +64,24 @@ def check_masked_lm(model: Any, *, mask_token_id: int, vocab_size: int, highest_
             f"tokenizer ids up to {highest_token_id}; take the tokenizer of this model, or call "
             "model.resize_token_embeddings."
         )
-    ids = torch.full((3, 1, PROBE_LENGTH), mask_token_id, device=parameter.device)
+    ids = torch.full((3, PROBE_LENGTH), mask_token_id, device=parameter.device)
     # Any token other than the mask will do, but padding, by which some models count positions.
     padding = getattr(getattr(model, "config", None), "pad_token_id", None)
     other = next((token for token in range(known - 1, -1, -1) if token not in (mask_token_id, padding)), mask_token_id)
-    ids[1, 0, -1], ids[2, 0, 0] = other, other
-    unchanged, last_changed, first_changed = (_probed(model, row, vocab_size) for row in ids)
+    ids[1, -1], ids[2, 0] = other, other
+    output = model(input_ids=ids, attention_mask=None)
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor) or logits.shape != (*ids.shape, vocab_size):
+        found = type(output).__name__ if logits is None else f"logits of shape {list(logits.shape)}"
+        raise ValueError(
+            f"{name} must return an object whose `logits` are [rows, length, vocabulary] = {[*ids.shape, vocab_size]}, "
+            f"got {found}. It is called as a masked language model of transformers, with `input_ids` and "
+            "`attention_mask`; a network of another kind sets `predicts_at_positions` and is called like "
+            "LLaDAForMaskedDiffusion."
+        )
+    unchanged, last_changed, first_changed = logits
     if torch.equal(unchanged[:-1], last_changed[:-1]) and not torch.equal(unchanged[1:], first_changed[1:]):
         raise ValueError(
             f"{name} is causal: what it predicts depends on no token behind, so that it cannot fill in masked places. "
             "Use a masked language model (LLaDA, iLLaDA, Dream, SDAR, or one that AutoModelForMaskedLM loads)."
         )
-
-
-def _probed(model: Any, ids: Tensor, vocab_size: int) -> Tensor:
-    """The logits ``[length vocab]`` of one row."""
-    name = type(model).__name__
-    contract = (
-        "a masked language model of transformers, called with `input_ids` and `attention_mask`, returns an object "
-        "whose `logits` are [rows, length, vocabulary]; a network of another kind sets `predicts_at_positions` and is "
-        "called like LLaDAForMaskedDiffusion"
-    )
-    try:
-        output = model(input_ids=ids, attention_mask=None)
-    # Whatever goes wrong in somebody's forward: it would do so in the middle of the first step.
-    except Exception as error:
-        raise ValueError(f"{name} cannot be called ({type(error).__name__}: {error}); {contract}.") from error
-    logits = getattr(output, "logits", None)
-    if not isinstance(logits, Tensor):
-        raise ValueError(f"{name} returns {type(output).__name__} without `logits`; {contract}.")
-    if logits.shape != (1, ids.shape[1], vocab_size):
-        raise ValueError(
-            f"{name} returns logits of shape {list(logits.shape)} for {ids.shape[1]} tokens, but its vocabulary has "
-            f"{vocab_size} (`config.vocab_size`, or the tokenizer's length without it); {contract}."
-        )
-    return logits[0]

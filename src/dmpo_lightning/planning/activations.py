@@ -6,7 +6,7 @@ them with what torch measures.
 
 from dataclasses import dataclass
 
-from dmpo_lightning.models.linear_log_probs import CHUNK_TOKENS, chunk_rows
+from dmpo_lightning.models.head import CHUNK_TOKENS, chunk_rows
 from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.planning.parameters import Architecture, Linear, adapted_linears
 from dmpo_lightning.planning.precision import Precision
