@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from dmpo_lightning import Preemption
-from dmpo_lightning.checkpoints.folders import newest_readable
+from dmpo_lightning.checkpoints.reading import newest_readable
 from tiers import slow_unless
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from dmpo_lightning.__main__ import main
 from dmpo_lightning.callbacks.config import compared
-from dmpo_lightning.checkpoints.folders import newest_readable
+from dmpo_lightning.checkpoints.reading import newest_readable
 
 SAVE = {
     "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",

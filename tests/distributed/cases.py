@@ -31,7 +31,7 @@ from dmpo_lightning import (
     WinoSampler,
 )
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.checkpoints.folders import newest_readable
+from dmpo_lightning.checkpoints.reading import newest_readable
 from dmpo_lightning.distributed.sharding import whole_weights
 
 torch.set_num_threads(1)

@@ -9,7 +9,7 @@ import torch
 from ranks import end_ranks, free_port, run_ranks
 from small_run import ARGUMENTS, write_small
 
-from dmpo_lightning.checkpoints.folders import newest_readable
+from dmpo_lightning.checkpoints.reading import newest_readable
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 FLAGS = {"num_nodes": 2, "devices": 1}

@@ -9,8 +9,7 @@ import pytest
 from ranks import end_ranks, run_ranks
 from small_run import ARGUMENTS, write_small
 
-from dmpo_lightning.checkpoints.contents import why_unfit
-from dmpo_lightning.checkpoints.folders import newest_readable
+from dmpo_lightning.checkpoints.reading import newest_readable, why_unfit
 
 SHARDED = ["fsdp2", "fsdp1", "zero2", "zero3"]
 STEPS = 8

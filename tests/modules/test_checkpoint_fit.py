@@ -18,7 +18,7 @@ from dmpo_lightning import (
     RandomOrderSampler,
     WinoSampler,
 )
-from dmpo_lightning.checkpoints.weights import UnfitCheckpointError
+from dmpo_lightning.checkpoints.reading import UnfitCheckpointError
 from dmpo_lightning.modules.described import REBUILT, described, rebuildable, rebuilt
 from dmpo_lightning.objectives import ElboEstimator, TrajectoryEstimator
 from small_models import bert_tokenizer, tiny_bert

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dmpo_lightning.checkpoints.weights import is_reference, read_weights
+from dmpo_lightning.checkpoints.reading import is_reference, read_weights
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.loading import EMBEDDED_MODELS
 
@@ -43,7 +43,7 @@ def export_checkpoint(
         model: where the base is to be found now, if not where the run had it. The checkpoint may name any hub id or
             folder, which is then loaded as data.
         trust_remote_code: run code that comes with the base. What the checkpoint says of this is not believed.
-        trust_checkpoint: read a folder of DeepSpeed, which can run any code.
+        trust_checkpoint: read a folder, which can run any code.
 
     Raises:
         ValueError: no such file, not a checkpoint of this package, tensors that do not match the model, an adapter on
@@ -55,12 +55,14 @@ def export_checkpoint(
         raise ValueError("An adapter on random weights has no base to be found again; write the model with --merge.")
     # Trained in 4 bits or checkpointed, an exported model is neither.
     network = replace(backbone, quantization=None, gradient_checkpointing=False).build(seed=int(saved.get("seed", 0)))
+    adapted: Any = network if hasattr(network, "peft_config") else None
+    if merge and adapted is None:
+        raise ValueError("There is no adapter to merge: the run trained the whole model; leave out --merge.")
     # Refused before anything is written.
-    _refuse_other_weights(Path(output), adapter=hasattr(network, "peft_config") and not merge)
+    _refuse_other_weights(Path(output), adapter=adapted is not None and not merge)
     count = load_trained(network, saved["state_dict"])
-    _write(network, Path(output), merge=merge)
-    backbone.load_tokenizer().save_pretrained(str(output))
-    _verify(network, Path(output), merge=merge)
+    whole = adapted.merge_and_unload() if merge else network
+    save_policy(whole, backbone.load_tokenizer(), whole.state_dict(), output)
     return count
 
 
@@ -129,7 +131,7 @@ def load_trained(network: nn.Module, state: dict[str, torch.Tensor]) -> int:
         ValueError: they are those of another model or adapter.
     """
     trained = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
-    # The adapter of a renewed reference is in checkpoints, but it is not what was trained.
+    # The adapter of a refreshed reference is in checkpoints, but it is not what was trained.
     trained = {name: value for name, value in trained.items() if not is_reference(name)}
     expected = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
     odd = sorted(name for name in trained | expected if expected.get(name) != getattr(trained.get(name), "shape", None))
@@ -141,35 +143,3 @@ def load_trained(network: nn.Module, state: dict[str, torch.Tensor]) -> int:
     # Frozen weights are in no checkpoint. They came with the base.
     network.load_state_dict(trained, strict=False)
     return len(trained)
-
-
-def _write(network: Any, output: Path, *, merge: bool) -> None:
-    if not hasattr(network, "peft_config"):
-        if merge:
-            raise ValueError("There is no adapter to merge: the run trained the whole model; leave out --merge.")
-        network.save_pretrained(output)
-    elif merge:
-        network.merge_and_unload().save_pretrained(output)
-    else:
-        # Without the adapter of a renewed reference, and without asking the hub whether the base's embeddings grew,
-        # which PEFT does by default.
-        network.save_pretrained(output, selected_adapters=["default"], save_embedding_layers=False)
-
-
-def _verify(network: Any, output: Path, *, merge: bool) -> None:
-    """Counts what was really written: an empty adapter file has been seen elsewhere, without an error."""
-    from safetensors import safe_open
-
-    if hasattr(network, "peft_config") and not merge:
-        expected = sum(".lora_" in name and not is_reference(name) for name, _ in network.named_parameters())
-    else:
-        whole = network.get_base_model() if merge else network
-        # Tied weights share their memory and are written once.
-        expected = len({value.data_ptr() for value in whole.state_dict().values()})
-    # Large models are written in several files.
-    written = 0
-    for file in output.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            written += len(list(tensors.keys()))
-    if written != expected:
-        raise ValueError(f"{output} holds {written} tensors, expected {expected}; the folder held other files before?")

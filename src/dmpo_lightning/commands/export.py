@@ -23,5 +23,5 @@ def make_parser() -> argparse.ArgumentParser:
     add("--merge", action="store_true", help="merge the adapter into its base and write the whole model")
     add("--model", help="where the base is now, if not where the run had it")
     add("--trust_remote_code", action="store_true", help="run code of the base, which the checkpoint cannot ask for")
-    add("--trust_checkpoint", action="store_true", help="unpickle a folder of DeepSpeed, which can run any code")
+    add("--trust_checkpoint", action="store_true", help="unpickle a checkpoint folder, which can run any code")
     return parser

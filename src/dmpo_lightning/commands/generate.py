@@ -128,7 +128,7 @@ def _loaded(options: argparse.Namespace) -> tuple["nn.Module", "Backbone", dict[
     # Its bars would stand between the answers.
     transformers_logging.disable_progress_bar()
     from dmpo_lightning.checkpoints.export import load_trained, named_backbone
-    from dmpo_lightning.checkpoints.weights import read_weights
+    from dmpo_lightning.checkpoints.reading import read_weights
     from dmpo_lightning.models.backbone import Backbone
 
     if options.ckpt_path is None:
@@ -218,5 +218,5 @@ def make_parser() -> argparse.ArgumentParser:
     add("--dtype", default="auto", help="of the weights (default: the model's)")
     add("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     add("--trust_remote_code", action="store_true", help="run code that comes with the model")
-    add("--trust_checkpoint", action="store_true", help="unpickle a folder of DeepSpeed, which can run any code")
+    add("--trust_checkpoint", action="store_true", help="unpickle a checkpoint folder, which can run any code")
     return parser

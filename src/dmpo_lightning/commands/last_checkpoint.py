@@ -9,9 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from dmpo_lightning.checkpoints.contents import why_unfit
-from dmpo_lightning.checkpoints.folders import newest_readable, remove_partial
-from dmpo_lightning.checkpoints.safe_reading import why_unsafe
+from dmpo_lightning.checkpoints.reading import newest_readable, why_unfit, why_unsafe
+from dmpo_lightning.checkpoints.writing import remove_partial
 from dmpo_lightning.distributed.internals import name_of_runs
 
 LAST = "last"

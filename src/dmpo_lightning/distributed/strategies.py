@@ -3,7 +3,6 @@
 A file or folder is written beside the old one, and takes its place when it is complete.
 """
 
-import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-from dmpo_lightning.checkpoints.contents import facts_beside_weights
-from dmpo_lightning.checkpoints.folders import complete_folder, partial_name, write_file
+from dmpo_lightning.checkpoints.reading import facts_beside_weights
+from dmpo_lightning.checkpoints.writing import complete, partial_name, remove, write_file
 from dmpo_lightning.distributed.internals import divide_data_among_all_ranks, set_timeout_of_all_groups
 
 TIMEOUT = timedelta(minutes=30)
@@ -52,14 +51,13 @@ class WholeFolders:
         target = Path(self.broadcast(str(filepath)))
         if self.is_global_zero:
             # What a job that was killed has left, a folder or a file, which must be gone before any rank writes.
-            shutil.rmtree(partial_name(target), ignore_errors=True)
-            partial_name(target).unlink(missing_ok=True)
+            remove(partial_name(target))
         self.barrier()
         super().save_checkpoint(checkpoint, partial_name(target), storage_options)  # type: ignore[misc]
         self.barrier()
         if self.is_global_zero:
             # All parts are written by now, and behind the next barrier every rank finds the new name.
-            complete_folder(partial_name(target), target)
+            complete(partial_name(target), target)
         self.barrier()
 
     def load_checkpoint(self: Any, checkpoint_path: Any, *args: Any, **options: Any) -> Any:

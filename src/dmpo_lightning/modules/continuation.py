@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dmpo_lightning.checkpoints.weights import UnfitCheckpointError
+from dmpo_lightning.checkpoints.reading import UnfitCheckpointError
 from dmpo_lightning.distributed.internals import is_being_fitted
 from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.modules.generators import generator_states, restore_generators

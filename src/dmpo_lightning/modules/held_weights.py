@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dmpo_lightning.checkpoints.weights import UnfitCheckpointError, is_reference
+from dmpo_lightning.checkpoints.reading import UnfitCheckpointError, is_reference
 from dmpo_lightning.distributed.sharding import plain_name
 from dmpo_lightning.policy import Policy
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dmpo_lightning.checkpoints.weights import read_weights
+from dmpo_lightning.checkpoints.reading import read_weights
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.modules.described import loaded_arguments
 

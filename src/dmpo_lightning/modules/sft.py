@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmpo_lightning.checkpoints.weights import UnfitCheckpointError
+from dmpo_lightning.checkpoints.reading import UnfitCheckpointError
 from dmpo_lightning.data.demonstrations import DemonstrationBatch
 from dmpo_lightning.distributed.internals import is_being_fitted
 from dmpo_lightning.functional import (
