@@ -7,14 +7,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
 from dmpo_lightning import __version__
-from dmpo_lightning.callbacks import early_signals
 from dmpo_lightning.commands.arguments import (
     CONFIG,
     config_directory,
@@ -97,10 +95,7 @@ def _answer(arguments: Sequence[str]) -> int:
     elif arguments[0] == "configs":
         print(f"in {config_directory()}:", *shipped_configs(), sep="\n  ")
     else:
-        # `--help` trains nothing, and an evaluation that ends leaves nothing behind.
-        trains = arguments[0] == "fit" and not {"-h", "--help"} & set(arguments)
-        with early_signals.listening() if trains else nullcontext():
-            return _run(arguments[0], arguments[1:])
+        return _run(arguments[0], arguments[1:])
     return 0
 
 

@@ -18,6 +18,12 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() or each in "\n\t" else escaped(each) for each in text)
 
 
+def shown(text: str, longest: int = 20_000) -> str:
+    """The beginning of a text, with what is not printable written out, such as characters that turn its direction."""
+    rest = len(text) - longest
+    return printable(text[:longest]) + (f" ... ({rest} more characters)" if rest > 0 else "")
+
+
 def escaped(text: str) -> str:
     """The text on one line, with everything written out that is not printable."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)

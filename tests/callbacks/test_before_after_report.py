@@ -1,23 +1,47 @@
-"""What the report before and after says when its folder cannot be written."""
+"""What the report before and after prints and writes, also where its folder cannot be written."""
 
+import json
 import warnings
 
+import pytest
 from dmpo_runs import module, trainer
 from test_run_directory import Held
 
-from dmpo_lightning import BeforeAfterReport, ConfidenceSampler
-from dmpo_lightning.callbacks.progress import ProgressLine
+from dmpo_lightning import BeforeAfterReport, ConfidenceSampler, ProgressLine, RunRecorder, Sudoku
+from dmpo_lightning.callbacks.before_after import learnt_example
+from dmpo_lightning.reports.lines import read_lines
+from dmpo_lightning.tasks.base import Task
+
+PUZZLE = {"puzzle": "1234341223414100", "solution": "1234341223414123"}
+SAMPLERS = {"temperature_1": ConfidenceSampler(denoising_steps=4), "greedy": ConfidenceSampler(temperature=0.0)}
+
+
+class Echo(Task):
+    accuracy = "correct"
+
+    def examples(self, split):
+        return [{"text": "say \x1b[2J"}]
+
+    def prompt(self, example):
+        return example["text"]
+
+    def score(self, example, completion):
+        return {"correct": 0.0}
+
+
+def fit(folder, report, *callbacks, **options):
+    flags = {"max_steps": 4, "max_epochs": -1} | options
+    run = trainer(folder, callbacks=[report, *callbacks], **flags)
+    run.fit(module(), datamodule=Held())
+    return run
 
 
 def test_the_table_is_printed_and_what_is_lost_is_said_where_no_file_can_be_written(tmp_path, capsys):
     occupied = tmp_path / "occupied"
     occupied.write_text("a file stands where the folder would be")
-    samplers = {"temperature_1": ConfidenceSampler(denoising_steps=4), "greedy": ConfidenceSampler(temperature=0.0)}
-    report = BeforeAfterReport(samplers, curve=("val/sampled/accuracy", "val/greedy/accuracy"))
-    run = trainer(occupied, max_steps=4, max_epochs=-1, enable_progress_bar=True, callbacks=[ProgressLine(), report])
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
-        run.fit(module(), datamodule=Held())
+        run = fit(occupied, BeforeAfterReport(SAMPLERS), ProgressLine(), enable_progress_bar=True)
     assert run.global_step == 4
     shown = capsys.readouterr()
     assert "before, temperature_1" in shown.out
@@ -27,3 +51,58 @@ def test_the_table_is_printed_and_what_is_lost_is_said_where_no_file_can_be_writ
     said = [str(each.message) for each in given if "could not be written" in str(each.message)]
     assert len(said) == 1
     assert said[0].startswith(f"summary.json and learning_curve.png could not be written to {occupied}: [Errno ")
+
+
+def test_an_example_that_was_wrong_before_and_is_right_now_is_the_one_that_was_learnt(tmp_path):
+    report = BeforeAfterReport(SAMPLERS)
+    folder = tmp_path / "rollouts"
+    before = [{"prompt_index": index, "correct": index == 0, "completion": f"old {index}"} for index in range(3)]
+    after = [{"prompt_index": index, "correct": index != 1, "completion": f"new {index}"} for index in range(3)]
+    report._record(folder, "before", before, ["a", "b", "c"])
+    report._record(folder, "after", after, ["a", "b", "c"])
+    assert report._learnt == ("c", "old 2", "new 2")
+    assert list(read_lines(folder / "after.jsonl")) == after
+
+
+def test_a_curve_names_a_sampler_that_was_evaluated():
+    with pytest.raises(ValueError, match="must contain 'hot'"):
+        BeforeAfterReport(SAMPLERS, curve={"val/sampled/accuracy": "hot"})
+
+
+def test_each_metric_of_the_curve_has_the_base_of_its_own_sampler(tmp_path):
+    samplers = SAMPLERS | {"cool": ConfidenceSampler(denoising_steps=4, temperature=0.1)}
+    curve = {"val/greedy/accuracy": "greedy", "val/cool/accuracy": "cool", "val/sampled/accuracy": "temperature_1"}
+    report = BeforeAfterReport(samplers, curve=curve)
+    fit(tmp_path, report, RunRecorder())
+    before = json.loads((tmp_path / "summary.json").read_text())["before"]
+    assert report.bases() == {
+        metric: (sampler, before[sampler]["accuracy"]["mean"]) for metric, sampler in curve.items()
+    }
+    assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_learnt_puzzle_is_drawn_beside_both_answers():
+    answers = [f"<answer>{digits}</answer>" for digits in ("1234341223414132", "1234341223414123")]
+    assert learnt_example(Sudoku(), PUZZLE, *answers).splitlines() == [
+        "An example that was learnt:",
+        "question     before       after",
+        "1 2 | 3 4    1 2 | 3 4    1 2 | 3 4",
+        "3 4 | 1 2    3 4 | 1 2    3 4 | 1 2",
+        "----+----    ----+----    ----+----",
+        "2 3 | 4 1    2 3 | 4 1    2 3 | 4 1",
+        "4 1 | . .    4 1 | 3 2    4 1 | 2 3",
+    ]
+
+
+def test_an_answer_without_digits_is_an_empty_grid():
+    assert Sudoku().drawn(PUZZLE, "\x1b[2J no idea").splitlines()[0] == ". . | . ."
+
+
+def test_a_task_without_drawings_shows_its_texts_and_nothing_that_a_terminal_obeys():
+    shown = learnt_example(Echo(), {"text": "say \x1b[2J"}, "\x07", "a\nb<|eot_id|><|eot_id|>")
+    assert shown.splitlines() == [
+        "An example that was learnt:",
+        "prompt: say \\x1b[2J",
+        "before: \\x07",
+        "after: a\\nb",
+    ]

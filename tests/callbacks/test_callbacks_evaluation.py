@@ -1,9 +1,92 @@
-"""What an evaluation's report states of the data."""
+"""What an evaluation leaves: its completions, also of runs that end early, and what is stated of the data."""
 
-from dmpo_lightning import GSM8K, MixtureDataModule, SudokuDataModule, Task, TaskDataModule
-from dmpo_lightning.callbacks.evaluation_report import fact_lines, table, task_facts
+import json
+
+import pytest
+from dmpo_runs import loader, module, trainer
+
+from dmpo_lightning import (
+    GSM8K,
+    EvaluationReport,
+    MixtureDataModule,
+    PromptLoader,
+    SudokuDataModule,
+    Task,
+    TaskDataModule,
+    load_tokenizer,
+)
+from dmpo_lightning.callbacks.evaluation import fact_lines, merge, table
+from dmpo_lightning.callbacks.facts import task_facts
 from dmpo_lightning.evaluation.metrics import EvaluationResult
 from dmpo_lightning.tasks.base import FACTS
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def test_an_interrupted_run_leaves_readable_lines(tmp_path):
+    calls = []
+
+    def stops_at_the_fifth(example, completion):
+        calls.append(example)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return 1.0
+
+    dmpo = module(reward=stops_at_the_fifth, validation_samplers=None)
+    with pytest.raises(SystemExit):
+        trainer(tmp_path, callbacks=[EvaluationReport()]).test(dmpo, loader(2, shuffle=False))
+    assert [record["index"] for record in lines(tmp_path / "completions.jsonl")] == [0, 1, 2, 3]
+
+
+def test_validate_test_and_predict_write_the_same_records(tmp_path):
+    written = {}
+    for verb in ("validate", "test", "predict"):
+        run = trainer(tmp_path / verb, callbacks=[EvaluationReport("here/a.jsonl")])
+        getattr(run, verb)(module(), loader(4, shuffle=False))
+        written[verb] = lines(tmp_path / verb / "here" / "a.jsonl")
+    assert written["validate"] == written["test"] == written["predict"]
+    assert [record["index"] for record in written["test"]] == [index for index in range(6) for _ in range(2)]
+    assert {record["sampler"] for record in written["test"]} == {"sampled", "greedy"}
+
+
+def test_a_second_evaluation_starts_the_file_anew(tmp_path):
+    run = trainer(tmp_path, callbacks=[EvaluationReport()])
+    for _ in range(2):
+        run.test(module(), loader(4, shuffle=False), verbose=False)
+        assert len(lines(tmp_path / "completions.jsonl")) == 12
+
+
+def test_validation_while_fitting_writes_nothing(tmp_path):
+    run = trainer(tmp_path, max_steps=1, val_check_interval=1, callbacks=[EvaluationReport()])
+    run.fit(module(), loader(), loader(3, shuffle=False))
+    assert not (tmp_path / "completions.jsonl").exists()
+
+
+def test_parts_merge_in_prompt_order_and_are_removed(tmp_path):
+    parts = [tmp_path / name for name in ("a.rank0.jsonl", "a.rank1.jsonl", "a.rank2.jsonl")]
+    for part, rows in zip(parts, [[(0, "x"), (0, "y"), (4, "x")], [(2, "x"), (3, "x")]], strict=False):
+        part.write_text("".join(json.dumps({"index": index, "sampler": name}) + "\n" for index, name in rows))
+    merge(parts, tmp_path / "a.jsonl")
+    assert [(row["index"], row["sampler"]) for row in lines(tmp_path / "a.jsonl")] == [
+        (0, "x"),
+        (0, "y"),
+        (2, "x"),
+        (3, "x"),
+        (4, "x"),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_characters_that_end_lines_elsewhere_and_half_surrogates_stay_within_their_record(tmp_path):
+    texts = ["a\u2028b", "\u2029", "\x85", "\x0b\x0c\x1c\x1d\x1e", "\r", "\ud800"]
+    rows = [{"prompt": text, "digit": "1"} for text in texts]
+    # The model gets digits only. The texts are in the examples that are written.
+    data = PromptLoader(rows, load_tokenizer("sudoku_tiny"), batch_size=2, prompt=lambda _: "1 2", shuffle=False)
+    trainer(tmp_path, callbacks=[EvaluationReport()]).test(module(), data)
+    written = lines(tmp_path / "completions.jsonl")
+    assert [record["example"]["prompt"] for record in written] == [text for text in texts for _ in range(2)]
 
 
 class Own(Task):

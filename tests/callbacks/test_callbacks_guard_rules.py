@@ -5,8 +5,7 @@ import random
 import pytest
 
 from dmpo_lightning import Guards
-from dmpo_lightning.callbacks.guard_history import Alarm, Estimate, History
-from dmpo_lightning.callbacks.guard_rules import RULES, gradient_spike, greedy_rollouts
+from dmpo_lightning.callbacks.guard_rules import RULES, Estimate, History, gradient_spike, greedy_rollouts
 
 HEALTHY = {
     "reward/informative_groups": 0.6,
@@ -180,9 +179,3 @@ def test_a_gradient_is_compared_with_the_median_of_those_that_are_not_zero():
 def test_a_greedy_sampler_is_told_before_it_samples():
     assert greedy_rollouts(0.0, 0.0) is not None
     assert greedy_rollouts(0.2, 0.0) is None
-
-
-def test_an_alarm_speaks_once_and_again_after_recovery_and_patience():
-    alarm = Alarm(patience=5)
-    bad = [False, True, True, True, False, True, True, True, True, True, False, True]
-    assert [at for at, each in enumerate(bad) if alarm.says(each, at=at)] == [1, 6, 11]

@@ -1,6 +1,5 @@
 """Guards in real runs: each is provoked, a healthy run is left alone, and a restart changes nothing."""
 
-import json
 import re
 import warnings
 from pathlib import Path
@@ -10,8 +9,8 @@ import torch
 from dmpo_runs import TOKENIZER, SaveAt, digit_share, module, trainer, weights
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from dmpo_lightning import WDCE, ConfidenceSampler, Guards, PromptLoader
-from dmpo_lightning.callbacks.guards import FILE_NAME
+from dmpo_lightning import WDCE, ConfidenceSampler, Guards, PromptLoader, RunRecorder
+from dmpo_lightning.reports.lines import read_lines
 
 ROWS = [{"prompt": f"{i:04d}", "digit": str(i % 10)} for i in range(100)]
 UNBOUNDED = WDCE(
@@ -58,7 +57,7 @@ def run(tmp_path, guards, *, steps, rate=1e-3, callbacks=(), ckpt_path=None, fla
         "enable_checkpointing": saves,
         **(flags or {}),
     }
-    fitted = trainer(tmp_path, callbacks=[guards, *callbacks], **flags)
+    fitted = trainer(tmp_path, callbacks=[guards, RunRecorder(), *callbacks], **flags)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fitted.fit(dmpo, prompts(groups), prompts(4), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
@@ -75,7 +74,10 @@ def only(**thresholds):
 
 
 def written(folder):
-    return [json.loads(line) for line in (folder / FILE_NAME).read_text().splitlines()]
+    """What the record of the run says that guards have said."""
+    named = ("step", "buffer", "name", "value", "message")
+    lines = [line for line in read_lines(folder / "metrics.jsonl") if line["kind"] == "guard"]
+    return [{name: line[name] for name in named} for line in lines]
 
 
 def test_a_healthy_run_is_left_alone(tmp_path):
@@ -83,7 +85,7 @@ def test_a_healthy_run_is_left_alone(tmp_path):
     guards = Guards(window=2, truncated=None)
     run(tmp_path, guards, steps=5, group_size=4, micro_batch_size=200)
     assert guards.events == []
-    assert not (tmp_path / FILE_NAME).exists()
+    assert written(tmp_path) == []
 
 
 def test_a_destroyed_policy_is_seen_by_all_guards_of_collapse_once_and_written_down(tmp_path):
@@ -175,13 +177,14 @@ def test_a_restart_within_a_step_or_behind_one_changes_neither_guards_nor_weight
     options = {"steps": 6, "rate": 10.0, "reward": variety, "micro_batch_size": 50}
     flags = {"accumulate_grad_batches": 2}
     whole, saved = Guards(window=2), tmp_path / "a.ckpt"
-    first, _ = run(tmp_path / "whole", whole, callbacks=[SaveAt(batch, saved)], flags=flags, **options)
+    first, _ = run(tmp_path, whole, callbacks=[SaveAt(batch, saved)], flags=flags, **options)
     again = Guards(window=2)
-    second, _ = run(tmp_path / "again", again, ckpt_path=saved, flags=flags, **options)
+    assert written(tmp_path) == whole.events
+    second, _ = run(tmp_path, again, ckpt_path=saved, flags=flags, **options)
     steps = [event["step"] for event in whole.events]
     assert min(steps) == 2 < max(steps), "said before the checkpoint and behind it"
     assert again.state_dict() == whole.state_dict()
-    assert written(tmp_path / "again") == whole.events
+    assert written(tmp_path) == whole.events
     assert torch.equal(weights(first), weights(second))
 
 
@@ -192,15 +195,24 @@ def test_a_second_run_starts_anew(tmp_path):
         assert len(guards.events) == 2
 
 
-def test_a_folder_that_cannot_be_written_costs_the_notes_and_not_the_run(tmp_path):
-    (tmp_path / FILE_NAME).mkdir()
-    guards = Guards()
-    _, fitted = run(tmp_path, guards, steps=1, sampler=ConfidenceSampler(temperature=0.0, denoising_steps=1))
-    assert fitted.global_step == 1
-    assert names(guards) == {"temperature"}
+def test_a_guard_speaks_again_after_it_has_recovered_and_some_buffers_have_passed(tmp_path):
+    bad = [*range(2, 5), *range(6, 9), *range(24, 27)]
+    calls = iter(range(10_000))
+
+    def empty_or_not(example, completion):
+        return next(calls) // 8
+
+    class Empty(Guards):
+        def on_rollouts(self, trainer, module, buffer):
+            buffer.means["completion/empty"] = float(buffer.number in bad)
+            super().on_rollouts(trainer, module, buffer)
+
+    guards = Empty(**(dict.fromkeys(Guards().thresholds) | {"empty": 0.9}), window=2)
+    run(tmp_path, guards, steps=28, groups=2, micro_batch_size=4, reward=empty_or_not)
+    assert [event["buffer"] for event in guards.events] == [4, 26]
 
 
-@pytest.mark.parametrize("options", [{"entropy": -0.1}, {"log_rnd": float("nan")}, {"window": 0}, {"patience": 0}])
+@pytest.mark.parametrize("options", [{"entropy": -0.1}, {"log_rnd": float("nan")}, {"window": 0}])
 def test_thresholds_out_of_range_are_errors_at_construction(options):
     with pytest.raises(ValueError, match=f"`{next(iter(options))}` must be at least"):
         Guards(**options)

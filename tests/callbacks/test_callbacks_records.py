@@ -10,7 +10,7 @@ from dmpo_runs import TOKENIZER, loader, module, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dmpo_lightning import RunRecorder
-from dmpo_lightning.callbacks.rollout_records import is_drawn
+from dmpo_lightning.callbacks.completion_records import is_drawn
 from dmpo_lightning.modules.observers import RolloutObserver
 from dmpo_lightning.reports.lines import read_lines
 
@@ -33,7 +33,7 @@ def fit(folder, steps, *, callbacks=(), checkpoint=None, dmpo=None, **options):
 
 def rollouts(folder):
     files = sorted((folder / "rollouts").iterdir())
-    return [record for path in files for record in read_lines(path) if "header" not in record]
+    return [record for path in files for record in read_lines(path)]
 
 
 def metrics(folder):
@@ -76,7 +76,7 @@ def test_each_rollout_is_recorded_with_all_its_facts(recorded):
         for row, group in enumerate(facts.completions):
             for column, completion in enumerate(group):
                 record = next(records)
-                assert (record["iteration"], record["rollout"]) == (buffer.number, column)
+                assert (record["buffer"], record["rollout"]) == (buffer.number, column)
                 assert record["prompt_index"] == int(facts.prompts.prompt_index[row])
                 assert record["key"] == int(facts.keys[row, column])
                 assert record["completion"] == completion
@@ -125,7 +125,7 @@ def test_a_resumed_run_repeats_no_line_and_loses_none(recorded, tmp_path):
     after = [without_times(line) for line in metrics(folder)]
     for line, earlier in zip(after, before[1], strict=True):
         # The mean over the buffer is that of the part since the restart, in which it was resumed.
-        resumed = line["kind"] == "buffer" and line["iteration"] == 2
+        resumed = line["kind"] == "buffer" and line["buffer"] == 2
         left_out = {"train/loss"} if resumed else set()
         for each in (line, earlier):
             each["values"] = {name: value for name, value in each["values"].items() if name not in left_out}
@@ -152,16 +152,23 @@ def test_a_share_is_the_same_rollouts_however_they_are_grouped(tmp_path):
     assert bool(is_drawn(keys, 1.0).all())
 
 
-def test_a_rollout_that_no_file_holds_is_left_out_and_told_once(tmp_path):
-    dmpo = module(reward=lambda example, completion: {"x" * 9000: 1.0}, num_iterations=1)
-    with pytest.warns(UserWarning, match="too long for 8192 bytes") as caught:
-        fit(tmp_path, 4, callbacks=[RunRecorder(max_bytes=2**16)], dmpo=dmpo, limit_val_batches=0)
-    assert sum("too long for" in str(each.message) for each in caught) == 1
-    assert not list((tmp_path / "rollouts").iterdir())
-    assert len(metrics(tmp_path)) == 2
+def test_the_oldest_rollouts_go_where_there_are_too_many_bytes(tmp_path):
+    fit(tmp_path / "all", 16, callbacks=[RunRecorder()], limit_val_batches=0)
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "all/rollouts").iterdir())]
+    for most, left in ((sum(sizes[2:]), [2, 3]), (1, [3])):
+        fit(tmp_path / str(most), 16, callbacks=[RunRecorder(max_bytes=most)], limit_val_batches=0)
+        assert sorted({record["buffer"] for record in rollouts(tmp_path / str(most))}) == left
 
 
-@pytest.mark.parametrize(("option", "says"), [({"share": 0.0}, "share"), ({"max_bytes": 10}, "max_bytes")])
+def test_rollouts_of_ranks_that_are_no_more_are_removed_too(tmp_path):
+    (tmp_path / "rollouts").mkdir()
+    for name in ("rank0-000001", "rank3-000000", "rank3-000001", "before"):
+        (tmp_path / f"rollouts/{name}.jsonl").write_text("")
+    fit(tmp_path, 4, callbacks=[RunRecorder()], val_check_interval=None)
+    assert {path.stem for path in (tmp_path / "rollouts").iterdir()} == {"rank0-000000", "before"}
+
+
+@pytest.mark.parametrize(("option", "says"), [({"share": 0.0}, "share"), ({"max_bytes": 0}, "max_bytes")])
 def test_options_out_of_range_are_refused(option, says):
     with pytest.raises(ValueError, match=says):
         RunRecorder(**option)

@@ -10,8 +10,8 @@ from dmpo_runs import loader, module, trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dmpo_lightning.callbacks.logging_extras import LoggingExtras
-from dmpo_lightning.callbacks.samples import shortened
+from dmpo_lightning.callbacks.logging_extras import LoggingExtras, log_samples
+from dmpo_lightning.callbacks.samples import Sample, shortened
 
 OF_A_BUFFER = {"time/sampling", "time/scoring", "time/training", "rollouts/seen", "rollouts/per_second", "optimizer/lr"}
 HOSTILE = "```\n<script>alert(1)</script>\x1b[2J\x00"
@@ -65,7 +65,7 @@ def test_what_a_buffer_cost_is_logged_with_it(logged):
         assert rate == pytest.approx(8 / (sampling + scoring + training), rel=1e-4)
 
 
-def test_tensorboard_gets_histograms_texts_and_the_curve(logged):
+def test_tensorboard_gets_histograms_and_texts(logged):
     events, _ = logged
     assert set(events.Tags()["histograms"]) == {"weight/histogram", "policy/log_rnd_histogram"}
     for name in events.Tags()["histograms"]:
@@ -73,13 +73,9 @@ def test_tensorboard_gets_histograms_texts_and_the_curve(logged):
     texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("completion/text/text_summary")]
     assert len(texts) == 2
     assert all(text.startswith("reward ") and "assistant" in text for text in texts)
-    assert [event.step for event in events.Images("curve/accuracy")] == [8]
 
 
 def test_a_completion_in_tensorboard_is_code_and_nothing_else(tmp_path):
-    from dmpo_lightning.callbacks.samples import Sample
-    from dmpo_lightning.callbacks.sinks import log_samples
-
     board = TensorBoardLogger(tmp_path)
     log_samples(board, "completion/text", [Sample("ask", HOSTILE, 0.5, 1.0)], 3)
     board.finalize("success")
@@ -106,21 +102,13 @@ def test_a_logger_that_fails_is_left_alone_and_the_run_goes_on(tmp_path, monkeyp
     assert fit.global_step == 8
     about = [str(each.message) for each in given if "gets no more histograms" in str(each.message)]
     assert about == [
-        "TensorBoardLogger gets no more histograms, completions and figures, because one failed: OSError: [Errno 28] "
+        "TensorBoardLogger gets no more histograms and completions, because one failed: OSError: [Errno 28] "
         "No space left on device"
     ]
 
 
-def test_the_curve_of_a_run_that_is_continued_is_whole(tmp_path):
-    extras = LoggingExtras()
-    extras.load_state_dict({"curve": [[4, "val/a/accuracy", 0.5], [8, "val/a/accuracy", 0.75]]})
-    line = extras.draw().axes[0].lines[0]
-    assert line.get_xydata().tolist() == [[4, 0.5], [8, 0.75]]
-    assert LoggingExtras().state_dict() == {"curve": []}
-
-
 @pytest.mark.slow
-def test_mlflow_holds_numbers_histograms_tables_and_the_curve(tmp_path, monkeypatch):
+def test_mlflow_holds_numbers_histograms_and_tables(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     from lightning.pytorch.loggers import MLFlowLogger
 
@@ -137,11 +125,10 @@ def test_mlflow_holds_numbers_histograms_tables_and_the_curve(tmp_path, monkeypa
     assert sum(histogram["counts"]) == 8
     table = json.loads(Path(content, "completion/text/step_00000000.json").read_text())
     assert table["columns"] == ["prompt", "completion", "reward", "weight"]
-    assert Path(content, "curve/accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-def test_wandb_holds_numbers_histograms_tables_and_the_curve(tmp_path, monkeypatch):
+def test_wandb_holds_numbers_histograms_and_tables(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     from lightning.pytorch.loggers import WandbLogger
 
@@ -154,4 +141,3 @@ def test_wandb_holds_numbers_histograms_tables_and_the_curve(tmp_path, monkeypat
     assert summary["rollouts/seen"] == 16
     assert summary["weight/histogram"]["_type"] == "histogram"
     assert summary["completion/text"]["_type"] == "table-file"
-    assert summary["curve/accuracy"]["_type"] == "image-file"

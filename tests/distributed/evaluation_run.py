@@ -4,7 +4,7 @@ import torch
 from dmpo_runs import trainer
 from lightning.pytorch.strategies import DDPStrategy
 
-from dmpo_lightning import DMPO, WDCE, CompletionWriter, ConfidenceSampler, EvaluationReport, SudokuDataModule
+from dmpo_lightning import DMPO, WDCE, ConfidenceSampler, EvaluationReport, SudokuDataModule
 
 
 def main(processes: int, puzzles: int, output: str) -> dict:
@@ -28,7 +28,7 @@ def main(processes: int, puzzles: int, output: str) -> dict:
         completions_per_prompt=4,
     )
     strategy = DDPStrategy(process_group_backend="gloo") if processes == 2 else "auto"
-    run = trainer(output, devices=processes, strategy=strategy, callbacks=[CompletionWriter(), EvaluationReport()])
+    run = trainer(output, devices=processes, strategy=strategy, callbacks=[EvaluationReport()])
     run.test(module, data, verbose=False)
     (result,) = module.evaluator.results
     logged = {name: float(value) for name, value in run.callback_metrics.items()}

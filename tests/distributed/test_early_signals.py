@@ -16,9 +16,6 @@ TOLD = """
             os.kill(os.getpid(), signal.Signals[os.environ["TOLD"].split(":")[1]])
 
     class Sender(Callback):
-        def __init__(self):
-            tell("construction")
-
         def on_fit_start(self, trainer, pl_module):
             tell("start")
 
@@ -32,22 +29,17 @@ TOLD = """
     def reward(example, completion):
         tell("evaluation")
         return 1.0
-
-    tell("import")
 """
 PREEMPTION = "--trainer.callbacks+=dmpo_lightning.Preemption"
 PLUGIN = "lightning.pytorch.plugins.environments.SLURMEnvironment"
 SLOW = pytest.mark.slow
 CASES = [
-    pytest.param("import:SIGUSR1", [], True, marks=SLOW),
-    ("construction:SIGTERM", [], False),
-    ("start:SIGUSR1", [PREEMPTION], True),
+    ("start:SIGUSR1", [], True),
     pytest.param(
-        "import:SIGUSR1", [f"--trainer.plugins={PLUGIN}", "--trainer.plugins.auto_requeue=false"], False, marks=SLOW
+        "start:SIGUSR1", [f"--trainer.plugins={PLUGIN}", "--trainer.plugins.auto_requeue=false"], False, marks=SLOW
     ),
-    pytest.param("construction:SIGUSR1", [PREEMPTION], True, marks=SLOW),
-    pytest.param("sanity check:SIGTERM", [PREEMPTION, "--trainer.num_sanity_val_steps=1"], False, marks=SLOW),
-    pytest.param("evaluation:SIGUSR1", [PREEMPTION, "--trainer.num_sanity_val_steps=0"], True, marks=SLOW),
+    pytest.param("sanity check:SIGTERM", ["--trainer.num_sanity_val_steps=1"], False, marks=SLOW),
+    pytest.param("evaluation:SIGUSR1", ["--trainer.num_sanity_val_steps=0"], True, marks=SLOW),
 ]
 
 
@@ -59,7 +51,7 @@ def test_a_signal_before_training_is_said_and_requeues_as_in_training(tmp_path, 
     folder.mkdir()
     (folder / "told.py").write_text(dedent(TOLD))
     write_small(folder, strategy="lightning.pytorch.strategies.DDPStrategy")
-    arguments = [*ARGUMENTS, "--model.reward=told.reward", "--trainer.callbacks+=told.Sender", *options]
+    arguments = [*ARGUMENTS, "--model.reward=told.reward", "--trainer.callbacks+=told.Sender", PREEMPTION, *options]
     case = {"arguments": arguments, "told": told, "path": str(tmp_path)}
     ended = end_ranks("cases.told_early", 1, folder, environment="slurm nodes", **case)
     number = signal.Signals[told.split(":")[1]]

@@ -72,7 +72,7 @@ def test_runs_of_a_service_do_not_overwrite_each_other(tmp_path):
     samplers = {"temperature_1": ConfidenceSampler(denoising_steps=4), "greedy": ConfidenceSampler(temperature=0.0)}
     loggers = [ServiceLogger(tmp_path), ServiceLogger(tmp_path)]
     for seed, logger in enumerate(loggers):
-        report = BeforeAfterReport(samplers, curve=("val/sampled/accuracy", "val/greedy/accuracy"))
+        report = BeforeAfterReport(samplers)
         save = ModelCheckpoint(save_last=True)
         run = trainer(tmp_path, max_steps=4, logger=logger, callbacks=[report, save], enable_checkpointing=True)
         run.fit(module(seed=seed), datamodule=Held())

@@ -52,14 +52,14 @@ def make_run(folder):
 def add_hostile(folder):
     """Rollouts of all shapes whose reward is so high, or so low, that they are shown, and a guard that saw one."""
     for number, text in enumerate(HOSTILE):
-        record = {"iteration": 9, "prompt_index": 100 + number, "rollout": 0, "reward": 1000.0 - 2000 * (number % 2)}
+        record = {"buffer": 9, "prompt_index": 100 + number, "rollout": 0, "reward": 1000.0 - 2000 * (number % 2)}
         record |= {"prompt": text, "completion": text, "components": {text[:50]: 1.0}, "weight": float(number)}
         if number != 2:
             tokens = [text, "", text[:50]]
             record |= {"tokens": tokens, "reveal_step": [1, 0, -1], "confidence": [0.5, 1.0, 0.0]}
-        append(sorted((folder / "rollouts").iterdir())[-1], encoded(record))
-        event = {"step": number, "name": text[:30], "message": text}
-        append(folder / "guards.jsonl", encoded(event))
+        append(folder / "rollouts/rank0-000009.jsonl", encoded(record))
+        event = {"kind": "guard", "step": number, "name": text[:30], "message": text}
+        append(folder / "metrics.jsonl", encoded(event))
     values = {f"{text[:40]}/{text[:40]}": 1.0 for text in HOSTILE}
-    point = {"kind": "buffer", "iteration": 9, "step": 9, "rollouts": 9, "seconds": 9, "values": values}
+    point = {"kind": "buffer", "buffer": 9, "step": 9, "rollouts": 9, "seconds": 9, "values": values}
     append(folder / "metrics.jsonl", encoded(point))

@@ -11,12 +11,10 @@ import pytest
 from report_runs import HOSTILE, add_hostile, made_run
 
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.reports.completions import viewer_items
-from dmpo_lightning.reports.curves import MOST_POINTS, panels
 from dmpo_lightning.reports.lines import encoded, read_lines
-from dmpo_lightning.reports.page import page, read_runs, write_report
-from dmpo_lightning.reports.rollouts import chosen
-from dmpo_lightning.reports.run import read_run
+from dmpo_lightning.reports.page import page, viewer_items, write_report
+from dmpo_lightning.reports.plots import MOST_POINTS, learning_curve, panels
+from dmpo_lightning.reports.record import read_run, read_runs, shown_completions
 
 
 @pytest.fixture(scope="module")
@@ -43,41 +41,43 @@ def test_a_run_leaves_its_report(run, capsys):
 
 
 def test_examples_are_the_same_prompts_before_and_after(run):
-    records = list(read_lines(run / "examples.jsonl"))
-    assert [(each["moment"], each["prompt_index"]) for each in records] == [
-        (moment, index) for moment in ("before", "after") for index in range(6)
-    ]
+    for moment in ("before", "after"):
+        records = list(read_lines(run / f"rollouts/{moment}.jsonl"))
+        assert [(each["moment"], each["prompt_index"]) for each in records] == [(moment, index) for index in range(6)]
     items = [item for item in viewer_items([read_run(run, "a")]) if "most changed" in item["title"]]
-    assert [[pane["title"] for pane in item["panes"]] for item in items] == [
-        ["Completion before", "Completion after"]
-    ] * 6
-    changes = [
-        abs(float(a) - float(b)) for item in items for a, b in re.findall(r"reward (\S+) to (\S+)", item["title"])
-    ]
+    panes = [[pane["title"] for pane in item["panes"]] for item in items]
+    assert panes == [["Completion before", "Completion after"]] * 6
+    rewards = [found for item in items for found in re.findall(r"reward (\S+) to (\S+)", item["title"])]
+    changes = [abs(float(before) - float(after)) for before, after in rewards]
     assert changes == sorted(changes, reverse=True)
 
 
 def test_best_and_worst_are_of_the_last_buffers_and_of_different_prompts(run):
-    written = [line for path in (run / "rollouts").iterdir() for line in read_lines(path) if "header" not in line]
-    last = [line["reward"] for line in written if line["iteration"] == 1]
-    for kind, of_group in (("best", max), ("worst", min)):
-        found = [each for name, each in chosen(read_run(run, "a"), 1) if name == kind]
-        assert [each.reward for each in found] == [of_group(last)]
-        assert found[0].tokens
+    last = [line["reward"] for line in read_lines(run / "rollouts/rank0-000001.jsonl")]
+    found = {kind: each for kind, each in shown_completions(read_run(run, "a"), 1) if kind in ("best", "worst")}
+    assert {kind: each.reward for kind, each in found.items()} == {"best": max(last), "worst": min(last)}
+    assert all(each.tokens and each.moment == "in buffer 1" for each in found.values())
+    several = [each.prompt_index for kind, each in shown_completions(read_run(run, "a"), 9) if kind == "best"]
+    assert len(several) == len(set(several)) == 2
 
 
-def test_what_changed_most_comes_from_rollouts_where_no_examples_are(tmp_path):
-    (tmp_path / "rollouts").mkdir()
-    rewards = {0: {0: [0.0, 1.0], 5: [1.0, 1.0]}, 1: {0: [1.0, 1.0], 5: [0.0, 0.0]}, 2: {0: [0.5]}}
-    records = [
-        {"iteration": iteration, "prompt_index": prompt, "rollout": number, "reward": reward, "completion": "a"}
-        for prompt, buffers in rewards.items()
-        for iteration, group in buffers.items()
-        for number, reward in enumerate(group)
+def test_each_metric_of_a_learning_curve_is_drawn_with_its_own_base(tmp_path):
+    names = [f"val/{name}/accuracy" for name in ("cool", "hot", "greedy")]
+    points = [
+        {"kind": "validation", "step": step, "values": {name: (step + n) / 10 for n, name in enumerate(names)}}
+        for step in (1, 2)
     ]
-    (tmp_path / "rollouts/rank0-000000.jsonl").write_bytes(b"".join(map(encoded, records)))
-    found = [each for kind, each in chosen(read_run(tmp_path, "a"), 4) if kind == "most changed"]
-    assert [(each.prompt_index, each.iteration) for each in found] == [(1, 0), (1, 5), (0, 0), (0, 5)]
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(map(encoded, points)))
+    bases = {names[2]: ("T = 0", 0.7), names[0]: ("T = 0.2", 0.5), names[1]: ("T = 1", 0.3)}
+    axes = learning_curve(read_run(tmp_path, "a"), bases).axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    for n, name in enumerate(names):
+        label, accuracy = bases[name]
+        curve, base = lines[name], lines[f"base, {label}"]
+        assert list(curve.get_ydata()) == [(1 + n) / 10, (2 + n) / 10]
+        assert list(base.get_ydata()) == [accuracy, accuracy]
+        assert base.get_color() == curve.get_color()
+    assert len({line.get_color() for line in lines.values()}) == 3
 
 
 def test_hostile_text_stays_text_and_the_page_stays_small(run, tmp_path):
@@ -127,7 +127,7 @@ def test_several_runs_share_each_plot(run, tmp_path, capsys):
 def test_a_run_of_many_points_is_averaged(run, tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(
         b"".join(
-            encoded({"kind": "buffer", "iteration": n, "step": n, "values": {"reward/total": n}}) for n in range(4000)
+            encoded({"kind": "buffer", "buffer": n, "step": n, "values": {"reward/total": n}}) for n in range(4000)
         )
     )
     (panel,) = panels(read_runs([tmp_path]))
@@ -135,16 +135,28 @@ def test_a_run_of_many_points_is_averaged(run, tmp_path):
     assert panel.series[0].y[:2] == (4.5, 14.5)
 
 
-@pytest.mark.parametrize(
-    "junk", [b"", b"\xff\x00{", b"[]", b'{"values":3,"kind":"buffer","iteration":1,"step":1e999}\n']
-)
-def test_files_in_any_state_make_a_page(tmp_path, junk):
-    for name in ("run.json", "metrics.jsonl", "examples.jsonl", "guards.jsonl", "summary.json", "rollouts/a.jsonl"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(junk)
-    runs = read_runs([tmp_path])
-    assert page(runs, panels(runs)).startswith("<!DOCTYPE html>")
+def test_files_in_any_state_make_a_page(tmp_path):
+    junk = [b"", b"\xff\x00{", b"[]", b'{"values":3,"kind":"buffer","buffer":1,"step":1e999}\n', b"[" * 100_000 + b"\n"]
+    for number, content in enumerate(junk):
+        folder = tmp_path / str(number)
+        for name in ("run.json", "metrics.jsonl", "summary.json", "rollouts/before.jsonl", "rollouts/rank0-1.jsonl"):
+            path = folder / name
+            path.parent.mkdir(exist_ok=True, parents=True)
+            path.write_bytes(content)
+        runs = read_runs([folder])
+        assert page(runs, panels(runs)).startswith("<!DOCTYPE html>")
+
+
+def test_the_record_of_an_earlier_version_is_read(tmp_path):
+    point = {"kind": "buffer", "iteration": 0, "step": 4, "values": {"reward/total": 0.5}}
+    rollout = {"iteration": 0, "prompt_index": 3, "rollout": 0, "reward": 0.5, "prompt": "a", "completion": "b"}
+    (tmp_path / "metrics.jsonl").write_bytes(encoded(point))
+    (tmp_path / "rollouts").mkdir()
+    lines = [{"header": {"seed": 0}}, rollout]
+    (tmp_path / "rollouts/rank0-000000.jsonl").write_bytes(b"".join(map(encoded, lines)))
+    run = read_run(tmp_path, "a")
+    assert run.buffers[0].values == {"reward/total": 0.5}
+    assert [(kind, each.text) for kind, each in shown_completions(run, 1)] == [("best", "b"), ("worst", "b")]
 
 
 def test_a_folder_without_a_run_is_refused_with_what_was_meant(run, tmp_path, capsys):

@@ -1,43 +1,41 @@
 """Warns before a run is lost, and can end it."""
 
-import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from dmpo_lightning.callbacks.guard_history import Alarm, History
 from dmpo_lightning.callbacks.guard_rules import (
     COLLAPSES,
     NORMS,
     RULES,
     Finding,
+    History,
     gradient_spike,
     greedy_rollouts,
 )
+from dmpo_lightning.callbacks.records import record_warning
 from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.distributed.ranks import means_over_ranks
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.non_finite import norm_of_step
 from dmpo_lightning.modules.observers import RolloutObserver
-from dmpo_lightning.modules.run_directory import run_directory
-from dmpo_lightning.reports.lines import replace
 from dmpo_lightning.rollout import RolloutBuffer
 from dmpo_lightning.terminal import escaped
 
-FILE_NAME = "guards.jsonl"
+PATIENCE = 20
+"""Buffers between two warnings of one guard, at least."""
 
 
 class Guards(RolloutObserver):
     """Watches the numbers of each rollout buffer of `DMPO`, and says in plain words when they show that a run is lost.
 
     A warning says what is seen, the likely cause and the option to change. Each guard warns once, and again only after
-    it has recovered and ``patience`` buffers have passed. What was said is in ``events``, one dictionary each, and in
-    ``guards.jsonl`` of the run directory. Both continue after a restart. ``dmpo-lightning fit`` adds the callback by
-    itself. ``docs/metrics.md`` says what the numbers mean.
+    it has recovered and 20 buffers have passed. What was said is in ``events``, one dictionary each, and in the record
+    of the run. Both continue after a restart. ``dmpo-lightning fit`` adds the callback by itself. ``docs/metrics.md``
+    says what the numbers mean.
 
     All arguments up to ``temperature`` are thresholds, each of one guard. None switches it off.
 
@@ -56,7 +54,6 @@ class Guards(RolloutObserver):
         temperature: warns at the start of rollouts that are sampled at this temperature or below.
         window: buffers over which reward and informative groups are averaged. They are more where these hold fewer than
             100 prompts. The other numbers are averaged over three.
-        patience: the least number of buffers between two warnings of one guard.
         stop: ends training after a warning that there is nothing to be gained by going on (`COLLAPSES`). The best state
             is that of a `ModelCheckpoint` with a ``monitor``, which there must be.
 
@@ -79,43 +76,33 @@ class Guards(RolloutObserver):
         log_rnd: float | None = 0.5,
         temperature: float | None = 0.0,
         window: int = 10,
-        patience: int = 20,
         stop: bool = False,
     ) -> None:
+        given = locals()
         self.thresholds: dict[str, float | None] = {
-            "reward_drop": reward_drop,
-            "informative_groups": informative_groups,
-            "entropy": entropy,
-            "distinct": distinct,
-            "effective_rollouts": effective_rollouts,
-            "repetition": repetition,
-            "empty": empty,
-            "truncated": truncated,
-            "gradient_spike": gradient_spike,
-            "log_rnd": log_rnd,
-            "temperature": temperature,
+            name: given[name] for name in (*RULES, "gradient_spike", "temperature")
         }
         for name, value in self.thresholds.items():
             # Written so that NaN, which compares as false with everything, fails.
             if value is not None and not value >= 0:
                 raise ValueError(f"`{name}` must be at least 0, or null to switch the guard off, got {value}.")
-        for name, count in (("window", window), ("patience", patience)):
-            if count < 1:
-                raise ValueError(f"`{name}` must be at least 1 buffer, got {count}.")
-        self.window, self.patience, self.stop = window, patience, stop
-        self.events: list[dict[str, Any]] = []
-        """What was said: ``step``, ``buffer``, ``name``, ``value`` and ``message``."""
-        self._file: Path | None = None
+        if window < 1:
+            raise ValueError(f"`window` must be at least 1 buffer, got {window}.")
+        self.window, self.stop = window, stop
         self._begin()
 
     def _begin(self) -> None:
         """Nothing has been seen yet."""
-        self.events = []
+        self.events: list[dict[str, Any]] = []
+        """What was said: ``step``, ``buffer``, ``name``, ``value`` and ``message``."""
         self._history = History(self.window, errors=self.thresholds["reward_drop"] or 0.0)
-        self._alarms = {name: Alarm(self.patience) for name in self.thresholds}
+        self._said: dict[str, int] = {}
+        """When each guard has spoken last, counted in buffers."""
+        self._on: set[str] = set()
+        """The guards that have spoken and not recovered."""
         self._norms: list[float] = []
         # The last buffer and optimizer step that were counted.
-        self._iteration, self._step = -1, 0
+        self._buffer, self._step = -1, 0
         self._stopped_by: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -130,22 +117,15 @@ class Guards(RolloutObserver):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Rollouts that cannot differ are told before the first is sampled."""
-        if not isinstance(pl_module, DMPO):
-            return
-        # On all ranks, because it is a broadcast.
-        directory = run_directory(trainer)
-        self._file = None if trainer.fast_dev_run else directory / FILE_NAME  # type: ignore[attr-defined]
         most = self.thresholds["temperature"]
-        if most is not None:
-            found = greedy_rollouts(pl_module.sampler.temperature, most)
-            self._say(trainer, "temperature", found)
+        if isinstance(pl_module, DMPO) and most is not None:
+            self._judge(trainer, pl_module, "temperature", greedy_rollouts(pl_module.sampler.temperature, most))
 
     def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
         # A checkpoint taken within a step has its buffer collected again, which has been counted by then.
-        if buffer.number <= self._iteration:
+        if buffer.number <= self._buffer:
             return
-        self._iteration = buffer.number
+        self._buffer = buffer.number
         prompts, group = buffer.rollouts.group_shape
         # Of all that were sampled, as the other means: those of a buffer that chooses among prompts say less.
         rewards = buffer.sampled_reward.double()
@@ -160,19 +140,19 @@ class Guards(RolloutObserver):
         for name, rule in RULES.items():
             threshold = self.thresholds[name]
             if threshold is not None:
-                self._say(trainer, name, rule(self._history, threshold))
+                self._judge(trainer, module, name, rule(self._history, threshold))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         most, taken = self.thresholds["gradient_spike"], trainer.global_step > self._step
-        if most is None or not taken:
+        if most is None or not taken or not isinstance(pl_module, DMPO):
             return
         self._step = trainer.global_step
         norm = norm_of_step(trainer)
         if norm is not None:
             self._norms = [*self._norms, norm][-NORMS:]
-            self._say(trainer, "gradient_spike", gradient_spike(self._norms, most))
+            self._judge(trainer, pl_module, "gradient_spike", gradient_spike(self._norms, most))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         saved = _monitoring(trainer)
@@ -183,53 +163,45 @@ class Guards(RolloutObserver):
                 f"checkpoint: {best}."
             )
 
-    def _say(self, trainer: Trainer, name: str, found: Finding | None) -> None:
-        """Warns of a finding, unless it was said before. All ranks find the same, from means over all of them."""
-        if not self._alarms[name].says(found is not None, at=self._history.count) or found is None:
-            return
-        value, message = found
-        event = {"step": trainer.global_step, "buffer": self._iteration, "name": name, "value": value}
-        self.events.append({**event, "message": message})
-        rank_zero_warn(f"Guard {name}, at optimizer step {trainer.global_step}: {message}")
-        if trainer.is_global_zero and self._file is not None:
-            self._write(self._file)
-        if self.stop and name in COLLAPSES:
-            self._stopped_by = name
-            trainer.should_stop = True
-
-    def _write(self, file: Path) -> None:
-        """Writes all events, so that those which a lost part of the run had left behind are gone after a restart."""
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            replace(file, "".join(json.dumps(event) + "\n" for event in self.events).encode())
-        except OSError as error:
-            # Training is worth more than its notes. The events stay in checkpoints.
-            rank_zero_warn(f"{FILE_NAME} could not be written ({error}): what guards say is on the screen only.")
+    def _judge(self, trainer: Trainer, module: LightningModule, name: str, found: Finding | None) -> None:
+        """Warns of a finding, unless that was done. All ranks find the same, from means over all of them."""
+        now = self._history.count
+        if found is None:
+            self._on.discard(name)
+        elif name not in self._on and now - self._said.get(name, -PATIENCE) >= PATIENCE:
+            self._on.add(name)
+            self._said[name] = now
+            value, message = found
+            event = {"step": trainer.global_step, "buffer": self._buffer, "name": name, "value": value}
+            self.events.append({**event, "message": message})
+            rank_zero_warn(f"Guard {name}, at optimizer step {trainer.global_step}: {message}")
+            record_warning(trainer, module, self.events[-1])
+            if self.stop and name in COLLAPSES:
+                self._stopped_by = name
+                trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen and said, as plain values. Empty before the first buffer, and where nothing is trained."""
-        if self._iteration < 0 and not self.events:
+        if self._buffer < 0 and not self.events:
             return {}
         return {
             "events": list(self.events),
             "history": asdict(self._history),
-            "alarms": {name: asdict(alarm) for name, alarm in self._alarms.items()},
+            "said": dict(self._said),
+            "on": sorted(self._on),
             "norms": list(self._norms),
-            "iteration": self._iteration,
+            "buffer": self._buffer,
             "step": self._step,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where the state was taken, with the thresholds of this run."""
-        self.events = list(state_dict["events"])
+        self.events, self._norms = list(state_dict["events"]), list(state_dict["norms"])
         best = state_dict["history"]["best"]
         now = {"window": self._history.window, "errors": self._history.errors, "best": best and tuple(best)}
         self._history = History(**state_dict["history"] | now)
-        for name, alarm in state_dict["alarms"].items():
-            if name in self._alarms:
-                self._alarms[name] = Alarm(**alarm | {"patience": self.patience})
-        self._norms = list(state_dict["norms"])
-        self._iteration, self._step = state_dict["iteration"], state_dict["step"]
+        self._said, self._on = dict(state_dict["said"]), set(state_dict["on"])
+        self._buffer, self._step = state_dict["buffer"], state_dict["step"]
 
 
 def _monitoring(trainer: Trainer) -> ModelCheckpoint | None:

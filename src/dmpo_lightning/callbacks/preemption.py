@@ -1,18 +1,18 @@
 """Leaving in time: after a signal the run saves and ends at the next optimizer step."""
 
+import os
 import signal
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from dmpo_lightning.callbacks.early_signals import requeue, take
 from dmpo_lightning.distributed.internals import (
     callbacks_of,
     is_accumulating,
@@ -81,12 +81,11 @@ class Preemption(Callback):
             self._validates_again = False
 
     def _listen(self) -> None:
-        """Replaces what handles the signals: the command line's handlers at first, and Lightning's own, which come
-        shortly before training and would save in the middle of a step.
+        """Replaces what handles the signals, Lightning's own too, which come shortly before training and would save in
+        the middle of a step.
         """
         for each in self.signals:
-            previous = take(each, self._note)
-            self._previous.setdefault(each, previous)
+            self._previous.setdefault(each, signal.signal(each, self._note))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # Only noted: a handler may run in the middle of a step, of which no checkpoint can be continued.
@@ -196,15 +195,14 @@ def requeue_signal(strategy: Any) -> int | None:
     return environment.requeue_signal or signal.SIGUSR1
 
 
-def configured_requeue_signal(plugins: Any) -> int | None:
-    """As `requeue_signal`, of a Trainer that is not there yet, from its parsed ``plugins``."""
-    for each in plugins if isinstance(plugins, list) else [plugins]:
-        name, options = str(getattr(each, "class_path", "")), getattr(each, "init_args", None) or {}
-        if name.endswith("SLURMEnvironment"):
-            return (options.get("requeue_signal") or signal.SIGUSR1) if options.get("auto_requeue", True) else None
-        if name.endswith("Environment"):
-            return None
-    # The order in which Lightning looks who has started the ranks.
-    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
-        return None
-    return signal.SIGUSR1
+def requeue() -> str | None:
+    """Puts this job of SLURM's back into the queue. Returns what went wrong, None if nothing did."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    # A task of a job array is put back by itself and not with the whole array.
+    job = os.environ["SLURM_JOB_ID"] if array is None else f"{array}_{task}"
+    command = ["scontrol", "requeue", job]
+    try:
+        subprocess.run(command, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"`{' '.join(command)}` failed ({error}): submit the job again, it continues where it was."
+    return None

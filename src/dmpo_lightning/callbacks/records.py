@@ -1,4 +1,4 @@
-"""The record of a run on disk: its rollouts, its metrics, and what it was."""
+"""The record of a run on disk: what it is, its scalars, its rollouts. What is shown of a run later is read from it."""
 
 import json
 import time
@@ -12,40 +12,39 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from dmpo_lightning.callbacks.facts import run_facts, versions
-from dmpo_lightning.callbacks.rollout_records import TokenTexts, rollout_records
+from dmpo_lightning.callbacks.completion_records import TokenTexts, rollout_records
+from dmpo_lightning.callbacks.facts import run_facts
+from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.observers import RolloutObserver
 from dmpo_lightning.modules.run_directory import run_directory
-from dmpo_lightning.reports.lines import RotatedLines, append, encoded, finite, keep_before, keep_lines, replace
-from dmpo_lightning.reports.run import METRICS, ROLLOUTS, RUN, read_object
+from dmpo_lightning.reports.lines import append, encoded, finite, keep_lines, read_file, replace
+from dmpo_lightning.reports.record import METRICS, ROLLOUTS, RUN
 from dmpo_lightning.rollout import RolloutBuffer
 from dmpo_lightning.terminal import escaped
 
-FORMAT = 1
+FORMAT = 2
 """Of the files. A reader of another one may find other names."""
-SMALLEST = 2**16
-"""Bytes that rollouts are given at least, below which a file would hold a few of them."""
 
 
 class RunRecorder(RolloutObserver):
     """Writes what a run does into its directory, whatever its loggers are. The command line adds it by itself.
 
-    - ``rollouts/rankR-N.jsonl``, one line per rollout: prompt, completion, reward and components, the objective's
-      targets (weight, signal, log_rnd), and of each token its text, the step that revealed it and its probability then.
-      Each file begins with a header. The oldest file goes when there are too many bytes.
-    - ``metrics.jsonl``, one line per buffer and per validation: step, rollouts seen, seconds and all scalars. Of
-      ``train/loss`` it has the mean over the buffer. With several ``sampling_rounds``, ``left_out`` has the
-      ``prompt_index`` of each prompt, of any rank, that was sampled and is not in the buffer.
     - ``run.json``: configuration, model, data, versions and times.
+    - ``metrics.jsonl``, one line per buffer, per validation and per warning of `Guards`: step, rollouts seen, seconds
+      and all scalars. Of ``train/loss`` it has the mean over the buffer. With several ``sampling_rounds``, ``left_out``
+      has the ``prompt_index`` of each prompt, of any rank, that was sampled and is not in the buffer.
+    - ``rollouts/rankR-N.jsonl``, the rollouts of buffer N, one line each: prompt, completion, reward and components,
+      the objective's targets (weight, signal, log_rnd), and of each token its text, the step that revealed it and its
+      probability then. The oldest file goes when there are too many bytes.
 
-    A resumed run goes on in the same files. Lines of what it does again are removed first. A file that cannot be
-    written ends no run: a warning says what is lost, once for each kind of file. ``dmpo-lightning report`` reads them.
+    A resumed run goes on in the same files. What it does again is removed first. A file that cannot be written ends no
+    run: a warning says what is lost, once for each kind of file. ``dmpo-lightning report`` reads them.
 
     Args:
         share: of the rollouts that are written, in (0, 1]. Which ones is drawn by their keys.
-        max_bytes: of all rollouts on disk, over all ranks.
+        max_bytes: of all rollouts on disk, over all ranks. The last buffer stays in any case.
 
     Raises:
         ValueError: a share or a number of bytes out of range.
@@ -54,21 +53,20 @@ class RunRecorder(RolloutObserver):
     def __init__(self, *, share: float = 1.0, max_bytes: int = 2**28) -> None:
         if not 0 < share <= 1:
             raise ValueError(f"`share` must be in (0, 1], got {share}; to record nothing, leave out RunRecorder.")
-        if max_bytes < SMALLEST:
-            raise ValueError(f"`max_bytes` must be at least {SMALLEST}, got {max_bytes}; `share` takes fewer rollouts.")
+        if max_bytes < 1:
+            raise ValueError(f"`max_bytes` must be at least 1, got {max_bytes}; `share` takes fewer rollouts.")
         self.share, self.max_bytes = share, max_bytes
         self._forget()
 
     def _forget(self) -> None:
         self._directory: Path | None = None
-        self._rollouts: RotatedLines | None = None
         self._texts: TokenTexts | None = None
         self._open: dict[str, Any] | None = None
-        """The buffer that is being trained on: its number, the scalars of its collection, and all as its first
-        micro-batch left them, which a run that is resumed within the buffer does not log again.
+        """The buffer that is being trained on: its number, and the scalars of its collection, which a run that is
+        resumed within the buffer does not log again.
         """
         self._losses: list[Tensor] = []
-        self._validated_at = -1
+        self._validated_at, self._warnings = -1, 0
         self._seconds = 0.0
         self._started: float | None = None
         self._lost: set[str] = set()
@@ -79,80 +77,91 @@ class RunRecorder(RolloutObserver):
             self._forget()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"open": self._open, "validated_at": self._validated_at, "seconds": self._seconds_by_now()}
+        now = {"open": self._open, "validated_at": self._validated_at, "warnings": self._warnings}
+        return now | {"seconds": self._seconds_by_now()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._open, self._validated_at = state_dict["open"], state_dict["validated_at"]
-        self._seconds = state_dict["seconds"]
+        self._warnings, self._seconds = state_dict["warnings"], state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module)
+        self.start(trainer, pl_module)
 
-    def _start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Takes back what earlier parts of the run wrote beyond the checkpoint, and says what the run is."""
+    def start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Takes back what earlier parts of the run wrote beyond the checkpoint, and says what the run is.
+
+        All ranks call it together, as often as they like.
+        """
         if self._directory is not None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         # On all ranks, because it is a broadcast.
         directory = self._directory = run_directory(trainer)
         self._started = time.perf_counter() - self._seconds
-        iteration, rank = self._next_iteration(module), trainer.global_rank
-        facts = {"seed": getattr(module, "seed", None), "share": self.share, "versions": versions()}
-        header, budget = {"format": FORMAT, "rank": rank, **facts}, max(self.max_bytes // trainer.world_size, SMALLEST)
-        folder, collected = directory / ROLLOUTS, getattr(module, "buffers_collected", 0)
-        self._rollouts = rollouts = RotatedLines(folder, f"rank{rank}", header=header, max_bytes=budget)
-        self._try(ROLLOUTS, lambda: rollouts.keep_before(collected))
+        collected = getattr(module, "buffers_collected", 0)
+        if self._open is not None and self._open["buffer"] >= collected:
+            # The checkpoint was rewound to before this buffer (`Continuation`).
+            self._open = None
+        self._try(ROLLOUTS, lambda: self._remove_rollouts(trainer, directory / ROLLOUTS, collected))
         if trainer.is_global_zero:
-            step, validated_at = trainer.global_step, self._validated_at
+            unwritten = collected if self._open is None else self._open["buffer"]
+            steps, warned = (
+                trainer.global_step + (self._validated_at == trainer.global_step),
+                iter(range(self._warnings)),
+            )
 
             def is_kept(record: Mapping[str, Any]) -> bool:
-                if record.get("kind") == "buffer":
-                    return record.get("iteration", 0) < iteration
-                return record.get("step", 0) < step + (validated_at == step)
+                if record.get("kind") == "guard":
+                    # What guards have said is in the checkpoint, also of a buffer that is collected again.
+                    return next(warned, None) is not None
+                name, end = ("buffer", unwritten) if record.get("kind") == "buffer" else ("step", steps)
+                return record.get(name, 0) < end
 
-            # Of ranks that there are no more.
-            self._try(ROLLOUTS, lambda: keep_before(folder, collected, ranks=trainer.world_size))
-            self._try(METRICS, lambda: _made(directory) and keep_lines(directory / METRICS, is_kept))
+            self._try(METRICS, lambda: keep_lines(directory / METRICS, is_kept))
             self._try(RUN, lambda: self._write_facts(trainer, module, directory))
 
-    def _next_iteration(self, module: LightningModule) -> int:
-        """The first buffer whose scalars are yet to be written."""
-        collected = getattr(module, "buffers_collected", 0)
-        if self._open is not None and self._open["iteration"] >= collected:
-            # It was rewound to before this buffer (`Continuation`).
-            self._open = None
-        return collected if self._open is None else self._open["iteration"]
+    def _remove_rollouts(self, trainer: Trainer, folder: Path, collected: int) -> None:
+        """Those of buffers that come again, of this rank, and on rank 0 of ranks that there are no more."""
+        others = {f"rank{rank}" for rank in range(trainer.world_size) if rank != trainer.global_rank}
+        for path in folder.glob("rank*-*.jsonl"):
+            rank, _, buffer = path.stem.rpartition("-")
+            is_own = rank == f"rank{trainer.global_rank}" or (trainer.is_global_zero and rank not in others)
+            if is_own and buffer.isdecimal() and int(buffer) >= collected:
+                path.unlink()
 
     def _write_facts(self, trainer: Trainer, module: LightningModule, directory: Path) -> None:
-        earlier = read_object(directory / RUN) if trainer.ckpt_path is not None else {}
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        times: dict[str, Any] = {"started": earlier.get("started", now)}
+        times: dict[str, Any] = {"started": now}
         if trainer.ckpt_path is not None:
+            earlier = read_file(directory / RUN)
             resumed = [*earlier.get("resumed", []), {"at": now, "step": trainer.global_step}]
-            times["resumed"] = resumed
-        content = finite({"format": FORMAT, **times, **run_facts(trainer, module)})
+            times = {"started": earlier.get("started", now), "resumed": resumed}
+        content = finite({"format": FORMAT, **times, "share": self.share, **run_facts(trainer, module)})
         replace(directory / RUN, json.dumps(content, indent=2).encode("ascii") + b"\n")
 
     def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
-        rollouts = self._rollouts
-        if rollouts is None:
+        directory = self._directory
+        if directory is None:
             return
         assert isinstance(module, DMPO)
         # The end of an epoch may have cut the last one short.
         self._close(trainer, module)
         times = {f"time/{name}": seconds for name, seconds in buffer.seconds.items()}
-        self._open = {"iteration": buffer.number, "values": {**times, **buffer.means}, "first": {}}
+        values = {**times, **buffer.means, "rollouts/seen": float(module.rollouts_seen)}
+        self._open = {"buffer": buffer.number, "values": values}
         if module.sampling_rounds > 1:
             self._open["left_out"] = [index for each in gather_ranks(list(buffer.left_out)) for index in each]
+        self._try(ROLLOUTS, lambda: self._write_rollouts(trainer, module, buffer, directory / ROLLOUTS))
+
+    def _write_rollouts(self, trainer: Trainer, module: DMPO, buffer: RolloutBuffer, folder: Path) -> None:
         texts = self._texts = self._texts or TokenTexts(module.policy.tokenizer)
-        lines = (encoded(record) for record in rollout_records(buffer, texts, share=self.share))
-        self._try(ROLLOUTS, lambda: rollouts.append(lines))
-        if rollouts.too_long and "long" not in self._lost:
-            self._lost.add("long")
-            warnings.warn(
-                f"A rollout is too long for {rollouts.file_bytes} bytes of a file and is left out of the record, as "
-                "others will be; raise `max_bytes` of RunRecorder.",
-                stacklevel=2,
-            )
+        lines = [encoded(record) for record in rollout_records(buffer, texts, share=self.share)]
+        rank = f"rank{trainer.global_rank}"
+        replace(folder / f"{rank}-{buffer.number:06d}.jsonl", b"".join(lines))
+        files = sorted(folder.glob(f"{rank}-*.jsonl"))
+        sizes = [path.stat().st_size for path in files]
+        for position, path in enumerate(files[:-1]):
+            if sum(sizes[position:]) > self.max_bytes // trainer.world_size:
+                path.unlink()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -162,7 +171,6 @@ class RunRecorder(RolloutObserver):
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         # Kept as tensors, for which nobody waits until the buffer is used up.
         self._losses += [loss.detach()] if isinstance(loss, Tensor) else []
-        self._open["first"] = self._open["first"] or _scalars(trainer)
         if pl_module.buffer.needs_rollouts:
             self._close(trainer, pl_module)
 
@@ -170,47 +178,41 @@ class RunRecorder(RolloutObserver):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         # A run that was ended before a validation makes it before its training starts.
-        self._start(trainer, pl_module)
+        self.start(trainer, pl_module)
         self._validated_at = trainer.global_step
         is_dmpo = isinstance(pl_module, DMPO)
         values = {name: value for name, value in _scalars(trainer).items() if name.startswith("val/") or not is_dmpo}
-        self._write(trainer, pl_module, {"kind": "validation"}, values)
+        self._write(trainer, pl_module, {"kind": "validation", "values": values})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close(trainer, pl_module)
         self._seconds = self._seconds_by_now()
 
+    def note_warning(self, trainer: Trainer, module: LightningModule, warning: Mapping[str, Any]) -> None:
+        """Records what a guard has said. All ranks call it together."""
+        self.start(trainer, module)
+        self._warnings += 1
+        self._write(trainer, module, {"kind": "guard", **warning})
+
     def _close(self, trainer: Trainer, module: LightningModule) -> None:
         """Writes the scalars of the buffer that is used up."""
         if self._open is None:
             return
-        logged = self._open["first"] | _scalars(trainer)
-        values = {name: value for name, value in logged.items() if not name.startswith(("val/", "test/"))}
-        values |= self._open["values"] | {name: values[name] for name in values if name.startswith("time/")}
+        logged = {name: value for name, value in _scalars(trainer).items() if not name.startswith(("val/", "test/"))}
+        values = logged | self._open["values"]
         if self._losses:
             values["train/loss"] = float(sum(loss.float() for loss in self._losses) / len(self._losses))
-        named = {name: self._open[name] for name in ("iteration", "left_out") if name in self._open}
+        line = {"kind": "buffer"} | self._open | {"values": values}
         self._open, self._losses = None, []
-        self._write(trainer, module, {"kind": "buffer"} | named, values)
+        self._write(trainer, module, line)
 
-    def _write(
-        self, trainer: Trainer, module: LightningModule, what: dict[str, Any], values: Mapping[str, float]
-    ) -> None:
+    def _write(self, trainer: Trainer, module: LightningModule, line: Mapping[str, Any]) -> None:
         directory = self._directory
         if directory is None or not trainer.is_global_zero:
             return
-        line = encoded(
-            finite(
-                what
-                | {
-                    "step": trainer.global_step,
-                    "rollouts": getattr(module, "rollouts_seen", 0),
-                    "seconds": round(self._seconds_by_now(), 3),
-                    "values": values,
-                }
-            )
-        )
-        self._try(METRICS, lambda: append(directory / METRICS, line))
+        rollouts, seconds = getattr(module, "rollouts_seen", 0), round(self._seconds_by_now(), 3)
+        progress = {"step": trainer.global_step, "rollouts": rollouts, "seconds": seconds}
+        self._try(METRICS, lambda: append(directory / METRICS, encoded(finite({**progress, **line}))))
 
     def _seconds_by_now(self) -> float:
         return self._seconds if self._started is None else time.perf_counter() - self._started
@@ -231,9 +233,10 @@ class RunRecorder(RolloutObserver):
                 )
 
 
-def _made(directory: Path) -> bool:
-    directory.mkdir(parents=True, exist_ok=True)
-    return True
+def record_warning(trainer: Trainer, module: LightningModule, warning: Mapping[str, Any]) -> None:
+    """Has the run's record say what a guard has said, where there is one. All ranks call it together."""
+    for recorder in callbacks_of(trainer, RunRecorder):
+        recorder.note_warning(trainer, module, warning)
 
 
 def _scalars(trainer: Trainer) -> dict[str, float]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from lightning.pytorch import LightningModule, Trainer
 
+from dmpo_lightning.callbacks.completion_records import prompt_texts
 from dmpo_lightning.callbacks.progress import announce
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.observers import RolloutObserver
@@ -19,22 +20,20 @@ class Sample:
     completion: str
     reward: float
     weight: float
-    """Towards the target, with a mean of 1 in each group or buffer. 1 where the objective has no weights."""
+    """Towards the target, with a mean of 1 in each group or buffer. It is 1 where the objective has no weights."""
 
 
 def best_and_worst(module: LightningModule, buffer: RolloutBuffer, prompts: int) -> list[Sample]:
     """Of the first prompts the completion of the highest reward, and that of the lowest where there is another."""
     assert isinstance(module, PolicyModule)
-    rollouts = buffer.rollouts
-    ids, mask = rollouts.prompts.prompt_ids[:prompts].cpu(), rollouts.prompts.prompt_mask[:prompts].cpu()
-    reward, weight = rollouts.reward[:prompts].cpu(), buffer.targets.get("weight")
+    texts = prompt_texts(module.policy.tokenizer, buffer.rollouts.prompts)
+    weight = buffer.targets.get("weight")
     shown = []
-    for row, rewards in enumerate(reward.tolist()):
-        prompt = str(module.policy.tokenizer.decode(ids[row][mask[row]], skip_special_tokens=True))
+    for row, rewards in enumerate(buffer.rollouts.reward[:prompts].tolist()):
         ordered = sorted(range(len(rewards)), key=lambda rollout: rewards[rollout])
         for rollout in dict.fromkeys((ordered[-1], ordered[0])):
             own = 1.0 if weight is None else float(weight[row, rollout])
-            shown.append(Sample(prompt, rollouts.completions[row][rollout], rewards[rollout], own))
+            shown.append(Sample(texts[row], buffer.rollouts.completions[row][rollout], rewards[rollout], own))
     return shown
 
 

@@ -18,32 +18,20 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from transformers.utils.logging import disable_progress_bar
 
-from dmpo_lightning.callbacks import early_signals
-from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.callbacks.config import ConfigInCheckpoint
-from dmpo_lightning.callbacks.evaluation_report import EvaluationReport
-from dmpo_lightning.callbacks.forgiving_loggers import ForgivingLoggers
+from dmpo_lightning.callbacks.evaluation import EvaluationReport
 from dmpo_lightning.callbacks.guards import Guards
 from dmpo_lightning.callbacks.logging_extras import LoggingExtras
-from dmpo_lightning.callbacks.preemption import Preemption, configured_requeue_signal
 from dmpo_lightning.callbacks.progress import ProgressLine
 from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.callbacks.samples import RolloutsOnScreen
 from dmpo_lightning.commands.last_checkpoint import LAST, check_exists, check_trusted, newest_checkpoint
-from dmpo_lightning.distributed.internals import callbacks_of, is_spawned, reserve_folders
+from dmpo_lightning.distributed.internals import is_spawned, reserve_folders
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.run_directory import continue_in_place, link_latest
 from dmpo_lightning.terminal import escaped
 
-ADDED: tuple[type[Callback], ...] = (
-    ForgivingLoggers,
-    LoggingExtras,
-    RunRecorder,
-    RolloutsOnScreen,
-    CompletionWriter,
-    EvaluationReport,
-    Guards,
-)
+ADDED: tuple[type[Callback], ...] = (LoggingExtras, RunRecorder, RolloutsOnScreen, EvaluationReport, Guards)
 """Callbacks of every run from the command line, unless it has one of that class: what a run leaves and shows."""
 
 
@@ -131,7 +119,6 @@ class DMPOCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """One seed for everything: the model takes `seed_everything` unless it was given its own."""
         config = self.config.get(self.subcommand, self.config)
-        early_signals.configured(configured_requeue_signal(config.trainer.get("plugins")))
         options = config.model.init_args if config.model else None
         # A module of one's own may have no such argument, which is another thing than None.
         if options is not None and options.get("seed", 0) is None:
@@ -196,8 +183,6 @@ class DMPOCLI(LightningCLI):
             continue_in_place(self.trainer, checkpoint)
         reserve_folders(self.trainer)
         link_latest(self.trainer)
-        if not callbacks_of(self.trainer, Preemption):
-            early_signals.stop_listening()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning does it, without its warning that arguments are passed in, as the entry point always does."""

@@ -4,10 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dmpo_lightning.reports.curves import AXES
-from dmpo_lightning.reports.figures import write_pictures
 from dmpo_lightning.reports.page import write_report
-from dmpo_lightning.reports.run import REPORT
+from dmpo_lightning.reports.plots import AXES, write_pictures
+from dmpo_lightning.reports.record import REPORT
 from dmpo_lightning.terminal import escaped
 
 

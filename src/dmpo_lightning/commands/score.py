@@ -67,7 +67,7 @@ def _imported(path: str) -> type[Task]:
 def score_file(task: Task, path: Path, *, only: str | None = None, on_bad_row: OnBadRow = "error") -> dict[str, Any]:
     """Counts what the answer check says of the completions in a JSONL file.
 
-    Its records hold ``question``, ``ground_truth`` and ``completion``, or are those of `CompletionWriter`. The
+    Its records hold ``question``, ``ground_truth`` and ``completion``, or are those of `EvaluationReport`. The
     completions of several samplers or lengths are counted by themselves too, in ``samplers``. Of a mixture only the
     completions of the task ``only`` are counted. Bad rows that were left out are counted as ``skipped``.
 

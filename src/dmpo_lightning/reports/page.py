@@ -1,19 +1,21 @@
-"""The report: one file of HTML that needs nothing else and asks no network."""
+"""The report: one file of HTML that needs nothing else and asks no network.
+
+All foreign text is shown as text. Nothing of it is read as HTML or as a script.
+"""
 
 import base64
 import hashlib
-from collections.abc import Sequence
+import html
+import json
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from dmpo_lightning.reports.completions import viewer_items
-from dmpo_lightning.reports.curves import AXES, Panel, panels
-from dmpo_lightning.reports.figures import COLOURS, to_svg
 from dmpo_lightning.reports.lines import replace
-from dmpo_lightning.reports.run import Run, read_run
-from dmpo_lightning.reports.sections import about, before_and_after, guards
-from dmpo_lightning.reports.shown import escaped_html, rounded, script_json, shown
+from dmpo_lightning.reports.plots import AXES, COLOURS, Panel, panels, to_svg
+from dmpo_lightning.reports.record import Completion, Run, number, of_kind, read_runs, shown_completions
+from dmpo_lightning.terminal import shown
 
 TITLES = {
     "val": "Learning curves",
@@ -43,22 +45,29 @@ VIEWER = """\
 Opacity: how likely the policy held it then.
 Keys: ← → step, Home End, space plays, ↑ ↓ choose.</p>
 </div>"""
+MOST_ROWS = 200
+"""Of a table."""
+COUNT = 12
+"""Completions of each kind and run, at most."""
+MOST_BYTES = 2_000_000
+"""Of all completions of a page."""
+MOST_TOKENS, LONGEST_TOKEN = 4096, 100
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs of a report, each under a name that no other has.
+def write_report(folders: Sequence[Path], output: Path, axis: str = "step") -> list[Panel]:
+    """Writes a report of these runs, complete or not at all, and returns what it plots.
 
     Raises:
-        ValueError: a folder is none, or is not a run's.
+        ValueError: a folder is not a run's, or the file cannot be written.
     """
-    resolved = [folder.resolve() for folder in folders]
-    names = [folder.name for folder in resolved]
-    # By itself a version says nothing.
-    if len(set(names)) < len(names) or any(name.startswith("version_") for name in names):
-        names = [f"{folder.parent.name}/{folder.name}" for folder in resolved]
-    if len(set(names)) < len(names):
-        names = [f"{number + 1} {name}" for number, name in enumerate(names)]
-    return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    runs = read_runs(folders)
+    found = panels(runs, axis)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        replace(output, page(runs, found).encode("utf-8", errors="backslashreplace"))
+    except OSError as error:
+        raise ValueError(f"`-o` must be a file that can be written; got {output}: {error}.") from error
+    return found
 
 
 def page(runs: Sequence[Run], found: Sequence[Panel]) -> str:
@@ -152,17 +161,168 @@ def _legend(panel: Panel) -> str:
     return f"<small>{keys}</small>"
 
 
-def write_report(folders: Sequence[Path], output: Path, axis: str = "step") -> list[Panel]:
-    """Writes a report of these runs, complete or not at all, and returns what it plots.
+def about(runs: Sequence[Run]) -> str:
+    """What was run and on what, one column per run, with the options in which runs differ."""
+    columns = [_facts(run) for run in runs]
+    rows = _rows(columns)
+    parts = ["<h2>What was run</h2>", table(["", *(run.name for run in runs)], rows)]
+    options = [_flat(of_kind(run.facts.get("configuration"), dict)) for run in runs]
+    if len(runs) > 1:
+        differing = [row for row in _rows(options) if len(set(row[1:])) > 1]
+        if differing:
+            parts += ["<h3>Options that differ</h3>", table(["", *(run.name for run in runs)], differing)]
+    for run, own in zip(runs, options, strict=True):
+        if own:
+            content = json.dumps(run.facts["configuration"], indent=2, ensure_ascii=False)
+            summary = f"Configuration of {escaped_html(run.name)}"
+            parts.append(f"<details><summary>{summary}</summary><pre>{escaped_html(content, 100_000)}</pre></details>")
+    return "".join(parts)
 
-    Raises:
-        ValueError: a folder is not a run's, or the file cannot be written.
+
+def _facts(run: Run) -> dict[str, str]:
+    last = (run.buffers or run.validations)[-1:]
+    progress = {
+        "optimizer steps": f"{max(point.step for point in (*run.buffers, *run.validations)):.0f}" if last else "",
+        "rollouts": f"{last[0].rollouts:.0f}" if last else "",
+        "minutes of fitting": f"{last[0].seconds / 60:.1f}" if last else "",
+    }
+    left_out = ("configuration", "format", "versions")
+    stated = {name: value for name, value in run.facts.items() if name not in left_out}
+    versions = of_kind(run.facts.get("versions"), dict)
+    stated["versions"] = [f"{name} {value}" for name, value in versions.items()]
+    found = _flat(stated) | progress | {"directory": run.folder.name}
+    return {name: value for name, value in found.items() if value}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested options by their dotted names. Class and arguments of an object stand beside each other."""
+    if isinstance(value, Mapping):
+        found: dict[str, str] = {}
+        for name, each in value.items():
+            inner = prefix if name == "init_args" else f"{prefix}.{name}".lstrip(".")
+            found |= _flat(each, inner)
+        return found
+    if isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+        return _flat({str(place): each for place, each in enumerate(value)}, prefix)
+    if isinstance(value, list):
+        return {prefix: ", ".join(map(str, value))}
+    return {prefix: "" if value is None else str(value)}
+
+
+def _rows(columns: Sequence[Mapping[str, str]]) -> list[list[str]]:
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [[name, *(column.get(name, "") for column in columns)] for name in names][:MOST_ROWS]
+
+
+def before_and_after(runs: Sequence[Run]) -> str:
+    """The table of ``summary.json``: held-out examples, each sampler before and after fitting."""
+    rows, components = [], dict.fromkeys(name for run in runs for _, _, measures in _results(run) for name in measures)
+    for run in runs:
+        for moment, sampler, measures in _results(run):
+            label = f"{moment}, {sampler}"
+            cells = [_with_error(measures.get(name)) for name in components]
+            rows.append([f"{run.name}: {label}" if len(runs) > 1 else label, *cells])
+    if not rows:
+        return ""
+    return f"<h2>Before and after</h2>{table(['held-out examples', *components], rows)}"
+
+
+def _results(run: Run) -> list[tuple[str, str, Mapping[str, Any]]]:
+    return [
+        (moment, str(sampler), of_kind(measures, dict))
+        for moment in ("before", "after")
+        for sampler, measures in of_kind(run.summary.get(moment), dict).items()
+    ]
+
+
+def _with_error(measure: Any) -> str:
+    mean, error = (number(of_kind(measure, dict).get(name)) for name in ("mean", "standard_error"))
+    if mean is None:
+        return ""
+    return f"{mean:.3f}" if error is None else f"{mean:.3f} ± {error:.3f}"
+
+
+def guards(runs: Sequence[Run]) -> str:
+    """What guards have said, where there were any events."""
+    rows = [
+        [*([run.name] if len(runs) > 1 else []), "" if step is None else f"{step:.0f}", name, message]
+        for run in runs
+        for step, name, message in run.guards
+    ]
+    if not rows:
+        return ""
+    more = f"<p>{len(rows) - MOST_ROWS} more are in metrics.jsonl.</p>" if len(rows) > MOST_ROWS else ""
+    headings = [*(["run"] if len(runs) > 1 else []), "step", "guard", "what it saw"]
+    return f"<h2>Guards</h2>{table(headings, rows[:MOST_ROWS])}{more}"
+
+
+def viewer_items(runs: Sequence[Run], count: int = COUNT) -> list[dict[str, Any]]:
+    """What can be chosen in the viewer. One item shows one prompt with one completion, or with two beside each other.
+
+    Runs share the bytes evenly. Items that would need more are left out.
     """
-    runs = read_runs(folders)
-    found = panels(runs, axis)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        replace(output, page(runs, found).encode("utf-8", errors="backslashreplace"))
-    except OSError as error:
-        raise ValueError(f"`-o` must be a file that can be written; got {output}: {error}.") from error
-    return found
+    items: list[dict[str, Any]] = []
+    for run in runs:
+        left = MOST_BYTES // len(runs)
+        found = shown_completions(run, count)
+        for (kind, index, prompt), group in groupby(
+            found, key=lambda one: (one[0], one[1].prompt_index, one[1].prompt)
+        ):
+            completions = [each for _, each in group]
+            rewards = " to ".join("?" if each.reward is None else f"{each.reward:.4g}" for each in completions)
+            own = f"{run.name}: " if len(runs) > 1 else ""
+            item = {
+                "title": shown(f"{len(items) + 1}. {own}{kind}, prompt {index}, reward {rewards}", 200),
+                "about": shown(f"{own}prompt {index} of its split, {kind}", 200),
+                "prompt": shown(prompt),
+                "panes": [_pane(each) for each in completions],
+            }
+            size = len(script_json(item))
+            if size <= left:
+                left -= size
+                items.append(item)
+    return items
+
+
+def _pane(each: Completion) -> dict[str, Any]:
+    facts = ({} if each.reward is None else {"reward": each.reward}) | dict(each.facts)
+    about, cut = ", ".join(f"{name} {value:.4g}" for name, value in facts.items()), len(each.tokens) - MOST_TOKENS
+    return {
+        "title": shown(f"Completion {each.moment}".strip(), 100),
+        "about": shown(f"{about}; {cut} more tokens" if cut > 0 else about, 2000),
+        "text": "" if each.tokens else shown(each.text),
+        "tokens": [shown(token, LONGEST_TOKEN) for token in each.tokens[:MOST_TOKENS]],
+        "steps": list(each.steps[:MOST_TOKENS]),
+        "confidences": [rounded(value) for value in each.confidences[:MOST_TOKENS]],
+    }
+
+
+def escaped_html(text: Any, longest: int = 20_000) -> str:
+    """The text as the content or an attribute of an element."""
+    return html.escape(shown(str(text), longest))
+
+
+def script_json(value: Any) -> str:
+    """A value as the content of a script element, which no text within it can end.
+
+    It is ASCII, and ``<`` is escaped, of which an end tag and a comment would be made.
+    """
+    plain = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def rounded(value: float) -> float:
+    """Five digits, which is more than a plot shows."""
+    return float(f"{value:.5g}")
+
+
+def table(headings: list[str], rows: list[list[str]]) -> str:
+    """A table whose cells are text, with the first of each row as its heading."""
+    head = "".join(f'<th scope="col">{escaped_html(each)}</th>' for each in headings)
+    body = "".join(
+        f'<tr><th scope="row">{escaped_html(row[0], 200)}</th>'
+        + "".join(f"<td>{escaped_html(cell, 1000)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in rows
+    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

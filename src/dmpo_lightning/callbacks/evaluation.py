@@ -1,7 +1,8 @@
-"""The table of an evaluation, with all that makes its numbers comparable."""
+"""What an evaluation leaves: its table, with all that makes the numbers comparable, and its completions."""
 
 import json
 import math
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dmpo_lightning.callbacks.completions import CompletionWriter
 from dmpo_lightning.callbacks.facts import task_facts
-from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.evaluation.metrics import EvaluationResult
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.reports.lines import replace
+from dmpo_lightning.reports.record import EVALUATION
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.terminal import escaped
 
@@ -27,59 +27,134 @@ NOTHING = (math.nan, math.nan)
 
 
 class EvaluationReport(Callback):
-    """Prints a table at the end of ``validate`` and ``test`` and writes ``evaluation.json`` into the run directory.
+    """Prints a table at the end of ``validate`` and ``test``, and writes it and all completions into the run directory.
 
-    Both state what was evaluated and how, without which accuracies cannot be compared. The table takes the place of
-    Lightning's own. After ``predict`` the callback says where the completions are. The command line adds it by itself.
-    Validation while fitting prints nothing.
+    The table and ``evaluation.json`` state what was evaluated and how, without which accuracies cannot be compared. The
+    table takes the place of Lightning's own. ``completions.jsonl``, of ``predict`` too, has one JSON object per
+    completion: index, sampler, length, rollout, example, completion, answer, correct, scores and effective_length.
+    ``dmpo-lightning score`` reads them. Lines are appended while the run goes, so that an interrupted run leaves what
+    it has evaluated. Several ranks write to a file each, with the rank in its name, and at the end one file is left,
+    in the order of the prompts.
+
+    The command line adds the callback by itself. Validation while fitting prints and writes nothing.
+
+    Args:
+        completions: the file of completions, relative to the run directory.
     """
 
+    def __init__(self, completions: str = "completions.jsonl") -> None:
+        self.completions = completions
+        self._file: Path | None = None
+        self._parts: list[Path] = []
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(pl_module, DMPO):
-            trainer.validate_loop.verbose = False
+        self._start(trainer, pl_module, trainer.validate_loop)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(pl_module, DMPO):
-            trainer.test_loop.verbose = False
+        self._start(trainer, pl_module, trainer.test_loop)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # On all ranks, because it is a broadcast.
-        directory = run_directory(trainer)
-        if trainer.is_global_zero:
-            _print_written(trainer, directory)
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module, trainer.predict_loop)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any, **options: Any
+    ) -> None:
+        self._append(trainer, outputs)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any, **options: Any
+    ) -> None:
+        self._append(trainer, outputs)
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any, **options: Any
+    ) -> None:
+        self._append(trainer, {"records": outputs})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._report(trainer, pl_module)
+        self._finish(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._report(trainer, pl_module)
+        self._finish(trainer, pl_module)
 
-    def _report(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module)
+
+    def _start(self, trainer: Trainer, module: LightningModule, loop: Any) -> None:
+        """Empties the rank's file, unless this run writes none."""
+        self._file = None
+        # Each validation while fitting would begin the file anew.
         if trainer.state.fn == TrainerFn.FITTING or not isinstance(module, DMPO):
             return
+        # Without the table of Lightning's own.
+        loop.verbose = False
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        # On all ranks, because it is a broadcast (docs/decisions/016-equal-forwards.md).
+        self._file = run_directory(trainer) / self.completions
+        ranks = range(trainer.world_size)
+        name = "{0.stem}.rank{1}{0.suffix}" if len(ranks) > 1 else "{0.name}"
+        self._parts = [self._file.with_name(name.format(self._file, rank)) for rank in ranks]
+        own = self._parts[trainer.global_rank]
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.write_text("", encoding="utf-8")
+
+    def _append(self, trainer: Trainer, outputs: dict[str, Any]) -> None:
+        if self._file is not None:
+            # Closed after each batch, so that what an interrupted run leaves can be read.
+            # Half a surrogate, which UTF-8 cannot hold, becomes the escape that JSON has for it.
+            with self._parts[trainer.global_rank].open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in outputs["records"])
+
+    def _finish(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING or not isinstance(module, DMPO):
+            return
+        written = []
+        if self._file is not None:
+            # Rank 0 is about to read what the others write.
+            trainer.strategy.barrier("completions")
+            if trainer.is_global_zero:
+                merge(self._parts, self._file)
+                written = [self.completions]
         # On all ranks, because it is a broadcast.
         directory = run_directory(trainer)
         if not trainer.is_global_zero:
             return
-        facts = evaluation_facts(trainer, module)
-        print("\n".join([*table(facts["task"], module.evaluator.results), "", *fact_lines(facts)]))
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            content = json.dumps(facts | {"results": [_plain(result) for result in module.evaluator.results]}, indent=2)
-            try:
-                directory.mkdir(parents=True, exist_ok=True)
-                replace(directory / "evaluation.json", f"{content}\n".encode())
-            except OSError as error:
-                # What may have taken hours has been printed.
-                rank_zero_warn(f"evaluation.json could not be written to {directory}: {error}")
-                return
-            _print_written(trainer, directory, "evaluation.json")
+        if trainer.state.fn != TrainerFn.PREDICTING:
+            facts = evaluation_facts(trainer, module)
+            print("\n".join([*table(facts["task"], module.evaluator.results), "", *fact_lines(facts)]))
+            if written and _write(
+                directory, facts | {"results": [_plain(result) for result in module.evaluator.results]}
+            ):
+                written.insert(0, EVALUATION)
+        if written:
+            print(escaped(f"Written to {directory}: {', '.join(written)}"))
 
 
-def _print_written(trainer: Trainer, directory: Path, *names: str) -> None:
-    """Says where the files of an evaluation are, those of `CompletionWriter` included."""
-    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        completions = [callback.path for callback in callbacks_of(trainer, CompletionWriter)]
-        print(escaped(f"Written to {directory}: {', '.join([*names, *completions])}"))
+def merge(parts: Sequence[Path], into: Path) -> None:
+    """Writes the lines of all parts into one file, in the order of their prompts, and removes the parts.
+
+    Until the last moment the parts stay as they are. A part that is missing was written on another machine.
+    """
+    present = [part for part in parts if part.is_file()]
+    # `splitlines` would also cut at characters such as U+2028, which JSON leaves as they are within a text.
+    lines = [line for part in present for line in part.read_text(encoding="utf-8").split("\n") if line]
+    ordered = sorted(lines, key=lambda line: json.loads(line)["index"])
+    replace(into, "".join(f"{line}\n" for line in ordered).encode())
+    for part in present:
+        # A single rank writes to the file itself.
+        if part != into:
+            part.unlink()
+
+
+def _write(directory: Path, content: dict[str, Any]) -> bool:
+    """Whether the evaluation could be written. What may have taken hours has been printed in any case."""
+    try:
+        replace(directory / EVALUATION, f"{json.dumps(content, indent=2)}\n".encode())
+    except OSError as error:
+        rank_zero_warn(f"{EVALUATION} could not be written to {directory}: {error}")
+        return False
+    return True
 
 
 def evaluation_facts(trainer: Trainer, module: DMPO) -> dict[str, Any]:

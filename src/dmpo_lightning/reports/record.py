@@ -1,0 +1,222 @@
+"""A run as its directory tells it. Files that are missing, old or half-written leave gaps and no errors."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dmpo_lightning.reports.lines import read_file, read_lines
+
+RUN, METRICS, ROLLOUTS = "run.json", "metrics.jsonl", "rollouts"
+"""What `RunRecorder` writes into a run directory: what the run is, its scalars, its rollouts."""
+SUMMARY, EVALUATION, REPORT = "summary.json", "evaluation.json", "report.html"
+BEFORE, AFTER = "before", "after"
+"""The names of files within `ROLLOUTS` that hold held-out examples, of before a fit and of after it."""
+KNOWN = (RUN, METRICS, ROLLOUTS, SUMMARY, EVALUATION)
+"""By any of these a folder is known as a run's."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What was known of a run at one moment: after a rollout buffer, or after a validation."""
+
+    step: float
+    rollouts: float
+    seconds: float
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A completion with how it came about, as far as it is known."""
+
+    prompt: str
+    text: str
+    prompt_index: int
+    moment: str
+    """Of a held-out example before or after, else the buffer."""
+    reward: float | None = None
+    facts: Mapping[str, float] = field(default_factory=dict)
+    """The components of the score, and of training weight, signal and log_rnd."""
+    tokens: tuple[str, ...] = ()
+    steps: tuple[int, ...] = ()
+    """When each token was revealed. One that is negative was filled in without a step of its own."""
+    confidences: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a report says of one run but its rollouts, which may be many (`shown_completions`)."""
+
+    name: str
+    folder: Path
+    facts: Mapping[str, Any]
+    buffers: tuple[Point, ...]
+    validations: tuple[Point, ...]
+    summary: Mapping[str, Any]
+    guards: tuple[tuple[float | None, str, str], ...]
+    """Step, name and message."""
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """Reads a run directory.
+
+    Raises:
+        ValueError: there is no such folder, or nothing in it is a run's.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"RUN must be the directory of a run, such as runs/sudoku_tiny/latest; got {folder}.")
+    if not any((folder / known).exists() for known in KNOWN):
+        inside = sorted(str(path.parent) for known in KNOWN for path in folder.glob(f"*/{known}"))
+        meant = f" Did you mean {inside[-1]}?" if inside else ""
+        raise ValueError(f"RUN must hold one of {', '.join(KNOWN)}; got {folder}, which holds none.{meant}")
+    metrics = list(read_lines(folder / METRICS))
+    guards = [each for each in metrics if each.get("kind") == "guard"]
+    return Run(
+        name=name,
+        folder=folder,
+        facts=read_file(folder / RUN),
+        buffers=_points(metrics, "buffer"),
+        validations=_points(metrics, "validation"),
+        summary=read_file(folder / SUMMARY),
+        guards=tuple(
+            (number(each.get("step")), _text(each.get("name")), _text(each.get("message"))) for each in guards
+        ),
+    )
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs of a report, each under a name that no other has.
+
+    Raises:
+        ValueError: a folder is none, or is not a run's.
+    """
+    resolved = [folder.resolve() for folder in folders]
+    names = [folder.name for folder in resolved]
+    # By itself a version says nothing.
+    if len(set(names)) < len(names) or any(name.startswith("version_") for name in names):
+        names = [f"{folder.parent.name}/{folder.name}" for folder in resolved]
+    if len(set(names)) < len(names):
+        names = [f"{number + 1} {name}" for number, name in enumerate(names)]
+    return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+def shown_completions(run: Run, count: int) -> list[tuple[str, Completion]]:
+    """Held-out examples, best and worst rollouts, at most ``count`` of each and one per prompt, with their heading.
+
+    Examples come in pairs of before and after, those whose reward changed most first. Best and worst are of the last
+    quarter of the buffers, in which the policy is nearly what it became.
+    """
+    files = {path: _buffer_of(path) for path in sorted((run.folder / ROLLOUTS).glob("*.jsonl"))}
+    last = max((buffer for buffer in files.values() if buffer is not None), default=0)
+    recent = [path for path, buffer in files.items() if buffer is not None and (buffer > 0.75 * last or last == 0)]
+    # Without their texts, which may be much more than a page shows.
+    ranked = sorted((reward, prompt, path, row) for path in recent for row, prompt, reward in _rewards(path))
+    chosen = {"best": _one_per_prompt(ranked[::-1], count), "worst": _one_per_prompt(ranked, count)}
+    rollouts = [(kind, each) for kind, places in chosen.items() for path, row in places for each in _rows(path, {row})]
+    return [*_examples(run.folder / ROLLOUTS, count), *rollouts]
+
+
+def _buffer_of(path: Path) -> int | None:
+    """The buffer of a file of rollouts, such as ``rank0-000012.jsonl``."""
+    buffer = path.stem.rpartition("-")[2]
+    return int(buffer) if buffer.isdecimal() else None
+
+
+def _rewards(path: Path) -> Iterator[tuple[int, int, float]]:
+    """Row, prompt and reward of each rollout whose reward is known."""
+    for row, record in enumerate(read_lines(path)):
+        prompt, reward = number(record.get("prompt_index")), number(record.get("reward"))
+        if prompt is not None and reward is not None:
+            yield row, int(prompt), reward
+
+
+def _one_per_prompt(ranked: list[tuple[float, int, Path, int]], count: int) -> list[tuple[Path, int]]:
+    first: dict[int, tuple[Path, int]] = {}
+    for _, prompt, path, row in ranked:
+        first.setdefault(prompt, (path, row))
+        if len(first) >= count:
+            break
+    return list(first.values())
+
+
+def _rows(path: Path, rows: set[int]) -> list[Completion]:
+    return [_completion(record) for row, record in enumerate(read_lines(path)) if row in rows]
+
+
+def _examples(folder: Path, count: int) -> list[tuple[str, Completion]]:
+    before, after = (
+        {each.prompt_index: each for each in map(_completion, read_lines(folder / f"{moment}.jsonl"))}
+        for moment in (BEFORE, AFTER)
+    )
+    pairs = [(before[index], after[index]) for index in before if index in after]
+    if not pairs:
+        # A run that has not ended.
+        return [("held out", each) for each in list(before.values())[:count]]
+    # What became better first, and what became worse before what stayed.
+    gains = {id(pair): (pair[1].reward or 0.0) - (pair[0].reward or 0.0) for pair in pairs}
+    pairs.sort(key=lambda pair: (-abs(gains[id(pair)]), -gains[id(pair)], pair[0].text == pair[1].text))
+    return [("most changed", each) for pair in pairs[:count] for each in pair]
+
+
+def _points(records: list[dict[str, Any]], kind: str) -> tuple[Point, ...]:
+    """The lines of one kind in the order of their steps. Of several with the same number the last counts."""
+    found: dict[float, Point] = {}
+    for record in records:
+        step, values = number(record.get("step")), record.get("values")
+        position = step if kind == "validation" else number(record.get("buffer", record.get("iteration")))
+        if record.get("kind") == kind and position is not None and step is not None and isinstance(values, dict):
+            found[position] = Point(
+                step=step,
+                rollouts=number(record.get("rollouts")) or 0.0,
+                seconds=number(record.get("seconds")) or 0.0,
+                values=numbers(values),
+            )
+    return tuple(sorted(found.values(), key=lambda point: point.step))
+
+
+def _completion(record: Mapping[str, Any]) -> Completion:
+    tokens = [_text(each) for each in of_kind(record.get("tokens"), list)]
+    steps = [number(each) for each in of_kind(record.get("reveal_step"), list)]
+    confidences = [number(each) for each in of_kind(record.get("confidence"), list)]
+    is_whole = tokens and len(tokens) == len(steps) == len(confidences)
+    buffer = record.get("buffer", record.get("iteration"))
+    facts = {name: record.get(name) for name in ("weight", "signal", "log_rnd")}
+    return Completion(
+        prompt=_text(record.get("prompt")),
+        text=_text(record.get("completion")),
+        prompt_index=int(number(record.get("prompt_index")) or 0),
+        moment=_text(record.get("moment")) if buffer is None else f"in buffer {buffer}",
+        reward=number(record.get("reward")),
+        facts=numbers(of_kind(record.get("components"), dict) | facts),
+        tokens=tuple(tokens) if is_whole else (),
+        steps=tuple(int(step or 0) for step in steps) if is_whole else (),
+        confidences=tuple(min(max(each or 0.0, 0.0), 1.0) for each in confidences) if is_whole else (),
+    )
+
+
+def of_kind(value: Any, kind: type) -> Any:
+    """The value if it is of this kind, else an empty one."""
+    return value if isinstance(value, kind) else kind()
+
+
+def number(value: Any) -> float | None:
+    """A finite number, None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        as_float = float(value)
+    # Of a whole number that is too large.
+    except OverflowError:
+        return None
+    return as_float if math.isfinite(as_float) else None
+
+
+def numbers(values: Mapping[Any, Any]) -> dict[str, float]:
+    """Those of the values that are finite numbers."""
+    return {str(name): found for name, each in values.items() if (found := number(each)) is not None}
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
