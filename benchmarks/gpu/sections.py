@@ -279,16 +279,11 @@ def _sampled(policy: Any, sampler: Any, ids: Tensor, mask: Tensor, length: int, 
 
 def _counted_forwards(policy: Any, run: Callable[[], Any]) -> int:
     """Forwards of one run, which is also its warm-up."""
-    count = 0
-
-    def note(model: str) -> None:
-        nonlocal count
-        count += 1
-
-    policy.before_forward = note
+    counted: list[None] = []
+    hook = policy.model.register_forward_pre_hook(lambda *_: counted.append(None))
     run()
-    policy.before_forward = None
-    return max(count, 1)
+    hook.remove()
+    return max(len(counted), 1)
 
 
 def _sampling_flops(size: Any, cache: str, blocks: int, rows: int, columns: int) -> float:

@@ -177,6 +177,12 @@ def train(
     }
 
 
+def compared_by_torch(**case) -> dict:
+    """A run in which torch compares what the ranks are about to run."""
+    os.environ["TORCH_DISTRIBUTED_DEBUG"] = "DETAIL"
+    return one_run(**case)
+
+
 def one_run(kind: str, adapter: str, *, steps: int = 4, flags: dict | None = None, **options) -> dict:
     """A run without restart."""
     dmpo = module(adapter, **options)

@@ -1,7 +1,6 @@
 """The forwards that `plan` counts against those that training runs, buffer by buffer and phase by phase."""
 
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -19,14 +18,20 @@ def run(options: dict, accumulation: int, buffer_steps: int, tmp_path) -> Counte
     counts, phases = Counter(), []
     dmpo = module(completion_length=LENGTH, group_size=GROUP, **options)
 
-    @contextmanager
-    def phase(name):
-        phases.append(name)
-        yield
-        phases.pop()
+    def within(phase, method):
+        def noted(*arguments, **options):
+            phases.append(phase)
+            result = method(*arguments, **options)
+            phases.pop()
+            return result
 
-    dmpo.phase = phase
-    dmpo.policy.before_forward = lambda model: counts.update([phases[-1]])
+        return noted
+
+    dmpo._sample = within("sampling", dmpo._sample)
+    for phase, name in (("scoring", "prepare"), ("baseline", "before_step"), ("loss", "loss")):
+        setattr(dmpo.objective, name, within(phase, getattr(dmpo.objective, name)))
+    for network in dmpo.policy.networks:
+        network.register_forward_pre_hook(lambda *_: counts.update([phases[-1]]))
     limits = {"max_steps": buffer_steps, "limit_val_batches": 0, "accumulate_grad_batches": accumulation}
     trainer(tmp_path, **limits).fit(dmpo, loader(batch_size=PROMPTS))
     return counts

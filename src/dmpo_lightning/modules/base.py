@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dmpo_lightning.distributed.internals import attached_trainer
-from dmpo_lightning.distributed.lock_step import LockStep
 from dmpo_lightning.distributed.ranks import check_same_start
 from dmpo_lightning.distributed.sharding import is_zero3, plain_name
 from dmpo_lightning.distributed.strategies import ZeROStrategy, divides_weights, write_whole_files
@@ -57,7 +56,6 @@ class PolicyModule(LightningModule):
         optimizer: from parameters to an optimizer. None is AdamW as published.
         lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step.
         seed: of all draws. None is 0.
-        check_forwards: compares the ranks before each forward.
     """
 
     checkpoint_keys: tuple[str, ...] = ()
@@ -78,7 +76,6 @@ class PolicyModule(LightningModule):
         optimizer: OptimizerFactory | None,
         lr_scheduler: SchedulerFactory | None,
         seed: int | None,
-        check_forwards: bool = False,
     ) -> None:
         super().__init__()
         self.seed = seed or 0
@@ -95,7 +92,6 @@ class PolicyModule(LightningModule):
         if with_reference and self.backbone.adapter is None and self.policy.has_adapters:
             self.policy.refresh_reference()  # a loaded adapter is where the run starts
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
-        self._lock_step = LockStep() if check_forwards else None
         self._is_sharded = self._holds_reference_early = False
         self._options: Options | None = None
         self._stored_options: Options | None = None
@@ -182,7 +178,7 @@ class PolicyModule(LightningModule):
         # As Lightning does it around a validation step.
         trainer = attached_trainer(self)
         precision = nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
-        with self.gathered(), self.phase("generation"), precision:
+        with self.gathered(), precision:
             return generate(self.policy, prompts, sampling, prefill=prefill, index=index)
 
     def dump(self) -> Path | None:
@@ -204,7 +200,7 @@ class PolicyModule(LightningModule):
         write_whole_files(strategy)
         # Those may be of a checkpoint that was evaluated before.
         self._stored_options = None
-        if self.trainer.world_size > 1 and (divides_weights(strategy) or self._lock_step is not None):
+        if self.trainer.world_size > 1 and divides_weights(strategy):
             # A sampler that stops early on one rank would leave the others waiting for its part of the weights.
             self.policy.anywhere = lambda flag: strategy.reduce_boolean_decision(flag, all=False)
         if isinstance(strategy, DeepSpeedStrategy):
@@ -218,20 +214,6 @@ class PolicyModule(LightningModule):
                     "DeepSpeed; use dmpo_lightning.distributed.strategies.ZeROStrategy, which does it once, instead of "
                     f"{type(strategy).__name__}."
                 )
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Inside, ranks run equally many forwards, which ``check_forwards`` checks."""
-        lock_step = self._lock_step
-        if lock_step is None or self.policy.holds_all_weights:
-            yield
-            return
-        self.policy.before_forward = lambda model: lock_step.before_forward(name, model)
-        try:
-            yield
-            lock_step.end(name)
-        finally:
-            self.policy.before_forward = None
 
     def configure_optimizers(self) -> Any:
         """An optimizer over the trainable parameters. A scheduler advances once per optimizer step."""

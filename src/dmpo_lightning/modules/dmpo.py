@@ -74,8 +74,6 @@ class DMPO(PolicyModule):
         gather_for_generation: under FSDP2 and ZeRO-3, gathers all weights once per buffer for sampling and scoring, and
             once per evaluated batch, instead of block by block in each forward. Takes the room of the whole model, and
             of a whole reference copy.
-        check_forwards: compares the ranks before each forward, and names those that would wait for each other. It is
-            slow, and meant for finding out why a job hangs.
         optimizer: from parameters to an optimizer. None is AdamW as published.
         lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step.
         seed: of rollouts, masks, prompt order and fresh weights. None is 0, or the command line's seed_everything.
@@ -121,7 +119,6 @@ class DMPO(PolicyModule):
         reference_refresh_interval: int | None = None,
         rows_per_forward: int | None = None,
         gather_for_generation: bool = False,
-        check_forwards: bool = False,
         optimizer: OptimizerFactory | None = None,
         lr_scheduler: SchedulerFactory | None = None,
         seed: int | None = None,
@@ -142,7 +139,6 @@ class DMPO(PolicyModule):
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             seed=seed,
-            check_forwards=check_forwards,
         )
         self.evaluator = Evaluator(
             self, samplers=samplers, lengths=lengths, completions=completions_per_prompt, reward=reward
@@ -250,10 +246,9 @@ class DMPO(PolicyModule):
         if self.buffer.position % accumulated == 0:
             self._before_step(accumulated)
         iteration, rows, targets = self.buffer.next_micro_batch()
-        with self.phase("loss"):
-            loss, diagnostics = self.objective.loss(
-                self.policy, rows, targets, iteration=iteration, planned_rollouts=self.micro_batch_size
-            )
+        loss, diagnostics = self.objective.loss(
+            self.policy, rows, targets, iteration=iteration, planned_rollouts=self.micro_batch_size
+        )
         self.log("train/loss", loss, batch_size=self.micro_batch_size)
         self.log_dict(diagnostics, batch_size=self.micro_batch_size)
         return loss
@@ -266,14 +261,13 @@ class DMPO(PolicyModule):
             self.policy.refresh_reference()
         with self.gathered():
             started = perf_counter()
-            # Ranks agree on another round between two phases: within one they would compare their forwards.
             with self.policy.merged() if self.sample_merged else nullcontext():
                 kept, whole = collect_informative(
                     self._sample, prompts, rounds=self.sampling_rounds, anywhere=self.policy.anywhere
                 )
             sampled = perf_counter()
             # In eval mode as the rollouts were sampled. With dropout, log p_old would be that of another policy.
-            with self.phase("scoring"), evaluating(self.policy):
+            with evaluating(self.policy):
                 targets, diagnostics = self.objective.prepare(self.policy, kept, rows_per_forward=self._scoring_rows)
         buffer = self.buffer
         buffer.fill(kept, targets, number=self.buffers_collected)
@@ -296,13 +290,12 @@ class DMPO(PolicyModule):
             buffer=self.buffers_collected,
             rows_per_forward=self.rows_per_forward,
         )
-        with self.phase("sampling"):
-            return collect(self.policy, self.evaluator.reward, prompts, sampling)
+        return collect(self.policy, self.evaluator.reward, prompts, sampling)
 
     def _before_step(self, micro_batches: int) -> None:
         """Lets the objective refresh the targets of the groups that the next optimizer step uses."""
         buffer, groups = self.buffer, self.buffer.groups_of_next(micro_batches)
-        with self.phase("baseline"), evaluating(self.policy):
+        with evaluating(self.policy):
             self.objective.before_step(
                 self.policy, buffer.rollouts, buffer.targets, groups, rows_per_forward=self._scoring_rows
             )

@@ -77,8 +77,7 @@ class Evaluator:
         sampling = Sampling(
             sampler, length, self.completions, seed=module.seed, rows_per_forward=module.rows_per_forward
         )
-        # Gathered first: a rank that holds all weights runs by itself, and `phase` then compares no ranks.
-        with module.gathered(), module.phase("evaluation"):
+        with module.gathered():
             return evaluate(module.policy, self.reward, batch, sampling)
 
     def start(self, loaders: Any) -> None:

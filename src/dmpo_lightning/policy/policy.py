@@ -64,15 +64,11 @@ class Policy(nn.Module):
         depends on what they sample ask it before they stop: where forwards gather sharded weights, ranks must run
         equally many.
         """
-        self.before_forward: Callable[[str], None] | None = None
-        """Called before each forward with ``policy`` or ``reference``. It is for checks."""
         self.on_denoising_step: Callable[[int, int], None] | None = None
         """Called with how many denoising steps of the present completions are done, and how many there are at most. It
         is for watching, and meant to return at once.
         """
         self._expected_steps = (0, 0)
-        self.holds_all_weights = False
-        """Whether this is inside `gathered`, so that forwards need no other rank."""
         self._merged: MergedCopy | None = None
         self._samples_merged = False
         ban = torch.zeros(self.facts.vocab_size, dtype=torch.float32)
@@ -206,8 +202,6 @@ class Policy(nn.Module):
     @contextmanager
     def _predictor(self, reference: bool) -> Iterator[Any]:
         """Inside, what to call for the predictions of the policy or of its reference."""
-        if self.before_forward is not None:
-            self.before_forward("reference" if reference else "policy")
         if reference:
             with self.reference.of(self.model) as model:
                 yield as_predictor(model)
@@ -292,8 +286,8 @@ class Policy(nn.Module):
             together = self.anywhere
             # Samplers need not ask the other ranks any more before they stop, see docs/decisions/016-equal-forwards.md.
             if not is_zero3(self.model):
-                self.anywhere, self.holds_all_weights = bool, True
+                self.anywhere = bool
             try:
                 yield
             finally:
-                self.anywhere, self.holds_all_weights = together, False
+                self.anywhere = together
