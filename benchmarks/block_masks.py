@@ -20,7 +20,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from benchmarks.options import at_least_three
 from benchmarks.samplers import Timing, interleaved
 from dmpo_lightning.models.layers import additive, block_causal_mask
-from dmpo_lightning.policy.clean_and_noisy import CleanAndNoisy
+from dmpo_lightning.policy.rows import clean_and_noisy
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def rows_mask(size: Size, device: torch.device) -> Bool[Tensor, "rows total tota
     attended = torch.arange(size.prompt_length, device=device) >= torch.arange(size.rows, device=device)[:, None]
     completions = prompts.new_zeros(size.rows, size.completion_length)
     noisy = completions[:, None].expand(-1, size.copies, -1)
-    rows = CleanAndNoisy.of(prompts, attended, completions, noisy, size.block_size)
+    nowhere = torch.zeros_like(noisy, dtype=torch.bool)
+    rows = clean_and_noisy(prompts, attended, completions, noisy, nowhere, size.block_size)
     # The model takes away what the rule of blocks does, on top of what these rows do.
     return block_causal_mask(rows.position_ids, rows.attention_mask, size.block_size).squeeze(1)
 

@@ -1,5 +1,7 @@
 """The fast sampler draws the tokens of the published one, in every schedule and with every cache."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from benchmarks.plain import transfer_rows
@@ -88,6 +90,14 @@ def test_a_completion_that_ended_is_filled_with_end_tokens_without_being_compute
     assert torch.equal(early.completion_ids[:, :BLOCK], full.completion_ids[:, :BLOCK])
     assert (early.completion_ids[over, BLOCK:] == ends[0]).all()
     assert ((early.reveal_step < 0).any(1) == over).all()
+
+
+def test_an_early_exit_of_a_policy_without_end_tokens_changes_nothing():
+    policy = tiny_policy(with_reference=False)
+    policy.facts = replace(policy.facts, end_token_ids=())
+    batch = prompt_batch(policy, ["12", "1234"])
+    prompts = batch.prompt_ids, batch.prompt_mask
+    assert torch.equal(fast(policy, prompts, early_exit=True).completion_ids, fast(policy, prompts).completion_ids)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The examples run, and do what they say."""
 
 import json
+import math
 import runpy
 import shutil
 import sys
@@ -11,6 +12,8 @@ import torch
 
 from dmpo_lightning.__main__ import main
 from dmpo_lightning.models.loading import EMBEDDED_MODELS
+from dmpo_lightning.rollout import RolloutRows
+from helpers import END_OF_TEXT, NEVER_SAMPLED, tiny_policy
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -50,5 +53,74 @@ def test_a_task_of_your_own_is_trained_and_tested_by_its_dotted_path(tmp_path, m
     assert accuracy["before"] < 0.5 < accuracy["after"]
 
 
-def test_the_custom_task_is_short():
-    assert len((EXAMPLES / "custom_task.py").read_text().splitlines()) < 40
+@pytest.mark.parametrize(
+    ("name", "option", "columns"),
+    [
+        ("custom_objective", "--model.objective=custom_objective.DiffuGRPO", ("advantage/spread", "policy/k3")),
+        ("custom_sampler", "--model.sampler=custom_sampler.EntropyBounded", ("weight/ess", "train/loss")),
+    ],
+)
+def test_one_file_of_your_own_is_all_that_an_objective_or_a_sampler_takes(tmp_path, monkeypatch, name, option, columns):
+    shutil.copy(EXAMPLES / f"{name}.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    run = ["--trainer.max_steps=2", "--trainer.enable_progress_bar=false", "--trainer.callbacks=null"]
+    size = ["--data.prompts_per_buffer=4", "--model.micro_batch_size=16", "--trainer.limit_val_batches=0"]
+    logger = ["--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir=logs"]
+    assert (
+        main(["fit", "--config", "sudoku_tiny.yaml", option, *run, *size, *logger, "--trainer.log_every_n_steps=1"])
+        == 0
+    )
+    (metrics,) = tmp_path.glob("logs/**/metrics.csv")
+    header, *rows = metrics.read_text().splitlines()
+    assert set(columns) <= set(header.split(","))
+    assert rows
+
+
+@torch.no_grad()
+def test_entropy_bounded_decoding_reveals_what_its_bound_allows():
+    """From one token a step at no bound to all of them at once, and each time a whole completion."""
+    sampler = runpy.run_path(str(EXAMPLES / "custom_sampler.py"))["EntropyBounded"]
+    policy = tiny_policy(with_reference=False).eval()
+    prompts, mask = torch.tensor([[7, 9, 12], [8, 8, 8]]), torch.tensor([[True] * 3, [False, True, True]])
+    steps = {}
+    for bound in (0.0, 4.0, 1e9):
+        found = sampler(bound).sample(policy, prompts, mask, completion_length=8, keys=torch.tensor([3, 4]))
+        assert (found.reveal_step >= 0).all()
+        assert not torch.isin(found.completion_ids, torch.tensor(NEVER_SAMPLED)).any()
+        steps[bound] = int(found.reveal_step.max()) + 1
+    assert steps[0.0] == 8 > steps[4.0] > steps[1e9] == 1
+
+
+def test_the_loss_of_the_custom_objective_is_the_published_one():
+    """One rollout of three tokens, of which the last stands behind the end: the loss written out token by token."""
+    objective = runpy.run_path(str(EXAMPLES / "custom_objective.py"))["DiffuGRPO"](clip=0.2, beta=0.5)
+    policy = tiny_policy().eval()
+    rows = RolloutRows(
+        torch.tensor([[7, 9]]),
+        torch.ones(1, 2, dtype=torch.bool),
+        torch.tensor([[8, END_OF_TEXT, 9]]),
+        torch.tensor([5]),
+        torch.zeros(1, 3, dtype=torch.long),
+        1.0,
+    )
+    new = objective.log_probs(policy, rows)[0].tolist()
+    old, reference = [new[0] - 1.0, new[1] + 0.1, 0.0], [new[0] + 0.3, new[1], 0.0]
+    for advantage in (0.7, -0.7):
+        targets = {
+            "old": torch.tensor([old]),
+            "reference": torch.tensor([reference]),
+            "advantage": torch.tensor([advantage]),
+        }
+        loss, _ = objective.loss(policy, rows, targets, iteration=0, planned_rollouts=1)
+        expected = 0.0
+        for own, behaviour, anchor in list(zip(new, old, reference, strict=True))[:2]:
+            ratio = math.exp(own - behaviour)
+            kept = min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
+            expected += (0.5 * (math.exp(anchor - own) - (anchor - own) - 1) - kept) / 2
+        assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "lines"), [("custom_task", 30), ("custom_objective", 45), ("custom_sampler", 35)])
+def test_the_examples_are_short(name, lines):
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < lines

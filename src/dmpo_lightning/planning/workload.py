@@ -19,7 +19,7 @@ class Workload:
         sampling: what the sampler asks of the model, None where nothing is sampled.
         rows_per_forward: rollouts of a forward without gradient. None takes all for sampling and a micro-batch for
             scoring.
-        block_size: of a block-causal model, which has rows of its own for scoring (`CleanAndNoisy`).
+        block_size: of a block-causal model, which has rows of its own for scoring (`clean_and_noisy`).
     """
 
     prompt_length: int

@@ -13,13 +13,27 @@ from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.models.loading import TokenFacts, token_facts
 from dmpo_lightning.models.lora import MergedCopy
 from dmpo_lightning.models.masked_lm import as_predictor, check_masked_lm
-from dmpo_lightning.policy.clean_and_noisy import CleanAndNoisy, completion_blocks
-from dmpo_lightning.policy.evaluating import evaluating
 from dmpo_lightning.policy.reference import ReferencePolicy
-from dmpo_lightning.policy.rows import rows_of_replicates
+from dmpo_lightning.policy.rows import clean_and_noisy, completion_blocks, rows_of_replicates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Inside, there is eval mode and no gradient, as completions are sampled and scored. Each submodule's own mode is
+    restored behind it.
+    """
+    # `train()` afterwards would put every submodule into training mode, those that were in eval mode before as well.
+    modes = {submodule: submodule.training for submodule in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for submodule, mode in modes.items():
+            submodule.training = mode
 
 
 class Policy(nn.Module):
@@ -157,23 +171,21 @@ class Policy(nn.Module):
         """
         at = masks if at is None else at
         noisy = torch.where(masks, self.facts.mask_token_id, completion_ids[:, None])
-        native: dict[str, Any] = {}
         # `nonzero` in the indices, indexing by `at` and `masked_scatter` below all go through `at` row by row, so that
         # indices, targets and log-probs belong together.
         if self.block_size is None:
-            ids, attention_mask, flat = rows_of_replicates(prompt_ids, prompt_mask, noisy, at)
+            rows = rows_of_replicates(prompt_ids, prompt_mask, noisy, at)
         else:
-            rows = CleanAndNoisy.of(prompt_ids, prompt_mask, completion_ids, noisy, self.block_size)
-            ids, attention_mask, flat = rows.ids, rows.attention_mask, rows.flat_positions(at)
-            native = {"position_ids": rows.position_ids}
+            rows = clean_and_noisy(prompt_ids, prompt_mask, completion_ids, noisy, at, self.block_size)
+        native: dict[str, Any] = {} if rows.position_ids is None else {"position_ids": rows.position_ids}
         targets = completion_ids[:, None].expand_as(masks)[at]
         # The bias is the sampler's own: the density that scores must be the one that drew
         # (docs/decisions/003-banned-tokens.md).
         with self._predictor(reference) as predict:
             log_probs = predict(
-                ids,
-                attention_mask,
-                positions=flat,
+                rows.ids,
+                rows.attention_mask,
+                positions=rows.flat,
                 targets=targets,
                 logit_bias=self._ban,
                 temperature=temperature,

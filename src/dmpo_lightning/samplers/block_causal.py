@@ -80,9 +80,8 @@ class Decoding:
         step = Step(canvas, nearest, canvas.masked(block), number, self.counts[self.within])
         draw = canvas.draw(self._logits(positions), nearest, number, self.options)
         chosen = self.choose(draw, step) & step.masked
-        canvas.reveal_where(block, chosen, draw, number)
-        # Not the number by which draws are keyed, which leaves room for one token per step.
-        canvas.policy.note_step(self.number * len(self.counts) + self.within)
+        # The number by which draws are keyed leaves room for one token per step.
+        canvas.reveal_where(block, chosen, draw, number, done=self.number * len(self.counts) + self.within)
         self.within += 1
         if not bool((step.masked & ~chosen).any()):
             self._end_block()

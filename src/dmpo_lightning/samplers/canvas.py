@@ -158,6 +158,11 @@ class Canvas:
         """Writes a copy that `rows` made back into the same rows."""
         self.ids[index], self.reveal_step[index], self.log_prob[index] = part.ids, part.reveal_step, part.log_prob
 
+    @property
+    def whole(self) -> slice:
+        """The columns of all completions."""
+        return slice(self.start, self.ids.shape[1])
+
     def positions(self, block: slice) -> Int[Tensor, "rows block"]:
         """The position of each column of a block. It lies outside of the completion where the column does."""
         return torch.arange(block.start, block.stop, device=self.ids.device) - self.first[:, None]
@@ -213,8 +218,13 @@ class Canvas:
             self._show(written, confidence)
         self.policy.note_step(step)
 
-    def reveal_where(self, block: slice, chosen: Bool[Tensor, "rows block"], draw: Draw, step: int) -> None:
-        """Writes the ``chosen`` ones of the tokens that were drawn for all columns of a block."""
+    def reveal_where(
+        self, block: slice, chosen: Bool[Tensor, "rows block"], draw: Draw, step: int, *, done: int | None = None
+    ) -> None:
+        """Writes the ``chosen`` ones of the tokens that were drawn for all columns of a block.
+
+        It says that the step is done. Where steps are numbered with gaps, ``done`` is how many came before.
+        """
         # Written as a choice over the whole block: picking columns out would wait for the device to count them.
         for target, value in (
             (self.ids[:, block], draw.tokens),
@@ -224,6 +234,7 @@ class Canvas:
             target.copy_(torch.where(chosen, value, target))
         if self.observer is not None:
             self._show_block(block, chosen, draw.confidence.float())
+        self.policy.note_step(step if done is None else done)
 
     def mask_where(self, block: slice, chosen: Bool[Tensor, "rows block"]) -> None:
         """Masks the ``chosen`` columns of a block again."""
@@ -240,11 +251,15 @@ class Canvas:
         ends = torch.tensor(self.policy.facts.end_token_ids, device=self.ids.device)
         # A prompt may hold end tokens too, by which it closes a turn. Those were revealed by no step.
         over = ((self.reveal_step[:, :column] >= 0) & torch.isin(self.ids[:, :column], ends)).any(1)
+        going = (~over).nonzero().squeeze(1)
+        # There may be no end tokens at all to fill rows with.
+        if len(going) == len(over):
+            return going
         behind = slice(column, self.ids.shape[1])
         self.ids[:, behind] = torch.where(over[:, None], ends[:1], self.ids[:, behind])
         if self.observer is not None:
             self._show_block(behind, over[:, None].expand_as(self.ids[:, behind]))
-        return (~over).nonzero().squeeze(1)
+        return going
 
     def idle(self) -> None:
         """A forward for nothing: other ranks go on, and theirs gather weights from this rank too."""

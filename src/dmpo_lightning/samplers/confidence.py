@@ -243,7 +243,6 @@ class Block:
     def _reveal_sure(self, draw: Draw, masked: Bool[Tensor, "rows block"], step: int) -> None:
         chosen = sure_enough(draw, masked, threshold=self.sampler.threshold, factor=self.sampler.factor)
         self.canvas.reveal_where(self._columns, chosen, draw, step)
-        self.canvas.policy.note_step(step)
 
     def _draw(self, logits: Tensor, positions: Tensor, step: int, rows: Tensor | None = None) -> Draw:
         return self.canvas.draw(logits, positions, step, self.sampler.draw_options, rows)

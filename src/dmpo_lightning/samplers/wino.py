@@ -114,7 +114,6 @@ class ShadowedBlock:
                 verified, masked, chosen, revealed_before, threshold=self.sampler.verification_threshold
             )
             canvas.reveal_where(block, chosen, draw, step)
-            canvas.policy.note_step(step)
             canvas.mask_where(block, doubtful)
             revealed_before = chosen.sum(1)
 
