@@ -13,7 +13,7 @@ RUN = RunLength(ONE, prompts=20, batches_per_epoch=4 * 30, max_steps=150)
 
 
 def test_several_ranks_share_buffers_and_optimizer_steps():
-    assert (RUN.buffer_rollouts, RUN.schedule.step_rollouts) == (3 * 2 * 8, 4 * 2 * 2)
+    assert (RUN.schedule.buffer_rollouts, RUN.schedule.step_rollouts) == (3 * 8, 4 * 2 * 2)
     assert (RUN.buffers_per_epoch, RUN.optimizer_steps, RUN.buffers) == (4, 150, 10)
     assert RUN.to_text().splitlines() == [
         "One buffer: prompts 3 x ranks 2 x group 8 = 48 rollouts.",

@@ -48,7 +48,7 @@ _HOMES = {
     "LoggingExtras": "callbacks.logging_extras",
     "ProgressLine": "callbacks.progress",
     "RolloutsOnScreen": "callbacks.samples",
-    "RunMeter": "modules.meter",
+    "RunMeter": "modules.observers",
     "SavePretrained": "callbacks.save_pretrained",
     "SkipNonFiniteSteps": "modules.non_finite",
     "Preemption": "callbacks.preemption",

@@ -97,21 +97,20 @@ class RunLength:
     max_epochs: int | None = None
 
     @property
-    def buffer_rollouts(self) -> int:
-        """Rollouts of one buffer, over all ranks."""
-        return self.schedule.buffer_rollouts * self.schedule.ranks
-
-    @property
     def buffers_per_epoch(self) -> int:
         """Buffers of an epoch. The last may be cut, by ``limit_train_batches``."""
         # Rounded up: a cut buffer has been sampled whole.
         return -(-self.batches_per_epoch // self.schedule.training_steps)
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch. The Trainer ends it with one, whatever is accumulated by then."""
+        return -(-self.batches_per_epoch // self.schedule.accumulation)
+
+    @property
     def optimizer_steps(self) -> int | None:
-        """Optimizer steps of the whole run, None without a limit."""
-        # The Trainer ends at whichever limit comes first.
-        limits = [self.max_steps, None if self.max_epochs is None else self.max_epochs * self._steps_per_epoch]
+        """Optimizer steps of the whole run, None without a limit. The Trainer ends at whichever comes first."""
+        limits = [self.max_steps, None if self.max_epochs is None else self.max_epochs * self.steps_per_epoch]
         return min((limit for limit in limits if limit is not None), default=None)
 
     @property
@@ -120,20 +119,15 @@ class RunLength:
         if self.optimizer_steps is None:
             return None
         # No buffer runs on into the next epoch: whole epochs count by themselves, and the rest is rounded up.
-        epochs, steps = divmod(self.optimizer_steps, self._steps_per_epoch)
+        epochs, steps = divmod(self.optimizer_steps, self.steps_per_epoch)
         return epochs * self.buffers_per_epoch - (-steps // self.schedule.optimizer_steps)
-
-    @property
-    def _steps_per_epoch(self) -> int:
-        """The Trainer ends an epoch with an optimizer step, whatever is accumulated by then."""
-        return -(-self.batches_per_epoch // self.schedule.accumulation)
 
     def to_text(self) -> str:
         """Some lines for people, which a terminal of 80 columns does not wrap."""
-        one = self.schedule
+        one, whole = self.schedule, self.schedule.buffer_rollouts * self.schedule.ranks
         lines = [
             f"One buffer: prompts {one.prompts_per_buffer} x ranks {one.ranks} x group {one.group_size} = "
-            f"{self.buffer_rollouts} rollouts.",
+            f"{whole} rollouts.",
             f"One optimizer step: micro-batch {one.micro_batch_size} x accumulation {one.accumulation} x ranks "
             f"{one.ranks} = {one.step_rollouts} rollouts.",
             f"Optimizer steps per buffer: {one.optimizer_steps} (passes: {one.num_iterations}).",
@@ -141,9 +135,7 @@ class RunLength:
         ]
         if one.sampling_rounds > 1:
             lines.append(f"Rounds of sampling: up to {one.sampling_rounds} per buffer, for groups that differ.")
-        if self.buffers is not None:
-            total = self.buffers * self.buffer_rollouts
-            lines.append(
-                f"Whole run: {self.optimizer_steps} optimizer steps, {self.buffers} buffers, {total} rollouts."
-            )
+        if (buffers := self.buffers) is not None:
+            steps = self.optimizer_steps
+            lines.append(f"Whole run: {steps} optimizer steps, {buffers} buffers, {buffers * whole} rollouts.")
         return "\n".join(lines)

@@ -85,7 +85,7 @@ def masked(text: str) -> str:
 def steady_clock(monkeypatch):
     """Each look at the clock is 20 ms later than the one before, so that rates and times left are always the same."""
     ticks = itertools.count()
-    for name in ("callbacks.progress", "modules.meter", "modules.dmpo"):
+    for name in ("callbacks.progress", "modules.observers", "modules.dmpo"):
         monkeypatch.setattr(f"dmpo_lightning.{name}.perf_counter", lambda: next(ticks) / 50)
 
 

@@ -12,6 +12,7 @@ from dmpo_lightning.__main__ import main
 from dmpo_lightning.checkpoints.export import export_checkpoint
 from dmpo_lightning.commands.denoising import Denoising
 from dmpo_lightning.commands.generate import make_sampler
+from dmpo_lightning.modules.checkpoint import held_arguments
 from dmpo_lightning.modules.generating import generate
 from dmpo_lightning.rollout import Sampling
 from helpers import FixedLogits, tiny_policy
@@ -112,7 +113,7 @@ def test_a_mistake_is_one_line(arguments, said, tmp_path, capsys, monkeypatch):
 
 def test_the_sampler_of_a_run_is_taken_and_changed():
     kept = {"class": "ConfidenceSampler", "block_length": 5, "denoising_steps": 4, "temperature": 0.2}
-    stored = {"held": {"sampler": kept}, "lacking": []}
+    stored = {"sampler": kept}
     sampler = make_sampler(["--sampler.temperature", "1", "--sampler.denoising_steps=null"], stored)
     assert (sampler.block_length, sampler.denoising_steps, sampler.temperature) == (5, None, 1.0)
     assert make_sampler([], {}).temperature == 0
@@ -121,12 +122,13 @@ def test_the_sampler_of_a_run_is_taken_and_changed():
 
 
 @pytest.mark.parametrize(
-    "stored",
-    [{"held": {}, "lacking": ["sampler"]}, {"held": {"sampler": {"class": "os.system", "temperature": 1}}}],
-    ids=["of its own", "foreign"],
+    "saved",
+    [{"held": {}, "lacking": ["sampler"]}, {"sampler": {"class": "os.system", "temperature": 1}}],
+    ids=["of the version before", "foreign"],
 )
-def test_a_sampler_that_a_checkpoint_cannot_choose_is_asked_for(stored):
-    with pytest.raises(ValueError, match=r"a sampler of its own, .* pass it by --sampler"):
+def test_a_sampler_that_a_checkpoint_cannot_choose_is_asked_for(saved):
+    stored = held_arguments({"arguments": saved})
+    with pytest.raises(ValueError, match=r"a sampler of its own .*, which .* pass it by --sampler"):
         make_sampler(["--sampler.temperature=0"], stored)
     assert make_sampler(["--sampler", "ConfidenceSampler"], stored).temperature == 1.0
 

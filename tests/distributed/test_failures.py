@@ -1,4 +1,4 @@
-"""Nothing hangs: lost ranks, ranks out of step, gradients that are not finite."""
+"""Nothing hangs: lost ranks, gradients that are not finite."""
 
 import re
 

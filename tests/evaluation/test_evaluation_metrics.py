@@ -8,18 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmpo_lightning.evaluation.metrics import MeanWithError, Throughput
-from dmpo_lightning.evaluation.votes import majority, pass_at
+from dmpo_lightning.evaluation.batch import EvaluatedBatch
+from dmpo_lightning.evaluation.metrics import EvaluationMetrics
+from dmpo_lightning.evaluation.values import BatchValues, majority, pass_at
 from dmpo_lightning.tasks import GSM8K, Math500
 from dmpo_lightning.tasks.base import Verdict
 from dmpo_lightning.tasks.latex import canonical, equivalent
-
-
-def mean_of(*batches, weights=None):
-    metric = MeanWithError()
-    for batch in batches:
-        metric.update(torch.tensor(batch), weights)
-    return tuple(map(float, metric.compute()))
 
 
 @pytest.mark.parametrize(
@@ -76,6 +70,25 @@ def test_canonical_forms_are_equal_exactly_for_equivalent_answers(first, second)
     assert (canonical(first) == canonical(second)) == equivalent(first, second)
 
 
+def batch_of(scores, seconds=1.0, **weights):
+    """What an evaluation found of some prompts, with a value for each completion."""
+    scores = torch.as_tensor(scores)
+    values = BatchValues(scores == 1, {"score": scores}, {}, {}, weights)
+    facts = {"prompt_index": [], "completions": [], "verdicts": None, "samples": None, "completion_length": 8}
+    return EvaluatedBatch(**facts, examples=[{}] * len(scores), values=values, tokens=30 * len(scores), seconds=seconds)
+
+
+def result_of(*batches):
+    metrics = EvaluationMetrics()
+    for batch in batches:
+        metrics.update(batch)
+    return metrics.result("greedy", 8)
+
+
+def mean_of(*batches):
+    return result_of(*map(batch_of, batches)).means["score"]
+
+
 def test_the_standard_error_takes_prompts_as_the_unit():
     """Prompt means 1 and 0: sqrt(1/4 / 2), whatever the number of completions; eight prompts: sqrt(1/4 / 8)."""
     assert mean_of([[1.0] * 4, [0.0] * 4]) == pytest.approx((0.5, math.sqrt(1 / 8)))
@@ -100,24 +113,20 @@ def test_what_does_not_apply_is_left_out():
 
 def test_weights_give_the_ratio_of_sums():
     """6 of 8 and 1 of 2 cells: 7/10. Error sqrt((8 x .05)^2 + (2 x .2)^2) / 10."""
-    found = mean_of([[6 / 8], [1 / 2]], weights=torch.tensor([8.0, 2.0]))
+    found = result_of(batch_of([[6 / 8], [1 / 2]], score=torch.tensor([8.0, 2.0]))).means["score"]
     assert found == pytest.approx((0.7, math.sqrt(0.4**2 + 0.4**2) / 10))
 
 
-def test_throughput_counts_prompts_and_tokens_per_second():
-    metric = Throughput()
-    metric.update(prompts=2, tokens=60, seconds=1.0)
-    metric.update(prompts=1, tokens=30, seconds=0.5)
-    assert tuple(map(float, metric.compute())) == (3.0, 60.0)
+def test_prompts_and_tokens_per_second_are_those_of_all_batches():
+    found = result_of(batch_of([[1.0], [0.0]], seconds=1.0), batch_of([[1.0]], seconds=0.5))
+    assert (found.prompts, found.tokens_per_second) == (3, 60.0)
 
 
 def test_many_prompts_are_counted_exactly_whatever_the_default_type():
     torch.set_default_dtype(torch.bfloat16)
     try:
-        metric = MeanWithError()
-        for _ in range(1000):
-            metric.update(torch.tensor([[500.0], [497.0]], dtype=torch.float32))
-        mean, error = metric.compute()
+        batch = batch_of(torch.tensor([[500.0], [497.0]], dtype=torch.float32))
+        mean, error = result_of(*[batch] * 1000).means["score"]
     finally:
         torch.set_default_dtype(torch.float32)
     assert mean == pytest.approx(498.5)
@@ -125,7 +134,6 @@ def test_many_prompts_are_counted_exactly_whatever_the_default_type():
 
 
 def test_one_prompt_has_no_standard_error():
-    metric = MeanWithError()
-    metric.update(torch.tensor([[1.0, 0.0]]))
-    assert metric.compute()[0] == 0.5
-    assert metric.compute()[1].isnan()
+    mean, error = mean_of([[1.0, 0.0]])
+    assert mean == 0.5
+    assert math.isnan(error)

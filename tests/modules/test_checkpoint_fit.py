@@ -1,5 +1,9 @@
 """A checkpoint that is not of this model and adapter ends the run in a sentence; a module loads from one that is."""
 
+from importlib import import_module
+from inspect import isabstract, isclass, signature
+from pkgutil import iter_modules
+
 import pytest
 import torch
 from dmpo_runs import digit_share, loader, module, small_dmpo, trainer, weights
@@ -17,10 +21,14 @@ from dmpo_lightning import (
     PromptLoader,
     RandomOrderSampler,
     WinoSampler,
+    objectives,
+    samplers,
 )
 from dmpo_lightning.checkpoints.reading import UnfitCheckpointError
-from dmpo_lightning.modules.described import REBUILT, described, rebuildable, rebuilt
-from dmpo_lightning.objectives import ElboEstimator, TrajectoryEstimator
+from dmpo_lightning.modules.checkpoint import REBUILT, described, rebuilt
+from dmpo_lightning.objectives import ElboEstimator, LogProbEstimator, Objective, TrajectoryEstimator
+from dmpo_lightning.objectives.weighted import WeightedObjective
+from dmpo_lightning.samplers import Sampler
 from small_models import bert_tokenizer, tiny_bert
 
 ADAPTED = {"adapter": LoRA(r=4, alpha=8)}
@@ -93,7 +101,9 @@ class OwnSampler(ConfidenceSampler):
 
 def test_what_a_checkpoint_cannot_say_is_named(tmp_path):
     path = saved(tmp_path, module(sampler=OwnSampler(denoising_steps=4)), steps=1)
-    with pytest.raises(ValueError, match="cannot say what `sampler` was"):
+    with pytest.raises(
+        ValueError, match=r"cannot say what `sampler` was: test_checkpoint_fit.OwnSampler, code of your"
+    ):
         DMPO.load_from_checkpoint(path)
     assert DMPO.load_from_checkpoint(path, sampler=OwnSampler(denoising_steps=2)).sampler.denoising_steps == 2
 
@@ -137,14 +147,40 @@ def test_dmpo_evaluates_the_weights_of_supervised_fine_tuning_but_does_not_conti
     ids=lambda made: type(made).__name__,
 )
 def test_objectives_and_samplers_are_rebuilt_as_they_were(made):
-    assert rebuildable(made)
     again = rebuilt(described(made))
     assert type(again) is type(made)
     assert described(again) == described(made)
 
 
-def test_only_classes_of_the_package_are_rebuilt():
-    with pytest.raises(LookupError):
-        rebuilt({"class": "Popen", "args": ["true"]})
+@pytest.mark.parametrize(
+    "made", [{"class": "Popen", "args": ["true"]}, described(WDCE(reward_temperature=0.1, baseline=lambda *args: 0.0))]
+)
+def test_only_classes_of_the_package_are_rebuilt(made):
+    with pytest.raises(LookupError, match="code of your own"):
+        rebuilt(made)
     assert all(each.__module__.startswith("dmpo_lightning.") for each in REBUILT.values())
-    assert not rebuildable(WDCE(reward_temperature=0.1, baseline=lambda *args: 0.0))
+
+
+def test_an_option_that_a_class_no_longer_has_is_named():
+    with pytest.raises(LookupError, match="WDDO with gamma, which this version does not have"):
+        rebuilt({"class": "WDDO", "reward_temperature": 1.0, "gamma": 2})
+
+
+def test_every_shipped_sampler_objective_and_estimator_is_rebuilt():
+    """Those are found in the source, so that none is forgotten: a checkpoint of it could not be loaded."""
+    found = set()
+    for package in (objectives, samplers):
+        for each in iter_modules(package.__path__, f"{package.__name__}."):
+            for value in vars(import_module(each.name)).values():
+                if (
+                    isclass(value)
+                    and issubclass(value, Objective | LogProbEstimator | Sampler)
+                    and not isabstract(value)
+                ):
+                    found.add(value)
+    assert len(found) >= 7
+    assert found - {WeightedObjective} == set(REBUILT.values())
+    for each in REBUILT.values():
+        own = dict.fromkeys(signature(each).parameters)
+        given = {"reward_temperature": 0.5} if "reward_temperature" in own else {}
+        assert set(described(each(**given))) - {"class"} == set(own), each

@@ -28,7 +28,7 @@ def test_groups_of_equal_reward_give_exactly_no_gradient_under_the_negative_base
 def test_uninformative_groups_have_exactly_no_signal_under_any_baseline(baseline, negative_term):
     dmpo = module()
     rollouts = rollouts_of(dmpo, next(iter(loader())))
-    rollouts.reward = torch.tensor([[0.3, 0.3, 0.3, 0.3], [0.0, 1.0, 0.0, 0.0]])
+    rollouts.scores.total = torch.tensor([[0.3, 0.3, 0.3, 0.3], [0.0, 1.0, 0.0, 0.0]])
     objective = WDCE(
         reward_temperature=0.2,
         replicates=2,
@@ -65,7 +65,7 @@ def test_the_published_form_is_its_formula_and_nothing_else(baseline):
     """To the last bit from the signal on, so that other forms cost the published one nothing."""
     dmpo = module()
     rollouts = rollouts_of(dmpo, next(iter(loader())))
-    rollouts.reward = torch.tensor([[0.0, 0.3, 0.1, 0.6], [0.0, 1.0, 0.2, 0.0]])
+    rollouts.scores.total = torch.tensor([[0.0, 0.3, 0.1, 0.6], [0.0, 1.0, 0.2, 0.0]])
     with torch.no_grad():
         dmpo.policy.model.model.transformer.ff_out.weight.mul_(1.5)
     form = {"negative_term": "log_likelihood", "uninformative_groups": "train", "weight_tolerance": 0.0}
@@ -90,7 +90,7 @@ def test_the_published_form_is_its_formula_and_nothing_else(baseline):
 
 def signal_of(dmpo, reward, **options):
     rollouts = rollouts_of(dmpo, next(iter(loader())))
-    rollouts.reward = torch.tensor(reward)
+    rollouts.scores.total = torch.tensor(reward)
     targets, _ = WDCE(**options).prepare(dmpo.policy, rollouts, rows_per_forward=8)
     return targets["weight"], targets["signal"]
 
@@ -120,7 +120,7 @@ def test_weighed_by_reward_a_group_that_is_all_wrong_is_not_imitated():
 def test_weighed_by_reward_numbers_stay_finite_where_a_prompt_weighs_nothing():
     dmpo = module()
     rollouts = rollouts_of(dmpo, next(iter(loader())))
-    rollouts.reward = torch.tensor([[0.0] * 4, [1.0, 0.0, 1.0, 1.0]])
+    rollouts.scores.total = torch.tensor([[0.0] * 4, [1.0, 0.0, 1.0, 1.0]])
     objective = WDCE(reward_temperature=0.001, prompt_weight="reward")
     targets, diagnostics = objective.prepare(dmpo.policy, rollouts, rows_per_forward=8)
     assert torch.equal(targets["weight"][0], torch.zeros(4))

@@ -248,4 +248,4 @@ def test_too_many_such_steps_in_a_row_end_the_run_and_leave_the_rollouts(tmp_pat
         run.fit(dmpo, loader())
     assert run.global_step == 4
     dumped = torch.load(tmp_path / "rollouts_rank0.pt")
-    assert dumped["rollouts"]["reward"].shape == (2, 4)
+    assert dumped["rollouts"]["scores"]["total"].shape == (2, 4)

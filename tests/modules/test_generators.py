@@ -10,7 +10,7 @@ from dmpo_runs import Recorder, loader, module, trainer, weights
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dmpo_lightning import LoRA
-from dmpo_lightning.modules.generators import generator_states, restore_generators
+from dmpo_lightning.modules.continuation import generator_states, restore_generators
 from tiers import slow_unless
 
 
@@ -87,14 +87,6 @@ def test_generators_come_back_from_a_checkpoint_with_a_gaussian_kept_for_later()
     file.seek(0)
     restore_generators(torch.load(file, weights_only=True))
     assert draws() == expected
-
-
-def test_generators_of_a_checkpoint_that_has_torchs_only():
-    states = generator_states()
-    drawn, _, _, at_python, _ = draws()
-    restore_generators({"cpu": states["cpu"]})
-    assert torch.randn(1).item() == drawn
-    assert random.random() != at_python
 
 
 def test_another_buffer_layout_is_collected_afresh_and_said(tmp_path):

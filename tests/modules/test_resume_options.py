@@ -1,6 +1,5 @@
 """On a resume this run's options of optimizer and scheduler win over the stored ones, with a warning."""
 
-import math
 import warnings
 from types import SimpleNamespace
 
@@ -11,7 +10,7 @@ from dmpo_runs import Recorder, loader, module, trainer, weights
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim import SGD, AdamW, lr_scheduler
 
-from dmpo_lightning.modules.options import configured_options, differences, run_schedule, take_over
+from dmpo_lightning.modules.options import configured_options, differences, take_over
 from tiers import slow_unless
 
 STOP, STEPS = 3, 8
@@ -133,19 +132,6 @@ def test_options_of_an_evaluated_checkpoint_are_not_those_of_a_resume(tmp_path):
         fit.fit(run, loader())
 
 
-def test_a_schedule_that_cannot_be_run_again_stays_and_the_rest_is_set(tmp_path):
-    def peculiar(optimizer):
-        assert isinstance(optimizer, AdamW)
-        return linear()(optimizer)
-
-    expected, _, checkpoint = whole(tmp_path, optimizer=adamw(), lr_scheduler=peculiar)
-    options = {"optimizer": adamw(lr=2e-3, weight_decay=0.5), "lr_scheduler": peculiar}
-    with pytest.warns(UserWarning, match="stay as they were stored: AssertionError"):
-        record, _, fit = resumed(tmp_path, checkpoint, **options)
-    assert record.learning_rates == expected.learning_rates[STOP:]
-    assert fit.optimizers[0].param_groups[0]["weight_decay"] == 0.5
-
-
 def groups_of(*rates):
     return [{"params": [torch.zeros(1, requires_grad=True)], "lr": rate} for rate in rates]
 
@@ -179,13 +165,6 @@ def test_options_are_those_before_the_first_step_in_plain_types():
     }
     assert {type(value) for value in group.values()} <= {float, bool, int, type(None)}
     assert options["lr_scheduler"] == {"start_factor": 0.5, "end_factor": 1.0, "total_iters": 4}
-
-
-def test_a_schedule_run_again_is_its_closed_form():
-    groups = configured_options(SGD(groups_of(1.0)), None)["optimizer"]
-    moved, state = run_schedule(groups, lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 10), 4)
-    assert moved[0]["lr"] == pytest.approx((1 + math.cos(math.pi * 0.4)) / 2)
-    assert (moved[0]["initial_lr"], state["base_lrs"], state["last_epoch"]) == (1.0, [1.0], 4)
 
 
 def test_differences_are_named_by_dotted_keys():

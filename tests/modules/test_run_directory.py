@@ -10,7 +10,7 @@ import torch
 import yaml
 from dmpo_runs import loader, module, trainer
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 
@@ -147,18 +147,6 @@ def test_what_preemption_saves_without_a_model_checkpoint_is_found_as_the_last(t
     (saved,) = tmp_path.rglob("preempted.ckpt")
     again = trainer(tmp_path, max_steps=4, logger=make(tmp_path))
     assert newest_checkpoint(again, module(), continues=True) == str(saved)
-
-
-@pytest.mark.parametrize(
-    ("finder", "says"),
-    [
-        (LearningRateFinder, "rollout buffers do not compare"),
-        (lambda: BatchSizeFinder(batch_arg_name="micro_batch_size"), "must divide one another"),
-    ],
-)
-def test_finders_are_refused_in_a_sentence(tmp_path, finder, says):
-    with pytest.raises(ValueError, match=says):
-        trainer(tmp_path, max_steps=2, callbacks=[finder()]).fit(module(), datamodule=Held())
 
 
 class Prompts(Callback):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from dmpo_runs import trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.callbacks import BatchSizeFinder
 
 from dmpo_lightning import (
     Backbone,
@@ -54,12 +54,6 @@ def test_a_completion_that_does_not_fit_is_named(tmp_path):
 def small_data(batch_size):
     task = LatinSquareDemonstrations(size=16, corruption=0.0)
     return DemonstrationsDataModule(task, tokenizer="sudoku_tiny", completion_length=20, batch_size=batch_size)
-
-
-def test_the_learning_rate_finder_is_refused_in_a_sentence(tmp_path):
-    sft = MaskedSFT(Backbone("sudoku_tiny", random_weights=True))
-    with pytest.raises(ValueError, match="the rate is an argument of `optimizer`"):
-        trainer(tmp_path, max_steps=2, callbacks=[LearningRateFinder()]).fit(sft, small_data(2))
 
 
 def test_the_batch_size_finder_enlarges_the_batches_of_the_datamodule(tmp_path):

@@ -121,7 +121,7 @@ class BeforeAfterReport(Callback):
 
     def _evaluate(self, trainer: Trainer, module: LightningModule, moment: str, names: list[str]) -> dict[str, Result]:
         assert isinstance(module, DMPO)
-        metrics = {name: EvaluationMetrics(trainer.strategy.root_device) for name in names}
+        metrics = {name: EvaluationMetrics() for name in names}
         records: list[dict[str, Any]] = []
         examples: list[Example] = []
         texts = TokenTexts(module.policy.tokenizer)

@@ -53,7 +53,7 @@ def run(arguments: Sequence[str]) -> None:
     policy = _policy(network, backbone, options.device)
     # Of an answer as long as leaves half of the model's room to the prompt, where nothing says.
     room = LENGTH if policy.max_length is None else max(1, min(LENGTH, policy.max_length // 2))
-    length = options.completion_length or stored.get("held", {}).get("completion_length") or room
+    length = options.completion_length or stored.get("completion_length") or room
     several = len(prompts) * options.completions > 1
     for answer in _answered(policy, sampler, prompts, options, length):
         if options.json:
@@ -130,6 +130,7 @@ def _loaded(options: argparse.Namespace) -> tuple["nn.Module", "Backbone", dict[
     from dmpo_lightning.checkpoints.export import load_trained, named_backbone
     from dmpo_lightning.checkpoints.reading import read_weights
     from dmpo_lightning.models.backbone import Backbone
+    from dmpo_lightning.modules.checkpoint import held_arguments
 
     if options.ckpt_path is None:
         if options.model is None:
@@ -144,7 +145,7 @@ def _loaded(options: argparse.Namespace) -> tuple["nn.Module", "Backbone", dict[
     backbone = replace(backbone, gradient_checkpointing=False, compile_blocks=False, dtype=dtype)
     network = backbone.build(seed=int(saved.get("seed", 0)))
     load_trained(network, saved["state_dict"])
-    return network, backbone, saved.get("arguments") or {}
+    return network, backbone, held_arguments(saved)
 
 
 def _policy(network: "nn.Module", backbone: "Backbone", device: str | None) -> "Policy":
@@ -169,23 +170,23 @@ def make_sampler(arguments: Sequence[str], stored: Mapping[str, Any]) -> "Sample
 
     Args:
         arguments: those options. What is wrong with them ends the process with status 2 and one line.
-        stored: what a checkpoint says of the arguments of its run, see `Arguments`.
+        stored: what a checkpoint says of the arguments of its run, see `held_arguments`.
 
     Raises:
         ValueError: the run's sampler was code of its own, which a checkpoint does not choose.
     """
     from dmpo_lightning.commands.fit import DMPOArgumentParser
-    from dmpo_lightning.modules.described import CLASS, REBUILT
+    from dmpo_lightning.modules.checkpoint import CLASS, REBUILT
     from dmpo_lightning.samplers import Sampler
 
     default = None
     if not any(each.partition("=")[0] == "--sampler" for each in arguments):
-        kept = dict(stored.get("held", {}).get("sampler") or {CLASS: "ConfidenceSampler", "temperature": 0.0})
+        kept = dict(stored.get("sampler") or {CLASS: "ConfidenceSampler", "temperature": 0.0})
         name = kept.pop(CLASS)
-        if "sampler" in stored.get("lacking", ()) or name not in REBUILT:
+        if name not in REBUILT:
             raise ValueError(
-                "The run of this checkpoint had a sampler of its own, which a checkpoint cannot choose; pass it by "
-                "--sampler with the dotted path of its class, and its options as --sampler.NAME VALUE."
+                f"The run of this checkpoint had a sampler of its own ({name}), which a checkpoint cannot choose; pass "
+                "it by --sampler with the dotted path of its class, and its options as --sampler.NAME VALUE."
             )
         default = {"class_path": f"dmpo_lightning.samplers.{name}", "init_args": kept}
     parser = DMPOArgumentParser(prog="dmpo-lightning generate")

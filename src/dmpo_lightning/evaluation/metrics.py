@@ -1,102 +1,13 @@
 """What an evaluation counts, over batches and ranks: means with standard errors, throughput."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics import Metric
 
-from dmpo_lightning.distributed.ranks import gather_ranks, means_over_ranks
-from dmpo_lightning.rewards.scores import Scores
-
-if TYPE_CHECKING:
-    from dmpo_lightning.evaluation.batch import EvaluatedBatch
-
-
-SUMS = torch.float64
-"""Of sums over an evaluation: in half precision, which a Trainer may make the default, 256 + 1 is 256."""
-
-
-class MeanWithError(Metric):
-    """Mean over prompts and its standard error.
-
-    `compute` returns both. The mean is NaN if there were no values, and the error if there was at most one. Prompts are
-    the independent unit: the completions of one are averaged first, which Miller 2024 (arXiv 2411.00640) calls
-    clustering. NaN is a value that does not apply and is left out. With weights, mean and error are those of the ratio
-    of sums, such as right parts over all parts.
-    """
-
-    full_state_update = False
-    count: Tensor
-    weight: Tensor
-    total: Tensor
-    weight_squares: Tensor
-    cross: Tensor
-    squares: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("count", "weight", "total", "weight_squares", "cross", "squares"):
-            self.add_state(name, torch.tensor(0.0, dtype=SUMS), dist_reduce_fx="sum")
-
-    def update(
-        self, values: Float[Tensor, "prompts completions"], weights: Float[Tensor, " prompts"] | None = None
-    ) -> None:
-        """Adds prompts, each with the weight 1 unless ``weights`` says otherwise."""
-        means = values.to(self.total).nanmean(-1)
-        w = torch.ones_like(means) if weights is None else weights.to(means)
-        applies = ~means.isnan()
-        x, w = means[applies], w[applies]
-        # Not in place: the states may have been made under inference mode and be updated outside of it.
-        self.count = self.count + x.numel()
-        self.weight, self.total = self.weight + w.sum(), self.total + (w * x).sum()
-        self.weight_squares = self.weight_squares + w.square().sum()
-        self.cross = self.cross + (w.square() * x).sum()
-        self.squares = self.squares + (w * x).square().sum()
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Mean m = sum(w x) / sum(w), and sqrt(sum (w (x - m))^2) / sum(w)."""
-        mean = self.total / self.weight
-        # The squared deviations multiplied out, since the mean is known only now. Rounding may leave less than 0.
-        deviations = (self.squares - 2 * mean * self.cross + mean.square() * self.weight_squares).clamp(min=0)
-        error = deviations.sqrt() / self.weight
-        return mean.float(), torch.where(self.count > 1, error, torch.nan).float()
-
-
-class Throughput(Metric):
-    """Prompts of all ranks, and their tokens per second of the slowest rank. `compute` returns both."""
-
-    full_state_update = False
-    prompts: Tensor
-    tokens: Tensor
-    seconds: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name, reduction in (("prompts", "sum"), ("tokens", "sum"), ("seconds", "max")):
-            self.add_state(name, torch.tensor(0.0, dtype=SUMS), dist_reduce_fx=reduction)
-
-    def update(self, *, prompts: int, tokens: int, seconds: float) -> None:
-        """Adds one batch of this rank, and the wall time of sampling it."""
-        self.prompts, self.tokens = self.prompts + prompts, self.tokens + tokens
-        self.seconds = self.seconds + seconds
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Prompts, and tokens per second."""
-        return self.prompts, self.tokens / self.seconds
-
-
-def rollout_means(scores: Scores, diagnostics: Mapping[str, Tensor]) -> dict[str, float]:
-    """What is logged of a rollout buffer: means over the rollouts of all ranks, whose prompts may be of different
-    tasks, and the number of rollouts that could not be scored. Every rank must call it.
-    """
-    values = {f"reward/{name}": value for name, value in scores.components.items()} | dict(diagnostics)
-    # The spread is taken within groups, because weights compare rollouts of one prompt only.
-    values |= {"reward/total": scores.total, "reward/spread": scores.total.std(-1)}
-    return means_over_ranks(values) | {"reward/failures": float(sum(gather_ranks(scores.failures)))}
+from dmpo_lightning.distributed.ranks import gather_ranks
+from dmpo_lightning.evaluation.batch import EvaluatedBatch
 
 
 @dataclass(frozen=True)
@@ -106,41 +17,55 @@ class EvaluationResult:
     sampler: str
     length: int
     prompts: int
-    """Examples evaluated, over all ranks."""
+    """The number of examples that were evaluated, over all ranks."""
     means: dict[str, tuple[float, float]]
-    """Mean and standard error by name."""
+    """The mean and its standard error, by name."""
     tokens_per_second: float
+    """The tokens of all ranks per second of the slowest one."""
 
 
 class EvaluationMetrics:
     """Everything that is averaged of one sampler at one completion length."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.means: dict[str, MeanWithError] = {}
-        self.throughput = Throughput().to(device)
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+        self._prompts, self._tokens, self._seconds = 0, 0, 0.0
 
-    def update(self, batch: "EvaluatedBatch") -> None:
+    def update(self, batch: EvaluatedBatch) -> None:
         """Adds a batch."""
         for name, values in batch.values.averaged.items():
-            self._mean(name).update(values, batch.values.weights.get(name))
-        self.throughput.update(prompts=len(batch.examples), tokens=batch.tokens, seconds=batch.seconds)
+            # Prompts are the independent unit: the completions of one are averaged first.
+            means = values.double().nanmean(-1)
+            weights = batch.values.weights.get(name, torch.ones_like(means)).double()
+            self._values.setdefault(name, []).append(torch.stack([means, weights], dim=-1))
+        self._prompts, self._tokens = self._prompts + len(batch.examples), self._tokens + batch.tokens
+        self._seconds += batch.seconds
 
     def result(self, sampler: str, length: int) -> EvaluationResult:
         """The means over all ranks. Every rank must call it.
 
-        Names that a rank did not meet, because its prompts were of another task, are added to it first. Otherwise ranks
-        would reduce different metrics, and wait for each other for ever.
+        Ranks may know different names, because their prompts were of different tasks.
         """
-        names = dict.fromkeys(name for own in gather_ranks(list(self.means)) for name in own)
-        for name in names:
-            self._mean(name).update(torch.empty(0, 1, dtype=torch.float32))
-        means = {name: self.means[name].compute() for name in names}
-        prompts, rate = self.throughput.compute()
-        pairs = {name: (float(mean), float(error)) for name, (mean, error) in means.items()}
-        return EvaluationResult(sampler, length, int(prompts), pairs, float(rate))
+        own = {name: torch.cat(parts) for name, parts in self._values.items()}
+        tables, prompts, tokens, seconds = zip(
+            *gather_ranks((own, self._prompts, self._tokens, self._seconds)), strict=True
+        )
+        names = dict.fromkeys(name for table in tables for name in table)
+        rows = {name: torch.cat([table[name] for table in tables if name in table]) for name in names}
+        means = {name: mean_with_error(*values.unbind(-1)) for name, values in rows.items()}
+        return EvaluationResult(sampler, length, sum(prompts), means, sum(tokens) / max(*seconds, 1e-9))
 
-    def _mean(self, name: str) -> MeanWithError:
-        if name not in self.means:
-            self.means[name] = MeanWithError().to(self.device)
-        return self.means[name]
+
+def mean_with_error(values: Float[Tensor, " prompts"], weights: Float[Tensor, " prompts"]) -> tuple[float, float]:
+    """The mean over prompts m = sum(w x) / sum(w), and its standard error sqrt(sum (w (x - m))^2) / sum(w).
+
+    They are those of a ratio of sums, such as right parts over all parts. With equal weights they are the usual ones,
+    clustered by prompt (Miller 2024, arXiv 2411.00640). NaN is a value that does not apply and is left out. The mean is
+    NaN if there are no values, and the error if there is at most one.
+    """
+    applies = ~values.isnan()
+    x, w = values[applies].double(), weights[applies].double()
+    mean = (w * x).sum() / w.sum()
+    error = (w * (x - mean)).square().sum().sqrt() / w.sum()
+    # In float32, which is how sure these numbers are, and which logs show.
+    return float(mean.float()), float(error.float()) if len(x) > 1 else float("nan")

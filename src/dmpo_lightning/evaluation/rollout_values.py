@@ -1,15 +1,29 @@
 """What rollouts look like: length, end, variety, repetition, how sure the policy was, and whether rewards differ."""
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dmpo_lightning.distributed.ranks import gather_ranks, means_over_ranks
 from dmpo_lightning.functional import equal_reward_groups
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import Rollouts
 
 NGRAM = 4
 """Tokens of what counts as a repetition. Shorter ones recur in any good text."""
+
+
+def rollout_means(policy: Policy, rollouts: Rollouts, diagnostics: Mapping[str, Tensor]) -> dict[str, float]:
+    """What is logged of a rollout buffer: means over the rollouts of all ranks, whose prompts may be of different
+    tasks, and the number of rollouts that could not be scored. Every rank must call it.
+    """
+    values = {f"reward/{name}": value for name, value in rollouts.components.items()}
+    values |= rollout_values(policy, rollouts) | dict(diagnostics)
+    # The spread is taken within groups, because weights compare rollouts of one prompt only.
+    values |= {"reward/total": rollouts.reward, "reward/spread": rollouts.reward.std(-1)}
+    return means_over_ranks(values) | {"reward/failures": float(sum(gather_ranks(rollouts.scores.failures)))}
 
 
 def rollout_values(policy: Policy, rollouts: Rollouts) -> dict[str, Tensor]:

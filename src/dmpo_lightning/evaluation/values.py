@@ -1,13 +1,14 @@
 """What is averaged of a batch of completions: scores, measures and votes, of all prompts and of each task."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from math import comb
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dmpo_lightning.evaluation.votes import majority, pass_at
 from dmpo_lightning.rewards.scores import Scores, named_by_task
 from dmpo_lightning.tasks.base import Verdict
 
@@ -112,3 +113,21 @@ def _votes(
         elected = [0.0 if winner is None else float(row[winner]) for row, winner in zip(accuracy, winners, strict=True)]
         votes["majority"] = torch.tensor(elected, dtype=torch.float32)[:, None]
     return votes
+
+
+def pass_at(draws: int, *, correct: Int[Tensor, " prompts"], completions: int) -> Float[Tensor, " prompts"]:
+    """Chance that ``draws`` of a prompt's ``completions`` hold a correct one: 1 - C(n - c, j) / C(n, j).
+
+    Unbiased for pass@j with j = ``draws`` at most n = ``completions`` (Chen et al. 2021, arXiv 2107.03374).
+    """
+    chances = [1 - comb(completions - c, draws) / comb(completions, draws) for c in correct.tolist()]
+    return torch.tensor(chances, dtype=torch.float32)
+
+
+def majority(ballots: Sequence[Hashable | None]) -> int | None:
+    """The position of the first ballot for the most frequent answer, or None if nobody votes.
+
+    None is no vote. Of answers that are equally frequent the one that came first wins.
+    """
+    counts = Counter(ballot for ballot in ballots if ballot is not None)
+    return ballots.index(max(counts, key=counts.__getitem__)) if counts else None

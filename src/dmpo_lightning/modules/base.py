@@ -8,33 +8,34 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dmpo_lightning.distributed.internals import attached_trainer
+from dmpo_lightning.checkpoints.reading import read_weights
+from dmpo_lightning.distributed.internals import attached_trainer, averaged_module, callbacks_of
 from dmpo_lightning.distributed.ranks import check_same_start
-from dmpo_lightning.distributed.sharding import is_zero3, plain_name
+from dmpo_lightning.distributed.sharding import is_zero3, plain_name, shard_fsdp2, wrap_fsdp1
 from dmpo_lightning.distributed.strategies import ZeROStrategy, divides_weights, write_whole_files
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.parts import compile_layers
-from dmpo_lightning.modules.averages import keep_frozen_weights
-from dmpo_lightning.modules.described import Arguments, described
-from dmpo_lightning.modules.dividing import divide
-from dmpo_lightning.modules.generating import Generation, Prompt, generate
-from dmpo_lightning.modules.held_weights import (
+from dmpo_lightning.modules.checkpoint import (
+    ARGUMENTS,
     REFERENCE_PARTS,
+    SCALE,
+    SHAPES,
     adapter_scale,
     check_fit,
-    forgive_frozen,
-    hold_weights,
+    described,
     keep_only,
+    loaded_arguments,
     restore_reference,
     trained_shapes,
 )
-from dmpo_lightning.modules.loaded import load_module
-from dmpo_lightning.modules.options import Options, SchedulerFactory, configured_options, take_over
+from dmpo_lightning.modules.generating import Generation, Prompt, generate
+from dmpo_lightning.modules.options import Options, SchedulerFactory, configured_options, plain, take_over
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import Sampling
 from dmpo_lightning.samplers import ConfidenceSampler, Sampler
@@ -95,9 +96,8 @@ class PolicyModule(LightningModule):
         self._is_sharded = self._holds_reference_early = False
         self._options: Options | None = None
         self._stored_options: Options | None = None
-        self._arguments: Arguments | None = None
         self._trained_shapes = trained_shapes(self)
-        self.register_load_state_dict_post_hook(forgive_frozen)
+        self.register_load_state_dict_post_hook(_forgive_frozen)
 
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
         """None. A policy's are tables, not statistics of a run.
@@ -107,9 +107,9 @@ class PolicyModule(LightningModule):
         return iter(())
 
     def note_arguments(self, given: Mapping[str, Any]) -> None:
-        """Tells loggers what the module was constructed with, and checkpoints what it takes to do so again."""
-        self._arguments = Arguments(given, backbone=described(self.backbone.to_plain()))
-        self.save_hyperparameters({"seed": self.seed, **self._arguments.for_loggers})
+        """Tells loggers and checkpoints what the module was constructed with."""
+        own = {name: value for name, value in given.items() if name not in ("self", "__class__", "model", "seed")}
+        self.save_hyperparameters({"seed": self.seed, "backbone": self.backbone.to_plain(), **described(own)})
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -119,7 +119,7 @@ class PolicyModule(LightningModule):
 
         Args:
             checkpoint_path: a file or folder, read as data, see `read_weights`.
-            map_location: the device to put the module on. None is the processor.
+            map_location: the device to put the module on. None is the CPU.
             arguments: of the constructor, in place of those that the checkpoint holds. It holds plain values, and
                 objectives and samplers of this package. ``optimizer``, ``lr_scheduler`` and ``reward`` are code, and
                 only needed to train. ``model`` is where the base is now.
@@ -128,7 +128,20 @@ class PolicyModule(LightningModule):
             ValueError: an argument that the checkpoint cannot say, or no checkpoint of this package; also
                 `UnfitCheckpointError`, for weights of another model or adapter.
         """
-        return load_module(cls, checkpoint_path, arguments).to(map_location or "cpu")
+        saved = read_weights(checkpoint_path)
+        model = arguments.pop("model", None)
+        if model is None or isinstance(model, str):
+            try:
+                model = Backbone.from_plain(saved["backbone"], model=model)
+            except ValueError as error:
+                raise ValueError(
+                    "The checkpoint's run was given its model as a module; say where its base is with `model=`, as a "
+                    "name, a Backbone or a module."
+                ) from error
+        module = cls(model, **loaded_arguments(cls, saved, {"seed": saved["seed"]} | arguments))
+        module.on_load_checkpoint(saved)
+        module.load_state_dict(saved["state_dict"])
+        return module.to(map_location or "cpu")
 
     def gathered(self) -> AbstractContextManager[None]:
         """With ``gather_for_generation``, every rank holds all weights inside."""
@@ -186,12 +199,34 @@ class PolicyModule(LightningModule):
         return None
 
     def configure_model(self) -> None:
-        """Divides the weights, see `divide`."""
+        """Divides the transformer layers, and the rest, among the ranks under FSDP1 and FSDP2; the reference alike.
+
+        Raises:
+            ValueError: quantised weights.
+        """
         # Lightning calls this hook for each of fit, validate, test and predict, and weights can be divided only once.
         trainer = attached_trainer(self)
         if self._is_sharded or trainer is None or not divides_weights(trainer.strategy):
             return
-        divide(self.policy, self.backbone, trainer)
+        strategy, policy = trainer.strategy, self.policy
+        if self.backbone.quantization is not None:
+            raise ValueError(
+                f"`quantization` needs whole layers on each rank, but {type(strategy).__name__} divides them; use DDP "
+                "(`--config strategies/ddp.yaml`), or leave it out."
+            )
+        if isinstance(strategy, ModelParallelStrategy):
+            mesh, half = strategy.device_mesh["data_parallel"], trainer.precision == "bf16-mixed"
+            for network in policy.networks:
+                shard_fsdp2(network, mesh, half_precision=half)
+        elif isinstance(strategy, FSDPStrategy):
+            # FSDP1 flattens a unit into one tensor, which has one dtype.
+            strategy.precision_plugin.convert_module(policy)
+            # Under FSDP1 Lightning moves no module to its device: the units move themselves, and what is outside of
+            # them, such as the banned tokens, stays behind.
+            policy.to_device_of_units(strategy.root_device)
+            policy.model = wrap_fsdp1(policy.model)
+            if policy.reference.model is not None:
+                policy.reference.model = wrap_fsdp1(policy.reference.model)
         self._is_sharded = True
 
     def setup(self, stage: str) -> None:
@@ -263,10 +298,24 @@ class PolicyModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Lightning calls this and `on_train_epoch_end` behind the callbacks that average weights."""
-        keep_frozen_weights(self.trainer, self)
+        self._keep_frozen_weights()
 
     def on_train_epoch_end(self) -> None:
-        keep_frozen_weights(self.trainer, self)
+        self._keep_frozen_weights()
+
+    @torch.no_grad()
+    def _keep_frozen_weights(self) -> None:
+        """Weights that are not trained are not averaged: base and reference stay what they are.
+
+        The moving average of a weight that does not change drifts away from it by rounding, and that of a refreshed
+        reference is none of its states.
+        """
+        averaging: list[Any] = callbacks_of(self.trainer, WeightAveraging)
+        for callback in averaging + callbacks_of(self.trainer, StochasticWeightAveraging):
+            copy = averaged_module(callback)
+            for own, averaged in zip(self.parameters(), copy.parameters() if copy else (), strict=bool(copy)):
+                if not own.requires_grad:
+                    averaged.copy_(own)
 
     def configure_gradient_clipping(
         self,
@@ -295,7 +344,7 @@ class PolicyModule(LightningModule):
         return state
 
     def check_fit(self, checkpoint: Mapping[str, Any]) -> None:
-        """Compares what a checkpoint holds with what this run trains. See `held_weights.check_fit`."""
+        """Compares what a checkpoint holds with what this run trains. See `checkpoint.check_fit`."""
         check_fit(
             checkpoint,
             expected=self._trained_shapes,
@@ -311,7 +360,7 @@ class PolicyModule(LightningModule):
 
         Raises:
             UnfitCheckpointError: it is one of another model or adapter.
-            ValueError: there was no room, because this run does not renew its reference.
+            ValueError: there was no room, because this run does not refresh its reference.
         """
         self.check_fit(checkpoint)
         self._stored_options = checkpoint.get("options")
@@ -320,14 +369,19 @@ class PolicyModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the weights are weights of (for `export`), whether they hold a refreshed reference, and what
-        optimizer and scheduler were configured with.
+        module, optimizer and scheduler were constructed with.
         """
         checkpoint["backbone"], checkpoint["seed"] = self.backbone.to_plain(), self.seed
         checkpoint["reference_is_refreshed"] = self.policy.reference.is_refreshed
         checkpoint["options"] = self._options
-        hold_weights(checkpoint, shapes=self._trained_shapes, scale=adapter_scale(self.policy.model))
-        if self._arguments is not None:
-            self._arguments.save(checkpoint, hparams_key=self.CHECKPOINT_HYPER_PARAMS_KEY)
+        checkpoint[SHAPES], checkpoint[SCALE] = self._trained_shapes, adapter_scale(self.policy.model)
+        # In the place of Lightning's own, from which its command line would take options.
+        checkpoint[ARGUMENTS] = plain(checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
+        checkpoint.pop("hparams_name", None)
+        # Callbacks that average weights put theirs in the place of the module's own. A copy that they made before a
+        # reference was refreshed does not know that it is held.
+        for name, value in checkpoint.get("current_model_state", {}).items():
+            checkpoint["state_dict"].setdefault(name, value)
         if self._keeps_reference and is_zero3(self.policy):
             # ZeRO-3 saves no frozen weights. Its checkpoints are one file per rank, which takes this rank's part.
             checkpoint[REFERENCE_PARTS] = self.policy.reference.parts(self.policy.model)
@@ -338,3 +392,14 @@ class PolicyModule(LightningModule):
         hold it from the start of a run that may renew it.
         """
         return self.policy.reference.is_refreshed or self._holds_reference_early
+
+
+def _forgive_frozen(module: Any, incompatible: Any) -> None:
+    """A hook of torch's ``load_state_dict``: weights that no checkpoint holds are not missing from it.
+
+    Lightning's callbacks that average weights load states strictly, into a copy of the module inside another.
+    """
+    kept = module.held_names()
+    # The copy is called `module` there, and torch does not tell the hook.
+    missing = [name for name in incompatible.missing_keys if name[max(name.find("policy."), 0) :] in kept]
+    incompatible.missing_keys[:] = missing

@@ -1,15 +1,17 @@
 """Where one rank of a run stands between two optimizer steps, which is all that a checkpoint can continue from."""
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dmpo_lightning.checkpoints.reading import UnfitCheckpointError
 from dmpo_lightning.distributed.internals import is_being_fitted
 from dmpo_lightning.distributed.ranks import gather_ranks
-from dmpo_lightning.modules.generators import generator_states, restore_generators
 
 COUNTERS = ("buffers_collected", "rollouts_seen")
 KEY = "dmpo"
@@ -165,3 +167,28 @@ def rewind_loops(loops: dict[str, Any], batches: int) -> None:
         state["handed_out"] -= batches
         # A loader that has handed out nothing starts the next epoch.
         state["epoch"] -= state["handed_out"] == 0
+
+
+def generator_states() -> dict[str, Any]:
+    """The states of this process's global generators, as tensors and primitives.
+
+    The package's own draws are keyed. Only dropout, and rewards and data of the user's own, draw from these generators.
+    Those of reward workers are other processes' and not among them.
+    """
+    name, numbers, *rest = np.random.get_state(legacy=True)
+    numpy = (str(name), torch.from_numpy(np.asarray(numbers, dtype=np.int64)), *map(float, rest))
+    states: dict[str, Any] = {"cpu": torch.get_rng_state(), "python": random.getstate(), "numpy": numpy}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_generators(states: dict[str, Any]) -> None:
+    """Puts the generators back to where `generator_states` found them."""
+    torch.set_rng_state(states["cpu"].cpu())
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, words, position, has_gauss, kept = states["numpy"]
+    np.random.set_state((name, words.cpu().numpy(), int(position), int(has_gauss), kept))

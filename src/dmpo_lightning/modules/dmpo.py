@@ -3,11 +3,13 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -15,18 +17,15 @@ from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.distributed.internals import callbacks_of, prepare_training_loaders, training_loader
 from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.distributed.strategies import divides_weights
-from dmpo_lightning.evaluation.metrics import rollout_means
-from dmpo_lightning.evaluation.rollout_values import rollout_values
+from dmpo_lightning.evaluation.rollout_values import rollout_means
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule
 from dmpo_lightning.modules.continuation import KEY, Continuation
 from dmpo_lightning.modules.evaluation import Evaluator, check_evaluation
-from dmpo_lightning.modules.meter import RunMeter, measure_first
 from dmpo_lightning.modules.non_finite import SkipNonFiniteSteps
-from dmpo_lightning.modules.observers import notify
+from dmpo_lightning.modules.observers import RunMeter, measure_first, notify
 from dmpo_lightning.modules.options import SchedulerFactory
 from dmpo_lightning.modules.run_directory import run_directory
-from dmpo_lightning.modules.run_length import accumulations, bind, check_training_loader, refuse_finders, run_length
 from dmpo_lightning.objectives import Objective
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards.reward import Reward
@@ -41,7 +40,7 @@ from dmpo_lightning.rollout import (
     collect_informative,
 )
 from dmpo_lightning.samplers import Sampler
-from dmpo_lightning.schedule import Schedule
+from dmpo_lightning.schedule import RunLength, Schedule
 
 
 class DMPO(PolicyModule):
@@ -147,10 +146,15 @@ class DMPO(PolicyModule):
         self.gather_for_generation = gather_for_generation
         self.objective, self.sampler, self.sample_merged = objective, sampler, sample_merged
         self._prepare_policy(merged=sample_merged, renewed=reference_refresh_interval is not None)
-        self.group_size, self.micro_batch_size, self.sampling_rounds = group_size, micro_batch_size, sampling_rounds
+        self.group_size, self.sampling_rounds = group_size, sampling_rounds
         self.reference_refresh_interval = reference_refresh_interval
         self.buffer, self._continuation, self.buffers_collected, self.rollouts_seen = buffer, Continuation(), 0, 0
         self.note_arguments(given)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rollouts per training step and rank."""
+        return self.buffer.micro_batch_size
 
     @property
     def _scoring_rows(self) -> int:
@@ -192,20 +196,42 @@ class DMPO(PolicyModule):
         if stage == "fit":
             # The reference policy is in eval mode by design; Lightning would warn about it at every start.
             warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
-            refuse_finders(self.trainer)
             loader = self._prepared(training_loader(self.trainer))
             prepare_training_loaders(self.trainer, loader, self._prepared)
 
     def _prepared(self, loader: Any) -> PromptLoader:
-        """Checks a training loader, and tells it what it has to know of the run."""
-        prompts = check_training_loader(loader)
-        if prompts.batch_size % self.sampling_rounds:
-            whole = f"the {prompts.batch_size} prompts of a batch"
+        """Checks a training loader, and tells it how often a batch of prompts is used and how long prompts may be.
+
+        Raises:
+            ValueError: a loader of another kind, numbers that do not divide under one of the run's accumulations, or a
+                prompt that is too long.
+        """
+        if not isinstance(loader, PromptLoader):
+            raise ValueError(
+                f"DMPO trains on a PromptLoader, got {type(loader).__name__}: a batch of prompts must be repeated "
+                "while its rollouts are used, another loader would skip prompts. Wrap your data in "
+                "dmpo_lightning.PromptLoader(dataset, tokenizer, batch_size=...)."
+            )
+        if loader.batch_size % self.sampling_rounds:
+            whole = f"the {loader.batch_size} prompts of a batch"
             raise ValueError(f"`sampling_rounds` must divide {whole}, got {self.sampling_rounds}.")
+        schedule, trainer = self._schedule(loader), self.trainer
+        # Each value that the run will take is checked now. The later ones would be refused in the middle of the run.
+        for accumulation in _accumulations(trainer):
+            if problem := replace(schedule, accumulation=accumulation).problem:
+                raise ValueError(problem)
         limit = self.prompt_limit(self.completion_length)
-        bind(prompts, self.trainer, self._schedule(prompts), limit=limit, seed=self.seed)
-        self.prompts_per_buffer = prompts.batch_size // self.sampling_rounds
-        return prompts
+        if limit is not None:
+            loader.limit_prompt_length(limit)
+        loader.bind(
+            repeats=schedule.training_steps,
+            seed=self.seed,
+            limit_batches=trainer.limit_train_batches,
+            overfits=bool(trainer.overfit_batches),  # type: ignore[attr-defined]
+            epoch=trainer.current_epoch,
+        )
+        self.prompts_per_buffer = schedule.prompts_per_buffer
+        return loader
 
     def _schedule(self, loader: PromptLoader) -> Schedule:
         return Schedule(
@@ -214,7 +240,7 @@ class DMPO(PolicyModule):
             sampling_rounds=self.sampling_rounds,
             micro_batch_size=self.micro_batch_size,
             num_iterations=self.buffer.num_iterations,
-            accumulation=accumulations(self.trainer)[0],
+            accumulation=_accumulations(self.trainer)[0],
             ranks=self.trainer.world_size,
         )
 
@@ -227,8 +253,17 @@ class DMPO(PolicyModule):
         if self.trainer.ckpt_path is not None and not self.trainer.fit_loop.restarting:
             # Lightning gives loaders their states back within an epoch only. Behind one they would begin anew.
             loader.start_epoch(self.trainer.current_epoch)
-        prompts = len(loader.dataset) - loader.dropped
-        rank_zero_info(run_length(self.trainer, self._schedule(loader), prompts=prompts).to_text())
+        # Where the accumulation changes on the way, the end of the run is left open.
+        changes = len(set(_accumulations(self.trainer))) > 1
+        steps, epochs = self.trainer.max_steps, self.trainer.max_epochs
+        run = RunLength(
+            self._schedule(loader),
+            prompts=len(loader.dataset) - loader.dropped,
+            batches_per_epoch=int(self.trainer.num_training_batches),
+            max_steps=None if changes or steps == -1 else steps,
+            max_epochs=None if changes or epochs == -1 else epochs,
+        )
+        rank_zero_info(run.to_text())
 
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
         """An epoch starts with new prompts: ``limit_train_batches`` may have cut the last one within a buffer."""
@@ -272,7 +307,7 @@ class DMPO(PolicyModule):
         buffer = self.buffer
         buffer.fill(kept, targets, number=self.buffers_collected)
         diagnostics = diagnostics | self.sampler.diagnostics(whole.reveal_step)
-        buffer.means = rollout_means(whole.scores, rollout_values(self.policy, whole) | diagnostics)
+        buffer.means = rollout_means(self.policy, whole, diagnostics)
         buffer.seconds = {"sampling": sampled - started, "scoring": perf_counter() - sampled}
         buffer.note_sampled(whole)
         self.buffers_collected += 1
@@ -340,3 +375,11 @@ class DMPO(PolicyModule):
         """Continues within the buffer, see `Continuation`."""
         super().on_load_checkpoint(checkpoint)
         self._continuation.load(self, checkpoint)
+
+
+def _accumulations(trainer: Trainer) -> list[int]:
+    """All values that accumulate_grad_batches takes in this run, the present one first."""
+    scheduler = next(iter(callbacks_of(trainer, GradientAccumulationScheduler)), None)
+    if scheduler is None:
+        return [trainer.accumulate_grad_batches]
+    return [scheduler.get_accumulate_grad_batches(trainer.current_epoch), *scheduler.scheduling.values()]

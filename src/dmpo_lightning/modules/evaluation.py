@@ -100,7 +100,7 @@ class Evaluator:
             self.dropped_prompts += loader.dropped
         # Made anew for each evaluation, since sums would go on over the next one.
         runs = [(name, length) for name in self.samplers for length in self.lengths]
-        self._metrics = {run: EvaluationMetrics(self.module.trainer.strategy.root_device) for run in runs}
+        self._metrics = {run: EvaluationMetrics() for run in runs}
 
     def step(self, batch: PromptBatch) -> dict[str, Any]:
         """Counts a batch. Its records are the step's output, which Lightning hands to callbacks."""

@@ -1,6 +1,7 @@
 """Options of optimizer and scheduler on a resume: those of this run win over those that a checkpoint brings back."""
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -57,23 +58,20 @@ def _has_plain_form(value: Any) -> bool:
 
 def differences(stored: Any, now: Any, *, name: str = "") -> dict[str, tuple[Any, Any]]:
     """What differs, by dotted key, as a pair of the stored and the present value. An absent one counts as None."""
-    if _has_parts(stored) and _has_parts(now):
-        before, after = _parts(stored), _parts(now)
-        differing: dict[str, tuple[Any, Any]] = {}
-        for key in before | after:
-            dotted = f"{name}.{key}" if name else str(key)
-            differing |= differences(before.get(key), after.get(key), name=dotted)
-        return differing
-    return {} if stored == now else {name: (stored, now)}
+    before, after = _parts(stored), _parts(now)
+    if before is None or after is None:
+        return {} if stored == now else {name: (stored, now)}
+    differing: dict[str, tuple[Any, Any]] = {}
+    for key in before | after:
+        differing |= differences(before.get(key), after.get(key), name=f"{name}.{key}" if name else str(key))
+    return differing
 
 
-def _has_parts(value: Any) -> bool:
-    """Whether a value is compared part by part: a mapping, or a list of mappings such as param groups."""
-    return isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(each, Mapping) for each in value))
-
-
-def _parts(value: Any) -> dict[Any, Any]:
-    return dict(value) if isinstance(value, Mapping) else dict(enumerate(value))
+def _parts(value: Any) -> dict[Any, Any] | None:
+    """What is compared part by part: a mapping, or a list of mappings such as param groups."""
+    if isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+        return dict(enumerate(value))
+    return dict(value) if isinstance(value, Mapping) else None
 
 
 def differences_text(differing: Mapping[str, tuple[Any, Any]]) -> str:
@@ -93,7 +91,8 @@ def take_over(
     """Gives a restored optimizer and scheduler the options of this run where they differ, and says so.
 
     ``optimizer`` is anything with ``param_groups``, such as DeepSpeed's wrappers. Learning rates, and what else a
-    scheduler moves, become what they would be after ``steps`` optimizer steps of this run's schedule.
+    scheduler moves, become what they would be after ``steps`` optimizer steps of this run's schedule. Scaling the
+    present rate would not do: a schedule of another length, or with a floor, is at another point of its curve.
     """
     differing = differences(stored, now)
     if not differing:
@@ -107,22 +106,21 @@ def take_over(
     for group, before, after in zip(optimizer.param_groups, stored["optimizer"], now["optimizer"], strict=False):
         _set(group, {name: value for name, value in after.items() if name != "lr" and before.get(name) != value})
     # The scheduler that Lightning restored is at the right place of an unchanged schedule.
-    if _schedule(stored) == _schedule(now):
+    if not any(name.startswith("lr_scheduler") or name.endswith(".lr") for name in differing):
         return
-    try:
-        groups, state = run_schedule(now["optimizer"], scheduler_factory, steps)
-    # A scheduler of the user's own may want more of an optimizer than its groups, and raise anything.
-    except Exception as error:
-        rank_zero_warn(f"The learning rate and its schedule stay as they were stored: {error!r}")
-        return
-    if scheduler is not None and state is not None:
-        scheduler.load_state_dict(state)
-    for group, moved in zip(optimizer.param_groups, groups, strict=False):
-        _set(group, moved)
-
-
-def _schedule(options: Options) -> tuple[list[float], Options | None]:
-    return [group["lr"] for group in options["optimizer"]], options["lr_scheduler"]
+    # The schedule runs on groups alone, since a wrapper takes no scheduler. Those that move momentum or betas, such as
+    # OneCycleLR, look for them in `defaults` as well.
+    own = [group | {"params": [torch.zeros(1)]} for group in now["optimizer"]]
+    moved = Optimizer(own, dict(now["optimizer"][0]))
+    again = None if scheduler_factory is None else scheduler_factory(moved)
+    if again is not None and scheduler is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
+            for _ in range(steps):
+                again.step()
+        scheduler.load_state_dict(again.state_dict())
+    for group, reached in zip(optimizer.param_groups, moved.param_groups, strict=False):
+        _set(group, {name: value for name, value in reached.items() if name != "params"})
 
 
 def _set(group: dict[str, Any], options: Options) -> None:
@@ -132,29 +130,3 @@ def _set(group: dict[str, Any], options: Options) -> None:
             group[name].fill_(value)
         else:
             group[name] = value
-
-
-def run_schedule(
-    groups: Sequence[Options], scheduler_factory: SchedulerFactory | None, steps: int
-) -> tuple[list[Options], Options | None]:
-    """Options of the param groups, and the scheduler's state, after so many optimizer steps.
-
-    Scaling the present learning rate would not do: a schedule of another length, or with a floor, is at another point
-    of its curve.
-    """
-    # Schedulers that move momentum or betas, such as OneCycleLR, look for them in `defaults` as well as in the groups.
-    optimizer = _StandIn([group | {"params": [torch.zeros(1)]} for group in groups], dict(groups[0]))
-    scheduler = None if scheduler_factory is None else scheduler_factory(optimizer)
-    if scheduler is not None:
-        for _ in range(steps):
-            optimizer.step()
-            scheduler.step()
-    moved = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    return moved, None if scheduler is None else scheduler.state_dict()
-
-
-class _StandIn(Optimizer):
-    """An optimizer that only holds param groups, for a scheduler to move."""
-
-    def step(self, closure: Any = None) -> Any:
-        """Does nothing. It is called because schedulers warn where no optimizer has stepped before them."""

@@ -20,7 +20,6 @@ from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule
 from dmpo_lightning.modules.continuation import KEY
 from dmpo_lightning.modules.options import SchedulerFactory
-from dmpo_lightning.modules.run_length import refuse_rate_finder
 
 
 class MaskedSFT(PolicyModule):
@@ -65,16 +64,6 @@ class MaskedSFT(PolicyModule):
         )
         self.replicates, self.antithetic = replicates, antithetic
         self.note_arguments(given)
-
-    def setup(self, stage: str) -> None:
-        """As `PolicyModule` does it.
-
-        Raises:
-            ValueError: a learning rate is to be searched for.
-        """
-        super().setup(stage)
-        if stage == "fit":
-            refuse_rate_finder(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The weights of any run of the same model, to be evaluated. A run continues from its own kind only.
