@@ -270,12 +270,12 @@ def test_code_of_the_base_is_not_run_because_the_checkpoint_says_so(tmp_path, ca
     assert (tmp_path / "base" / "exploded").exists()
 
 
-@pytest.mark.parametrize("change", [{"model": ["a"]}, {"tokenizer": 3}, {"unknown": 1}, {"adapter": {"s": 1}}])
+@pytest.mark.parametrize("change", [{"unknown": 1}, {"adapter": {"s": 1}}])
 def test_a_description_of_the_model_that_is_not_understood_is_an_error(tmp_path, change):
     _, checkpoint = run_of("sudoku_tiny", tmp_path)
     saved = torch.load(checkpoint)
     torch.save(saved | {"backbone": saved["backbone"] | change}, checkpoint)
-    with pytest.raises(ValueError, match=r"The checkpoint (describes|must name)"):
+    with pytest.raises(ValueError, match="The checkpoint describes"):
         export_checkpoint(checkpoint, tmp_path / "out")
 
 

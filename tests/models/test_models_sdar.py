@@ -307,6 +307,6 @@ def test_a_relative_is_refused_by_name_with_what_is_missing(tmp_path, model_type
 def test_a_mixture_of_experts_is_never_read_as_a_dense_llada(tmp_path):
     config = {"model_type": "llada", "num_experts": 64, "hidden_size": 2048, "num_hidden_layers": 16}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"LLaDA-MoE is not supported: .* 64 experts"):
+    with pytest.raises(ValueError, match="LLaDA with num_experts=64 is not supported"):
         load_model(str(tmp_path))
     assert LLaDAConfig(num_experts=0).d_model == 4096

@@ -74,9 +74,6 @@ def named_backbone(plain: dict[str, Any], model: str | None, *, trust_remote_cod
     Raises:
         ValueError: it does not say so in a way that is understood.
     """
-    named = [plain.get(name) for name in ("model", "tokenizer", "revision")]
-    if not all(isinstance(name, str | None) for name in named):
-        raise ValueError(f"The checkpoint must name its model, tokenizer and revision by texts, got {named}.")
     try:
         backbone = Backbone.from_plain(plain | {"trust_remote_code": trust_remote_code}, model=model)
     except (TypeError, KeyError) as error:

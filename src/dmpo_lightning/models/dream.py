@@ -39,7 +39,6 @@ class DreamConfig(QwenConfig):
     max_position_embeddings: int = 131072
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1000000.0
-    initializer_range: float = 0.02
     mask_token_id: int | None = 151666
     eos_token_id: int | list[int] | None = 151643
     pad_token_id: int | None = 151643

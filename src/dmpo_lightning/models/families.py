@@ -15,12 +15,6 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, "Family"] = {}
 """The families with a native model, by the ``model_type`` of their config.json. `register` fills it."""
 
-REFUSED = {
-    "llada2_moe": "LLaDA2 is block-causal, but its router and its 256 experts per layer are not built here",
-    "sdar_moe": "this SDAR is a mixture of experts, whose router and experts are not built here",
-}
-"""Models that are known by the ``model_type`` of config.json and not supported, and what is missing."""
-
 
 @dataclass(frozen=True)
 class Family:
@@ -59,15 +53,6 @@ def register(family: Family, model_class: Any, *, tokenizer_class: Any = None) -
     AutoModelForMaskedLM.register(config_class, model_class)
     if tokenizer_class is not None:
         AutoTokenizer.register(config_class, tokenizer_class=tokenizer_class)
-
-
-def check_supported(model_type: str | None, source: str) -> None:
-    """Raises ValueError for a ``model_type`` that is known not to be supported, whatever code comes with it."""
-    if model_type in REFUSED:
-        raise ValueError(
-            f"{source!r} is a {model_type!r}, which is not supported: {REFUSED[model_type]}. Supported: "
-            f"{', '.join(FAMILIES)}, and any masked language model of transformers."
-        )
 
 
 def family_of_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> Family | None:

@@ -41,7 +41,6 @@ class ILLaDAConfig(QwenConfig):
     max_position_embeddings: int = 8192
     rms_norm_eps: float = 1e-6
     rope_theta: float = 500000.0
-    initializer_range: float = 0.02
     mask_token_id: int | None = 5
     eos_token_id: int | list[int] | None = 2
     pad_token_id: int | None = 1

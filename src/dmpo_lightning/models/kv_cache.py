@@ -1,15 +1,16 @@
-"""Keys and values of every block and column, kept between forwards that compute a part of the columns."""
+"""Keys and values of every transformer layer and column, kept between forwards that compute a part of the columns."""
 
+from dataclasses import dataclass
 from functools import partial
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dmpo_lightning.models.layers import RotaryTables, Store, key_padding_mask, padded_position_ids, rotary_tables
+from dmpo_lightning.models.layers import RotaryTables, Store, padded_position_ids, rotary_tables
 
 
 class LayerCache:
-    """The keys (already rotated) and values of one block, ``[rows heads columns head_size]``.
+    """The keys (already rotated) and values of one layer, ``[rows heads columns head_size]``.
 
     They live in buffers of their own, which the first `update` allocates, because it is the first to see their type.
     """
@@ -63,7 +64,7 @@ class KeyValueCache:
         self._derive()
 
     def store(self, number: int, start: int) -> Store:
-        """The function that stores what block ``number`` computed for the columns from ``start`` on."""
+        """The function that stores what layer ``number`` computed for the columns from ``start`` on."""
         empty = LayerCache(self.attention_mask.shape[1], grows=self.grows)
         return partial(self.layers.setdefault(number, empty).update, start=start)
 
@@ -74,6 +75,11 @@ class KeyValueCache:
         cos, sin = self._tables
         return cos[:, :, start : start + length], sin[:, :, start : start + length]
 
+    def seen(self, stop: int) -> tuple[Int[Tensor, "rows seen"], Bool[Tensor, "rows seen"] | None]:
+        """Positions and mask of the columns that a forward up to ``stop`` may attend to. No mask, no padding."""
+        end = stop if self.grows else None
+        return self.position_ids[:, :end], self.attention_mask[:, :end] if self.is_padded else None
+
     def select(self, rows: Int[Tensor, " selected"]) -> None:
         """Keeps these rows, in this order. A row may be named several times."""
         self.attention_mask = self.attention_mask[rows]
@@ -83,6 +89,17 @@ class KeyValueCache:
 
     def _derive(self) -> None:
         """Works out what follows from the attention mask, and drops the rotary tables of an earlier one."""
-        self.key_mask = key_padding_mask(self.attention_mask) if self.is_padded else None
         self.position_ids = padded_position_ids(self.attention_mask, self.attention_mask)
         self._tables = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where the columns of a forward stand: at ``position_ids``, or among those of a ``cache``, from ``start`` on.
+
+    Without either, positions count attended tokens.
+    """
+
+    position_ids: Int[Tensor, "rows length"] | None = None
+    cache: KeyValueCache | None = None
+    start: int = 0

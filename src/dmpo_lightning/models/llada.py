@@ -23,11 +23,7 @@ FAMILY = Family(
 
 
 class LLaDAConfig(NativeConfig):
-    """Configuration of a LLaDA. Its keys and defaults are those of the published 8B model.
-
-    Raises:
-        ValueError: as of `NativeConfig`, also for a mixture of experts, which calls itself a LLaDA too.
-    """
+    """Configuration of a LLaDA. Its keys and defaults are those of the published 8B model."""
 
     model_type = "llada"
     fixed = {
@@ -64,7 +60,6 @@ class LLaDAConfig(NativeConfig):
     max_sequence_length: int = 4096
     rope_theta: float = 500000.0
     rms_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
     mask_token_id: int | None = 126336
     eos_token_id: int | list[int] | None = 126081
     pad_token_id: int | None = 126081
@@ -74,12 +69,6 @@ class LLaDAConfig(NativeConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.n_kv_heads = self.n_heads if self.n_kv_heads is None else self.n_kv_heads
         self.embedding_size = self.vocab_size if self.embedding_size is None else self.embedding_size
-        # Its other keys would be read as those of a dense model of other sizes.
-        if kwargs.get("num_experts"):
-            raise ValueError(
-                f"LLaDA-MoE is not supported: its router and its {kwargs['num_experts']} experts per layer are not "
-                "built here. Use a dense LLaDA (GSAI-ML/LLaDA-8B-Instruct, LLaDA-1.5)."
-            )
         super().__post_init__(**kwargs)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from dmpo_lightning.models.families import FAMILIES, check_supported, family_of_tokenizer, logit_width
+from dmpo_lightning.models.families import FAMILIES, family_of_tokenizer, logit_width
 from dmpo_lightning.models.lora import base_of, is_adapter, load_adapter
 from dmpo_lightning.models.parts import head_name
 from dmpo_lightning.models.verification import verify_tensors
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 EMBEDDED_MODELS = ("sudoku_tiny", "countdown_tiny", "blocks_tiny")
 """Models that are part of the installed package and can be loaded by name without a network."""
 
+REFUSED = ("llada2_moe", "sdar_moe")
+"""Mixtures of experts that are known by the ``model_type`` of config.json and not supported."""
 Quantization = Literal["nf4"]
 
 
@@ -67,7 +69,7 @@ def load_model(
     Raises:
         ValueError: there is nothing to load, or tensors of the checkpoint are missing, unexpected, misshapen or
             truncated. The message names the file and the tensor, and says what to do. Or the model is of a known
-            kind that is not supported, see `check_supported`.
+            kind that is not supported.
     """
     folder = fetch(source, revision)
     if is_adapter(folder):
@@ -83,15 +85,16 @@ def load_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return AutoModelForMaskedLM.from_config(config).to(_dtype(dtype, torch.float32))
-    # What is expected of the folder, and what the head is called, is known of a model; here it takes no memory.
-    with torch.device("meta"):
-        empty = AutoModelForMaskedLM.from_config(config, trust_remote_code=trust_remote_code)
-    if config.model_type in FAMILIES:
-        tied = empty._tied_weights_keys if config.tie_word_embeddings else None
-        verify_tensors(folder, empty.state_dict(), tied=tied)
     options: dict[str, Any] = {"dtype": _dtype(dtype, "auto"), "trust_remote_code": trust_remote_code}
-    if quantization is not None:
-        options["quantization_config"] = _four_bit(head_name(empty))
+    if config.model_type in FAMILIES or quantization is not None:
+        # What the folder must hold, and what the head is called, is known of a model; here it takes no memory.
+        with torch.device("meta"):
+            empty = AutoModelForMaskedLM.from_config(config, trust_remote_code=trust_remote_code)
+        if config.model_type in FAMILIES:
+            tied = empty._tied_weights_keys if config.tie_word_embeddings else None
+            verify_tensors(folder, empty.state_dict(), tied=tied)
+        if quantization is not None:
+            options["quantization_config"] = _four_bit(head_name(empty))
     model = AutoModelForMaskedLM.from_pretrained(folder, config=config, **options)
     return model if quantization is None else _prepared_for_adapters(model)
 
@@ -100,14 +103,18 @@ def read_config(folder: Path, source: str, *, trust_remote_code: bool = False) -
     """The configuration of the model in a folder, which was fetched from ``source``.
 
     Raises:
-        ValueError: the model is known not to be supported, see `check_supported`.
+        ValueError: the model is one of `REFUSED`.
     """
     from transformers import AutoConfig
 
     path = folder / "config.json"
     stated = json.loads(path.read_text()) if path.is_file() else {}
     # Before transformers reads it, which would not know the model's type either and ask for remote code.
-    check_supported(stated.get("model_type"), source)
+    if (model_type := stated.get("model_type")) in REFUSED:
+        raise ValueError(
+            f"{source!r} is a {model_type!r}, which is not supported: its router and its experts are not built here. "
+            f"Supported: {', '.join(FAMILIES)}, and any masked language model of transformers."
+        )
     return with_named_block(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code), source, stated)
 
 
@@ -140,16 +147,20 @@ def fetch(source: str, revision: str | None = None) -> str:
         return snapshot_download(source, revision=revision, allow_patterns=wanted)
     # The hub's errors are of many classes, all of these two kinds.
     except (OSError, ValueError) as error:
-        raise ValueError(_missing_source(source)) from error
+        offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise ValueError(
+            f"Cannot load {source!r}: it is neither a local folder nor reachable on the Hugging Face hub{offline}. "
+            f"Download it where there is a network (`hf download {source} --local-dir DIR`) and pass the folder "
+            f"(`--model.model=DIR`). Embedded and needing no download: {', '.join(EMBEDDED_MODELS)} "
+            "(`dmpo-lightning fit --config sudoku_tiny.yaml`)."
+        ) from error
 
 
 def _dtype(name: str | torch.dtype, automatic: Any) -> Any:
     """The torch dtype of a name, and ``automatic`` for "auto"."""
-    if isinstance(name, torch.dtype):
-        return name
     if name == "auto":
         return automatic
-    value = getattr(torch, name, None)
+    value = getattr(torch, name, None) if isinstance(name, str) else name
     if not isinstance(value, torch.dtype):
         raise ValueError(f"`dtype` must be auto or the name of a torch dtype such as bfloat16, got {name!r}.")
     return value
@@ -222,8 +233,6 @@ def token_facts(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", mask_tok
     mask = mask_token_id if mask_token_id is not None else getattr(config, "mask_token_id", None)
     mask = mask if mask is not None else tokenizer.mask_token_id
     vocab_size = logit_width(config) or len(tokenizer)
-    if not isinstance(vocab_size, int) or vocab_size < 1:
-        raise ValueError(f"The model's configuration must hold `vocab_size`, a number of tokens, got {vocab_size!r}.")
     if not isinstance(mask, int) or not 0 <= mask < vocab_size:
         raise ValueError(
             f"`mask_token_id` must be an id below the vocabulary size {vocab_size}, got {mask}: neither the model's "
@@ -248,14 +257,3 @@ def end_token_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     known = [vocabulary[token] for token in family.end_tokens] if family else []
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     return tuple(dict.fromkeys([*known, *([] if eos is None else [eos])]))
-
-
-def _missing_source(source: str) -> str:
-    offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE") else ""
-    return (
-        f"Cannot load {source!r}: it is neither a local folder nor reachable on the Hugging Face hub{offline}. "
-        f"Download it where there is a network (`hf download {source} --local-dir DIR`) and pass the folder "
-        "(`--model.model=DIR`). "
-        f"Embedded and needing no download: {', '.join(EMBEDDED_MODELS)} "
-        "(`dmpo-lightning fit --config sudoku_tiny.yaml`)."
-    )

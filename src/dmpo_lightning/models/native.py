@@ -8,9 +8,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from dmpo_lightning.models.head import predict
-from dmpo_lightning.models.kv_cache import KeyValueCache
+from dmpo_lightning.models.kv_cache import Columns
 from dmpo_lightning.models.layers import (
-    RotaryTables,
     additive,
     key_padding_mask,
     padded_position_ids,
@@ -24,6 +23,7 @@ _PLAIN: Mapping[str, Collection[object]] = {
     "use_sliding_window": (None, False),
     "use_mrope": (None, False),
     "is_causal": (None, False),
+    # LLaDA-MoE calls itself a LLaDA too, and its other keys would be read as those of a dense model of other sizes.
     "num_experts": (None, 0),
 }
 """Keys by which relatives of these models differ from them, and the values by which they do not."""
@@ -41,6 +41,7 @@ class NativeConfig(PreTrainedConfig):
     """Switches of the published configurations that are built in one setting alone, which all published models have."""
 
     rope_theta: float = 10000.0
+    initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._check_switches({"tie_word_embeddings": self.tie_word_embeddings} | kwargs)
@@ -105,7 +106,7 @@ class NativeModel(PreTrainedModel):
     predicts_at_positions = True
     """Whether the forward takes ``positions`` and ``targets``, which `Policy` asks."""
     is_native = True
-    """Whether the forward takes a ``cache`` and ``position_ids`` as well, which `Policy` asks."""
+    """Whether the forward takes ``columns`` as well, which `Policy` asks."""
     lookback = 0
     """How many columns before its own the hidden state stands from which a logit is computed.
 
@@ -123,42 +124,33 @@ class NativeModel(PreTrainedModel):
         """The flat indices of the hidden states that predict the tokens at ``positions``. None is all in order."""
         return positions
 
-    def positions_and_mask(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        cache: KeyValueCache | None,
-        start: int,
-    ) -> tuple[RotaryTables, Tensor | None]:
-        """The rotary tables of the columns, and who sees whom: here every token all that are not padding.
-
-        A cache has positions and a mask of its own, for all columns.
-        """
-        head_size, theta = self.config.head_size, self.config.rope_theta
-        if cache is not None:
-            return cache.rotary(start, input_ids.shape[1], head_size, theta), cache.key_mask
-        if position_ids is None:
-            position_ids = padded_position_ids(input_ids, attention_mask)
-        return rotary_tables(position_ids, head_size, theta), key_padding_mask(attention_mask)
+    def mask(self, position_ids: Tensor, attended: Tensor | None, first_query: int = 0) -> Tensor | None:
+        """Who sees whom, queries being the columns from ``first_query`` on: here every token all that are attended."""
+        return key_padding_mask(attended)
 
     def hidden_states(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         at: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        start: int = 0,
-        position_ids: Tensor | None = None,
+        columns: Columns | None = None,
     ) -> Tensor:
         """Final hidden states, normalised but not shifted: ``[rows length width]``, or those at flat indices ``at``."""
-        layers, norm = self.layers_and_norm()
-        rotary, mask = self.positions_and_mask(input_ids, attention_mask, position_ids, cache, start)
+        columns = columns or Columns()
+        cache, start, position_ids = columns.cache, columns.start, columns.position_ids
+        facts = self.config.head_size, self.config.rope_theta
+        if cache is not None:
+            rotary = cache.rotary(start, input_ids.shape[1], *facts)
+            position_ids, attention_mask = cache.seen(start + input_ids.shape[1])
+        else:
+            if position_ids is None:
+                position_ids = padded_position_ids(input_ids, attention_mask)
+            rotary = rotary_tables(position_ids, *facts)
         states = self.get_input_embeddings()(input_ids)
-        mask = additive(mask, states)
+        mask = additive(self.mask(position_ids, attention_mask, start), states)
         # The last layer computes the states of the queries alone where it can, for nothing follows that would attend to
         # the others.
-        queries = queried(at, len(input_ids))
+        queries, (layers, norm) = queried(at, len(input_ids)), self.layers_and_norm()
         for number, layer in enumerate(layers):
             store = None if cache is None else cache.store(number, start)
             states = layer(states, rotary, mask, store, queries if number == len(layers) - 1 else None)
@@ -173,10 +165,7 @@ class NativeModel(PreTrainedModel):
         targets: Tensor | None = None,
         logit_bias: Tensor | None = None,
         temperature: float = 1.0,
-        cache: KeyValueCache | None = None,
-        start: int = 0,
-        position_ids: Tensor | None = None,
-        return_dict: bool | None = None,
+        columns: Columns | None = None,
     ) -> MaskedLMOutput | Tensor:
         """Logits at all positions, or logits or log-probs at those asked for.
 
@@ -188,16 +177,13 @@ class NativeModel(PreTrainedModel):
             targets: token ids shaped like ``positions``. Their float32 log-probs are returned instead of logits.
             logit_bias: ``[vocab]``, added to the logits. Minus infinity bans a token.
             temperature: divides the logits before log-probs are taken. Logits that are returned are not divided.
-            cache: keys and values of all columns. ``input_ids`` are then those of the columns from ``start`` on, and
-                the cache's own mask takes the place of ``attention_mask``.
-            start: the first column of ``input_ids``, with a cache.
-            position_ids: ``[rows length]``. None counts attended tokens. With them ``attention_mask`` may also be
-                ``[rows length length]``, queries by keys.
-            return_dict: accepted because transformers passes it, and ignored.
+            columns: where the columns stand. With a cache ``input_ids`` are those of a part of its columns, and its own
+                mask takes the place of ``attention_mask``. With ``position_ids`` ``attention_mask`` may also be ``[rows
+                length length]``, queries by keys.
 
         Returns:
             `MaskedLMOutput` without ``positions``, and a tensor of logits or log-probs with it.
         """
         at = self.state_positions(input_ids, positions)
-        hidden = self.hidden_states(input_ids, attention_mask, at, cache, start, position_ids)
+        hidden = self.hidden_states(input_ids, attention_mask, at, columns)
         return predict(self.get_output_embeddings(), hidden, positions, targets, logit_bias, temperature)

@@ -10,8 +10,7 @@ from torch import Tensor
 from transformers import Qwen2Tokenizer
 
 from dmpo_lightning.models.families import Family, register
-from dmpo_lightning.models.kv_cache import KeyValueCache
-from dmpo_lightning.models.layers import RotaryTables, block_causal_mask, padded_position_ids
+from dmpo_lightning.models.layers import block_causal_mask
 from dmpo_lightning.models.qwen import QwenConfig, QwenModel
 
 FAMILY = Family(
@@ -45,7 +44,6 @@ class SDARConfig(QwenConfig):
     max_position_embeddings: int = 32768
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1000000.0
-    initializer_range: float = 0.02
     block_size: int = 4
     mask_token_id: int | None = 151669
     eos_token_id: int | list[int] | None = 151643
@@ -73,28 +71,12 @@ class SDARForMaskedDiffusion(QwenModel):
         """The number of positions of a block, which `Policy` asks. Models without blocks have no such attribute."""
         return self.config.block_size
 
-    def positions_and_mask(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        cache: KeyValueCache | None,
-        start: int,
-    ) -> tuple[RotaryTables, Tensor | None]:
-        """Positions, and the mask of the block rule in place of that of padding alone."""
-        block = self.block_size
-        if cache is None and position_ids is None:
-            position_ids = padded_position_ids(input_ids, attention_mask)
-        rotary, _ = super().positions_and_mask(input_ids, attention_mask, position_ids, cache, start)
-        if cache is None:
-            assert position_ids is not None
-            return rotary, block_causal_mask(position_ids, attention_mask, block)
-        stop = start + input_ids.shape[1]
-        # Without padding positions are columns, and all that is in the cache comes before the end of this block.
-        if not cache.is_padded and start // block == (stop - 1) // block:
-            return rotary, None
-        columns, attended = cache.position_ids[:, :stop], cache.attention_mask[:, :stop]
-        return rotary, block_causal_mask(columns, attended, block, first_query=start)
+    def mask(self, position_ids: Tensor, attended: Tensor | None, first_query: int = 0) -> Tensor | None:
+        """The block rule, with padding taken away."""
+        # Without padding positions are columns, and all that there is comes before the end of the only block asked for.
+        if attended is None and first_query // self.block_size == (position_ids.shape[1] - 1) // self.block_size:
+            return None
+        return block_causal_mask(position_ids, attended, self.block_size, first_query=first_query)
 
 
 register(FAMILY, SDARForMaskedDiffusion, tokenizer_class=Qwen2Tokenizer)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 
@@ -67,8 +68,6 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _stored_tensors(folder: Path, names: list[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """The file and the shape of each tensor in the named files, read from the files' headers alone."""
-    from safetensors import SafetensorError, safe_open
-
     stored: dict[str, tuple[str, tuple[int, ...]]] = {}
     for file in (str(folder / name) for name in names):
         if not Path(file).is_file():
@@ -84,7 +83,5 @@ def _stored_tensors(folder: Path, names: list[str]) -> dict[str, tuple[str, tupl
 
 
 def _read(file: str, name: str) -> Tensor:
-    from safetensors import safe_open
-
     with safe_open(file, framework="pt") as tensors:
         return tensors.get_tensor(name)

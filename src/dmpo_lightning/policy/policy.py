@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dmpo_lightning.distributed.sharding import check_gatherable, gathered, is_zero3
-from dmpo_lightning.models.kv_cache import KeyValueCache
+from dmpo_lightning.models.kv_cache import Columns, KeyValueCache
 from dmpo_lightning.models.loading import TokenFacts, token_facts
 from dmpo_lightning.models.lora import MergedCopy
 from dmpo_lightning.models.masked_lm import as_predictor, check_masked_lm
@@ -126,7 +126,7 @@ class Policy(nn.Module):
         ``attention_mask`` says that nothing is padded. A native backbone also takes one of queries and keys, with
         ``position_ids``.
         """
-        native: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
+        native: dict[str, Any] = {} if position_ids is None else {"columns": Columns(position_ids)}
         if cache is not None and columns is not None:
             # A shifted model reads a logit from the column before, which has to be computed as well. The mask is not
             # cut to these columns, because the cache knows that of all columns.
@@ -134,7 +134,7 @@ class Policy(nn.Module):
             ids = ids[:, start : columns.stop]
             # Flat indices counted rows of all columns, and count rows of the computed ones from here on.
             positions = positions // length * ids.shape[1] + positions % length - start
-            native = {"cache": cache, "start": start}
+            native = {"columns": Columns(cache=cache, start=start)}
         with self._predictor(reference) as predict:
             return predict(ids, attention_mask, positions=positions, logit_bias=self._ban, **native).float()
 
@@ -177,7 +177,7 @@ class Policy(nn.Module):
             rows = rows_of_replicates(prompt_ids, prompt_mask, noisy, at)
         else:
             rows = clean_and_noisy(prompt_ids, prompt_mask, completion_ids, noisy, at, self.block_size)
-        native: dict[str, Any] = {} if rows.position_ids is None else {"position_ids": rows.position_ids}
+        native: dict[str, Any] = {} if rows.position_ids is None else {"columns": Columns(rows.position_ids)}
         targets = completion_ids[:, None].expand_as(masks)[at]
         # The bias is the sampler's own: the density that scores must be the one that drew
         # (docs/decisions/003-banned-tokens.md).
