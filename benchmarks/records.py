@@ -69,7 +69,7 @@ def measure(prompts: int, group_size: int, buffers: int) -> dict[str, float]:
         blanks=(11, 12),
         sizes={"train": prompts * (buffers + 2), "validation": 1, "test": 1},
         rewards="published",
-        verifier=None,
+        check=None,
     )
     recorder = TimedRecorder()
     with tempfile.TemporaryDirectory() as folder:

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from dmpo_lightning.tasks.base import Verdict
 from dmpo_lightning.workers import WorkerPool
 
 
@@ -84,6 +85,13 @@ def score(example, completion):
 
 def half(example, completion):
     return 0.5
+
+
+def check_end(example, completion):
+    """Correct is what ends."""
+    if completion == "sleep":
+        time.sleep(60)
+    return Verdict(completion, completion.endswith("<end>"))
 
 
 def score_batch(examples, completions):

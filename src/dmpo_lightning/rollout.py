@@ -209,12 +209,16 @@ def grouped(texts: list[str], group_size: int) -> list[list[str]]:
 
 
 def collect(policy: Policy, reward: Reward, prompts: PromptBatch, sampling: Sampling) -> Rollouts:
-    """Samples, decodes and scores completions of each prompt."""
+    """Samples, decodes and scores completions of each prompt. The check reads special tokens, as in an evaluation."""
     samples, keys = sample_completions(policy, prompts, sampling)
     completions = grouped(policy.decode(samples.completion_ids), sampling.group_size)
+    raw = None
+    if reward.check is not None:
+        raw = grouped(policy.decode(samples.completion_ids, special_tokens=True), sampling.group_size)
+    scored = reward(prompts.examples, completions, prompts.prompt_index.tolist(), raw=raw)
     # The parts of a mixture say in which rows they are, which would not hold for some of the groups. Their scores are
-    # among the components.
-    scores = replace(reward(prompts.examples, completions, prompts.prompt_index.tolist()), parts={})
+    # among the components, and so is what the check says.
+    scores = replace(scored, parts={}, verdicts=None)
     shape = (*keys.shape, sampling.completion_length)
     return Rollouts(
         prompts=prompts,

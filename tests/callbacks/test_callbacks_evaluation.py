@@ -112,15 +112,15 @@ def test_a_task_states_its_own_facts_and_what_it_leaves_out_is_none():
     assert task_facts(TaskDataModule(Own()))["prefill"] == "<"
     facts = task_facts(TaskDataModule(Talkative()))
     assert list(facts) == [*FACTS, "language"]
-    assert (facts["task"], facts["language"], facts["verifier"]) == ("Talk", "Dutch", None)
+    assert (facts["task"], facts["language"], facts["check"]) == ("Talk", "Dutch", None)
 
 
 def test_the_facts_of_a_mixture_are_those_of_each_task():
-    sudoku = SudokuDataModule(verifier="published", prompt_style="eval")
+    sudoku = SudokuDataModule(check="published", prompt_style="eval")
     facts = task_facts(MixtureDataModule({"four": sudoku, "own": TaskDataModule(Talkative())}))
     assert list(facts) == [*FACTS, "language"]
     assert facts["task"] == {"four": "Sudoku", "own": "Talk"}
-    assert facts["verifier"] == {"four": "published", "own": None}
+    assert facts["check"] == {"four": "published", "own": None}
     assert facts["language"] == {"four": None, "own": "Dutch"}
 
 

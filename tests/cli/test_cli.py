@@ -109,7 +109,7 @@ RECORD = [
     *("index", "sampler", "length", "rollout", "example", "completion"),
     *("answer", "correct", "scores", "effective_length"),
 ]
-FEW = ["--data.sizes={train: 64, validation: 8, test: 8}", "--data.verifier=verified"]
+FEW = ["--data.sizes={train: 64, validation: 8, test: 8}", "--data.check=verified"]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_an_evaluation_prints_a_table_with_all_that_its_numbers_depend_on(evalua
         "dtype": "float32",
         "precision": "32-true",
         "rewards": "published",
-        "verifier": "verified",
+        "check": "verified",
         "n": "8",
         "seed": "0",
         "model": "sudoku_tiny",
@@ -165,7 +165,7 @@ def test_the_records_of_an_evaluation_score_to_the_accuracy_it_printed(evaluated
     records = [json.loads(line) for line in file.read_text().splitlines()]
     assert all(list(record) == RECORD for record in records)
     assert len({tuple(map(record.get, ("index", "sampler", "length", "rollout"))) for record in records}) == 8 * 2 * 4
-    assert main(["score", "--task", "sudoku", "--verifier", "verified", "--file", str(file), "--json"]) == 0
+    assert main(["score", "--task", "sudoku", "--check", "verified", "--file", str(file), "--json"]) == 0
     scored = json.loads(capsys.readouterr().out)["samplers"]
     for result in json.loads((run / "evaluation.json").read_text())["results"]:
         found = scored[f"{result['sampler']}/{result['length']}"]

@@ -23,7 +23,7 @@ OWN = """
 from dmpo_lightning import GSM8K
 
 class Impatient(GSM8K):
-    def __init__(self, verifier):
+    def __init__(self, check):
         raise KeyboardInterrupt
 
 def impatient(example, completion):

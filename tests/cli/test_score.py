@@ -19,14 +19,12 @@ def records(test_data, task):
 
 @pytest.mark.parametrize("task", PUBLISHED)
 def test_published_totals_of_real_completions(test_data, capsys, task):
-    assert (
-        main(["score", "--task", task, "--verifier", "published", "--file", str(saved(test_data, task)), "--json"]) == 0
-    )
+    assert main(["score", "--task", task, "--check", "published", "--file", str(saved(test_data, task)), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["correct"], summary["n"]) == PUBLISHED[task]
-    assert (summary["task"], summary["verifier"]) == (task, "published")
+    assert (summary["task"], summary["check"]) == (task, "published")
     if task == "sudoku":
-        assert (summary["correct_cells"], summary["blank_cells"], summary["solved"]) == (137, 2048, 0)
+        assert (summary["correct_cells"], summary["blank_cells"], summary["correct"]) == (137, 2048, 0)
         assert summary["accuracy"] == 137 / 2048
     else:
         assert summary["accuracy"] == summary["correct"] / summary["n"]
@@ -36,7 +34,7 @@ def test_published_totals_of_real_completions(test_data, capsys, task):
 def test_published_verdicts_item_by_item(test_data, task):
     made = make_task(task, "published")
     for record in records(test_data, task):
-        found = made.verify(made.from_saved(record), record["completion"])
+        found = made.check(made.from_saved(record), record["completion"])
         assert found.answer == record["published_answer"]
         if task == "sudoku":
             assert (found.share.right, found.share.of) == (record["correct_cells"], record["empty_cells"])
@@ -84,7 +82,7 @@ def test_text_behind_the_first_end_token_changes_no_published_verdict(test_data,
     for record in records(test_data, task):
         cut = re.sub(r"(<\|(?:eot_id|endoftext)\|>).*", r"\1", record["completion"], count=1, flags=re.DOTALL)
         example = made.from_saved(record)
-        ours, theirs = made.verify(example, cut), made.verify(example, record["completion"])
+        ours, theirs = made.check(example, cut), made.check(example, record["completion"])
         assert (ours.correct, ours.share) == (theirs.correct, theirs.share)
 
 
@@ -179,4 +177,4 @@ def test_bad_rows_are_left_out_only_where_that_is_asked_for(tmp_path, capsys):
     assert "or pass --on_bad_row skip" in error
     assert main([*arguments, "--on_bad_row", "skip"]) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert (summary["n"], summary["correct"], summary["skipped"], summary["verifier"]) == (2, 2, 1, "verified")
+    assert (summary["n"], summary["correct"], summary["skipped"], summary["check"]) == (2, 2, 1, "verified")

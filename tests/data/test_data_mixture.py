@@ -36,7 +36,7 @@ class Echo(Task):
 
 def sudoku(size=20, **options) -> SudokuDataModule:
     sizes = {"train": size, "validation": 4, "test": 6}
-    return SudokuDataModule(sizes=sizes, prompt_template="{puzzle}", verifier="published", **options)
+    return SudokuDataModule(sizes=sizes, prompt_template="{puzzle}", check="published", **options)
 
 
 def echo(count=7, **options) -> TaskDataModule:
@@ -186,23 +186,23 @@ def test_each_task_keeps_its_weights():
 
 
 def test_failures_of_all_tasks_are_counted(caplog):
-    scores = mixture().reward(mixed_examples(), [["", ""], ["bad", "11"], ["22", "bad"]], prompt_ids=[4, 5, 6])
+    scores = mixture().reward(mixed_examples(), [["", ""], ["bad", "11"], ["22", "bad"]], prompt_index=[4, 5, 6])
     assert scores.failures == 2
     assert "prompt 5" in caplog.text
     assert "prompt 6" in caplog.text
 
 
 def test_the_answer_check_is_that_of_the_task_and_there_is_none_unless_all_have_one():
-    assert mixture().reward.verify is None  # Echo has none
+    assert mixture().reward.check is None  # Echo has none
     rewards = {
         "gsm8k": Reward.of_task(GSM8K()),
-        "sudoku": Reward.of_task(Sudoku(verifier="published")),
+        "sudoku": Reward.of_task(Sudoku(check="published")),
     }
-    verify = MixtureReward(rewards).verify
-    assert verify is not None
-    assert verify({"task": "gsm8k", "question": "?", "answer": "3"}, "\\boxed{3}").correct
+    check = MixtureReward(rewards).check
+    assert check is not None
+    assert check({"task": "gsm8k", "question": "?", "answer": "3"}, "\\boxed{3}").correct
     puzzle = mixed_examples()[0]
-    assert verify(puzzle, f"<answer>{puzzle['solution']}</answer>") == Verdict(puzzle["solution"], True, Share(12, 12))
+    assert check(puzzle, f"<answer>{puzzle['solution']}</answer>") == Verdict(puzzle["solution"], True, Share(12, 12))
 
 
 def test_the_scores_of_each_task_are_handed_on_under_its_own_names():
@@ -243,7 +243,7 @@ def test_an_example_that_names_no_task_of_the_mixture_is_an_error(task):
 
 
 def test_values_of_a_batch_are_those_of_each_task_and_of_all():
-    rewards = {"gsm8k": Reward.of_task(GSM8K()), "sudoku": Reward.of_task(Sudoku(verifier="published"))}
+    rewards = {"gsm8k": Reward.of_task(GSM8K()), "sudoku": Reward.of_task(Sudoku(check="published"))}
     reward = MixtureReward(rewards)
     puzzle = mixed_examples()[0]
     examples = [{"task": "gsm8k", "question": "?", "answer": "3"}, puzzle]
@@ -281,7 +281,7 @@ def test_a_mixture_is_trained_and_evaluated_from_the_command_line(tmp_path, monk
                     "init_args": {
                         "prompt_template": "{puzzle}",
                         "blanks": blanks,
-                        "verifier": "verified",
+                        "check": "verified",
                         "sizes": {"train": 32, "validation": 4, "test": 5},
                     },
                 }

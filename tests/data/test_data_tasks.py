@@ -64,6 +64,6 @@ def test_a_misspelt_way_with_long_prompts_is_an_error_at_construction():
         module(on_long_prompt="dropp")
 
 
-def test_an_empty_verifier_is_an_error_at_construction():
-    with pytest.raises(ValueError, match="`verifier` must be one of published, verified, got ''"):
-        module(verifier="")
+def test_an_empty_check_is_an_error_at_construction():
+    with pytest.raises(ValueError, match="`check` must be one of published, verified, got ''"):
+        module(check="")

@@ -15,7 +15,7 @@ from dmpo_lightning.data.tokens import text_ids, tokenize_prompt
 from dmpo_lightning.models.dream import FAMILY as DREAM
 from dmpo_lightning.models.llada import FAMILY as LLADA
 from dmpo_lightning.models.loading import load_tokenizer
-from dmpo_lightning.tasks.pairs import JsonlPairs
+from dmpo_lightning.tasks import JsonlPairs
 from small_models import bert_tokenizer
 
 LLADA_TOKENS = ["<|endoftext|>", "<|startoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]

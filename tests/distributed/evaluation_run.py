@@ -15,7 +15,7 @@ def main(processes: int, puzzles: int, output: str) -> dict:
         evaluation_batch_size=3,
         blanks=(8, 12),
         sizes={"test": puzzles},
-        verifier="published",
+        check="published",
         prompt_template="{puzzle}",
     )
     module = DMPO(

@@ -51,11 +51,11 @@ def test_the_most_frequent_answer_wins_and_ties_go_to_the_first(ballots, winner)
 
 def test_answers_that_mean_the_same_vote_together():
     texts = ["<answer>41</answer>", "<answer>$42</answer>", "<answer>42.0</answer>", "no idea\nat all"]
-    verdicts = [GSM8K().verify({"answer": "42"}, text) for text in texts]
+    verdicts = [GSM8K().check({"answer": "42"}, text) for text in texts]
     assert verdicts[1].answer != verdicts[2].answer
     assert majority([verdict.ballot for verdict in verdicts]) == 1
     assert verdicts[3].ballot is None
-    fractions = [Math500().verify({"answer": "1"}, f"\\boxed{{{text}}}").ballot for text in (r"\frac12", "0.5", "1/2")]
+    fractions = [Math500().check({"answer": "1"}, f"\\boxed{{{text}}}").ballot for text in (r"\frac12", "0.5", "1/2")]
     assert len(set(fractions)) == 1
 
 

@@ -25,9 +25,9 @@ def evaluated(policy, batch, reward, *, completions=1, completion_length=8, samp
     return evaluate(policy, reward, batch, Sampling(sampler, completion_length, completions))
 
 
-def answered(text: str, *, verifier: str):
+def answered(text: str, *, check: str):
     """The evaluation of one puzzle that was answered with ``text``."""
-    task = Sudoku(verifier=verifier)
+    task = Sudoku(check=check)
     reward = Reward.of_task(task)
     batch = prompt_batch(tiny_policy(), ["0"])
     batch.examples[0] = PUZZLE
@@ -36,7 +36,7 @@ def answered(text: str, *, verifier: str):
 
 
 def test_the_spelled_text_is_what_is_evaluated():
-    found = answered("<answer>1234341221434321</answer><|eot_id|><|endoftext|>", verifier="published")
+    found = answered("<answer>1234341221434321</answer><|eot_id|><|endoftext|>", check="published")
     assert found.completions == [["<answer>1234341221434321</answer><|eot_id|>"]]
     assert found.values.scores["accuracy"].tolist() == [[1.0]]
     assert found.values.measures["effective_length"].tolist() == [[18.0]]
@@ -45,23 +45,22 @@ def test_the_spelled_text_is_what_is_evaluated():
 
 def test_an_unclosed_answer_ends_at_the_end_of_the_turn_for_the_published_check():
     """Text without special tokens has no end that the published patterns know: it would find no answer."""
-    found = answered("<answer>1234 3412 2143 4321\n<|eot_id|><|endoftext|>", verifier="published")
+    found = answered("<answer>1234 3412 2143 4321\n<|eot_id|><|endoftext|>", check="published")
     assert found.verdicts[0][0].answer == "1234341221434321"
     assert found.values.scores["correct"].tolist() == found.values.scores["accuracy"].tolist() == [[1.0]]
-    stripped = Sudoku(verifier="published").score(PUZZLE, "<answer>1234 3412 2143 4321\n")
-    assert stripped["correct"] == 0
+    assert not Sudoku(check="published").check(PUZZLE, "<answer>1234 3412 2143 4321\n").correct
 
 
 @pytest.mark.parametrize("is_mixture", [False, True])
 @pytest.mark.parametrize("rewards", ["published", "verified"])
-def test_the_answer_check_runs_once_per_completion(is_mixture, rewards):
+def test_the_check_runs_once_per_completion(is_mixture, rewards):
     """On the text with special tokens; scoring does without it."""
     read = []
 
     class Counted(Sudoku):
-        def verify(self, example, completion):
+        def check(self, example, completion):
             read.append(completion)
-            return super().verify(example, completion)
+            return super().check(example, completion)
 
     batch = prompt_batch(tiny_policy(), ["0"])
     batch.examples[0] = PUZZLE | {"task": "four"}
@@ -90,7 +89,7 @@ def test_training_components_see_no_special_tokens():
 
 
 def test_without_an_end_token_a_completion_is_truncated():
-    found = answered("<answer>1234", verifier="published")
+    found = answered("<answer>1234", check="published")
     assert found.values.measures["truncated"].tolist() == [[1.0]]
     assert found.values.measures["effective_length"].tolist() == [[5.0]]
     assert found.completions == [["<answer>1234"]]
@@ -98,10 +97,10 @@ def test_without_an_end_token_a_completion_is_truncated():
 
 def test_cells_are_a_share_of_the_blanks_and_weighted_by_them():
     """Of the blanks 3, 1, 2, 1 the answer has the first two."""
-    found = answered("<answer>1234341021434320</answer><|eot_id|>", verifier="published")
+    found = answered("<answer>1234341021434320</answer><|eot_id|>", check="published")
     assert found.values.scores["correct_cells"].tolist() == [[0.5]]
     assert found.values.weights["accuracy"].tolist() == [4.0]
-    assert "accuracy" not in answered("<answer></answer><|eot_id|>", verifier="verified").values.weights
+    assert "accuracy" not in answered("<answer></answer><|eot_id|>", check="verified").values.weights
 
 
 def texts(policy, completions):
@@ -126,15 +125,15 @@ def test_filler_is_neither_scored_nor_recorded():
     assert found.tokens == 4 * 8
 
 
-def test_votes_are_counted_by_the_answer_check():
+def test_votes_are_counted_by_the_check():
     """Greedy completions agree: majority and every pass@j equal the accuracy."""
-    task = Sudoku(verifier="verified")
+    task = Sudoku(check="verified")
     reward = Reward.of_task(task)
     batch = prompt_batch(tiny_policy(), ["0"])
     batch.examples[0] = PUZZLE
     policy, length = spelled("<answer>1234341221434321</answer><|eot_id|>", batch.prompt_ids.shape[1])
     without_check = evaluated(
-        policy, batch, Reward(task.score, accuracy=task.accuracy), completions=5, completion_length=length
+        policy, batch, Reward(task.score, accuracy="solved"), completions=5, completion_length=length
     )
     assert list(without_check.values.votes) == ["pass@1", "pass@2", "pass@4", "pass@5"]
     found = evaluated(policy, batch, reward, completions=5, completion_length=length)

@@ -100,18 +100,18 @@ def test_accuracy_is_the_reward_itself_unless_named():
 
 
 def test_the_reward_of_a_task_is_its_score():
-    task = Sudoku(sizes={"train": 2}, verifier="verified")
+    task = Sudoku(sizes={"train": 2}, check="verified")
     reward = Reward.of_task(task, {"solved": 1.0})
     examples = task.examples("train")
     scores = reward(examples, [[example["solution"], ""] for example in examples])
     assert scores.total.tolist() == [[1, 0], [1, 0]]
     assert reward.accuracy == "correct"
-    assert reward.verify is not None
-    assert reward.verify(examples[0], examples[0]["solution"]).correct
+    assert reward.check is not None
+    assert reward.check(examples[0], examples[0]["solution"]).correct
 
 
 def test_a_task_without_an_answer_check_gives_none():
-    assert Reward.of_task(LatinSquareDemonstrations()).verify is None
+    assert Reward.of_task(LatinSquareDemonstrations()).check is None
 
 
 def test_the_settings_of_a_task_reward_are_those_of_its_call():
@@ -322,6 +322,31 @@ def test_where_every_completion_fails_all_rewards_are_zero():
     assert scores.failures == 6
 
 
+class NoException(BaseException):
+    """As a library may use it to unwind its own stack."""
+
+
+@pytest.mark.parametrize("error", [NoException("x"), GeneratorExit(), SystemExit(2), RecursionError()], ids=repr)
+def test_whatever_a_score_function_raises_is_a_failure(error):
+    def score(example, completion):
+        if completion == "aa":
+            raise error
+        return 1.0
+
+    scores = Reward(score)(EXAMPLES, TEXTS)
+    assert scores.failures == 1
+    assert scores.total.tolist() == [[1, 0, 1], [1, 1, 1]]
+
+
+def test_a_check_reads_the_special_tokens_and_may_be_killed():
+    reward = Reward(worker_functions.half, check=worker_functions.check_end, workers=1, time_limit=2.0)
+    raw = [["a<end>", "a"], ["b<end>", "sleep"]]
+    scores = reward(EXAMPLES, [["a", "a"], ["b", "sleep"]], raw=raw)
+    assert scores.components["correct"].tolist() == [[1, 0], [1, 0]]
+    assert (scores.failures, scores.total.tolist()) == (1, [[0.5, 0.5], [0.5, 0]])
+    reward.close()
+
+
 def test_an_interrupt_is_not_a_failure():
     def interrupted(example, completion):
         raise KeyboardInterrupt
@@ -350,10 +375,10 @@ def test_a_score_that_is_not_finite_is_a_failure(value, wrap):
 
 
 def test_the_answer_check_of_a_task_comes_with_its_reward_unless_it_has_none():
-    task = GSM8K(verifier="published")
-    assert Reward.of_task(task).verify == task.verify
-    assert Reward.of_task(Sudoku(verifier=None)).verify is None
-    assert Reward(lambda example, completion: 1.0).verify is None
+    task = GSM8K(check="published")
+    assert Reward.of_task(task).check == task.check
+    assert Reward.of_task(Sudoku(check=None)).check is None
+    assert Reward(lambda example, completion: 1.0).check is None
 
 
 def test_weights_are_checked_by_the_first_completions_that_can_be_scored():
@@ -381,11 +406,12 @@ def test_nothing_to_score_gives_nothing():
 
 
 def test_an_answer_check_that_raises_is_a_failure_and_no_answer(caplog):
-    def verify(example, completion):
+    def check(example, completion):
         raise KeyError("no")
 
-    reward = Reward(components, verify=verify)
-    assert reward.check(EXAMPLES[0], "a", 7) == Verdict(None, False)
+    scores = Reward(components, check=check, failure_score=-1.0)(EXAMPLES[:1], [["a"]], [7])
+    assert scores.verdicts == [[Verdict(None, False)]]
+    assert (scores.failures, scores.components["correct"].item(), scores.total.item()) == (1, 0, -1)
     assert "prompt 7" in caplog.text
 
 
@@ -435,10 +461,9 @@ def test_a_score_that_exits_the_interpreter_fails_alone(workers):
 
 
 def test_an_answer_check_that_exits_or_returns_no_verdict_is_a_failure():
-    for verify in (lambda example, completion: sys.exit(3), lambda example, completion: True):
-        reward = Reward(components, verify=verify)
-        assert reward.check(EXAMPLES[0], "a", 7) == Verdict(None, False)
-        assert reward._failed == 1
+    for check in (lambda example, completion: sys.exit(3), lambda example, completion: True):
+        scores = Reward(components, check=check)(EXAMPLES[:1], [["a"]])
+        assert (scores.failures, scores.verdicts) == (1, [[Verdict(None, False)]])
 
 
 @pytest.mark.parametrize(
@@ -446,7 +471,7 @@ def test_an_answer_check_that_exits_or_returns_no_verdict_is_a_failure():
     [os.system, os.popen, subprocess.call, subprocess.getoutput, eval, functools.partial(subprocess.run, shell=True)],
 )
 def test_a_function_of_python_itself_is_no_score(function):
-    for make in (Reward, lambda score: Reward(components, verify=score), lambda score: CombinedScore({"a": score})):
+    for make in (Reward, lambda score: Reward(components, check=score), lambda score: CombinedScore({"a": score})):
         with pytest.raises(ValueError, match=r"must be a function of an example and a completion of your own, got "):
             make(function)
 

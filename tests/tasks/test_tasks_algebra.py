@@ -26,7 +26,7 @@ def test_real_answers_that_only_algebra_calls_equal_are_those_listed(test_data):
     for number, line in enumerate(lines, 1):
         record = json.loads(line)
         example = plain.from_saved(record)
-        before, after = (task.verify(example, record["completion"]) for task in (plain, algebraic))
+        before, after = (task.check(example, record["completion"]) for task in (plain, algebraic))
         assert after.correct >= before.correct
         if after.correct != before.correct:
             found.append({"line": number, "answer": after.answer, "gold": example["answer"]})
@@ -172,10 +172,10 @@ def test_the_score_command_compares_by_algebra(test_data, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["correct"] == 1
 
 
-@pytest.mark.parametrize(("task", "verifier"), [("gsm8k", "verified"), ("math500", "published")])
-def test_algebra_is_for_the_verified_check_of_math_alone(task, verifier):
-    with pytest.raises(ValueError, match="needs --task math500 and --verifier verified"):
-        make_task(task, verifier, algebra=True)
+@pytest.mark.parametrize(("task", "check"), [("gsm8k", "verified"), ("math500", "published")])
+def test_algebra_is_for_the_verified_check_of_math_alone(task, check):
+    with pytest.raises(ValueError, match="needs --task math500 and --check verified"):
+        make_task(task, check, algebra=True)
 
 
 def test_without_math_verify_the_error_names_the_extra(monkeypatch):

@@ -40,7 +40,7 @@ from dmpo_lightning.tasks import Countdown
 )
 def test_how_expressions_and_chains_are_written(expression, right):
     example = {"numbers": [30, 100, 93], "target": 23}
-    assert Countdown().verify(example, f"<answer>\n{expression}\n</answer>").correct == right
+    assert Countdown().check(example, f"<answer>\n{expression}\n</answer>").correct == right
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_how_expressions_and_chains_are_written(expression, right):
 )
 def test_fractions_products_and_quotients(expression, right):
     example = {"numbers": [2, 4, 8], "target": 1}
-    assert Countdown().verify(example, f"<answer>\n{expression}\n</answer>").correct == right
+    assert Countdown().check(example, f"<answer>\n{expression}\n</answer>").correct == right
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_fractions_products_and_quotients(expression, right):
 )
 def test_a_negative_number_is_used_with_its_sign(numbers, target, expression, right):
     example = {"numbers": numbers, "target": target}
-    assert Countdown().verify(example, f"<answer>{expression}</answer>").correct == right
+    assert Countdown().check(example, f"<answer>{expression}</answer>").correct == right

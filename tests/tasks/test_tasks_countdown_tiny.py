@@ -8,8 +8,7 @@ from itertools import permutations, product
 import pytest
 
 from dmpo_lightning import Countdown, CountdownDataModule, CountdownDemonstrations
-from dmpo_lightning.tasks.countdown_puzzles import puzzle_key
-from dmpo_lightning.tasks.flat_expressions import random_expression
+from dmpo_lightning.tasks.countdown_puzzles import puzzle_key, random_expression
 
 SPLITS = ("train", "validation", "test")
 SIZES = {"train": 640, "validation": 256, "test": 512}

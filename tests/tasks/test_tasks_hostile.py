@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmpo_lightning.tasks import GSM8K, Countdown, Math500, Sudoku, formats, gsm8k, hendrycks, math500, sudoku_answers
+from dmpo_lightning.tasks import GSM8K, Countdown, Math500, Sudoku, gsm8k, hendrycks, math500, sudoku
 from dmpo_lightning.tasks.answers import first_block, last_block, last_boxed
 from dmpo_lightning.tasks.countdown import published_expression
 
@@ -74,13 +74,12 @@ WRAPPERS = ("{}", "<answer>{}</answer>", "\\boxed{{{}}}", "<answer>\\boxed{{{}}}
 
 
 def tasks(variant):
-    return [(cls(rewards=variant, verifier=variant), example) for cls, example in EXAMPLES.items()]
+    return [(cls(rewards=variant, check=variant), example) for cls, example in EXAMPLES.items()]
 
 
 def check(text, variant):
     for task, example in tasks(variant):
-        scores = task.score(example, text)
-        assert scores.keys() >= {"correct"}
+        scores = task.score(example, text) | task.check(example, text).components
         assert all(math.isfinite(value) for value in scores.values())
         assert scores["correct"] in (0.0, 1.0)
 
@@ -111,10 +110,10 @@ def is_fast(call, argument, *, attempts: int = 8) -> bool:
 
 
 def checks(variant):
-    """Every score and every answer check, by name."""
+    """Every score and every check, by name."""
     for task, example in tasks(variant):
         yield f"{type(task).__name__} rewards", lambda text, f=task.score, e=example: f(e, text)
-        yield f"{type(task).__name__} verifier", lambda text, f=task.verify, e=example: f(e, text)
+        yield f"{type(task).__name__} check", lambda text, f=task.check, e=example: f(e, text)
 
 
 @pytest.mark.timeout(60)
@@ -180,15 +179,15 @@ def mutated(data, completions: list[str]) -> str:
 def agrees_with_the_patterns(text: str) -> None:
     """Every fast search of the published variants, against its pattern."""
     assert repr(gsm8k.published_answer(text)) == repr(by_regex.gsm8k_answer(text))  # nan is not equal to itself
-    assert formats.published_tag_counts(text) == pytest.approx(by_regex.gsm8k_tags(text), abs=1e-9)
-    found = formats.published_soft_format(text), formats.published_strict_format(text)
+    assert gsm8k.published_tag_counts(text) == pytest.approx(by_regex.gsm8k_tags(text), abs=1e-9)
+    found = gsm8k.published_soft_format(text), gsm8k.published_strict_format(text)
     assert found == by_regex.gsm8k_format(text)
     assert last_boxed(text) == by_regex.last_boxed(text)
     block = re.search("<answer>(.*?)</answer>", text, re.DOTALL)
     assert (first_block(text), last_block(text)) == (block and block[1], by_regex.last_answer(text))
-    assert sudoku_answers.published_answer(text) == by_regex.sudoku_answer(text)
-    sudoku = Sudoku(rewards="published").training_components(EXAMPLES[Sudoku], text)
-    assert sudoku["cells"] == by_regex.sudoku_cells(text, *EXAMPLES[Sudoku].values())
+    assert sudoku.published_answer(text) == by_regex.sudoku_answer(text)
+    cells = Sudoku(rewards="published").score(EXAMPLES[Sudoku], text)["cells"]
+    assert cells == by_regex.sudoku_cells(text, *EXAMPLES[Sudoku].values())
     assert math500.published_format(text) == by_regex.math_format(text)
     assert published_expression(text) == by_regex.equation(text)
     for other in (text[:-1], text[1:], text.replace(" ", ""), "\\frac{1}{2}", "3"):
@@ -249,4 +248,4 @@ def test_the_last_number_is_that_of_a_search_from_the_left(text):
 @given(st.lists(st.tuples(st.sampled_from([1, 7, 15, 16, 17, 32]), st.sampled_from([" ", "a", "\n", "-"])), max_size=8))
 def test_a_word_of_16_digits_is_found_wherever_it_stands(words):
     text = "".join("1" * length + separator for length, separator in words)
-    assert sudoku_answers.published_answer(text) == by_regex.sudoku_answer(text)
+    assert sudoku.published_answer(text) == by_regex.sudoku_answer(text)

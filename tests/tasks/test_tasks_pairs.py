@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dmpo_lightning import DemonstrationsDataModule
-from dmpo_lightning.tasks.pairs import JsonlPairs
+from dmpo_lightning.tasks import JsonlPairs
 
 
 def write(folder, lines):

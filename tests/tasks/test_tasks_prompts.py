@@ -11,6 +11,7 @@ from dmpo_lightning import load_tokenizer
 from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.data.tokens import chat_text
 from dmpo_lightning.models.llada import FAMILY
+from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.tasks import GSM8K, Countdown, Math500, Sudoku
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -140,19 +141,20 @@ def test_training_components_see_the_prefill_and_the_answer_check_does_not():
     seen = []
 
     class Spy(GSM8K):
-        def verify(self, example, completion):
+        def check(self, example, completion):
             seen.append(completion)
-            return super().verify(example, completion)
+            return super().check(example, completion)
 
-    assert Spy(prefill="<reasoning>").score(example, CONTINUED)["correct"] == 1
+    assert Reward.of_task(Spy(prefill="<reasoning>"))([example], [[CONTINUED]]).components["correct"].item() == 1
     assert seen == [CONTINUED]
 
 
 def test_a_sudoku_answer_may_begin_in_the_prefill_and_is_then_not_in_the_completion():
     example = EXAMPLES[Sudoku]
-    task = Sudoku(prefill=f"<answer>{example['solution'][:8]}", verifier="verified")
+    task = Sudoku(prefill=f"<answer>{example['solution'][:8]}", check="verified")
     scores = task.score(example, f"{example['solution'][8:]}</answer>")
-    assert scores == {"cells": 1.0, "solved": 1.0, "correct_cells": 0.0, "correct": 0.0}
+    assert scores == {"cells": 1.0, "solved": 1.0}
+    assert not task.check(example, f"{example['solution'][8:]}</answer>").correct
 
 
 def test_a_solved_example_of_another_task_is_refused_at_construction():

@@ -9,7 +9,7 @@ LAYOUT = "<reasoning>\nx\n</reasoning>\n<answer>\n42\n</answer>\n"
 
 
 def gsm8k(completion: str, answer: str = "42") -> tuple[float, ...]:
-    components = GSM8K(rewards="published").training_components({"question": "", "answer": answer}, completion)
+    components = GSM8K(rewards="published").score({"question": "", "answer": answer}, completion)
     assert list(components) == ["tags", "soft_format", "strict_format", "integer", "correctness"]
     return tuple(round(value, 9) for value in components.values())
 
@@ -60,7 +60,7 @@ def test_gsm8k_correctness_is_equality_of_strings_and_integers_are_digits(answer
 
 
 def math(completion: str, answer: str = "\\frac{1}{2}") -> tuple[float, float]:
-    components = Math500(rewards="published").training_components({"problem": "", "answer": answer}, completion)
+    components = Math500(rewards="published").score({"problem": "", "answer": answer}, completion)
     return components["format"], components["correctness"]
 
 
@@ -151,7 +151,7 @@ def test_math_missing_values():
 )
 def test_countdown(completion, reward):
     example = {"numbers": [4, 2, 3], "target": 20}
-    assert Countdown(rewards="published").training_components(example, completion) == {"equation": reward}
+    assert Countdown(rewards="published").score(example, completion) == {"equation": reward}
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_countdown(completion, reward):
     [("\n 3+12\n", True), ("\u00a03+12\u00a0", True), (" 3+12 = 15\n", True), ("3\u00a0+12", False), ("3\n+12", False)],
 )
 def test_countdown_the_check_evaluates_the_stripped_text(box, hit):
-    verdict = Countdown(verifier="published").verify({"numbers": [3, 12], "target": 15}, f"\\boxed{{{box}}}")
+    verdict = Countdown(check="published").check({"numbers": [3, 12], "target": 15}, f"\\boxed{{{box}}}")
     assert verdict.correct == hit
 
 
@@ -184,7 +184,7 @@ def test_countdown_the_check_evaluates_the_stripped_text(box, hit):
     ],
 )
 def test_countdown_values_are_those_of_python(expression, numbers, target, hit):
-    components = Countdown(rewards="published").training_components(
+    components = Countdown(rewards="published").score(
         {"numbers": numbers, "target": target}, f"<answer>{expression}</answer>"
     )
     assert components == {"equation": 1.0 if hit else 0.1}

@@ -9,16 +9,14 @@ from dmpo_lightning.commands.score import score_file
 from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.tasks import (
     GSM8K,
-    Countdown,
+    JsonlPairs,
     LatinSquareDemonstrations,
     Math500,
     Share,
-    ShareNames,
     Sudoku,
     Task,
     Verdict,
 )
-from dmpo_lightning.tasks.pairs import JsonlPairs
 
 
 class Parity(Task):
@@ -40,21 +38,19 @@ class Letters(Parity):
     """Words to be spelled, right letter by letter."""
 
     accuracy = "right_letters"
-    share_names = ShareNames("right_letters", of="letters", whole="words")
-    verifier = "strict"
+    check_name = "strict"
 
     def examples(self, split):
         return [{"word": "abcd"}]
 
     def score(self, example, completion):
-        return self.unchecked_score(example, completion) | self.verify(example, completion).components(self.share_name)
-
-    def unchecked_score(self, example, completion):
         return {"length": float(len(completion))}
 
-    def verify(self, example, completion):
+    def check(self, example, completion):
         right = sum(a == b for a, b in zip(example["word"], completion, strict=False))
-        return Verdict(completion, completion == example["word"], Share(right, len(example["word"])))
+        return Verdict(
+            completion, completion == example["word"], Share(right, len(example["word"]), "right_letters", "letters")
+        )
 
 
 def write(path, *rows):
@@ -69,9 +65,8 @@ def test_a_task_of_four_members_is_scored_by_its_accuracy(tmp_path):
 
 def test_a_task_of_four_members_states_the_rest_by_default():
     task = Parity()
-    assert not task.has_answer_check
-    assert task.verify({"number": 1}, "odd") == Verdict(None, True)
-    assert task.unchecked_score({"number": 1}, "odd") == task.score({"number": 1}, "odd")
+    assert not task.has_check
+    assert task.check({"number": 1}, "odd") == Verdict(None, True)
     assert task.facts() == {
         "task": "Parity",
         "prompt style": None,
@@ -80,7 +75,7 @@ def test_a_task_of_four_members_states_the_rest_by_default():
         "few-shot examples": 0,
         "prefill": None,
         "rewards": None,
-        "verifier": None,
+        "check": None,
     }
 
 
@@ -104,7 +99,6 @@ def test_the_share_of_a_task_of_ones_own_has_the_names_that_it_gives(tmp_path):
         "accuracy": 6 / 12,
         "right_letters": 6,
         "letters": 12,
-        "words": 1,
     }
 
 
@@ -114,65 +108,30 @@ def test_an_evaluation_reports_the_share_of_the_raw_text_under_that_name():
     assert scores.total.tolist() == [[4, 2]]
     assert scores.components["right_letters"].tolist() == [[0.5, 0.75]]
     assert scores.components["correct"].tolist() == [[0, 0]]
-    assert (scores.accuracy, scores.share_name) == ("right_letters", "right_letters")
-
-
-def test_a_share_without_a_name_is_not_reported():
-    class Unnamed(Letters):
-        share_names = None
-        accuracy = "correct"
-
-    scores = Reward.of_task(Unnamed(), {"length": 1.0})([{"word": "a"}], [["a"]], raw=[["a"]])
-    assert set(scores.components) == {"length", "correct"}
+    assert scores.accuracy == "right_letters"
 
 
 def test_a_share_of_no_parts_is_that_of_the_whole():
-    assert Verdict("", True, Share(0, 0)).components("cells") == {"cells": 1.0, "correct": 1.0}
-    assert Verdict("", False, Share(0, 0)).components("cells") == {"cells": 0.0, "correct": 0.0}
+    assert Verdict("", True, Share(0, 0)).components == {"share": 1.0, "correct": 1.0}
+    assert Verdict("", False, Share(0, 0)).components == {"share": 0.0, "correct": 0.0}
 
 
-def test_a_task_with_a_score_of_its_own_inherits_no_other_unchecked_score():
-    """Its components would be missing from every evaluation."""
-
+def test_a_benchmark_with_a_score_of_its_own_keeps_its_check():
     class Polite(GSM8K):
         def score(self, example, completion):
             return super().score(example, completion) | {"please": 1.0}
 
-    example = {"question": "?", "answer": "1"}
-    assert "please" in Polite().unchecked_score(example, "1")
-    scores = Reward.of_task(Polite(), {"please": 2.0})([example], [["1"]], raw=[["1"]])
+    scores = Reward.of_task(Polite(), {"please": 2.0})([{"question": "?", "answer": "1"}], [["1"]], raw=[["1"]])
     assert scores.total.tolist() == [[2]]
-
-
-EXAMPLES = {
-    GSM8K: {"question": "?", "answer": "1"},
-    Math500: {"problem": "?", "answer": "1"},
-    Countdown: {"numbers": [1, 2], "target": 3},
-    Sudoku: {"puzzle": "1204340021434320", "solution": "1234341221434321"},
-}
-
-
-@pytest.mark.parametrize("task", EXAMPLES)
-@pytest.mark.parametrize(
-    ("rewards", "prefill", "times"), [("verified", "", 1), ("verified", "<", 2), ("published", "", 1)]
-)
-def test_training_runs_the_verified_check_once_per_text(task, rewards, prefill, times, monkeypatch):
-    """With a prefill reward and answer check read two texts."""
-    calls, check = [], task.verified_check
-    monkeypatch.setattr(task, "verified_check", lambda *arguments: calls.append(arguments) or check(*arguments))
-    made, text = task(rewards=rewards, prefill=prefill), "<answer>1</answer>"
-    scores = made.score(EXAMPLES[task], text)
-    assert len(calls) == times
-    components = made.training_components(EXAMPLES[task], prefill + text)
-    assert {name: scores[name] for name in components} == components
+    assert scores.components["correct"].tolist() == [[1]]
 
 
 def test_facts_are_those_of_a_benchmarks_options():
     facts = Math500(rewards="published", prompt_style="eval", system_prompt="Think.", instruction="").facts()
     assert facts["task"] == "Math500"
-    assert (facts["rewards"], facts["verifier"], facts["prompt style"]) == ("published", "verified", "eval")
+    assert (facts["rewards"], facts["check"], facts["prompt style"]) == ("published", "verified", "eval")
     assert (facts["system prompt"], facts["instruction"], facts["prefill"]) == ("Think.", "", "<reasoning>")
-    assert Sudoku(verifier=None).facts()["verifier"] is None
+    assert Sudoku(check=None).facts()["check"] is None
 
 
 def test_a_misspelt_split_is_refused(tmp_path):
@@ -182,14 +141,14 @@ def test_a_misspelt_split_is_refused(tmp_path):
             task.examples("tran")
 
 
-def test_an_empty_verifier_is_refused():
-    with pytest.raises(ValueError, match="`verifier` must be one of published, verified, got ''"):
-        Sudoku(verifier="")
+def test_an_empty_check_is_refused():
+    with pytest.raises(ValueError, match="`check` must be one of published, verified, got ''"):
+        Sudoku(check="")
 
 
-def test_the_reward_of_a_text_stays_its_own_where_the_reward_counts_the_check():
-    """The total is that of the text without special tokens; the reported component is the answer check's."""
+def test_a_reward_that_counts_the_check_counts_what_is_reported():
+    """Total and component come of one verdict, which has read the special tokens where they are given."""
     reward = Reward.of_task(Letters(), {"correct": 3.0})
     scores = reward([{"word": "ab"}], [["ab", "a"]], raw=[["a", "ab"]])
-    assert torch.equal(scores.total, torch.tensor([[3.0, 0.0]]))
+    assert torch.equal(scores.total, torch.tensor([[0.0, 3.0]]))
     assert scores.components["correct"].tolist() == [[0, 1]]

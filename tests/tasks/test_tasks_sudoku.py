@@ -7,8 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmpo_lightning.tasks import LatinSquareDemonstrations, Sudoku
-from dmpo_lightning.tasks.latin_squares import blank_out, latin_squares
-from dmpo_lightning.tasks.sudoku import HELD_OUT_GRIDS, correct_cells, has_one_solution, solutions, sudoku_grids
+from dmpo_lightning.tasks.sudoku import (
+    HELD_OUT_GRIDS,
+    blank_out,
+    correct_cells,
+    has_one_solution,
+    latin_squares,
+    solutions,
+    sudoku_grids,
+)
 
 SPLITS = ("train", "validation", "test")
 SMALL = {"train": 60, "validation": 20, "test": 40}
@@ -155,7 +162,7 @@ BLANKS = 12
 
 
 def score(completion: str) -> tuple[float, float]:
-    values = Sudoku(rewards="published", verifier=None).score({"puzzle": PUZZLE, "solution": GRID}, completion)
+    values = Sudoku(rewards="published", check=None).score({"puzzle": PUZZLE, "solution": GRID}, completion)
     assert set(values) == {"cells", "solved"}
     return round(values["cells"] * BLANKS, 9), values["solved"]
 
@@ -227,16 +234,16 @@ def test_published_rewards_are_those_of_the_published_code(completion, cells):
     """Values that the code of d1 gave."""
     example = {"puzzle": "0200341040200104", "solution": "1243341243212134"}
     task = Sudoku(rewards="published")
-    assert task.training_components(example, completion)["cells"] == cells
+    assert task.score(example, completion)["cells"] == cells
 
 
 def test_a_puzzle_without_blanks_is_worth_nothing_as_published_and_is_solved_by_its_grid_as_verified():
     example = {"puzzle": GRID, "solution": GRID}
-    published, verified = (Sudoku(rewards=kind, verifier=kind) for kind in ("published", "verified"))
+    published, verified = (Sudoku(rewards=kind, check=kind) for kind in ("published", "verified"))
     grid = f"<answer>{GRID}</answer>"
-    assert published.score(example, grid) == {"cells": 0, "solved": 0, "correct_cells": 0, "correct": 0}
-    assert verified.score(example, grid) == {"cells": 1, "solved": 1, "correct_cells": 1, "correct": 1}
-    assert verified.score(example, "no") == {"cells": 0, "solved": 0, "correct_cells": 0, "correct": 0}
+    for task, text, value in ((published, grid, 0), (verified, grid, 1), (verified, "no", 0)):
+        assert task.score(example, text) == {"cells": value, "solved": value}
+        assert task.check(example, text).components == {"correct_cells": value, "correct": value}
 
 
 def test_correct_cells_counts_right_blanks_and_all_blanks():
@@ -270,7 +277,7 @@ FRAGMENTS = [
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.text(), st.lists(st.sampled_from(FRAGMENTS), max_size=30).map("".join)))
 def test_any_text_scores_in_zero_to_one(completion):
-    values = Sudoku(rewards="published", verifier=None).score({"puzzle": PUZZLE, "solution": GRID}, completion)
+    values = Sudoku(rewards="published", check=None).score({"puzzle": PUZZLE, "solution": GRID}, completion)
     assert set(values) == {"cells", "solved"}
     assert 0 <= values["cells"] <= 1
     assert values["solved"] == float(values["cells"] == 1)
@@ -301,7 +308,7 @@ def test_published_puzzles_are_solved_as_brute_force_does(published_puzzles):
 
 
 def test_published_solutions_score_one_and_published_puzzles_zero(published_puzzles):
-    task = Sudoku(rewards="published", verifier=None)
+    task = Sudoku(rewards="published", check=None)
     for row in published_puzzles:
         example = {"puzzle": row["Puzzle"], "solution": row["Solution"]}
         assert task.score(example, f"<answer>{row['Solution']}</answer>") == {"cells": 1.0, "solved": 1.0}

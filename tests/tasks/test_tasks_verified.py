@@ -84,30 +84,30 @@ def test_latex(first, second, same):
 )
 def test_countdown(completion, right):
     example = {"numbers": [4, 2, 3], "target": 20}
-    assert Countdown().score(example, completion)["correct"] == right
+    assert Countdown().check(example, completion).correct == right
 
 
 def test_countdown_is_exact_and_has_no_powers():
     third = {"numbers": [1, 3, 3], "target": 1}
-    assert Countdown().verify(third, "<answer>1/3*3</answer>").correct
-    assert not Countdown().verify({"numbers": [2, 3], "target": 8}, "<answer>2**3</answer>").correct
+    assert Countdown().check(third, "<answer>1/3*3</answer>").correct
+    assert not Countdown().check({"numbers": [2, 3], "target": 8}, "<answer>2**3</answer>").correct
     near = {"numbers": [1, 999999, 1], "target": 1}
-    assert Countdown(verifier="published").verify(near, "<answer>\\boxed{1-1/999999}</answer>").correct
-    assert not Countdown().verify(near, "<answer>\\boxed{1-1/999999}</answer>").correct
+    assert Countdown(check="published").check(near, "<answer>\\boxed{1-1/999999}</answer>").correct
+    assert not Countdown().check(near, "<answer>\\boxed{1-1/999999}</answer>").correct
 
 
 def test_rewards_have_format_and_correctness():
     layout = "<reasoning>\na\nb\n</reasoning>\n<answer>\n{}\n</answer>"
     gsm8k = GSM8K().score({"question": "", "answer": "1,000"}, layout.format("$1000.00"))
-    assert gsm8k == {"format": 0.5, "correctness": 2.0, "correct": 1.0}
+    assert gsm8k == {"format": 0.5, "correctness": 2.0}
     math = Math500().score({"problem": "", "answer": "2"}, layout.format("3") + " tail")
-    assert math == {"format": 0.0, "correctness": 0.0, "correct": 0.0}
+    assert math == {"format": 0.0, "correctness": 0.0}
 
 
 def test_sudoku_takes_only_16_digits_that_keep_the_clues():
     example = {"puzzle": "1000040000400020", "solution": "1234341221434321"}
-    task = Sudoku(rewards="verified", verifier="verified")
-    assert task.score(example, "<answer>1234|3412|2143|4321</answer>")["correct"] == 1
+    task = Sudoku(rewards="verified", check="verified")
+    assert task.check(example, "<answer>1234|3412|2143|4321</answer>").correct
     for wrong in ("12343412214343211", "123434122143432", "2234341221434321"):
         assert task.score(example, f"<answer>{wrong}</answer>")["cells"] == 0
 
@@ -146,7 +146,7 @@ def differences(test_data) -> list[dict[str, object]]:
         checks = make_task(task, "published"), make_task(task, "verified")
         for line, text in enumerate((test_data / "llada_8b_instruct_256" / f"{task}.jsonl").open(), 1):
             record = json.loads(text)
-            published, verified = (c.verify(c.from_saved(record), record["completion"]) for c in checks)
+            published, verified = (c.check(c.from_saved(record), record["completion"]) for c in checks)
             if (published.correct, published.share) != (verified.correct, verified.share):
                 why = reason(task, record, published, verified)
                 row = {"task": task, "line": line, "published": published.answer, "verified": verified.answer}

@@ -163,8 +163,8 @@ def evaluation_facts(trainer: Trainer, module: DMPO) -> dict[str, Any]:
     if module.evaluator.has_own_reward:
         of_task["rewards"] = module.evaluator.reward.name
     # The task may have a check, but a reward of one's own may be without.
-    if module.evaluator.reward.verify is None:
-        of_task["verifier"] = None
+    if module.evaluator.reward.check is None:
+        of_task["check"] = None
     samplers, lengths = module.evaluator.samplers, module.evaluator.lengths
     return {
         "task": of_task.pop("task"),

@@ -65,7 +65,7 @@ def script(shell: str) -> str:
         "--config": " ".join(shipped_configs()),
         "--model|--model.model": " ".join(EMBEDDED_MODELS),
         "--ckpt_path": "last",
-        "--verifier": "published verified",
+        "--check": "published verified",
         "--task": "gsm8k math500 countdown sudoku",
         "completion": "bash zsh",
     }

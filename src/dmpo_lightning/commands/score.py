@@ -18,8 +18,8 @@ TASKS: dict[str, type[Task]] = {"gsm8k": GSM8K, "math500": Math500, "countdown":
 def run(arguments: Sequence[str]) -> None:
     """Runs the command. Raises ValueError for what a user can mend."""
     options = make_parser().parse_args(arguments)
-    task = make_task(options.task, options.verifier, algebra=options.algebra)
-    summary = {"task": options.task, "verifier": options.verifier} | score_file(
+    task = make_task(options.task, options.check, algebra=options.algebra)
+    summary = {"task": options.task, "check": options.check} | score_file(
         task, Path(options.file), only=options.only or options.task, on_bad_row=options.on_bad_row
     )
     if options.json:
@@ -32,21 +32,21 @@ def run(arguments: Sequence[str]) -> None:
             print(f"{run:15} {part['correct']}/{part['n']}, accuracy {part['accuracy']}")
 
 
-def make_task(name: str, verifier: str, *, algebra: bool = False) -> Task:
-    """A task by its short name or its dotted path, with the answer check ``verifier`` if it takes one.
+def make_task(name: str, check: str, *, algebra: bool = False) -> Task:
+    """A task by its short name or its dotted path, with the variant ``check`` of its check if it takes one.
 
     Raises:
         ValueError: no such task, or computer algebra for another check than the verified one of math500.
     """
     task = TASKS.get(name) or _imported(name)
     if algebra:
-        if task is not Math500 or verifier != "verified":
-            raise ValueError(f"`--algebra` needs --task math500 and --verifier verified, got {name} and {verifier}.")
-        return Math500(verifier="verified", algebra=True)
+        if task is not Math500 or check != "verified":
+            raise ValueError(f"`--algebra` needs --task math500 and --check verified, got {name} and {check}.")
+        return Math500(algebra=True)
     # `Math500` passes the option on unnamed, so that its signature alone does not tell.
-    takes_verifier = issubclass(task, Benchmark) or "verifier" in inspect.signature(task).parameters
+    takes_check = issubclass(task, Benchmark) or "check" in inspect.signature(task).parameters
     try:
-        return task(**({"verifier": verifier} if takes_verifier else {}))
+        return task(**({"check": check} if takes_check else {}))
     except TypeError as error:
         raise ValueError(f"`--task` {name} cannot be made without arguments: {error}.") from error
 
@@ -65,7 +65,7 @@ def _imported(path: str) -> type[Task]:
 
 
 def score_file(task: Task, path: Path, *, only: str | None = None, on_bad_row: OnBadRow = "error") -> dict[str, Any]:
-    """Counts what the answer check says of the completions in a JSONL file.
+    """Counts what the check says of the completions in a JSONL file.
 
     Its records hold ``question``, ``ground_truth`` and ``completion``, or are those of `EvaluationReport`. The
     completions of several samplers or lengths are counted by themselves too, in ``samplers``. Of a mixture only the
@@ -100,13 +100,13 @@ def score_file(task: Task, path: Path, *, only: str | None = None, on_bad_row: O
 def _summary(task: Task, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     correct = sum(verdict.correct for verdict in verdicts)
     summary: dict[str, Any] = {"n": len(verdicts), "correct": correct, "accuracy": correct / len(verdicts)}
-    shares, names = [verdict.share for verdict in verdicts if verdict.share is not None], task.share_names
-    if names is not None and len(shares) == len(verdicts):
+    shares = [verdict.share for verdict in verdicts if verdict.share is not None]
+    if len(shares) == len(verdicts):
         right, of = sum(share.right for share in shares), sum(share.of for share in shares)
         # As published: the right parts over all parts, which is no mean over the answers.
-        if task.accuracy == names.right:
+        if task.accuracy == shares[0].name:
             summary["accuracy"] = right / max(of, 1)
-        summary |= {names.right: right, names.of: of, names.whole: correct}
+        summary |= {shares[0].name: right, shares[0].of_name: of}
     return summary
 
 
@@ -125,7 +125,7 @@ def _record(task: Task, record: Mapping[str, Any], only: str | None) -> dict[str
     run = f"{record['sampler']}/{record['length']}" if {"sampler", "length"} <= set(record) else ""
     name = example.get("task")
     # Examples of a mixture's other tasks are of other kinds, which this check could not read.
-    verdict = task.verify(example, record["completion"]) if name in (None, only) else None
+    verdict = task.check(example, record["completion"]) if name in (None, only) else None
     return {"verdict": verdict, "run": run, "task": name}
 
 
@@ -133,7 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(prog="dmpo-lightning score", description=__doc__, allow_abbrev=False)
     parser.add_argument("--task", required=True, help=f"{', '.join(TASKS)}, or the dotted path of a Task class")
-    parser.add_argument("--verifier", choices=("published", "verified"), default="verified", help="the answer check")
+    parser.add_argument("--check", choices=("published", "verified"), default="verified", help="which variant of it")
     parser.add_argument("--algebra", action="store_true", help="math500: also compare by math-verify")
     parser.add_argument("--file", required=True, help="completions, one JSON object per line")
     parser.add_argument("--only", metavar="NAME", help="of a mixture: its name of the task")

@@ -41,10 +41,11 @@ class BenchmarkDataModule(TaskDataModule):
         seed: of what is held out and of those draws.
         on_bad_row: ``error``, or ``skip`` and count.
         rewards: which score components the reward has, ``published`` or ``verified``.
-        verifier: which answer check gives the accuracy.
+        check: which variant of the check gives the accuracy. None, for Sudoku alone, has the score say it.
         prompt_style: ``train`` or ``eval``, as published. Training and evaluation have the same.
         system_prompt: a system turn before the user's. None sends none, as published.
         instruction: replaces the style's text before the task text. An empty one leaves it out.
+        prompt_template: the whole of the user's turn instead, see `Benchmark`.
         few_shot: solved examples shown first, each ``{"example": ..., "completion": ...}``.
         prefill: what the assistant's turn starts with. None is the style's own.
         options: of `TaskDataModule`.
@@ -67,10 +68,11 @@ class BenchmarkDataModule(TaskDataModule):
         seed: int = 0,
         on_bad_row: OnBadRow = "error",
         rewards: Variant = "verified",
-        verifier: Variant = "verified",
+        check: Variant | None = "verified",
         prompt_style: PromptStyle = "train",
         system_prompt: str | None = None,
         instruction: str | None = None,
+        prompt_template: str | None = None,
         few_shot: list[dict[str, Any]] | None = None,
         prefill: str | None = None,
         **options: Any,
@@ -90,10 +92,11 @@ class BenchmarkDataModule(TaskDataModule):
         )
         task = self._task(
             rewards=rewards,
-            verifier=verifier,
+            check=check,
             prompt_style=prompt_style,
             system_prompt=system_prompt,
             instruction=instruction,
+            prompt_template=prompt_template,
             few_shot=few_shot or (),
             prefill=prefill,
         )
@@ -126,7 +129,7 @@ class Math500DataModule(BenchmarkDataModule):
     Files hold ``problem`` and ``answer`` or ``solution``. A ``revision`` applies to both datasets.
 
     Args:
-        algebra: whether the answer check ``verified`` may compare by algebra, see `Math500`.
+        algebra: whether the check ``verified`` may compare by algebra, see `Math500`.
         options: of `BenchmarkDataModule`.
     """
 
@@ -158,7 +161,6 @@ class CountdownDataModule(BenchmarkDataModule):
         largest_target: of a generated puzzle. None is the largest number.
         brackets: whether a generated puzzle may need brackets. Without, no number on the way is negative or a fraction
             either.
-        prompt_template: the user's turn instead of that of the style, see `Countdown`.
         options: of `BenchmarkDataModule`. ``seed`` is that of the generated puzzles too.
     """
 
@@ -175,7 +177,6 @@ class CountdownDataModule(BenchmarkDataModule):
         largest: int = 100,
         largest_target: int | None = None,
         brackets: bool = True,
-        prompt_template: str | None = None,
         **options: Any,
     ) -> None:
         check_choice("source", source, ("data", "generated"))
@@ -183,14 +184,11 @@ class CountdownDataModule(BenchmarkDataModule):
             raise ValueError(f"`count` must be two counts with 1 <= least <= most, got {count}.")
         # Before the constructor of the base class, which calls `_source`.
         self.source, self.count, self.largest = source, count, largest
-        self.largest_target, self.brackets, self.prompt_template = largest_target, brackets, prompt_template
+        self.largest_target, self.brackets = largest_target, brackets
         super().__init__(**options)
 
     def key(self, example: Mapping[str, Any]) -> str:
         return puzzle_key(example)
-
-    def _task(self, **options: Any) -> Benchmark:
-        return super()._task(**options, prompt_template=self.prompt_template)
 
     def _source(self, path: Path | None, revision: str | None, parser: Parser) -> SplitLoader:
         given = super()._source(path, revision, parser)
@@ -244,10 +242,6 @@ class SudokuDataModule(BenchmarkDataModule):
         blanks: least and most blank cells of a generated puzzle.
         split_by: ``puzzle`` drops only the puzzles that are held out themselves, as published. Solutions of a file then
             leak.
-        prompt_template: the user's turn instead of that of the style. ``{puzzle}`` is replaced by 16 digits, 0 for a
-            blank.
-        rewards: ``published`` or ``verified`` reading of the answer.
-        verifier: an answer check to report beside the components of the reward. None reports ``solved``.
         options: of `BenchmarkDataModule`. Without a ``path`` puzzles are generated, ``sizes`` of each split: 4096, 512
             and 1024 unless it says otherwise.
     """
@@ -260,21 +254,14 @@ class SudokuDataModule(BenchmarkDataModule):
         *,
         blanks: tuple[int, int] = (8, 12),
         split_by: Literal["solution", "puzzle"] = "solution",
-        prompt_template: str | None = None,
-        rewards: Variant = "verified",
-        verifier: Variant | None = "verified",
         **options: Any,
     ) -> None:
         check_choice("split_by", split_by, ("solution", "puzzle"))
-        self.blanks, self.split_by, self.prompt_template, self.verifier = blanks, split_by, prompt_template, verifier
-        # The base class knows no task without a check. `_task` puts None back, which only Sudoku takes.
-        super().__init__(rewards=rewards, verifier="verified" if verifier is None else verifier, **options)
+        self.blanks, self.split_by = blanks, split_by
+        super().__init__(**options)
 
     def key(self, example: Mapping[str, Any]) -> str:
         return str(example[self.split_by])
-
-    def _task(self, **options: Any) -> Benchmark:
-        return Sudoku(self.splits, prompt_template=self.prompt_template, **(options | {"verifier": self.verifier}))
 
     def _source(self, path: Path | None, revision: str | None, parser: Parser) -> SplitLoader:
         if path is not None:

@@ -25,13 +25,13 @@ MEASURES = ("effective_length", "truncated")
 
 @dataclass(frozen=True)
 class EvaluatedBatch:
-    """What one sampler wrote for a batch of prompts, and what reward and answer check say of it. Filler is left out."""
+    """What one sampler wrote for a batch of prompts, and what reward and check say of it. Filler is left out."""
 
     completion_length: int
     prompt_index: list[int]
     examples: list[Any]
     completions: list[list[str]]
-    """As the answer check read them, with special tokens, or without them where the reward has no answer check."""
+    """As the check read them, with special tokens, or without them where the reward has no check."""
     verdicts: list[list[Verdict]] | None
     values: BatchValues
     samples: Samples
@@ -67,7 +67,7 @@ class EvaluatedBatch:
 def evaluate(policy: Policy, reward: Reward, prompts: PromptBatch, sampling: Sampling) -> EvaluatedBatch:
     """Samples completions of each prompt, scores the texts without special tokens and checks those with them.
 
-    The answer check needs the special tokens because published checks search for the end of the turn. The first
+    The check reads the special tokens because published checks search for the end of the turn. The first
     completions of a prompt are the same however many there are.
     """
     if own_rank()[1] == 1:
@@ -84,7 +84,7 @@ def evaluate(policy: Policy, reward: Reward, prompts: PromptBatch, sampling: Sam
     samples = mapped(samples, lambda each: each[kept])
     ids = samples.completion_ids
     texts = raw = grouped(policy.decode(ids), completions)
-    if reward.verify is not None:
+    if reward.check is not None:
         raw = grouped(policy.decode(ids, special_tokens=True), completions)
     # A rank that had filler alone has no completion by which components could be named.
     scores = Scores({}, torch.zeros(0, completions, dtype=torch.float32), failures=0)

@@ -20,7 +20,7 @@ class BatchValues:
     """Values by name. NaN is a value that does not apply to a prompt."""
 
     correct: Bool[Tensor, "prompts completions"]
-    """By the answer check, or without one, whether the accuracy is 1."""
+    """By the check, or without one, whether the accuracy is 1."""
     scores: dict[str, Float[Tensor, "prompts completions"]]
     """Reward, its components, accuracy."""
     measures: dict[str, Float[Tensor, "prompts completions"]]
@@ -83,13 +83,16 @@ def _weights(scores: Scores) -> dict[str, Float[Tensor, " prompts"]]:
 
     A prompt counts by the number of its parts.
     """
-    shares = [group[0].share for group in scores.verdicts or ()]
-    if scores.share_name is None or not any(shares):
+    shares = [next((each.share for each in group if each.share), None) for group in scores.verdicts or ()]
+    names = {share.name for share in shares if share}
+    # Shares of different things have no mean.
+    if len(names) != 1:
         return {}
+    (name,) = names
     parts = torch.tensor([float(share.of) if share else 0.0 for share in shares], dtype=torch.float32)
     # Where the accuracy is the share, and the vote's accuracy with it, they have to be averaged as the share is.
-    made_of_share = ("accuracy", "majority") if scores.accuracy == scores.share_name else ()
-    return dict.fromkeys((scores.share_name, *made_of_share), parts)
+    made_of_share = ("accuracy", "majority") if scores.accuracy == name else ()
+    return dict.fromkeys((name, *made_of_share), parts)
 
 
 def _votes(
@@ -100,7 +103,7 @@ def _votes(
     """What several completions of a prompt say together.
 
     These are pass@j for the powers of two up to the number of completions and for that number, and as ``majority`` the
-    accuracy of the answer given most often, for which an answer check must have read the answers.
+    accuracy of the answer given most often, for which a check must have read the answers.
     """
     count, completions = correct.sum(-1), correct.shape[-1]
     if completions == 1:

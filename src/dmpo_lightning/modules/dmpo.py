@@ -28,8 +28,8 @@ from dmpo_lightning.modules.options import SchedulerFactory
 from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.objectives import Objective
 from dmpo_lightning.policy import evaluating
+from dmpo_lightning.rewards.functions import ScoreFunction
 from dmpo_lightning.rewards.reward import Reward
-from dmpo_lightning.rewards.score_functions import ScoreFunction
 from dmpo_lightning.rollout import (
     PromptBatch,
     RolloutBuffer,

@@ -7,8 +7,8 @@ from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.evaluation.batch import EvaluatedBatch, evaluate
 from dmpo_lightning.evaluation.metrics import EvaluationMetrics, EvaluationResult
 from dmpo_lightning.modules.base import PolicyModule
+from dmpo_lightning.rewards.functions import ScoreFunction
 from dmpo_lightning.rewards.reward import Reward
-from dmpo_lightning.rewards.score_functions import ScoreFunction
 from dmpo_lightning.rollout import PromptBatch, Sampling, check_counts
 from dmpo_lightning.samplers import Sampler
 
@@ -47,16 +47,16 @@ class Evaluator:
     def reward(self) -> Reward:
         """The reward given at construction, else the datamodule's.
 
-        One that names neither an answer check nor an accuracy of its own takes the datamodule's.
+        One that names neither a check nor an accuracy of its own takes the datamodule's.
 
         Raises:
             ValueError: there is neither.
         """
         theirs = _as_reward(getattr(getattr(self.module.trainer, "datamodule", None), "reward", None))
         own = self._own_reward
-        unchecked = own is not None and own.verify is None and own.accuracy == "reward"
+        unchecked = own is not None and own.check is None and own.accuracy == "reward"
         # The copy is kept, because a reward counts its failures over the whole run, and a new one would forget them.
-        if own is not None and unchecked and theirs is not None and theirs.verify is not None:
+        if own is not None and unchecked and theirs is not None and theirs.check is not None:
             self._own_reward = own = own.with_check_of(theirs)
         reward = own or theirs
         if reward is None:

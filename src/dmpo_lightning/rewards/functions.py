@@ -1,11 +1,159 @@
-"""Functions of a user, named in a configuration: which of them are taken, and how they are called."""
+"""Functions of a user that score: which of them are taken, and what they say of a completion.
+
+Imports no torch, so that worker processes start fast.
+"""
 
 import functools
 import inspect
+import math
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from dmpo_lightning.tasks.base import Example, Verdict
+
+TAKES = ("an example", "a completion")
+"""What a score function is called with."""
+LARGEST = 1e30
+"""The largest score. Training computes in single precision, which ends at 3.4e38, with scores that are added up over a
+group and divided by the reward temperature."""
+ScoreFunction = Callable[[Example, str], "float | Mapping[str, float]"]
+BatchScoreFunction = Callable[[Sequence[Example], Sequence[str]], "Sequence[float | Mapping[str, float]]"]
+Check = Callable[[Example, str], Any]
+"""Returns a `Verdict`. A return type here would refuse functions without annotations on the command line."""
+
+
+class CombinedScore:
+    """Several score functions as one, whose components carry their names.
+
+    Args:
+        functions: by name. One that returns named components itself gives ``name/component``.
+
+    Raises:
+        ValueError: no functions, or something else than a function of an example and a completion.
+
+    Example:
+        ```yaml
+        reward:
+          class_path: dmpo_lightning.Reward
+          init_args:
+            score:
+              class_path: dmpo_lightning.CombinedScore
+              init_args:
+                functions: {right: my_rewards.is_right, short: my_rewards.is_short}
+            weights: {right: 1.0, short: 0.1}
+        ```
+    """
+
+    def __init__(self, functions: Mapping[str, ScoreFunction]) -> None:
+        if not functions:
+            raise ValueError("`functions` must name at least one score function.")
+        for name, function in functions.items():
+            check_function(f"functions.{name}", function, TAKES)
+        self.functions = dict(functions)
+
+    def __call__(self, example: Example, completion: str) -> dict[str, float]:
+        """The components of every function. An exception of one is an exception of all."""
+        return {
+            f"{name}/{part}" if isinstance(value, Mapping) else name: number
+            for name, function in self.functions.items()
+            for value in [function(example, completion)]
+            for part, number in named_numbers(value).items()
+        }
+
+
+class ScoreError(RuntimeError):
+    """A completion could not be scored. The message is what was raised, and so is the cause in the same process."""
+
+    @classmethod
+    def of(cls, error: BaseException) -> "ScoreError":
+        """The same for every exception, so that it can be pickled, whatever that exception is made of."""
+        failure = cls(repr(error))
+        failure.__cause__ = error
+        return failure
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is said of one completion."""
+
+    numbers: dict[str, float]
+    """The components of the score function."""
+    verdict: Verdict | None
+    """Of the check, where there is one."""
+
+    @property
+    def components(self) -> dict[str, float]:
+        """All components. Those of the verdict take the place of others of the same names."""
+        return self.numbers if self.verdict is None else self.numbers | self.verdict.components
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Calls a score function and a check on one completion."""
+
+    score: ScoreFunction
+    check: Check | None
+
+    def __call__(self, example: Example, completion: str, raw: str) -> Judgement | ScoreError:
+        """Scores the completion and checks its text with special tokens.
+
+        Whatever these functions raise is a failure of the completion, because one bad completion must not end a long
+        run, and a library may take itself for a program and exit. An interrupt is the user's.
+        """
+        try:
+            numbers = named_numbers(self.score(example, completion))
+            verdict = None if self.check is None else self.check(example, raw)
+            if not isinstance(verdict, Verdict | None):
+                raise TypeError(f"the check must return a Verdict, got {verdict!r}")
+            return Judgement(numbers, verdict)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return ScoreError.of(error)
+
+
+@dataclass(frozen=True)
+class BatchJudge:
+    """Calls a batched score function once for all completions, and a check on each."""
+
+    score: BatchScoreFunction
+    check: Check | None
+
+    def __call__(
+        self, examples: Sequence[Example], completions: Sequence[str], raw: Sequence[str]
+    ) -> "list[Judgement | ScoreError]":
+        """As `Judge` does it. If the score function raises, or miscounts, all of them fail."""
+        try:
+            values = list(self.score(examples, completions))
+            if len(values) != len(completions):
+                raise ValueError(f"batched scoring must return {len(completions)} results, got {len(values)}")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return [ScoreError.of(error)] * len(completions)
+        rows = zip(values, examples, completions, raw, strict=True)
+        return [Judge(lambda *_, v=value: v, self.check)(*row) for value, *row in rows]  # type: ignore[arg-type]
+
+
+def named_numbers(value: Any) -> dict[str, float]:
+    """Named numbers. A bare number is called ``reward``.
+
+    Raises:
+        ValueError: a number that is not finite, or too large for what is computed with it.
+        TypeError: what is no number.
+    """
+    components = value.items() if isinstance(value, Mapping) else [("reward", value)]
+    numbers = {str(name): float(number) for name, number in components}
+    if not numbers:
+        raise ValueError("the score must hold at least one component, got none")
+    if not all(map(math.isfinite, numbers.values())):
+        raise ValueError(f"the score must be finite, got {numbers}")
+    if max(map(abs, numbers.values())) > LARGEST:
+        raise ValueError(f"the score must be at most {LARGEST:g}, got {numbers}")
+    return numbers
 
 
 def check_function(option: str, function: Callable[..., Any], takes: tuple[str, ...]) -> None:
@@ -36,18 +184,6 @@ def _module(function: Callable[..., Any]) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     return str(getattr(function, "__module__", None) or type(function).__module__)
-
-
-def attempt(function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
-    """The value of a call, or the exception that it raised."""
-    try:
-        return function(*call)
-    # A foreign function on model output: one bad completion must not end a long run.
-    except Exception as error:
-        return error
-    # Nor may a library that takes itself for a program.
-    except SystemExit as error:
-        return RuntimeError(f"it ended with SystemExit: {error}")
 
 
 def check_picklable(call: Callable[..., Any]) -> None:

@@ -14,38 +14,28 @@ class MixtureReward(Reward):
     """Scores each example as its task does. What a task does not have is NaN, not applicable.
 
     Args:
-        rewards: by the name of the task, which an example holds as ``task``. If each has an answer check, so has the
-            mixture.
+        rewards: by the name of the task, which an example holds as ``task``. If each has a check, so has the mixture.
     """
 
     def __init__(self, rewards: Mapping[str, Reward]) -> None:
-        has_check = all(reward.verify is not None for reward in rewards.values())
-        share_names = {reward.share_name for reward in rewards.values()} - {None}
-        super().__init__(
-            self._score_one,
-            accuracy="accuracy",
-            verify=self._verify_one if has_check else None,
-            # Only a reward that borrows this check reports a share under one name for all tasks. Shares of different
-            # things have no mean.
-            share_name=share_names.pop() if len(share_names) == 1 else None,
-        )
+        has_check = all(reward.check is not None for reward in rewards.values())
+        super().__init__(self._score_one, accuracy="accuracy", check=self._check_one if has_check else None)
         self.rewards = dict(rewards)
 
     def __call__(
         self,
         examples: Sequence[Example],
         completions: Sequence[Sequence[str]],
-        prompt_ids: Sequence[int] | None = None,
+        prompt_index: Sequence[int] | None = None,
         *,
         raw: Sequence[Sequence[str]] | None = None,
     ) -> Scores:
         """As `Reward` does it, task by task.
 
         The scores of each task are in ``parts``. Components are named ``task/component``, and ``task/reward`` and
-        ``task/accuracy`` are among them. In an evaluation the answers are checked if every task has an answer check.
+        ``task/accuracy`` are among them. There are verdicts if every task has a check.
         """
-        ids = range(len(examples)) if prompt_ids is None else prompt_ids
-        checked = None if self.verify is None else raw
+        numbers = range(len(examples)) if prompt_index is None else prompt_index
         rows: dict[str, list[int]] = {}
         for row, example in enumerate(examples):
             rows.setdefault(self._task_of(example), []).append(row)
@@ -55,21 +45,22 @@ class MixtureReward(Reward):
                 self.rewards[task](
                     [examples[row] for row in places],
                     [completions[row] for row in places],
-                    [ids[row] for row in places],
-                    raw=None if checked is None else [checked[row] for row in places],
+                    [numbers[row] for row in places],
+                    raw=[(raw or completions)[row] for row in places],
                 ),
             )
             for task, places in rows.items()
         }
-        return _joined(parts, len(examples), len(completions[0]))
+        return _joined(parts, len(examples), len(completions[0]), has_verdicts=self.check is not None)
 
     def _score_one(self, example: Example, completion: str) -> Any:
         return self.rewards[self._task_of(example)].score(example, completion)  # type: ignore[arg-type]
 
-    def _verify_one(self, example: Example, completion: str) -> Verdict:
-        verify = self.rewards[self._task_of(example)].verify
-        assert verify is not None
-        return verify(example, completion)
+    def _check_one(self, example: Example, completion: str) -> Verdict:
+        check = self.rewards[self._task_of(example)].check
+        assert check is not None
+        verdict: Verdict = check(example, completion)
+        return verdict
 
     def _task_of(self, example: Example) -> str:
         task = example.get("task") if isinstance(example, Mapping) else None
@@ -86,7 +77,7 @@ class MixtureReward(Reward):
             reward.close()
 
 
-def _joined(parts: dict[str, TaskScores], prompts: int, group: int) -> Scores:
+def _joined(parts: dict[str, TaskScores], prompts: int, group: int, *, has_verdicts: bool) -> Scores:
     """The scores of all prompts, put together from those of each task."""
     total = torch.zeros(prompts, group, dtype=torch.float32)
     accuracy = torch.zeros_like(total)
@@ -99,8 +90,7 @@ def _joined(parts: dict[str, TaskScores], prompts: int, group: int) -> Scores:
         own = scores.components | {"reward": scores.total}
         own["accuracy"] = own.get(scores.accuracy, torch.zeros_like(scores.total))
         total[part.rows], accuracy[part.rows] = scores.total, own["accuracy"]
-        if scores.verdicts is not None:
-            verdicts |= zip(part.rows, scores.verdicts, strict=True)
+        verdicts |= zip(part.rows, scores.verdicts or (), strict=False)
         tables[task] = own
     named = named_by_task(tables, {task: part.rows for task, part in parts.items()}, prompts)
     return Scores(
@@ -108,6 +98,6 @@ def _joined(parts: dict[str, TaskScores], prompts: int, group: int) -> Scores:
         total,
         sum(part.scores.failures for part in parts.values()),
         accuracy="accuracy",
-        verdicts=[verdicts[row] for row in range(prompts)] if verdicts else None,
+        verdicts=[verdicts[row] for row in range(prompts)] if has_verdicts else None,
         parts=parts,
     )

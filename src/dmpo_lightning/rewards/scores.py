@@ -15,18 +15,15 @@ class Scores:
     """Components and their weighted sum, for each rollout of each prompt."""
 
     components: dict[str, Float[Tensor, "batch group"]]
-    """NaN where a completion has no such component, as in a mixture of tasks. In an evaluation ``correct`` and the
-    share are those of the answer check."""
+    """NaN where a completion has no such component, as in a mixture of tasks."""
     total: Float[Tensor, "batch group"]
     """Over the components that a completion has."""
     failures: int
-    """Completions that could not be scored. Each got the failure score in every component."""
+    """Completions that could not be scored. Each got the failure score in every component of the score function."""
     accuracy: str = "reward"
     """The component that is reported as accuracy. ``reward`` is the total."""
     verdicts: list[list[Verdict]] | None = None
-    """Of the answer check, in an evaluation that has one."""
-    share_name: str | None = None
-    """What the share in the verdicts is called."""
+    """What the check says, where there is one."""
     parts: dict[str, "TaskScores"] = field(default_factory=dict)
     """Of a mixture, the scores of each task under its own names. Empty where there is one task."""
 

@@ -1,10 +1,9 @@
 """Benchmarks as plain Python: examples, prompts, scores."""
 
-from dmpo_lightning.tasks.base import Example, Message, Share, ShareNames, Split, Task, Variant, Verdict
+from dmpo_lightning.tasks.base import Example, Message, Share, Split, Task, Variant, Verdict
 from dmpo_lightning.tasks.countdown import Countdown
-from dmpo_lightning.tasks.countdown_demonstrations import CountdownDemonstrations
+from dmpo_lightning.tasks.demonstrations import CountdownDemonstrations, JsonlPairs, LatinSquareDemonstrations
 from dmpo_lightning.tasks.gsm8k import GSM8K
-from dmpo_lightning.tasks.latin_squares import LatinSquareDemonstrations
 from dmpo_lightning.tasks.math500 import Math500
 from dmpo_lightning.tasks.sudoku import Sudoku
 
@@ -13,11 +12,11 @@ __all__ = [
     "Countdown",
     "CountdownDemonstrations",
     "Example",
+    "JsonlPairs",
     "LatinSquareDemonstrations",
     "Math500",
     "Message",
     "Share",
-    "ShareNames",
     "Split",
     "Sudoku",
     "Task",

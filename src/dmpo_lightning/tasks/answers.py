@@ -163,3 +163,18 @@ def closing_brace(text: str, start: int) -> int | None:
         if depth == 0 and brace.group() == "}":
             return brace.start()
     return None
+
+
+def has_layout(completion: str) -> bool:
+    """Whether the completion is one reasoning and one answer in tags, of any number of lines, and nothing else."""
+    text = completion.strip()
+    reasoning, closing, answer = text.partition("</reasoning>")
+    answer = answer.strip()
+    tags = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
+    return (
+        bool(closing)
+        and reasoning.startswith("<reasoning>")
+        and answer.startswith("<answer>")
+        and answer.endswith("</answer>")
+        and all(text.count(tag) == 1 for tag in tags)
+    )

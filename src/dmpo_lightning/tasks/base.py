@@ -1,4 +1,4 @@
-"""What a benchmark is: examples, prompts, scores, perhaps an answer check. Plain Python, no tensors."""
+"""What a benchmark is: examples, prompts, scores, perhaps a check. Plain Python, no tensors."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
@@ -15,7 +15,7 @@ PromptStyle = Literal["train", "eval"]
 
 FACTS = (
     *("task", "prompt style", "system prompt", "instruction", "few-shot examples"),
-    *("prefill", "rewards", "verifier"),
+    *("prefill", "rewards", "check"),
 )
 """What every report states of a task."""
 
@@ -34,6 +34,23 @@ def check_sizes(sizes: Mapping[str, int] | None) -> dict[str, int]:
     return dict(sizes or {})
 
 
+def check_template(template: str, fields: Sequence[str]) -> None:
+    """Raises ValueError for a prompt template in which one of the fields does not stand."""
+    if not all(f"{{{name}}}" in template for name in fields):
+        wanted = " and ".join(f"{{{name}}}" for name in fields)
+        raise ValueError(f"`prompt_template` must contain {wanted}, got {template!r}.")
+
+
+def fill_template(template: str, values: Mapping[str, Any]) -> str:
+    """The template with each value in place of its name in braces. Of a list the parts stand with a blank between."""
+    for name, value in values.items():
+        # `format` would stumble over other braces of the template.
+        template = template.replace(
+            f"{{{name}}}", " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        )
+    return template
+
+
 @dataclass(frozen=True)
 class Share:
     """How many of an answer's parts are right, for answers that can be right in part."""
@@ -41,29 +58,21 @@ class Share:
     right: int
     of: int
     """Parts that had to be answered, which may be none."""
-
-
-@dataclass(frozen=True)
-class ShareNames:
-    """What users of a task read where the `Share` of its verdicts is reported."""
-
-    right: str
-    """The score component, and the number of right parts in the counts of ``dmpo-lightning score``."""
-    of: str
-    """The number of parts in those counts."""
-    whole: str
-    """The number of answers in those counts of which every part is right."""
+    name: str = field(default="share", compare=False)
+    """The component that holds the share, and what ``dmpo-lightning score`` calls the number of right parts."""
+    of_name: str = field(default="parts", compare=False)
+    """What ``dmpo-lightning score`` calls the number of parts."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an answer check says of a completion."""
+    """What a check says of a completion."""
 
     answer: str | float | None
     """As the completion states it, before any comparison. None if it states none."""
     correct: bool
     share: Share | None = None
-    """Of an answer of several parts: how many are right."""
+    """How many parts of the answer are right. None for an answer without parts."""
     canonical: Hashable | None = field(default=None, compare=False)
     """Equal for answers that mean the same. None where the answer itself is compared."""
 
@@ -74,22 +83,23 @@ class Verdict:
             return None
         return self.answer if self.canonical is None else self.canonical
 
-    def components(self, share_name: str | None) -> dict[str, float]:
-        """The verdict as score components: ``correct``, and before it the share if there is one and it has a name.
+    @property
+    def components(self) -> dict[str, float]:
+        """The verdict as score components: ``correct``, and before it the share if there is one.
 
         The share of an answer without parts is 1 if it is correct and else 0.
         """
         correct = float(self.correct)
-        if self.share is None or share_name is None:
+        if self.share is None:
             return {"correct": correct}
-        return {share_name: self.share.right / self.share.of if self.share.of else correct, "correct": correct}
+        return {self.share.name: self.share.right / self.share.of if self.share.of else correct, "correct": correct}
 
 
 class Task(ABC):
     """A benchmark. Subclass it and name the class in YAML. Nothing needs registering.
 
-    ``accuracy``, `examples`, `prompt` and `score` are all that a task needs. A task with an answer check of its own
-    also defines `verify`. The other members have defaults.
+    ``accuracy``, `examples`, `prompt` and `score` are all that a task needs. A task whose answers are checked beside
+    the score also defines `check`. The other members have defaults.
 
     Example:
         ```python
@@ -108,33 +118,19 @@ class Task(ABC):
     """
 
     accuracy: str
-    """The component of `score` that is reported as accuracy. With an answer check it may also be ``correct`` or the
-    name of the share."""
+    """The component of `score` that is reported as accuracy. With a check it may also be ``correct`` or the name of
+    the share."""
     reward_weights: Mapping[str, float] | None = None
     """Of the components in the reward, where none are configured. None takes each with weight 1."""
     prefill: str = ""
     """What the assistant's turn starts with, behind the chat template's header. A completion is what the model adds:
-    neither `score` nor an answer check gets the prefill unless the task puts it in front itself."""
-    verifier: str | None = None
-    """The name of the answer check, for reports."""
-    share_names: ShareNames | None = None
-    """What the share in this task's verdicts is called. Without names it is not reported."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        # A class that brings a score of its own must not inherit what another class left out of its score: components
-        # would be missing from every evaluation.
-        if "score" in vars(cls) and "unchecked_score" not in vars(cls):
-            cls.unchecked_score = Task.unchecked_score  # type: ignore[method-assign]
-
-    @property
-    def share_name(self) -> str | None:
-        """The component that holds the share."""
-        return None if self.share_names is None else self.share_names.right
+    neither `score` nor `check` gets the prefill unless the task puts it in front itself."""
+    check_name: str | None = None
+    """What reports call the check."""
 
     @abstractmethod
     def examples(self, split: Split) -> Sequence[Example]:
-        """The examples of a split, in a fixed order. A position in it is the prompt id."""
+        """The examples of a split, in a fixed order. A position in it is the prompt's index."""
 
     @abstractmethod
     def prompt(self, example: Example) -> str | Sequence[Message]:
@@ -147,25 +143,19 @@ class Task(ABC):
         It is a pure function and never raises on any text.
         """
 
-    def unchecked_score(self, example: Example, completion: str) -> Mapping[str, float]:
-        """The components of `score` except those that the answer check gives (``correct`` and the share).
+    def check(self, example: Example, completion: str) -> Verdict:
+        """Whether the answer is right, beside the score.
 
-        An evaluation calls it instead of `score`, because it runs the answer check itself, on the text with special
-        tokens. The default is `score`. A task whose `score` runs its answer check saves that work by defining both.
-        """
-        return self.score(example, completion)
-
-    def verify(self, example: Example, completion: str) -> Verdict:
-        """The answer check of an evaluation, which gets the completion with its special tokens.
+        It reads the completion with its special tokens, because published checks look for the end of the turn.
 
         The default is no check of its own: correct is what has an accuracy of 1, and no answer is read.
         """
         return Verdict(None, self.score(example, completion)[self.accuracy] == 1)
 
     @property
-    def has_answer_check(self) -> bool:
-        """Whether evaluations call `verify`. By default they do if the task defines it."""
-        return type(self).verify is not Task.verify
+    def has_check(self) -> bool:
+        """Whether training and evaluations call `check`. By default they do if the task defines it."""
+        return type(self).check is not Task.check
 
     def drawn(self, example: Example, completion: str | None) -> str | None:
         """A picture of an example in a few lines of text, as reports print it: with the answer of a completion, or of
@@ -193,5 +183,5 @@ class Task(ABC):
             "task": type(self).__name__,
             "few-shot examples": 0,
             "prefill": self.prefill or None,
-            "verifier": self.verifier,
+            "check": self.check_name,
         }

@@ -1,4 +1,4 @@
-r"""What the four reasoning benchmarks share: prompt styles, reward variants, answer checks.
+r"""What the four reasoning benchmarks share: prompts, rewards and checks in variants.
 
 The wording of the prompts, here and in the modules of the tasks, is that of d1 (arXiv 2504.12216, Apache-2.0), which
 DMPO uses unchanged. Without it their numbers cannot be reproduced. It is kept to the character, white space included:
@@ -9,7 +9,18 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, get_args
 
-from dmpo_lightning.tasks.base import Example, Message, PromptStyle, Split, Task, Variant, Verdict, check_choice
+from dmpo_lightning.tasks.base import (
+    Example,
+    Message,
+    PromptStyle,
+    Split,
+    Task,
+    Variant,
+    Verdict,
+    check_choice,
+    check_template,
+    fill_template,
+)
 
 TRAIN_FORMAT = """
 Respond in the following format:
@@ -43,18 +54,21 @@ class Benchmark(Task):
     Args:
         data: examples by split. A split that is missing is an error when it is asked for.
         rewards: which components `score` returns for training. `reward_weights` adds them up.
-        verifier: which answer check gives the component ``correct``, the accuracy.
+        check: which variant of the check gives the component ``correct``, the accuracy.
         prompt_style: ``train`` asks for reasoning and answer in tags, ``eval`` for a box inside the answer tag.
         system_prompt: a system turn before the user's. None sends none, as published.
         instruction: replaces the style's text before the task text. An empty one leaves it out.
+        prompt_template: the whole of the user's turn instead. Each of `fields` stands in it in braces, such as
+            ``{question}``.
         few_shot: solved examples shown first, each ``{"example": ..., "completion": ...}``, as turns of the
             conversation. Such a completion is the whole turn, prefill included.
         prefill: what the assistant's turn starts with. None is the style's own: nothing for ``train`` and
-            ``<reasoning>`` for ``eval``. The training components see it in front of the completion. The answer check
-            sees the completion alone, as published.
+            ``<reasoning>`` for ``eval``. The score sees it in front of the completion. The check sees the completion
+            alone, as published.
 
     Raises:
-        ValueError: an unknown variant or style, or a few-shot entry without example or completion.
+        ValueError: an unknown variant or style, a few-shot entry without example or completion, a template without one
+            of its fields or beside an ``instruction``.
     """
 
     accuracy = "correct"
@@ -62,33 +76,45 @@ class Benchmark(Task):
     """Names of the training components of each variant."""
     columns: ClassVar[tuple[str, ...]]
     """What a row of a data file must hold."""
+    fields: ClassVar[tuple[str, ...]]
+    """What of an example a prompt shows."""
     instructions: ClassVar[Mapping[PromptStyle, str]]
     """What comes before the task text, in each style."""
+    unchecked_accuracy: ClassVar[str | None] = None
+    """The component that is the accuracy where ``check`` is None. A benchmark without such a one is always checked."""
 
     def __init__(
         self,
         data: Mapping[str, Sequence[Example]] | None = None,
         *,
         rewards: Variant = "verified",
-        verifier: Variant = "verified",
+        check: Variant | None = "verified",
         prompt_style: PromptStyle = "train",
         system_prompt: str | None = None,
         instruction: str | None = None,
+        prompt_template: str | None = None,
         few_shot: Sequence[Mapping[str, Any]] = (),
         prefill: str | None = None,
     ) -> None:
         check_choice("rewards", rewards, get_args(Variant))
-        check_choice("verifier", verifier, get_args(Variant))
         check_choice("prompt_style", prompt_style, get_args(PromptStyle))
+        if check is not None or self.unchecked_accuracy is None:
+            check_choice("check", str(check), get_args(Variant))
+        else:
+            self.accuracy = self.unchecked_accuracy
+        if prompt_template is not None:
+            check_template(prompt_template, self.fields)
+            if instruction is not None:
+                raise ValueError("`prompt_template` is the whole of the user's turn; leave it out, or `instruction`.")
         for number, shot in enumerate(few_shot):
             if not {"example", "completion"} <= set(shot):
                 raise ValueError(f"`few_shot` {number} must hold `example` and `completion`, got {sorted(shot)}.")
-        self.data, self.rewards = {} if data is None else data, rewards
-        self.verifier = verifier
+        self.data, self.rewards, self.check_name = {} if data is None else data, rewards, check
         self.prompt_style, self.system_prompt, self.few_shot = prompt_style, system_prompt, few_shot
         self.instruction = self.instructions[prompt_style] if instruction is None else instruction
+        self.prompt_template = prompt_template
         self.prefill = PREFILLS[prompt_style] if prefill is None else prefill
-        # Named, because `score` returns what the answer check says as well, which is no part of the reward.
+        # Named, because the check has components too, which are no part of the reward.
         self.reward_weights = dict.fromkeys(self.components[rewards], 1.0)
         # A solved example of another task would fail only when the first prompt is made. Its task text is asked for and
         # not the whole turn, for which a subclass may not be ready yet.
@@ -125,52 +151,34 @@ class Benchmark(Task):
         return [*turns, {"role": "user", "content": self._user_turn(example)}]
 
     def _user_turn(self, example: Example) -> str:
+        if self.prompt_template is not None:
+            return fill_template(self.prompt_template, {name: example[name] for name in self.fields})
         # An empty instruction leaves no blank lines behind.
         return "\n\n".join(filter(None, (self.instruction, self.task_text(example))))
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
-        """The training components of prefill and completion, and what the answer check says of the completion."""
-        if not self.has_answer_check:
-            return self.unchecked_score(example, completion)
-        verdict = self.verify(example, completion)
-        # Reward and answer check are the same check here, of the same text unless there is a prefill: one run will do.
-        is_known = self.rewards == self.verifier == "verified" and not self.prefill
-        text = self.prefill + completion[:MAX_COMPLETION]
-        training = self.training_components(example, text, verdict if is_known else None)
-        return training | verdict.components(self.share_name)
-
-    def unchecked_score(self, example: Example, completion: str) -> dict[str, float]:
         """The training components of prefill and completion."""
-        return self.training_components(example, self.prefill + completion[:MAX_COMPLETION])
-
-    def training_components(
-        self, example: Example, completion: str, verdict: Verdict | None = None
-    ) -> dict[str, float]:
-        """Named parts of the training reward.
-
-        Args:
-            example: whose answer is known.
-            completion: behind the prefill.
-            verdict: of `verified_check` on this very text, where it is known already.
-        """
+        text = self.prefill + completion[:MAX_COMPLETION]
         if self.rewards == "published":
-            return self.published_components(example, completion)
-        return self.verified_components(completion, verdict or self.verified_check(example, completion))
+            return self.published_components(example, text)
+        return self.verified_components(text, self.verified_check(example, text))
 
-    def verify(self, example: Example, completion: str) -> Verdict:
-        """The answer check ``verifier``, or ``verified`` if there is none, of at most `MAX_COMPLETION` characters."""
-        check = self.published_check if self.verifier == "published" else self.verified_check
+    def check(self, example: Example, completion: str) -> Verdict:
+        """The variant that was chosen, or ``verified`` if none was, of at most `MAX_COMPLETION` characters."""
+        check = self.published_check if self.check_name == "published" else self.verified_check
         return check(example, completion[:MAX_COMPLETION])
 
     @property
-    def has_answer_check(self) -> bool:
-        return self.verifier is not None
+    def has_check(self) -> bool:
+        return self.check_name is not None
 
     def facts(self) -> dict[str, Any]:
+        # A template is the whole of the user's turn, so that the style's instruction is not used.
+        turn = {"prompt template": self.prompt_template, "instruction": None}
         return super().facts() | {
             "prompt style": self.prompt_style,
             "system prompt": self.system_prompt,
-            "instruction": self.instruction,
+            **({"instruction": self.instruction} if self.prompt_template is None else turn),
             "few-shot examples": len(self.few_shot),
             "rewards": self.rewards,
         }
@@ -189,11 +197,11 @@ class Benchmark(Task):
 
     @abstractmethod
     def published_check(self, example: Example, completion: str) -> Verdict:
-        """The answer check with which d1 and DMPO evaluate."""
+        """The check with which d1 and DMPO evaluate."""
 
     @abstractmethod
     def verified_check(self, example: Example, completion: str) -> Verdict:
-        """The answer check that we hold to be right."""
+        """The check that we hold to be right."""
 
     @classmethod
     @abstractmethod

@@ -5,12 +5,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dmpo_lightning.tasks.answers import final_answer, first_block, last_block, last_boxed, unbox
+from dmpo_lightning.tasks.answers import final_answer, first_block, has_layout, last_block, last_boxed, unbox
 from dmpo_lightning.tasks.arithmetic import ExpressionError, exact_value, integers, operands, python_value
 from dmpo_lightning.tasks.base import Example, Verdict
 from dmpo_lightning.tasks.benchmark import EVAL_FORMAT, TRAIN_FORMAT, Benchmark
-from dmpo_lightning.tasks.formats import has_layout
-from dmpo_lightning.tasks.plain import OPERATORS, plain
+from dmpo_lightning.tasks.numbers import OPERATORS, plain
 
 TOLERANCE = 1e-5
 _PUBLISHED_OPERATORS = {"\\div": "/", "\\times": "*", "\\cdot": "*"}
@@ -49,45 +48,12 @@ class Countdown(Benchmark):
 
     Rewards ``verified`` are ``format``, 0.1 for reasoning and answer in tags, and ``correctness``, 1.0 for an
     expression of ``+ - * /`` and parentheses that reaches the target in exact rational arithmetic.
-
-    Args:
-        data: examples by split.
-        prompt_template: the user's turn instead of that of the style. ``{numbers}`` is replaced by the numbers with a
-            blank between two, ``{target}`` by the target.
-        options: of `Benchmark`.
-
-    Raises:
-        ValueError: as of `Benchmark`. Also a template without both places, or beside an ``instruction``.
     """
 
     components = {"published": ("equation",), "verified": ("format", "correctness")}
     columns = ()
+    fields = ("numbers", "target")
     instructions = {"train": TRAIN_FORMAT.removesuffix("\n"), "eval": _EVAL_REQUEST + EVAL_FORMAT}
-
-    def __init__(
-        self,
-        data: Mapping[str, Sequence[Example]] | None = None,
-        *,
-        prompt_template: str | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(data, **options)
-        if prompt_template is not None and not all(place in prompt_template for place in ("{numbers}", "{target}")):
-            raise ValueError(f"`prompt_template` must contain {{numbers}} and {{target}}, got {prompt_template!r}.")
-        if prompt_template is not None and options.get("instruction") is not None:
-            raise ValueError("`prompt_template` is the whole of the user's turn; leave it out, or `instruction`.")
-        self.prompt_template = prompt_template
-
-    def facts(self) -> dict[str, Any]:
-        if self.prompt_template is None:
-            return super().facts()
-        # It is the whole of the user's turn, so that the style's instruction is not used.
-        return super().facts() | {"instruction": None, "prompt template": self.prompt_template}
-
-    def _user_turn(self, example: Example) -> str:
-        if self.prompt_template is None:
-            return super()._user_turn(example)
-        return fill_template(self.prompt_template, example)
 
     def task_text(self, example: Example) -> str:
         return _QUESTIONS[self.prompt_style].format(numbers=list(example["numbers"]), target=example["target"])
@@ -132,13 +98,6 @@ class Countdown(Benchmark):
     def from_saved(cls, record: Mapping[str, Any]) -> Example:
         numbers, target = record["ground_truth"]
         return _example(numbers, target)
-
-
-def fill_template(template: str, example: Example) -> str:
-    """The template with the numbers and the target of a puzzle in their places."""
-    # `format` would stumble over other braces of the template.
-    numbers = " ".join(map(str, example["numbers"]))
-    return template.replace("{numbers}", numbers).replace("{target}", str(example["target"]))
 
 
 def _example(numbers: Sequence[Any], target: Any) -> Example:

@@ -1,48 +1,13 @@
-"""Countdown puzzles: which targets can be reached, and random puzzles that have a solution."""
+"""Random Countdown puzzles that have a solution, because each target is the value of a random expression."""
 
 import operator
 import random
-from collections import Counter
 from collections.abc import Collection, Sequence
 from fractions import Fraction
-from functools import cache
-from itertools import chain
 
 from dmpo_lightning.tasks.base import Example
-from dmpo_lightning.tasks.flat_expressions import random_expression
 
 _OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
-
-
-# Remembered, because the same few numbers are parts of many cuts.
-@cache
-def reachable(numbers: tuple[int, ...]) -> frozenset[Fraction]:
-    """Every value of an expression with all of the sorted numbers once each. For six numbers this takes seconds."""
-    if len(numbers) == 1:
-        return frozenset([Fraction(numbers[0])])
-    values: set[Fraction] = set()
-    for left, right in _parts(numbers):
-        for a in reachable(left):
-            for b in reachable(right):
-                # Both differences and both quotients, because `_parts` names each cut once.
-                values.update((a + b, a - b, b - a, a * b))
-                values.update(chain((a / b,) if b else (), (b / a,) if a else ()))
-    return frozenset(values)
-
-
-def _parts(numbers: tuple[int, ...]) -> set[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The ways to cut a sorted tuple in two. The first number stays left."""
-    rest = numbers[1:]
-    # One less than all subsets: with the whole rest on the left there would be nothing on the right.
-    cuts = [[rest[i] for i in range(len(rest)) if mask >> i & 1] for mask in range(2 ** len(rest) - 1)]
-    return {((numbers[0], *left), tuple((Counter(rest) - Counter(left)).elements())) for left in cuts}
-
-
-def solvable(example: Example) -> bool:
-    """Whether the target can be reached. This is a search, meant for up to five numbers."""
-    return Fraction(example["target"]) in reachable(tuple(sorted(example["numbers"])))
-
-
 PARTS = 10
 """Largest part of a generated expression, as a multiple of the largest number."""
 
@@ -120,3 +85,42 @@ def _random_value(numbers: Sequence[int], generator: random.Random, bound: int) 
 def puzzle_key(example: Example) -> str:
     """The same for puzzles that differ in the order of their numbers only."""
     return f"{sorted(example['numbers'])} {example['target']}"
+
+
+def random_expression(numbers: Sequence[int], generator: random.Random) -> tuple[str, int]:
+    """An expression of all numbers in their order, without brackets, and its value.
+
+    Each of its parts is a whole number that is not negative.
+
+    Operators are drawn until every quotient is exact and no partial sum is below zero. Sums and products always are,
+    so that this ends.
+
+    Args:
+        numbers: at least one, none of them negative.
+        generator: of the draws.
+    """
+    while True:
+        chosen = generator.choices("+-*/", k=len(numbers) - 1)
+        value = _flat_value(numbers, chosen)
+        if value is not None:
+            rest = zip(chosen, numbers[1:], strict=True)
+            return str(numbers[0]) + "".join(f"{sign}{number}" for sign, number in rest), value
+
+
+def _flat_value(numbers: Sequence[int], operators: Sequence[str]) -> int | None:
+    """The value with the usual precedence, or None where a part is negative or no whole number."""
+    total, sign, term = 0, 1, numbers[0]
+    for symbol, number in zip(operators, numbers[1:], strict=True):
+        if symbol == "*":
+            term *= number
+        elif symbol == "/":
+            if number == 0 or term % number:
+                return None
+            term //= number
+        else:
+            total += sign * term
+            if total < 0:
+                return None
+            sign, term = (1 if symbol == "+" else -1), number
+    total += sign * term
+    return total if total >= 0 else None

@@ -4,15 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dmpo_lightning.tasks.answers import final_answer, first_block, tag_text
+from dmpo_lightning.tasks.answers import final_answer, first_block, has_layout, tag_text
 from dmpo_lightning.tasks.base import Example, Verdict
 from dmpo_lightning.tasks.benchmark import EVAL_FORMAT, MATH_EXPERT, TRAIN_FORMAT, Benchmark
-from dmpo_lightning.tasks.formats import (
-    has_layout,
-    published_soft_format,
-    published_strict_format,
-    published_tag_counts,
-)
 from dmpo_lightning.tasks.numbers import one_number
 
 _PUBLISHED_NUMBER = re.compile(r"-?\d+\.?\d*")
@@ -36,7 +30,7 @@ class GSM8K(Benchmark):
     Rewards ``verified`` are ``format``, 0.5 for reasoning and answer in tags, of any number of lines, and
     ``correctness``, 2.0 for the right answer.
 
-    The answer check ``published`` takes the first box with a number, else the last number of the first answer tag, and
+    The check ``published`` takes the first box with a number, else the last number of the first answer tag, and
     compares floats. ``verified`` compares the one number of the last answer exactly, see `numbers.one_number`.
     """
 
@@ -45,6 +39,7 @@ class GSM8K(Benchmark):
         "verified": ("format", "correctness"),
     }
     columns = ("question", "answer")
+    fields = ("question",)
     instructions = {"train": TRAIN_FORMAT, "eval": f"{MATH_EXPERT} \n{EVAL_FORMAT}"}
 
     def task_text(self, example: Example) -> str:
@@ -130,3 +125,59 @@ def _as_float(text: str) -> float | None:
         return float(text) if _FLOAT.fullmatch(text.strip()) else None
     except ValueError:
         return None
+
+
+# The published regular expressions are searched by hand where a long text would cost them quadratic time.
+
+
+def published_tag_counts(completion: str) -> float:
+    r"""0.125 for each of four tags that stands exactly once with its newlines, less 0.001 per character after the end.
+
+    Without ``\n</answer>\n`` every character of the completion counts as after the end.
+    """
+    count = 0.0
+    if completion.count("<reasoning>\n") == 1:
+        count += 0.125
+    if completion.count("\n</reasoning>\n") == 1:
+        count += 0.125
+    if completion.count("\n<answer>\n") == 1:
+        count += 0.125
+        # Split from the left, as published: the last occurrence may overlap one that was taken before.
+        *_, behind = completion.split("\n</answer>\n")
+        count -= len(behind) * 0.001
+    if completion.count("\n</answer>") == 1:
+        count += 0.125
+        count -= (len(completion.rpartition("\n</answer>")[2]) - 1) * 0.001
+    return count
+
+
+def published_soft_format(completion: str) -> bool:
+    r"""Whether ``<reasoning>.*?</reasoning>\s*<answer>.*?</answer>`` matches at the start. Tags hold no line break."""
+    if not completion.startswith("<reasoning>"):
+        return False
+    first_line = _line_end(completion, 0)
+    line = -1
+    for match in re.finditer(r"</reasoning>\s*<answer>", completion):
+        if match.start() >= first_line:
+            break
+        # Else the rest of this line was searched already.
+        if match.end() > line:
+            line = _line_end(completion, match.end())
+            if completion.find("</answer>", match.end(), line) >= 0:
+                return True
+    return False
+
+
+def _line_end(text: str, place: int) -> int:
+    end = text.find("\n", place)
+    return len(text) if end < 0 else end
+
+
+def published_strict_format(completion: str) -> bool:
+    """Whether the completion starts with the six lines of the layout, one line in each tag, and ends there."""
+    lines = completion.split("\n", 6)
+    return (
+        len(lines) == 7
+        and (lines[0], lines[2], lines[3], lines[5]) == ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
+        and lines[6] in ("", "\n")
+    )

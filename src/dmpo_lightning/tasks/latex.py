@@ -18,7 +18,7 @@ from fractions import Fraction
 
 from dmpo_lightning.tasks.answers import closing_brace
 from dmpo_lightning.tasks.arithmetic import ExpressionError, exact_value
-from dmpo_lightning.tasks.plain import VULGAR, plain
+from dmpo_lightning.tasks.numbers import VULGAR, plain
 
 MAX_TEXT = 500
 """Characters of an answer. A longer one equals nothing."""

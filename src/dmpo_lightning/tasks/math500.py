@@ -6,10 +6,9 @@ from typing import Any
 
 from dmpo_lightning.tasks import hendrycks, latex
 from dmpo_lightning.tasks.algebra import AlgebraicEquality
-from dmpo_lightning.tasks.answers import final_answer, first_block, last_box, last_boxed, unbox
+from dmpo_lightning.tasks.answers import final_answer, first_block, has_layout, last_box, last_boxed, unbox
 from dmpo_lightning.tasks.base import Example, Verdict
 from dmpo_lightning.tasks.benchmark import EVAL_FORMAT, MATH_EXPERT, TRAIN_FORMAT, Benchmark
-from dmpo_lightning.tasks.formats import has_layout
 
 
 class Math500(Benchmark):
@@ -19,7 +18,7 @@ class Math500(Benchmark):
     ``correctness``, 2.0 for the right answer. ``format`` is DMPO's and not d1's, see `published_format`. Rewards
     ``verified`` are ``format``, 0.5 for reasoning and answer in tags, and ``correctness``, 2.0.
 
-    The answer check ``published`` compares strings normalised as in `hendrycks`, and ``verified`` as in `latex`.
+    The check ``published`` compares strings normalised as in `hendrycks`, and ``verified`` as in `latex`.
 
     Args:
         data, benchmark: as in `Benchmark`.
@@ -31,7 +30,7 @@ class Math500(Benchmark):
     """
 
     components = {"published": ("format", "correctness"), "verified": ("format", "correctness")}
-    columns = ("problem",)
+    columns = fields = ("problem",)
     # The quotation mark behind the format, and the blanks as they are, stand in the published prompts.
     instructions = {"train": f"{TRAIN_FORMAT}\n\n{MATH_EXPERT} ", "eval": f'{MATH_EXPERT}\n{EVAL_FORMAT}" \n'}
 
@@ -76,7 +75,7 @@ class Math500(Benchmark):
         return Verdict(answer[: latex.MAX_TEXT] or None, right, canonical=latex.canonical(answer))
 
     def facts(self) -> dict[str, Any]:
-        return super().facts() | ({"verifier": f"{self.verifier} with algebra"} if self.algebra else {})
+        return super().facts() | ({"check": f"{self.check_name} with algebra"} if self.algebra else {})
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Example:

@@ -1,17 +1,17 @@
-"""4x4 Sudoku: every grid, puzzles with one solution, splits by solution, and the published per-cell reward."""
+"""4x4 Sudoku: every grid, puzzles with one solution, splits by solution, the published per-cell reward and checks."""
 
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property
+from itertools import islice, permutations
 from typing import Any, get_args
 
-from dmpo_lightning.tasks.answers import last_block
-from dmpo_lightning.tasks.base import Example, Share, ShareNames, Split, Variant, Verdict, check_choice, check_sizes
+from dmpo_lightning.tasks.answers import final_answer, last_block
+from dmpo_lightning.tasks.base import Example, Share, Split, Verdict, check_choice, check_sizes
 from dmpo_lightning.tasks.benchmark import Benchmark
-from dmpo_lightning.tasks.latin_squares import CELLS, blank_out, keeps_clues, latin_squares
-from dmpo_lightning.tasks.sudoku_answers import first_digits, published_answer, verified_answer
 
+CELLS = 16
 HELD_OUT_GRIDS = {"validation": 24, "test": 48}
 """Of the 288 complete grids. The other 216 are for training."""
 INSTRUCTION = """
@@ -35,6 +35,32 @@ Your step-by-step solving process
 [16-character solution string with no spaces or separators]
 </answer>
 """
+_ENDS = ("<|eot_id|>", "<|endoftext|>")
+_FIRST_CELLS = re.compile(rf"(?:\s*\S){{0,{CELLS}}}")
+_WORD_OF_DIGITS = re.compile(rf"(?<!\w)\d{{{CELLS}}}(?!\w)")
+
+
+@cache
+def latin_squares() -> tuple[str, ...]:
+    """All 576 Latin squares of order 4 as 16 digits, rows first, in lexicographic order."""
+    rows = [a + b + c + d for a, b, c, d in permutations("1234")]
+    squares = (
+        "".join(square)
+        for square in permutations(rows, 4)
+        if all(len(set(column)) == 4 for column in zip(*square, strict=True))
+    )
+    return tuple(sorted(squares))
+
+
+def keeps_clues(puzzle: str, grid: str) -> bool:
+    """Whether a text has 16 characters, and each digit of the puzzle in its place. ``0`` marks a blank."""
+    return len(grid) == CELLS and all(clue in ("0", digit) for clue, digit in zip(puzzle, grid, strict=True))
+
+
+def blank_out(grid: str, blanks: int, generator: random.Random) -> str:
+    """The grid with ``blanks`` random cells replaced by ``0``."""
+    hidden = set(generator.sample(range(CELLS), blanks))
+    return "".join("0" if cell in hidden else digit for cell, digit in enumerate(grid))
 
 
 @cache
@@ -89,11 +115,89 @@ def correct_cells(puzzle: str, solution: str, answer: str) -> tuple[int, int]:
 def _published(example: Example, answer: str) -> Verdict:
     """The verdict on what was read. A puzzle without blanks is never solved: the published code gives it 0."""
     correct, blanks = correct_cells(example["puzzle"], example["solution"], answer)
-    return Verdict(answer, correct == blanks > 0, Share(correct, blanks))
+    return Verdict(answer, correct == blanks > 0, _share(correct, blanks))
+
+
+def _share(correct: int, blanks: int) -> Share:
+    return Share(correct, blanks, name="correct_cells", of_name="blank_cells")
 
 
 def _cell_components(verdict: Verdict) -> dict[str, float]:
-    return {"cells": verdict.components("cells")["cells"], "solved": float(verdict.correct)}
+    return {"cells": verdict.components["correct_cells"], "solved": float(verdict.correct)}
+
+
+def published_answer(completion: str) -> str:
+    """The 16 characters that d1 reads: the first place around an answer tag that is not blank.
+
+    White space is dropped and the rest cut or padded with 0. The answer is empty if every place is blank.
+    """
+    # The order is that of the published patterns.
+    places = (_fenced, _tagged, _behind_tag, _digits_before_tag, _digits_anywhere)
+    answer = next((text for place in places if (text := _first_cells(place(completion)))), "")
+    return answer.ljust(CELLS, "0") if answer else ""
+
+
+def _first_cells(text: str) -> str:
+    """The first 16 characters that are no white space."""
+    match = _FIRST_CELLS.match(text)
+    return "".join(match.group().split()) if match else ""
+
+
+def first_digits(text: str) -> str:
+    """The first 16 characters that ``isdigit`` calls digits. They need not be ASCII, and ``²`` is one too."""
+    return "".join(islice(filter(str.isdigit, text), CELLS))
+
+
+def _fenced(text: str) -> str:
+    """Digits in the first code fence behind the first opening tag."""
+    start = text.find("<answer>")
+    match = re.compile(r"```([\d\s]+)```").search(text, start + 8) if start >= 0 else None
+    return match.group(1) if match else ""
+
+
+def _tagged(text: str) -> str:
+    start = text.find("<answer>")
+    if start < 0:
+        return ""
+    ends = [end for mark in (*_ENDS, "</answer>") if (end := text.find(mark, start + 8)) >= 0]
+    return text[start + 8 : min(ends)] if ends else ""
+
+
+def _behind_tag(text: str) -> str:
+    start = text.find("</answer>")
+    if start < 0:
+        return ""
+    ends = [end for mark in _ENDS if (end := text.find(mark, start + 9)) >= 0]
+    return text[start + 9 : min(ends, default=len(text))]
+
+
+def _digits_before_tag(text: str) -> str:
+    """The first 16 digits with a closing tag behind them."""
+    # Backwards the tag comes before the digits, so that few places can be the start of a match. From the front every
+    # digit of a long number could, and the white space behind each would be read again.
+    backwards = re.findall(r">rewsna/<\s*(\d{16})", text[::-1])
+    return backwards[-1][::-1] if backwards else ""
+
+
+def _digits_anywhere(text: str) -> str:
+    """The first 16 digits that stand alone between word boundaries."""
+    # Any 16 neighbours hold one of every 16th character of the text: only around those that are digits need be
+    # searched.
+    for digits in re.finditer(r"\d+", text[CELLS - 1 :: CELLS]):
+        match = _WORD_OF_DIGITS.search(text, CELLS * digits.start(), CELLS * digits.end() + CELLS)
+        if match:
+            return match.group()
+    return ""
+
+
+def verified_answer(puzzle: str, completion: str) -> str | None:
+    """The last answer, if it is a grid of 16 digits that keeps the clues, else None.
+
+    White space, ``|``, ``-``, ``+`` and commas between the digits are layout.
+    """
+    answer = "".join(character for character in final_answer(completion)[:1000] if character not in " \t\r\n|-+,;`[]")
+    fits = re.fullmatch(r"[0-4]{16}", answer) is not None and keeps_clues(puzzle, answer)
+    return answer if fits else None
 
 
 class Sudoku(Benchmark):
@@ -105,7 +209,7 @@ class Sudoku(Benchmark):
     The score component ``cells`` is the share of the blank cells that equal the solution. It is the whole reward unless
     weights say otherwise. ``solved`` is 1 for a completely right grid. With rewards ``published`` the digits of the
     last closed <answer> are read, without which all is 0, and a puzzle without blanks is 0 as well. With ``verified``
-    an answer counts only if it is 16 digits that keep the clues. A ``verifier`` adds its own ``correct_cells`` (share
+    an answer counts only if it is 16 digits that keep the clues. A ``check`` adds its own ``correct_cells`` (share
     of the blanks) and ``correct`` (all of them), neither of them part of the reward.
 
     Args:
@@ -113,22 +217,19 @@ class Sudoku(Benchmark):
         blanks: least and most blank cells, both between 1 and 12. No 4x4 grid is determined by fewer than four clues.
         sizes: number of different puzzles per split.
         seed: of the split and the puzzles.
-        prompt_template: the user's turn instead of that of the style. ``{puzzle}`` is replaced by 16 digits, 0 for a
-            blank.
-        rewards: ``published`` or ``verified`` reading of the answer for ``cells`` and ``solved``.
-        verifier: the answer check to report beside them. The accuracy is then ``correct_cells`` under ``published``,
-            which is the published number, and ``correct`` under ``verified``. None reports ``solved``.
-        options: ``prompt_style`` (both styles are published with the same words), ``system_prompt``, ``instruction``,
-            ``few_shot`` and ``prefill`` of `Benchmark`.
+        options: of `Benchmark`. ``rewards`` choose the reading of the answer for ``cells`` and ``solved``. Under
+            ``check: published`` the accuracy is ``correct_cells``, which is the published number. Without a check it is
+            ``solved``.
 
     Raises:
-        ValueError: as of `Benchmark`. Also blanks outside that range, an unknown or empty split, a template without
-            ``{puzzle}`` or beside an ``instruction``, and when asked for, more puzzles than exist.
+        ValueError: as of `Benchmark`. Also blanks outside that range, an unknown or empty split, and when asked for,
+            more puzzles than exist.
     """
 
     components = dict.fromkeys(("published", "verified"), ("cells", "solved"))
     columns = ("Puzzle", "Solution")
-    share_names = ShareNames("correct_cells", of="blank_cells", whole="solved")
+    fields = ("puzzle",)
+    unchecked_accuracy = "solved"
     instructions = {"train": INSTRUCTION, "eval": INSTRUCTION}
 
     def __init__(
@@ -138,26 +239,18 @@ class Sudoku(Benchmark):
         blanks: tuple[int, int] = (8, 12),
         sizes: Mapping[str, int] | None = None,
         seed: int = 0,
-        prompt_template: str | None = None,
-        rewards: Variant = "verified",
-        verifier: Variant | None = "verified",
         **options: Any,
     ) -> None:
-        # The base class knows no task without a check, so that None is put back below.
-        super().__init__(data, rewards=rewards, verifier="verified" if verifier is None else verifier, **options)
+        super().__init__(data, **options)
         if not 1 <= blanks[0] <= blanks[1] <= 12:
             raise ValueError(f"`blanks` must be two counts with 1 <= least <= most <= 12, got {blanks}.")
-        if prompt_template is not None and "{puzzle}" not in prompt_template:
-            raise ValueError(f"`prompt_template` must contain {{puzzle}}, got {prompt_template!r}.")
-        if prompt_template is not None and options.get("instruction") is not None:
-            raise ValueError("`prompt_template` is the whole of the user's turn; leave it out, or `instruction`.")
-        self.blanks, self.seed, self.prompt_template = blanks, seed, prompt_template
+        self.blanks, self.seed = blanks, seed
         self.sizes = {"train": 4096, "validation": 512, "test": 1024} | check_sizes(sizes)
         self.is_generated = data is None
-        self.verifier = verifier
         # The published reward. `solved` is for the log, or for weights of one's own.
         self.reward_weights = {"cells": 1.0}
-        self.accuracy = {None: "solved", "published": "correct_cells", "verified": "correct"}[verifier]
+        if self.check_name == "published":
+            self.accuracy = "correct_cells"
 
     @cached_property
     def grids(self) -> dict[str, list[str]]:
@@ -198,12 +291,6 @@ class Sudoku(Benchmark):
                 puzzle = blank_out(solution, blanks, generator)
             yield puzzle, solution
 
-    def facts(self) -> dict[str, Any]:
-        if self.prompt_template is None:
-            return super().facts()
-        # It is the whole of the user's turn, so that the style's instruction is not used.
-        return super().facts() | {"instruction": None, "prompt template": self.prompt_template}
-
     def drawn(self, example: Example, completion: str | None) -> str:
         """The grid, with a point for each cell without a digit."""
         digits = example["puzzle"] if completion is None else published_answer(completion)[:CELLS]
@@ -213,12 +300,6 @@ class Sudoku(Benchmark):
 
     def task_text(self, example: Example) -> str:
         return f"Solve the following Sudoku puzzle: {example['puzzle']}\n"
-
-    def _user_turn(self, example: Example) -> str:
-        if self.prompt_template is None:
-            return super()._user_turn(example)
-        # `format` would stumble over other braces of the template.
-        return self.prompt_template.replace("{puzzle}", example["puzzle"])
 
     def published_components(self, example: Example, completion: str) -> dict[str, float]:
         return _cell_components(_published(example, first_digits(last_block(completion) or "")))
@@ -234,7 +315,7 @@ class Sudoku(Benchmark):
         """An answer counts only if it is 16 digits that keep the clues."""
         answer = verified_answer(example["puzzle"], completion)
         correct, blanks = correct_cells(example["puzzle"], example["solution"], answer or "")
-        return Verdict(answer, answer is not None and correct == blanks, Share(correct, blanks))
+        return Verdict(answer, answer is not None and correct == blanks, _share(correct, blanks))
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Example:

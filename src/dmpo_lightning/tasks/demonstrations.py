@@ -1,0 +1,255 @@
+"""Prompts with completions for supervised fine-tuning: from a file, and made so that they leave something to learn."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+from dmpo_lightning.tasks.answers import tag_text
+from dmpo_lightning.tasks.arithmetic import ExpressionError, exact_value, integers
+from dmpo_lightning.tasks.base import Example, Message, Split, Task, check_choice, fill_template
+from dmpo_lightning.tasks.countdown_puzzles import generate, puzzle_key, random_expression
+from dmpo_lightning.tasks.json_lines import numbered_lines
+from dmpo_lightning.tasks.sudoku import CELLS, blank_out, keeps_clues, latin_squares
+
+
+class JsonlPairs(Task):
+    """Pairs from a JSON-lines file in UTF-8: ``prompt`` (a string, or a list of messages) and ``completion`` per line.
+
+    Args:
+        path: of the file.
+        validation_share: the share of the pairs that is kept for validation, in [0, 1). These are spread evenly. Above
+            0 at least one of two pairs or more is kept.
+
+    Raises:
+        ValueError: no such file, or (when read) no pair in it, or a line that is no such pair, named by file and line.
+    """
+
+    accuracy = "exact"
+
+    def __init__(self, path: str, *, validation_share: float = 0.02) -> None:
+        if not Path(path).is_file():
+            raise ValueError(
+                f"No file {path!r}; `path` must name a JSON-lines file with a prompt and a completion per line."
+            )
+        if not 0 <= validation_share < 1:
+            raise ValueError(f"`validation_share` must be in [0, 1), got {validation_share}.")
+        self.path, self.validation_share = path, validation_share
+
+    @cached_property
+    def pairs(self) -> list[Example]:
+        """All pairs, in the order of the file."""
+        pairs: list[Example] = []
+        for number, pair, unreadable in numbered_lines(self.path):
+            problem = unreadable or _problem(pair)
+            if problem is not None:
+                raise ValueError(f"{self.path}, line {number}: {problem}; mend or remove the line.")
+            pairs.append(pair)
+        if not pairs:
+            raise ValueError(f"{self.path} holds no pair; give a file with a prompt and a completion per line.")
+        return pairs
+
+    def examples(self, split: Split) -> Sequence[Example]:
+        check_choice("split", split, get_args(Split))
+        held_out = self._held_out()
+        return [pair for index, pair in enumerate(self.pairs) if (index in held_out) == (split != "train")]
+
+    def _held_out(self) -> set[int]:
+        """The places of the pairs that are kept for validation."""
+        count = len(self.pairs)
+        # Of the number as it was written: 0.07 as a float is a little more, and its multiples would be now and then.
+        share = Fraction(str(self.validation_share))
+        # Each pair with which the share of those so far reaches the next whole number.
+        places = {index for index in range(count) if int((index + 1) * share) > int(index * share)}
+        # A share of few pairs is less than one, but a checkpoint that is chosen by `val/loss` needs one.
+        return places or ({count - 1} if share and count > 1 else set())
+
+    def prompt(self, example: Example) -> str | Sequence[Message]:
+        return example["prompt"]
+
+    def score(self, example: Example, completion: str) -> dict[str, float]:
+        return {"exact": float(completion.strip() == example["completion"].strip())}
+
+
+def _problem(pair: Any) -> str | None:
+    """What keeps a value from being a pair. None if nothing does."""
+    prompt: Any = pair.get("prompt") if isinstance(pair, dict) else None
+    completion = pair.get("completion") if isinstance(pair, dict) else None
+    if not isinstance(completion, str) or not (isinstance(prompt, str) or _is_conversation(prompt)):
+        return (
+            f"needs `prompt` and a string `completion`, got {json.dumps(pair)[:120]} (a prompt is a string, or a list "
+            "of messages with the strings `role` and `content`)"
+        )
+    texts = [completion, *([prompt] if isinstance(prompt, str) else (message["content"] for message in prompt))]
+    # JSON can write them, but no tokenizer can read them.
+    if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+        return "holds half a surrogate pair, which is no character"
+    return None
+
+
+def _is_conversation(prompt: Any) -> bool:
+    return (
+        isinstance(prompt, list)
+        and len(prompt) > 0
+        and all(
+            isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+            for message in prompt
+        )
+    )
+
+
+class LatinSquareDemonstrations(Task):
+    """Demonstrations for supervised fine-tuning that teach the format and *Latin squares*, not Sudoku.
+
+    Half of the Latin squares break the boxes of Sudoku, and ``corruption`` of the blanks are answered with a random
+    digit. A model of them therefore has something to learn that no sampling temperature gives it.
+
+    Args:
+        blanks: least and most blank cells.
+        size: number of training pairs.
+        corruption: share in [0, 1] of the blanks whose answer is a random digit.
+        seed: of all of it.
+        prompt_template: the user's turn. ``{puzzle}`` is replaced by 16 digits, 0 for a blank.
+    """
+
+    accuracy = "latin"
+
+    def __init__(
+        self,
+        *,
+        blanks: tuple[int, int] = (8, 13),
+        size: int = 100_000,
+        corruption: float = 0.2,
+        seed: int = 0,
+        prompt_template: str = "{puzzle}",
+    ) -> None:
+        if not 1 <= blanks[0] <= blanks[1] <= CELLS:
+            raise ValueError(f"`blanks` must be two counts with 1 <= least <= most <= {CELLS}, got {blanks}.")
+        if not 0 <= corruption <= 1:
+            raise ValueError(f"`corruption` must be in [0, 1], got {corruption}.")
+        self.blanks, self.size, self.corruption, self.seed = blanks, size, corruption, seed
+        self.prompt_template = prompt_template
+
+    def examples(self, split: Split) -> Sequence[Example]:
+        """``{"puzzle", "completion"}`` pairs. Validation and test hold a tenth as many as training."""
+        check_choice("split", split, get_args(Split))
+        generator = random.Random(f"{self.seed}-latin-{split}")
+        return [self._example(generator) for _ in range(self.size if split == "train" else max(1, self.size // 10))]
+
+    def _example(self, generator: random.Random) -> Example:
+        square = generator.choice(latin_squares())
+        puzzle = blank_out(square, generator.randint(*self.blanks), generator)
+        answer = "".join(
+            generator.choice("1234") if clue == "0" and generator.random() < self.corruption else digit
+            for clue, digit in zip(puzzle, square, strict=True)
+        )
+        return {"puzzle": puzzle, "completion": f"<answer>{answer}</answer>"}
+
+    def prompt(self, example: Example) -> str:
+        return fill_template(self.prompt_template, {"puzzle": example["puzzle"]})
+
+    def score(self, example: Example, completion: str) -> dict[str, float]:
+        answer, puzzle = tag_text(completion), example["puzzle"]
+        keeps = keeps_clues(puzzle, answer)
+        return {"latin": float(keeps and answer in latin_squares()), "clues": float(keeps)}
+
+
+class CountdownDemonstrations(Task):
+    """Demonstrations for supervised fine-tuning, most of which give a lazy answer: the sum of the numbers.
+
+    All of them have the numbers in the order of the prompt. The share ``sums`` adds them up, whatever the target is,
+    and all others hit it. A model of them can do the task and most often does not, at no sampling temperature: the
+    lower it is, the more answers are sums.
+
+    No puzzle that `CountdownDataModule` holds out with the same ``seed``, ``held_out`` as its ``sizes``, ``largest``,
+    ``largest_target`` and ``brackets: false`` is in any demonstration.
+
+    Args:
+        count: of the numbers of a puzzle.
+        largest: number. The least is 1.
+        largest_target: of a puzzle. The least is 1.
+        size: number of training pairs.
+        sums: the share of demonstrations that add up, in [0, 1].
+        held_out: puzzles of the splits validation and test, see above.
+        seed: of all of it.
+        prompt_template: the user's turn, see `Countdown`.
+
+    Raises:
+        ValueError: ``sums`` is outside its range.
+    """
+
+    accuracy = "right"
+
+    def __init__(
+        self,
+        *,
+        count: int = 3,
+        largest: int = 9,
+        largest_target: int = 99,
+        size: int = 100_000,
+        sums: float = 0.7,
+        held_out: Mapping[str, int] | None = None,
+        seed: int = 0,
+        prompt_template: str = "{numbers}={target}",
+    ) -> None:
+        if not 0 <= sums <= 1:
+            raise ValueError(f"`sums` must be in [0, 1], got {sums}.")
+        self.count, self.largest, self.largest_target = count, largest, largest_target
+        self.size, self.sums, self.seed = size, sums, seed
+        self.held_out = {"validation": 256, "test": 256} | dict(held_out or {})
+        self.prompt_template = prompt_template
+
+    def examples(self, split: Split) -> Sequence[Example]:
+        """``{"numbers", "target", "completion"}``. Validation and test hold a tenth as many as training.
+
+        Validation and test here are other demonstrations, to watch the loss, and hold none of the held-out puzzles
+        either.
+        """
+        check_choice("split", split, get_args(Split))
+        generator = random.Random(f"{self.seed}-demonstrations-{split}")
+        excluded = self._held_out_keys()
+        size = self.size if split == "train" else max(1, self.size // 10)
+        return [self._example(generator, excluded) for _ in range(size)]
+
+    def _held_out_keys(self) -> set[str]:
+        keys: set[str] = set()
+        # The order and the seeds are those of `CountdownDataModule`.
+        for split in ("test", "validation"):
+            puzzles = generate(
+                self.held_out[split],
+                count=(self.count, self.count),
+                largest=self.largest,
+                largest_target=self.largest_target,
+                brackets=False,
+                seed=f"{self.seed}-{split}",
+                excluded=keys,
+            )
+            keys |= set(map(puzzle_key, puzzles))
+        return keys
+
+    def _example(self, generator: random.Random, excluded: set[str]) -> Example:
+        while True:
+            numbers = [generator.randint(1, self.largest) for _ in range(self.count)]
+            expression, target = random_expression(numbers, generator)
+            example: Example = {"numbers": numbers, "target": target}
+            if 1 <= target <= self.largest_target and puzzle_key(example) not in excluded:
+                break
+        if generator.random() < self.sums:
+            expression = "+".join(map(str, numbers))
+        return {**example, "completion": f"<answer>{expression}</answer>"}
+
+    def prompt(self, example: Example) -> str:
+        return fill_template(self.prompt_template, {name: example[name] for name in ("numbers", "target")})
+
+    def score(self, example: Example, completion: str) -> dict[str, float]:
+        """``valid``: an expression that uses the numbers once each. ``right``: it has the target's value too."""
+        expression = tag_text(completion)
+        try:
+            value = exact_value(expression)
+            is_valid = sorted(integers(expression)) == sorted(example["numbers"])
+        except ExpressionError:
+            return {"valid": 0.0, "right": 0.0}
+        return {"valid": float(is_valid), "right": float(is_valid and value == example["target"])}
