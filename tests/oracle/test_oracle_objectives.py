@@ -134,6 +134,7 @@ def test_wdce_with_trajectory_log_rnd_reaches_the_target(baseline, iterations):
     assert total_variation(reached, TARGET) < 0.05
 
 
+@pytest.mark.slow
 def test_wdce_with_trajectory_log_rnd_from_left_to_right_reaches_the_target_of_that_order():
     """In the order in which block-causal models with blocks of one token decode."""
     objective = WDCE(
@@ -149,7 +150,7 @@ def test_wdce_with_trajectory_log_rnd_from_left_to_right_reaches_the_target_of_t
     assert total_variation(sequential_log_prob(REFERENCE).exp(), target) > 0.1
 
 
-def test_policy_baseline_is_renewed_so_that_it_cancels_the_weights_once_the_policy_is_the_target():
+def test_policy_baseline_is_refreshed_so_that_it_cancels_the_weights_once_the_policy_is_the_target():
     reference = conditionals(sequence_log_prob(REFERENCE).exp())
     target = conditionals((sequence_log_prob(reference) + REWARD / ALPHA).softmax(-1))
     policy, rollouts = tabular_policy(torch.zeros_like(reference), reference), every_pair(REWARD)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -34,16 +33,15 @@ def population_wddo(
     return log_density.exp() @ torch.stack(terms)
 
 
-@pytest.mark.parametrize("start", [BEHAVIOUR, REFERENCE], ids=["behaviour", "reference"])
-def test_wddo_is_minimised_by_the_target(start):
-    table = train(start, lambda table, _: population_wddo(table), steps=400)
-    assert total_variation(sequence_log_prob(start).exp(), TARGET) > 0.15
+def test_wddo_is_minimised_by_the_target():
+    table = train(BEHAVIOUR, lambda table, _: population_wddo(table), steps=250)
+    assert total_variation(sequence_log_prob(BEHAVIOUR).exp(), TARGET) > 0.15
     assert total_variation(sequence_log_prob(table).exp(), TARGET) < 0.002
 
 
 def test_wddo_with_elbos_is_minimised_by_the_target_where_those_of_the_behaviour_policy_are_exact():
     loss = partial(population_wddo, behaviour=CONSISTENT_BEHAVIOUR, log_prob=exact_elbo)
-    table = train(REFERENCE, lambda table, _: loss(table), steps=400)
+    table = train(REFERENCE, lambda table, _: loss(table), steps=250)
     assert total_variation(sequence_log_prob(table).exp(), TARGET) < 0.002
 
 

@@ -124,8 +124,12 @@ class ElboEstimator(LogProbEstimator):
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
         # No pass and no step is part of the key. All estimates of a rollout are on the same masks, those of the two
         # sides of log_rnd and the later ones of the `policy` baseline.
-        keys, options = fold_in(rows.keys, Purpose.ELBO), {"replicates": self.samples, "antithetic": self.antithetic}
-        return elbo(*masked_log_probs(policy, rows, keys, reference=reference, **options))
+        keys = fold_in(rows.keys, Purpose.ELBO)
+        return elbo(
+            *masked_log_probs(
+                policy, rows, keys, replicates=self.samples, antithetic=self.antithetic, reference=reference
+            )
+        )
 
 
 class TrajectoryEstimator(LogProbEstimator):

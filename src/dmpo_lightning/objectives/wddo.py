@@ -91,5 +91,5 @@ class WDDO(WeightedObjective):
 
         The keys do not contain the pass over the buffer, so the masks are those on which log p_old was estimated.
         """
-        keys, options = fold_in(rows.keys, Purpose.LOSS), {"replicates": self.replicates, "antithetic": self.antithetic}
-        return elbo(*masked_log_probs(policy, rows, keys, **options))
+        keys = fold_in(rows.keys, Purpose.LOSS)
+        return elbo(*masked_log_probs(policy, rows, keys, replicates=self.replicates, antithetic=self.antithetic))

@@ -95,7 +95,8 @@ class WeightedObjective(Objective):
     def weigh(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> Weighting:
         """Estimates log_rnd, chooses c and weights the rollouts."""
         log_rnd, reward = self.estimator.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward), rollouts.reward
-        alpha, coefficient = self.reward_temperature, self.proximal_coefficient or 1.0
+        alpha = self.reward_temperature
+        coefficient: float | Tensor = self.proximal_coefficient or 1.0
         if self.target_ess is not None:
             coefficient = adaptive_proximal_coefficient(
                 log_rnd, reward, reward_temperature=alpha, target_ess=self.target_ess
