@@ -47,14 +47,14 @@ class Comparison(Callback):
         if buffer.needs_rollouts:
             return
         position = buffer.position
-        iteration, rows = buffer.advance()
+        iteration, rows, targets = buffer.next_micro_batch()
         buffer.position = position
-        signal = buffer.targets["signal"].flatten()[rows]
+        signal = targets["signal"]
         if not signal.any():
             return
         whole: Tensor | None = None
         for tolerance in TOLERANCES:
-            found, skipped = gradient(pl_module, buffer.rollouts.rows()[rows], signal, iteration, tolerance)
+            found, skipped = gradient(pl_module, rows, signal, iteration, tolerance)
             whole = found if whole is None else whole
             self.errors[tolerance].append(float((found - whole).norm() / whole.norm()))
             self.skipped[tolerance].append(skipped)

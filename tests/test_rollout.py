@@ -187,21 +187,28 @@ def full_buffer(num_iterations: int = 2, micro_batch_size: int = 4) -> RolloutBu
     return buffer
 
 
+def next_keys(buffer: RolloutBuffer) -> tuple[int, list[int]]:
+    """The pass and the rollouts of the next micro-batch."""
+    iteration, rows, targets = buffer.next_micro_batch()
+    assert all(len(each) == len(rows) for each in targets.values())
+    return iteration, rows.keys.tolist()
+
+
 def test_a_buffer_hands_out_equal_micro_batches_pass_by_pass_and_then_wants_rollouts():
     buffer = full_buffer()
     assert buffer.micro_batches == 3
     handed_out = []
     while not buffer.needs_rollouts:
-        handed_out.append(buffer.advance())
-    one_pass = [slice(0, 4), slice(4, 8), slice(8, 12)]
-    assert handed_out == [(0, rows) for rows in one_pass] + [(1, rows) for rows in one_pass]
+        handed_out.append(next_keys(buffer))
+    one_pass = buffer.rollouts.keys.view(3, 4).tolist()
+    assert handed_out == [(0, keys) for keys in one_pass] + [(1, keys) for keys in one_pass]
 
 
 def test_a_new_buffer_and_a_cleared_one_want_rollouts():
     buffer = RolloutBuffer(num_iterations=2, micro_batch_size=4)
     assert buffer.needs_rollouts
     buffer = full_buffer()
-    buffer.advance()
+    buffer.next_micro_batch()
     buffer.clear()
     assert buffer.needs_rollouts
     assert (len(buffer), buffer.targets, buffer.position) == (0, {}, 0)
@@ -209,9 +216,9 @@ def test_a_new_buffer_and_a_cleared_one_want_rollouts():
 
 def test_filling_starts_over():
     buffer = full_buffer()
-    buffer.advance()
+    buffer.next_micro_batch()
     buffer.fill(buffer.rollouts, {})
-    assert buffer.advance() == (0, slice(0, 4))
+    assert next_keys(buffer) == (0, buffer.rollouts.keys.flatten()[:4].tolist())
 
 
 def facts_of(buffer: RolloutBuffer) -> dict:
@@ -237,7 +244,7 @@ def through_a_checkpoint(state: dict) -> dict:
 def test_a_buffer_continues_mid_pass_from_a_checkpoint():
     buffer, resumed = full_buffer(), RolloutBuffer(num_iterations=2, micro_batch_size=4)
     for _ in range(4):
-        buffer.advance()
+        buffer.next_micro_batch()
     resumed.load_state_dict(through_a_checkpoint(buffer.state_dict()))
     assert not resumed.needs_rollouts
     found = facts_of(resumed)
@@ -245,7 +252,7 @@ def test_a_buffer_continues_mid_pass_from_a_checkpoint():
         assert torch.equal(found[name], value) if isinstance(value, torch.Tensor) else found[name] == value, name
     assert (resumed.rollouts.completions, resumed.rollouts.prompts.examples) == ([], [])
     assert torch.equal(resumed.targets["weight"], buffer.targets["weight"])
-    assert [resumed.advance(), resumed.advance()] == [(1, slice(4, 8)), (1, slice(8, 12))]
+    assert [next_keys(resumed), next_keys(resumed)] == [next_keys(buffer), next_keys(buffer)]
     assert resumed.needs_rollouts
 
 
@@ -258,7 +265,7 @@ def test_an_empty_buffer_stays_empty_through_a_checkpoint():
 
 def test_a_used_up_buffer_stays_used_up_through_a_checkpoint():
     buffer = full_buffer(num_iterations=1, micro_batch_size=12)
-    buffer.advance()
+    buffer.next_micro_batch()
     resumed = RolloutBuffer(num_iterations=1, micro_batch_size=12)
     resumed.load_state_dict(through_a_checkpoint(buffer.state_dict()))
     assert resumed.needs_rollouts

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -234,23 +233,13 @@ def collect(policy: Policy, reward: Reward, prompts: PromptBatch, sampling: Samp
 
 
 def collect_informative(
-    collect: Callable[[PromptBatch], Rollouts],
-    candidates: PromptBatch,
-    *,
-    rounds: int,
-    anywhere: Callable[[bool], bool],
+    policy: Policy, reward: Reward, candidates: PromptBatch, sampling: Sampling, *, rounds: int
 ) -> tuple[Rollouts, Rollouts]:
-    """Samples candidates round by round until a buffer is full of informative groups, or no candidates are left.
+    """Collects candidates round by round until a buffer is full of informative groups, or no candidates are left.
 
     A group is informative if its rewards differ. Others call the rest of them zero-variance groups. The idea is dynamic
-    sampling of DAPO (arXiv 2503.14476). Here its cost is bounded, and whole groups are kept or left out, so that within
-    a prompt nothing is selected.
-
-    Args:
-        collect: samples and scores the prompts of a round.
-        candidates: the prompts, ``rounds`` times as many as the buffer holds.
-        rounds: how many there are at most.
-        anywhere: whether a flag is true on any rank. Ranks that share weights sample equally many rounds.
+    sampling of DAPO (arXiv 2503.14476). Here its cost is bounded, since there are ``rounds`` times as many candidates
+    as the buffer holds, and whole groups are kept or left out, so that within a prompt nothing is selected.
 
     Returns:
         The groups of the buffer, informative ones first and each kind in the order of the candidates, and all groups
@@ -259,11 +248,11 @@ def collect_informative(
     size = len(candidates) // rounds
     sampled: list[Rollouts] = []
     for start in range(0, len(candidates), size):
-        # Not asked before the first round, so that ranks say nothing to each other where there is only one.
         informative = sum(int((~equal_reward_groups(each.reward)).sum()) for each in sampled)
-        if sampled and not anywhere(size > informative):
+        # Ranks that share weights sample equally many rounds. They are not asked before the first.
+        if sampled and not policy.anywhere(size > informative):
             break
-        sampled.append(collect(candidates[start : start + size]))
+        sampled.append(collect(policy, reward, candidates[start : start + size], sampling))
     if len(sampled) == 1:
         return sampled[0], sampled[0]
     whole: Rollouts = joined(sampled)
@@ -340,15 +329,11 @@ class RolloutBuffer:
         """Whether there is nothing left to train on."""
         return self._rollouts is None or self.position >= self.num_iterations * self.micro_batches
 
-    def advance(self) -> tuple[int, slice]:
-        """Goes on to the next micro-batch, and returns the number of its pass and its rows."""
-        iteration, number = divmod(self.position, self.micro_batches)
-        self.position += 1
-        return iteration, slice(number * self.micro_batch_size, (number + 1) * self.micro_batch_size)
-
     def next_micro_batch(self) -> tuple[int, RolloutRows, dict[str, Tensor]]:
-        """The pass over the buffer, the rollouts of the next micro-batch in it, and their targets."""
-        iteration, rows = self.advance()
+        """Goes on to the next micro-batch: the number of its pass, its rollouts and their targets."""
+        iteration, number = divmod(self.position, self.micro_batches)
+        rows = slice(number * self.micro_batch_size, (number + 1) * self.micro_batch_size)
+        self.position += 1
         targets = mapped(self.targets, lambda target: target.flatten(0, 1)[rows])
         return iteration, self.rollouts.rows()[rows], targets
 
@@ -370,12 +355,6 @@ class RolloutBuffer:
         state = {"position": self.position, "number": self.number, "targets": self.targets}
         # Off the GPU, because ranks gather the states of all of them for a checkpoint (`gather_ranks`).
         return mapped(state | {"rollouts": _without_lists(self._rollouts)}, Tensor.cpu)
-
-    def save(self, path: Path) -> Path:
-        """Writes `state_dict` to a file, in a folder that is created if need be."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(self.state_dict(), path)
-        return path
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where the state was taken."""

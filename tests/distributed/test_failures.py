@@ -20,13 +20,12 @@ def test_a_step_with_an_infinite_loss_on_one_rank_is_left_out_on_all(tmp_path, k
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", *SHARDED])
-def test_too_many_of_them_end_the_run_on_all_ranks_and_leave_the_rollouts(tmp_path, kind):
+def test_too_many_of_them_end_the_run_on_all_ranks(tmp_path, kind):
     case = {"kind": kind, "adapter": "lora", "batches": [0, 1, 2], "limit": 2}
     ended = end_ranks("cases.with_infinite_losses", 2, tmp_path, **case)
     assert ended.statuses == [1, 1]
     for rank in (0, 1):
         assert "3 optimizer steps in a row had gradients that are not finite" in ended.log(rank)
-        assert (tmp_path / "run" / f"rollouts_rank{rank}.pt").is_file()
 
 
 def test_torch_names_ranks_out_of_step(tmp_path):

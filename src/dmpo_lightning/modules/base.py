@@ -194,10 +194,6 @@ class PolicyModule(LightningModule):
         with self.gathered(), precision:
             return generate(self.policy, prompts, sampling, prefill=prefill, index=index)
 
-    def dump(self) -> Path | None:
-        """Writes what helps to find out why a run fails, and returns where. Writes nothing by itself."""
-        return None
-
     def configure_model(self) -> None:
         """Divides the transformer layers, and the rest, among the ranks under FSDP1 and FSDP2; the reference alike.
 

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -25,7 +24,6 @@ from dmpo_lightning.modules.evaluation import Evaluator, check_evaluation
 from dmpo_lightning.modules.non_finite import SkipNonFiniteSteps
 from dmpo_lightning.modules.observers import RunMeter, measure_first, notify
 from dmpo_lightning.modules.options import SchedulerFactory
-from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.objectives import Objective
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards.functions import ScoreFunction
@@ -33,10 +31,8 @@ from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rollout import (
     PromptBatch,
     RolloutBuffer,
-    Rollouts,
     Sampling,
     check_counts,
-    collect,
     collect_informative,
 )
 from dmpo_lightning.samplers import Sampler
@@ -65,7 +61,7 @@ class DMPO(PolicyModule):
         evaluation_lengths: tokens per completion in evaluation. Each of several is logged under its own name. None is
             ``completion_length``.
         completions_per_prompt: in evaluation. With several, pass@j and majority votes are logged too.
-        sample_merged: samples from a copy of the weights with the adapters merged in, renewed for every buffer. It is
+        sample_merged: samples from a copy of the weights with the adapters merged in, made anew for every buffer. It is
             faster, takes the room of the adapted layers once more, and rounds differently from the trained policy.
         reference_refresh_interval: the reference becomes the current policy every so many buffers. None is never.
         rows_per_forward: rollouts per forward of sampling and scoring. None samples all at once and scores
@@ -132,20 +128,19 @@ class DMPO(PolicyModule):
         lengths = (completion_length,) if evaluation_lengths is None else tuple(evaluation_lengths)
         # Checked before the model is loaded, which may take minutes.
         check_evaluation(samplers, lengths, completions_per_prompt)
-        super().__init__(
-            model,
-            with_reference=True,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            seed=seed,
-        )
+        super().__init__(model, with_reference=True, optimizer=optimizer, lr_scheduler=lr_scheduler, seed=seed)
         self.evaluator = Evaluator(
             self, samplers=samplers, lengths=lengths, completions=completions_per_prompt, reward=reward
         )
         self.completion_length, self.rows_per_forward = completion_length, rows_per_forward
         self.gather_for_generation = gather_for_generation
         self.objective, self.sampler, self.sample_merged = objective, sampler, sample_merged
-        self._prepare_policy(merged=sample_merged, renewed=reference_refresh_interval is not None)
+        sampler.validate_policy(self.policy)
+        if sample_merged:
+            self.policy.check_mergeable()
+        if reference_refresh_interval is not None:
+            # Callbacks that average weights copy the module once, before the reference is refreshed for the first time.
+            self.policy.reference.make_room(self.policy.model)
         self.group_size, self.sampling_rounds = group_size, sampling_rounds
         self.reference_refresh_interval = reference_refresh_interval
         self.buffer, self._continuation, self.buffers_collected, self.rollouts_seen = buffer, Continuation(), 0, 0
@@ -160,14 +155,6 @@ class DMPO(PolicyModule):
     def _scoring_rows(self) -> int:
         """Rollouts per forward of the objective."""
         return self.rows_per_forward or self.micro_batch_size
-
-    def _prepare_policy(self, *, merged: bool, renewed: bool) -> None:
-        self.sampler.validate_policy(self.policy)
-        if merged:
-            self.policy.check_mergeable()
-        if renewed:
-            # Callbacks that average weights copy the module once, before the reference is renewed for the first time.
-            self.policy.reference.make_room(self.policy.model)
 
     def configure_callbacks(self) -> list[Callback]:
         """Adds those of `SkipNonFiniteSteps` and `RunMeter` that the Trainer has not."""
@@ -294,11 +281,19 @@ class DMPO(PolicyModule):
         # Before the first buffer there is nothing to refresh: the reference is where the run starts.
         if interval is not None and self.buffers_collected and self.buffers_collected % interval == 0:
             self.policy.refresh_reference()
+        sampling = Sampling(
+            self.sampler,
+            self.completion_length,
+            self.group_size,
+            seed=self.seed,
+            buffer=self.buffers_collected,
+            rows_per_forward=self.rows_per_forward,
+        )
         with self.gathered():
             started = perf_counter()
             with self.policy.merged() if self.sample_merged else nullcontext():
                 kept, whole = collect_informative(
-                    self._sample, prompts, rounds=self.sampling_rounds, anywhere=self.policy.anywhere
+                    self.policy, self.evaluator.reward, prompts, sampling, rounds=self.sampling_rounds
                 )
             sampled = perf_counter()
             # In eval mode as the rollouts were sampled. With dropout, log p_old would be that of another policy.
@@ -315,17 +310,6 @@ class DMPO(PolicyModule):
         for name, mean in buffer.means.items():
             self.log(name, mean, prog_bar=name == "reward/total", batch_size=len(kept.prompts))
         notify(self.trainer, self, buffer)
-
-    def _sample(self, prompts: PromptBatch) -> Rollouts:
-        sampling = Sampling(
-            self.sampler,
-            self.completion_length,
-            self.group_size,
-            seed=self.seed,
-            buffer=self.buffers_collected,
-            rows_per_forward=self.rows_per_forward,
-        )
-        return collect(self.policy, self.evaluator.reward, prompts, sampling)
 
     def _before_step(self, micro_batches: int) -> None:
         """Lets the objective refresh the targets of the groups that the next optimizer step uses."""
@@ -359,12 +343,6 @@ class DMPO(PolicyModule):
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Returns the records of a batch, see `EvaluatedBatch.records`."""
         return list(self.evaluator.step(batch)["records"])
-
-    def dump(self) -> Path:
-        """Writes this rank's rollouts to the run directory, and returns the file."""
-        # On all ranks, because it is a broadcast (docs/decisions/016-equal-forwards.md).
-        directory = run_directory(self.trainer)
-        return self.buffer.save(directory / f"rollouts_rank{self.trainer.global_rank}.pt")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the counters, and every rank's buffer and generators, all as they were after the last optimizer step."""

@@ -22,8 +22,8 @@ class SkipNonFiniteSteps(Callback):
     over all ranks, before clipping, of the steps that are taken.
 
     Args:
-        limit: steps in a row that may be left out. One more ends the run with a RuntimeError, once every rank has
-            written its rollouts to the run directory. A run that ends with two or more also ends with one.
+        limit: steps in a row that may be left out. One more ends the run with a RuntimeError, and so does a run that
+            ends with two or more.
 
     Raises:
         ValueError: a negative limit.
@@ -93,13 +93,10 @@ class SkipNonFiniteSteps(Callback):
         )
         module.log("train/skipped_steps", float(self.total), batch_size=1)
         if self.in_a_row > self.limit:
-            evidence = module.dump() if isinstance(module, PolicyModule) else None
-            look = (
-                f"The rollouts are in {evidence}; look at their rewards and weights, or lower" if evidence else "Lower"
-            )
             raise RuntimeError(
                 f"{self.in_a_row} optimizer steps in a row had gradients that are not finite, more than the `limit` "
-                f"{self.limit} of SkipNonFiniteSteps. {look} the learning rate."
+                f"{self.limit} of SkipNonFiniteSteps. Look at the rewards and weights of the run's rollouts, or lower "
+                "the learning rate."
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,14 +21,10 @@ def run_directory(trainer: Trainer) -> Path:
     Lightning's ``log_dir`` is that of a version for its loggers of files alone. For any other, such as those of W&B and
     MLflow, it is the folder that all runs share. `ModelCheckpoint` adds name and version, and so does this.
     """
-    logger: Any = trainer.logger
-    if logger is None or isinstance(logger, TensorBoardLogger | CSVLogger):
+    if trainer.logger is None or isinstance(trainer.logger, TensorBoardLogger | CSVLogger):
         # A broadcast.
         return Path(trainer.log_dir or trainer.default_root_dir)
-    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    own = Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
-    # The other ranks may not know what their logger's service has called the run.
-    return Path(trainer.strategy.broadcast(str(own)))
+    return _version_directory(trainer)
 
 
 def checkpoint_directory(trainer: Trainer) -> Path:
@@ -36,13 +32,20 @@ def checkpoint_directory(trainer: Trainer) -> Path:
 
     It is that of the version and not of the logger's files, which may lie deeper (``sub_dir`` of TensorBoard).
     """
+    return _version_directory(trainer) / "checkpoints"
+
+
+def _version_directory(trainer: Trainer) -> Path:
     logger: Any = trainer.logger
     own = Path(trainer.default_root_dir)
     if logger is not None:
-        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-        own = Path(logger.save_dir or own) / str(logger.name) / version
+        own = Path(logger.save_dir or own) / str(logger.name) / _version(logger)
     # The other ranks may not know what their logger's service has called the run.
-    return Path(trainer.strategy.broadcast(str(own))) / "checkpoints"
+    return Path(trainer.strategy.broadcast(str(own)))
+
+
+def _version(logger: Any) -> str:
+    return logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
 
 
 def continue_in_place(trainer: Trainer, checkpoint: str | Path) -> None:
@@ -68,7 +71,7 @@ def link_latest(trainer: Trainer) -> None:
     logger: Any = trainer.logger
     if not trainer.is_global_zero or not isinstance(logger, TensorBoardLogger | CSVLogger):
         return
-    run = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    run = _version(logger)
     link = Path(logger.root_dir) / LATEST
     partial = link.with_name(f".{LATEST}.{os.getpid()}")
     if link.exists() and not link.is_symlink():
