@@ -25,10 +25,12 @@ from dmpo_lightning import (
     samplers,
 )
 from dmpo_lightning.checkpoints.reading import UnfitCheckpointError
+from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.modules.checkpoint import REBUILT, described, rebuilt
 from dmpo_lightning.objectives import ElboEstimator, LogProbEstimator, Objective, TrajectoryEstimator
 from dmpo_lightning.objectives.weighted import WeightedObjective
 from dmpo_lightning.samplers import Sampler
+from helpers import tiny_model
 from small_models import bert_tokenizer, tiny_bert
 
 ADAPTED = {"adapter": LoRA(r=4, alpha=8)}
@@ -184,3 +186,37 @@ def test_every_shipped_sampler_objective_and_estimator_is_rebuilt():
         own = dict.fromkeys(signature(each).parameters)
         given = {"reward_temperature": 0.5} if "reward_temperature" in own else {}
         assert set(described(each(**given))) - {"class"} == set(own), each
+
+
+@pytest.fixture
+def two_revisions(tmp_path, monkeypatch):
+    """The hub's cache with a model of two revisions, of other weights and other chat templates, without a network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for number, name in enumerate(("main", "v2")):
+        commit, folder = str(number) * 40, tmp_path / "models--someone--tiny"
+        snapshot, tokenizer = folder / "snapshots" / commit, load_tokenizer("sudoku_tiny")
+        tokenizer.chat_template = name
+        tiny_model(seed=number).save_pretrained(snapshot)
+        tokenizer.save_pretrained(snapshot)
+        (folder / "refs").mkdir(exist_ok=True)
+        (folder / "refs" / name).write_text(commit)
+    return "someone/tiny"
+
+
+def test_the_revision_of_a_backbone_is_that_of_weights_and_tokenizer_and_comes_back_with_a_checkpoint(
+    tmp_path, two_revisions
+):
+    first, second = (Backbone(two_revisions, revision=revision) for revision in (None, "v2"))
+    assert (first.load_tokenizer().chat_template, second.load_tokenizer().chat_template) == ("main", "v2")
+    for seed, backbone in enumerate((first, second)):
+        expected = tiny_model(seed=seed).state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in backbone.build().state_dict().items())
+    run = trainer(tmp_path, max_steps=1)
+    task = LatinSquareDemonstrations(size=2, corruption=0.0)
+    data = DemonstrationsDataModule(task, tokenizer="sudoku_tiny", completion_length=20, batch_size=2)
+    run.fit(MaskedSFT(Backbone(two_revisions, revision="v2", adapter=LoRA(r=2))), data)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = MaskedSFT.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert loaded.backbone.revision == "v2"
+    assert loaded.policy.tokenizer.chat_template == "v2"
