@@ -10,15 +10,9 @@ from dmpo_lightning.samplers import Change
 from dmpo_lightning.terminal import coloured, escaped, is_terminal, printable, terminal_size
 
 GREEN, YELLOW, DIM = "1;32", "1;33", "2"
-"""Of a token that was just revealed, of one to which the model gives less than a half, and of a place still masked."""
-
-
-@dataclass
-class Piece:
-    """What one place of a completion shows."""
-
-    text: str
-    colour: str | None
+"""Of a token that was just revealed, of one to which the model gives less than a half, and of a masked position."""
+Piece = tuple[str, str | None]
+"""The text of a position of a completion, and its colour."""
 
 
 @dataclass
@@ -34,25 +28,41 @@ class Denoising:
     policy: Policy
     stream: TextIO
     delay: float = 0.0
-    _rows: int | None = field(default=None, init=False)
-    """The completion that is drawn."""
+    _row: int | None = field(default=None, init=False)
+    """The number of the completion that is drawn."""
     _step: int = field(default=0, init=False)
     _drawn: int = field(default=0, init=False)
-    """Lines of the last picture."""
+    """How many lines the last picture had."""
 
     def __call__(self, change: Change) -> None:
         """Draws the first of the completions that have changed."""
         row = int(change.rows[0])
-        if row != self._rows:
-            self._rows, self._step, self._drawn = row, 0, 0
+        if row != self._row:
+            self._row, self._step, self._drawn = row, 0, 0
         self._step += 1
-        ids = change.completion_ids[0].tolist()
-        pieces = self._pieces(ids, change.written[0].tolist(), change.confidence[0].tolist())
-        masked = ids.count(self.policy.facts.mask_token_id)
-        heading = f"step {self._step}, {len(ids) - masked} of {len(ids)} tokens"
-        if not is_terminal(self.stream):
-            self.stream.write(f"{heading}: {escaped(''.join(piece.text for piece in pieces))}\n")
-            return
+        pieces = self._pieces(change)
+        revealed = int((change.completion_ids[0] != self.policy.facts.mask_token_id).sum())
+        heading = f"step {self._step}, {revealed} of {len(pieces)} tokens"
+        if is_terminal(self.stream):
+            self._draw(heading, pieces)
+        else:
+            self.stream.write(f"{heading}: {escaped(''.join(text for text, _ in pieces))}\n")
+
+    def _pieces(self, change: Change) -> list[Piece]:
+        columns = (change.completion_ids[0].tolist(), change.written[0].tolist(), change.confidence[0].tolist())
+        pieces: list[Piece] = []
+        for token, is_new, sure in zip(*columns, strict=True):
+            if token == self.policy.facts.mask_token_id:
+                # Not every stream can write the other character.
+                pieces.append(("░" if "utf" in (self.stream.encoding or "").lower() else "_", DIM))
+            else:
+                # One by one, so that each has its own colour.
+                text = printable(str(self.policy.tokenizer.decode([token])))
+                pieces.append((text, (YELLOW if sure < 0.5 else GREEN) if is_new else None))
+        return pieces
+
+    def _draw(self, heading: str, pieces: list[Piece]) -> None:
+        """Draws a picture in the place of the last one, cut to what the terminal has room for around the change."""
         width, height = terminal_size(self.stream)
         # A line that is full would wrap, and one more than fits would scroll; neither can be taken back.
         lines, changed = self._lines(pieces, width - 1)
@@ -65,40 +75,18 @@ class Denoising:
         self._drawn = len(lines)
         time.sleep(self.delay)
 
-    def _pieces(self, ids: list[int], written: list[bool], confidence: list[float]) -> list[Piece]:
-        mask = self.policy.facts.mask_token_id
-        shown = []
-        for token, is_new, sure in zip(ids, written, confidence, strict=True):
-            if token == mask:
-                shown.append(Piece(self._mark, DIM))
-            else:
-                new = YELLOW if sure < 0.5 else GREEN
-                # One by one, so that each has its own colour.
-                text = str(self.policy.tokenizer.decode([token]))
-                shown.append(Piece(printable(text), new if is_new else None))
-        return shown
-
-    @property
-    def _mark(self) -> str:
-        """Of a masked place, in a character that the stream can write."""
-        try:
-            "░".encode(self.stream.encoding or "ascii")
-        except UnicodeEncodeError:
-            return "_"
-        return "░"
-
     def _lines(self, pieces: list[Piece], width: int) -> tuple[list[str], int]:
         """The pieces in lines of at most this width, counted without colours, and the last with a change."""
         lines, used, changed = [""], 0, 0
-        for piece in pieces:
-            for character in piece.text.replace("\t", " "):
+        for text, colour in pieces:
+            for character in text.replace("\t", " "):
                 needed = 2 if east_asian_width(character) in "WF" else 1
                 if character == "\n" or used + needed > width:
                     lines.append("")
                     used = 0
                 if character != "\n":
-                    lines[-1] += coloured(character, piece.colour, self.stream) if piece.colour else character
+                    lines[-1] += coloured(character, colour, self.stream) if colour else character
                     used += needed
-            if piece.colour in (GREEN, YELLOW):
+            if colour in (GREEN, YELLOW):
                 changed = len(lines) - 1
         return lines, changed

@@ -33,8 +33,9 @@ from dmpo_lightning.terminal import escaped
 
 ADDED: tuple[type[Callback], ...] = (LoggingExtras, RunRecorder, RolloutsOnScreen, EvaluationReport, Guards)
 """Callbacks of every run from the command line, unless it has one of that class: what a run leaves and shows."""
-
-
+# Class paths nest, and the last one named before the key is the one that refused it.
+REFUSED = re.compile(r".*given class_path '([\w.]+)\.(\w+)'.*Option '(?P<key>[\w.]+)' is not accepted", re.DOTALL)
+"""How the parser says that the constructor of a class takes no argument of a name."""
 SPEAKERS = ("lightning", "lightning.fabric", "lightning.pytorch")
 """Loggers whose handlers print what Lightning says."""
 NOISE = ("💡", "GPU available", "TPU available", "HPU available", "Seed set to")
@@ -69,35 +70,20 @@ def _remedy(message: str, parser: LightningArgumentParser) -> str:
             f"A configuration is missing, which states {missing[1]}: pass --config NAME_OR_FILE, such as --config "
             "sudoku_tiny.yaml (`dmpo-lightning configs` lists those shipped)."
         )
-    unknown = re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)", message)
-    keys = _existing_keys(message, parser)
-    return f"There is no option {unknown[1] or unknown[2]}. {keys}" if unknown and keys else ""
-
-
-def _existing_keys(message: str, parser: LightningArgumentParser) -> str:
-    """What could have been meant by a key that was not accepted."""
-    if refused := re.search(r"Option '([\w.]+)' is not accepted", message):
-        owners = re.findall(r"given class_path '([\w.]+)'", message[: refused.start()])
-        # Class paths nest, and the last one named before the key is the one that refused it.
-        names = _constructor_arguments(owners[-1]) if owners else []
-        return f"{_closest(refused[1], names)}{owners[-1]} has: {', '.join(names)}." if names else ""
-    if unknown := re.search(r"unrecognized arguments: --([\w.]+)", message):
+    if unknown := re.search(r"unrecognized arguments: --(?P<key>[\w.]+)", message):
         options = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
-        group = unknown[1].rpartition(".")[0]
-        names = sorted(name for name in options if name.rpartition(".")[0] == group)
-        return f"{_closest(unknown[1], names)}Options there: {', '.join(names)}." if names else ""
-    return ""
-
-
-def _constructor_arguments(class_path: str) -> list[str]:
-    """The arguments of a class, with those that it passes on to its base classes."""
-    module, _, name = class_path.rpartition(".")
-    return ArgumentParser().add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
-
-
-def _closest(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"Did you mean {close[0]}? " if close else ""
+        group = unknown["key"].rpartition(".")[0]
+        where, names = "Options there", sorted(name for name in options if name.rpartition(".")[0] == group)
+    elif unknown := REFUSED.match(message):
+        # With the arguments that the class passes on to its base classes.
+        owner = getattr(import_module(unknown[1]), unknown[2])
+        names = ArgumentParser().add_class_arguments(owner, fail_untyped=False)
+        where = f"{unknown[1]}.{unknown[2]} has"
+    else:
+        return ""
+    close = difflib.get_close_matches(unknown["key"], names, n=1)
+    meant = f"Did you mean {close[0]}? " if close else ""
+    return f"There is no option {unknown['key']}. {meant}{where}: {', '.join(names)}."
 
 
 class DMPOCLI(LightningCLI):

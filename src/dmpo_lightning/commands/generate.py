@@ -12,9 +12,6 @@ from dmpo_lightning.tasks.json_lines import NOT_UTF8, numbered_lines
 from dmpo_lightning.terminal import escaped, printable
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from dmpo_lightning.models.backbone import Backbone
     from dmpo_lightning.modules.generating import Generation, Prompt
     from dmpo_lightning.policy import Policy
     from dmpo_lightning.samplers import Sampler
@@ -48,9 +45,8 @@ def run(arguments: Sequence[str]) -> None:
     prompts = list(_prompts(options))
     if not prompts:
         raise ValueError("There is no prompt: pass --prompt TEXT, --prompts_file FILE, or write one to standard input.")
-    network, backbone, stored = _loaded(options)
+    policy, stored = _loaded(options)
     sampler = make_sampler(rest, stored)
-    policy = _policy(network, backbone, options.device)
     # Of an answer as long as leaves half of the model's room to the prompt, where nothing says.
     room = LENGTH if policy.max_length is None else max(1, min(LENGTH, policy.max_length // 2))
     length = options.completion_length or stored.get("completion_length") or room
@@ -89,77 +85,71 @@ def _name(answer: "Generation", options: argparse.Namespace) -> str:
 
 
 def _prompts(options: argparse.Namespace) -> Iterator["Prompt"]:
-    """The prompts in the order of the options, else all of standard input."""
+    """The prompts in the order of the options, else all of standard input.
+
+    A file has a prompt per line: a text, or in ``.jsonl`` an object whose ``prompt`` is a text or a conversation.
+    """
     yield from options.prompt
-    if options.prompts_file is not None:
-        yield from _prompts_of(options.prompts_file)
-    # A terminal would wait for somebody who does not know that he is asked.
-    elif not options.prompt and not sys.stdin.isatty() and (text := sys.stdin.read().rstrip("\n")):
-        yield text
-
-
-def _prompts_of(name: str) -> Iterator["Prompt"]:
-    """A prompt per line: a text, or in a ``.jsonl`` file an object whose ``prompt`` is a text or a conversation."""
-    if name == "-":
+    name, path = options.prompts_file, Path(options.prompts_file or "")
+    if name is None:
+        # A terminal would wait for somebody who does not know that he is asked.
+        if not options.prompt and not sys.stdin.isatty() and (text := sys.stdin.read().rstrip("\n")):
+            yield text
+    elif name == "-":
         yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
-        return
-    path = Path(name)
-    if not path.is_file():
+    elif not path.is_file():
         raise ValueError(
             f"`--prompts_file` must be a file with a prompt per line, or - for standard input, got {name}."
         )
-    if path.suffix != ".jsonl":
+    elif path.suffix == ".jsonl":
+        for number, record, problem in numbered_lines(path):
+            if problem is not None or not isinstance(record, dict) or "prompt" not in record:
+                raise ValueError(f"{name}, line {number}: {problem or 'no object with `prompt`'}.")
+            yield record["prompt"]
+    else:
         try:
             # `splitlines` would also cut at characters such as U+2028.
             yield from (line for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
         except UnicodeDecodeError as error:
             raise ValueError(f"{name} is {NOT_UTF8}.") from error
-        return
-    for number, record, problem in numbered_lines(path):
-        if problem is not None or not isinstance(record, dict) or "prompt" not in record:
-            raise ValueError(f"{name}, line {number}: {problem or 'no object with `prompt`'}.")
-        yield record["prompt"]
 
 
-def _loaded(options: argparse.Namespace) -> tuple["nn.Module", "Backbone", dict[str, Any]]:
-    """The network, what it was made of, and what a checkpoint says of the arguments of its run."""
+def _loaded(options: argparse.Namespace) -> tuple["Policy", Mapping[str, Any]]:
+    """The policy on its device, and what a checkpoint says of the arguments of its run."""
     from transformers.utils import logging as transformers_logging
 
     # Its bars would stand between the answers.
     transformers_logging.disable_progress_bar()
+    import torch
+
     from dmpo_lightning.checkpoints.export import load_trained, named_backbone
     from dmpo_lightning.checkpoints.reading import read_weights
     from dmpo_lightning.models.backbone import Backbone
     from dmpo_lightning.modules.checkpoint import held_arguments
-
-    if options.ckpt_path is None:
-        if options.model is None:
-            raise ValueError("There is no model: pass --model NAME_OR_FOLDER or --ckpt_path CHECKPOINT.")
-        backbone = Backbone(options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
-        return backbone.build(), backbone, {}
-    # Read as data, as `export` reads it.
-    saved = read_weights(options.ckpt_path, trust_checkpoint=options.trust_checkpoint)
-    backbone = named_backbone(saved["backbone"], options.model, trust_remote_code=options.trust_remote_code)
-    # Without what is only of use in training, and a compilation that pays in long runs.
-    dtype = backbone.dtype if options.dtype == "auto" else options.dtype
-    backbone = replace(backbone, gradient_checkpointing=False, compile_blocks=False, dtype=dtype)
-    network = backbone.build(seed=int(saved.get("seed", 0)))
-    load_trained(network, saved["state_dict"])
-    return network, backbone, held_arguments(saved)
-
-
-def _policy(network: "nn.Module", backbone: "Backbone", device: str | None) -> "Policy":
-    """The policy on its device."""
-    import torch
-
     from dmpo_lightning.policy import Policy
 
+    saved: dict[str, Any] = {}
+    if options.ckpt_path is not None:
+        # Read as data, as `export` reads it.
+        saved = read_weights(options.ckpt_path, trust_checkpoint=options.trust_checkpoint)
+        backbone = named_backbone(saved["backbone"], options.model, trust_remote_code=options.trust_remote_code)
+        # Without what is only of use in training, and a compilation that pays in long runs.
+        dtype = backbone.dtype if options.dtype == "auto" else options.dtype
+        backbone = replace(backbone, gradient_checkpointing=False, compile_blocks=False, dtype=dtype)
+    elif options.model is not None:
+        backbone = Backbone(options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
+    else:
+        raise ValueError("There is no model: pass --model NAME_OR_FOLDER or --ckpt_path CHECKPOINT.")
+    network = backbone.build(seed=int(saved.get("seed", 0)))
+    if saved:
+        load_trained(network, saved["state_dict"])
     policy = Policy(network, backbone.load_tokenizer(), mask_token_id=backbone.mask_token_id, with_reference=False)
     try:
-        return policy.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        policy.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     # Torch has no error of its own for a name that it does not know, or a device that is not there.
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`--device` {device}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"`--device` {options.device}: {str(error).splitlines()[0]}") from error
+    return policy, held_arguments(saved)
 
 
 def make_sampler(arguments: Sequence[str], stored: Mapping[str, Any]) -> "Sampler":
