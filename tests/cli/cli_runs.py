@@ -1,16 +1,16 @@
 """The command line in this process, and small runs of the shipped Sudoku for it."""
 
-from pathlib import Path
+import json
 
-import pytest
 import yaml
 
 from dmpo_lightning.__main__ import main
 
 SAVE = {
     "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-    "init_args": {"every_n_train_steps": 2, "save_top_k": -1, "save_last": True},
+    "init_args": {"every_n_train_steps": 2, "save_top_k": -1},
 }
+KEEPS_LAST = f"--trainer.callbacks=[{json.dumps(SAVE | {'init_args': {**SAVE['init_args'], 'save_last': True}})}]"
 SMALL = {
     "trainer": {"enable_progress_bar": False, "val_check_interval": 100, "callbacks": [SAVE]},
     "model": {"init_args": {"micro_batch_size": 16}},
@@ -40,14 +40,6 @@ def printed_config(capsys, *arguments: str) -> dict:
     assert status("fit", *arguments, "--print_config") == 0
     printed = capsys.readouterr().out
     return yaml.safe_load(printed[printed.index("seed_everything:") :])  # deepspeed has its say before
-
-
-@pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    """An empty working directory with `SMALL` as ``small.yaml``."""
-    monkeypatch.chdir(tmp_path)
-    Path("small.yaml").write_text(yaml.safe_dump(SMALL))
-    return tmp_path
 
 
 def tiny(command: str, *options: str) -> int:

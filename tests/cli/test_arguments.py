@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
+from cli_runs import printed_config
 
-from dmpo_lightning.__main__ import main
 from dmpo_lightning.commands.arguments import resolve_arguments
 
 RECIPE = ["--config", "gsm8k.yaml"]
@@ -14,11 +13,8 @@ TINY = ["--config", "sudoku_tiny.yaml"]
 
 
 def printed(capsys, *arguments: str) -> dict:
-    """The configuration that would run."""
-    with pytest.raises(SystemExit) as ended:
-        main(["fit", *arguments, "--print_config"])
-    assert ended.value.code == 0
-    return yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    """The model that would be trained."""
+    return printed_config(capsys, *arguments)["model"]["init_args"]
 
 
 @pytest.fixture
@@ -104,13 +100,6 @@ def test_other_arguments_stay_as_they_were_written():
     assert resolve_arguments(other) == other
 
 
-def test_a_configuration_that_is_no_yaml_is_refused_by_name(tmp_path):
-    path = tmp_path / "broken.yaml"
-    path.write_text("model: {init_args: [\n")
-    with pytest.raises(ValueError, match=r"broken\.yaml' cannot be read"):
-        resolve_arguments(["--config", str(path)])
-
-
 def test_the_text_of_a_configuration_is_taken_as_one(capsys):
     text = json.dumps({"model": {"init_args": {"model": {"dtype": "float32"}}}})
     model = printed(capsys, *RECIPE, f"--config={text}")["model"]
@@ -139,20 +128,23 @@ NULLABLE = [
     "--data.init_args.path",
     "--trainer.logger.version",
 ]
-SPELLINGS = [(null, equals) for null in ("null", "~", "NULL") for equals in (True, False)]
 
 
-@pytest.mark.parametrize(
-    ("option", "null", "equals"),
-    [*((option, "null", True) for option in NULLABLE), *((NULLABLE[0], *spelling) for spelling in SPELLINGS[1:])],
-)
-def test_null_is_a_value_of_every_option(capsys, option, null, equals):
-    written = [f"{option}={null}"] if equals else [option, null]
-    with pytest.raises(SystemExit) as ended:
-        main(["fit", *RECIPE, *written, "--print_config"])
-    assert ended.value.code == 0
-    value = yaml.safe_load(capsys.readouterr().out)
-    for name in option.removeprefix("--").split("."):
-        inner = value if name in value else value["init_args"]
-        value = inner[name]
-    assert value is None
+@pytest.mark.parametrize("null", ["null", "~", "NULL"])
+def test_null_is_a_value_of_every_option(capsys, null):
+    written = [part for option in NULLABLE[::2] for part in (option, null)]
+    written += [f"{option}={null}" for option in NULLABLE[1::2]]
+    config = printed_config(capsys, *RECIPE, *written)
+    for option in NULLABLE:
+        value = config
+        for name in option.removeprefix("--").split("."):
+            value = value[name] if name in value else value["init_args"][name]
+        assert value is None, option
+
+
+def test_several_configs_merge_in_order_and_the_command_line_wins(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("model:\n  init_args:\n    group_size: 4\n    num_iterations: 2\n")
+    (tmp_path / "b.yaml").write_text("model:\n  init_args:\n    num_iterations: 3\n")
+    files = [*TINY, "--config", str(tmp_path / "a.yaml"), f"--config={tmp_path / 'b.yaml'}"]
+    merged = printed(capsys, *files, "--model.completion_length=24")
+    assert (merged["group_size"], merged["num_iterations"], merged["completion_length"]) == (4, 3, 24)

@@ -6,20 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from cli_runs import SMALL
 
 from dmpo_lightning.__main__ import main
 from dmpo_lightning.callbacks.config import compared
 from dmpo_lightning.checkpoints.reading import newest_readable
 
-SAVE = {
-    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-    "init_args": {"every_n_train_steps": 2, "save_top_k": -1},
-}
-SMALL = {
-    "trainer": {"enable_progress_bar": False, "val_check_interval": 100, "callbacks": [SAVE]},
-    "model": {"init_args": {"micro_batch_size": 16}},
-    "data": {"init_args": {"sizes": {"train": 64, "validation": 8, "test": 8}, "prompts_per_buffer": 4}},
-}
 STORED_RATE, OTHER_RATE = "--model.optimizer.lr=0.001", "--model.optimizer.lr=0.002"
 
 
@@ -126,9 +118,3 @@ def test_how_long_and_where_a_run_runs_is_not_compared():
     assert compared(config) == compared(moved | {"ckpt_path": "a.ckpt"})
     assert compared(config) != compared(config | {"trainer": {"precision": "bf16-mixed"}})
     assert compared(config) != compared(config | {"seed_everything": 1})
-
-
-def test_an_evaluation_of_the_last_checkpoint_needs_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main(["validate", "--config", "sudoku_tiny.yaml", "--ckpt_path", "last"]) == 2
-    assert "`--ckpt_path last` found no checkpoint" in capsys.readouterr().err

@@ -1,24 +1,20 @@
-"""What people expect of any command: one line for a mistake, exit statuses, and folders that are found again."""
+"""What people expect of any command: it speaks at once, one line for a mistake, exit statuses, folders found again."""
 
+import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
-import yaml
+from cli_runs import KEEPS_LAST, tiny
 
-from dmpo_lightning.__main__ import USAGE, main
+from dmpo_lightning import __version__
+from dmpo_lightning.__main__ import _announce, main
+from dmpo_lightning.commands.fit import is_news, quiet
 
-SAVE = {
-    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-    "init_args": {"every_n_train_steps": 2, "save_top_k": -1, "save_last": True},
-}
-SMALL = {
-    "trainer": {"enable_progress_bar": False, "val_check_interval": 100, "max_steps": 2, "callbacks": [SAVE]},
-    "model": {"init_args": {"micro_batch_size": 16}},
-    "data": {"init_args": {"sizes": {"train": 64, "validation": 8, "test": 8}, "prompts_per_buffer": 4}},
-}
+LOADING = "; loading torch and Lightning ...\n"
 OWN = """
 from dmpo_lightning import GSM8K
 
@@ -35,62 +31,82 @@ def wrong(example, completion):
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    Path("home").mkdir()
-    Path("small.yaml").write_text(yaml.safe_dump(SMALL))
+def with_own_code(workplace):
     Path("own_habits.py").write_text(OWN)
-    Path("bad.yaml").write_text("a: [1\nb: }\n")
-    return tmp_path
+    return workplace
 
 
-def fit(*options, command="fit"):
-    try:
-        return main([command, "--config=sudoku_tiny.yaml", "--config=small.yaml", *options])
-    except SystemExit as stop:
-        return stop.code
+# What is said, and what is left out -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--config=bad.yaml"], "'bad.yaml' cannot be read: "),
-        (["--config=folder"], "No configuration 'folder'"),
-        (["--ckpt_path=~/no.ckpt"], "home/no.ckpt, which does not exist"),
-        (["--data=dmpo_lightning.GSM8KDataModule", "--data.path=~/no.jsonl"], "home/no.jsonl"),
-        (["--trainer.logger.init_args.save_dir=small.yaml/x"], "small.yaml/x/sudoku_tiny"),
-    ],
-)  # fmt: skip
-def test_a_mistake_is_one_line(options, said, workplace, capsys):
-    Path("folder").mkdir()
-    assert fit(*options) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dmpo-lightning: ")]
-    assert len(lines) == 1
-    assert said in lines[0]
+def test_a_command_says_what_it_loads_before_it_loads_it():
+    arguments = ["--config", "/a/sudoku_tiny.yaml", "--config=b/x\x1b[2J.yaml", "--trainer.max_steps", "4"]
+    code = f"import sys, dmpo_lightning.__main__ as entry; entry._announce('fit', {arguments}); "
+    code += "print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == f"dmpo-lightning {__version__}: fit, sudoku_tiny.yaml, x\\x1b[2J.yaml{LOADING}"
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("rank", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+def test_the_first_of_several_ranks_says_it(rank, monkeypatch, capsys):
+    for number, said in (("1", ""), ("0", f"dmpo-lightning {__version__}: fit{LOADING}")):
+        monkeypatch.setenv(rank, number)
+        _announce("fit", [])
+        assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("argument", ["--help", "-h", "--print_config", "--print_config=comments"])
+def test_nothing_is_announced_that_does_not_run(argument, capsys):
+    _announce("fit", ["--config", "a.yaml", argument])
+    assert capsys.readouterr().err == ""
+
+
+def test_advertisements_are_no_news():
+    def record(text, *arguments):
+        return logging.LogRecord("lightning.pytorch", logging.INFO, "", 0, text, arguments, None)
+
+    assert not is_news(record("💡 Tip: For seamless cloud uploads"))
+    assert not is_news(record("GPU available: %s, used: False", False))
+    assert is_news(record("`Trainer.fit` stopped: `max_steps=%d` reached.", 8))
+
+
+@pytest.mark.parametrize(("options", "shown"), [([], []), (["error::UserWarning"], ["old"])])
+def test_deprecations_are_left_out_unless_python_was_told_to_show_some(monkeypatch, options, shown):
+    monkeypatch.setattr("sys.warnoptions", options)
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "handlers", [])
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        quiet()
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+        warnings.warn("of this package", UserWarning, stacklevel=1)
+    assert [str(each.message) for each in given] == [*shown, "of this package"]
+
+
+# How a command ends ---------------------------------------------------------------------------------------------------
 
 
 def test_debug_shows_the_traceback_of_a_mistake(workplace, capsys):
-    assert fit("--config=bad.yaml", "--debug") == 2
+    Path("bad.yaml").write_text("a: [1\nb: }\n")
+    assert tiny("fit", "--config=bad.yaml", "--debug") == 2
     error = capsys.readouterr().err
     assert "Traceback" in error
     assert error.splitlines()[-1].startswith("dmpo-lightning: ")
 
 
 @pytest.mark.slow
-def test_an_error_of_ones_own_code_keeps_its_traceback(workplace):
+def test_an_error_of_ones_own_code_keeps_its_traceback(with_own_code):
     with pytest.raises(RuntimeError, match="The reward failed on 16 of 16"):
-        fit("--model.reward=own_habits.wrong", "--trainer.logger=false")
+        tiny("fit", "--trainer.max_steps=2", "--model.reward=own_habits.wrong", "--trainer.logger=false")
 
 
-def test_an_interrupted_command_ends_with_130(workplace, capsys):
+def test_an_interrupted_command_ends_with_130(with_own_code, capsys):
     assert main(["score", "--task", "own_habits.Impatient", "--file", "x.jsonl"]) == 130
     assert capsys.readouterr().err == "dmpo-lightning: interrupted\n"
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_ends_with_130(workplace):
+def test_an_interrupted_run_ends_with_130(with_own_code):
     arguments = ["fit", "--config=sudoku_tiny.yaml", "--config=small.yaml", "--trainer.logger=false"]
     arguments.append("--model.reward=own_habits.impatient")
     command = [sys.executable, "-m", "dmpo_lightning", *arguments]
@@ -108,31 +124,29 @@ def test_a_reader_that_has_enough_ends_the_command_quietly():
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+# Folders --------------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.slow
-def test_the_home_folder_is_found_within_a_configuration(workplace, capsys):
+def test_the_home_folder_is_found_within_a_configuration(workplace):
     Path("more.yaml").write_text(
         "trainer: {default_root_dir: ~/root, callbacks: [{class_path: lightning.pytorch.callbacks.ModelCheckpoint, "
         "init_args: {dirpath: ~/kept}}]}\n"
     )
-    assert fit("--config=more.yaml", "--trainer.logger=false") == 0
+    assert tiny("fit", "--config=more.yaml", "--trainer.logger=false", "--trainer.max_steps=2") == 0
     assert list(Path("home/kept").iterdir())
     assert not Path("~").exists()
 
 
 def test_a_run_is_found_by_its_name_and_continued_in_its_folder(workplace):
-    assert fit() == 0
+    assert tiny("fit", "--trainer.max_steps=2", KEEPS_LAST) == 0
     runs = Path("runs/sudoku_tiny")
     (first,) = (each for each in runs.iterdir() if not each.is_symlink())
     last = "runs/sudoku_tiny/latest/checkpoints/last.ckpt"
-    assert fit(f"--ckpt_path={last}", command="validate") == 0
+    assert tiny("validate", f"--ckpt_path={last}") == 0
     assert (runs / "latest").resolve() == first.resolve(), "evaluations leave it where it is"
     assert len(list(runs.iterdir())) == 3
     for checkpoint, steps in ((last, 4), ("last", 6)):
-        assert fit(f"--ckpt_path={checkpoint}", f"--trainer.max_steps={steps}") == 0
+        assert tiny("fit", f"--ckpt_path={checkpoint}", f"--trainer.max_steps={steps}", KEEPS_LAST) == 0
         assert len(list(runs.iterdir())) == 3
         assert (first / f"checkpoints/epoch=0-step={steps}.ckpt").is_file()
-
-
-def test_the_help_says_what_statuses_mean():
-    for status in ("0 ", "1 ", "2 ", "130 ", "128+N "):
-        assert f"\n  {status}" in USAGE

@@ -5,20 +5,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cli_runs import SMALL
 
 from dmpo_lightning.__main__ import main
 
 pytestmark = pytest.mark.slow
 
-SAVE = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}
 LOGGERS = {
     "wandb": ("WandbLogger", {"save_dir": "kept", "project": "mine", "offline": True}),
     "mlflow": ("MLFlowLogger", {"save_dir": "kept", "experiment_name": "mine"}),
-}
-SMALL = {
-    "trainer": {"enable_progress_bar": False, "val_check_interval": 100, "callbacks": [SAVE]},
-    "model": {"init_args": {"micro_batch_size": 16}},
-    "data": {"init_args": {"sizes": {"train": 64, "validation": 8, "test": 8}, "prompts_per_buffer": 4}},
 }
 
 
