@@ -23,9 +23,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from benchmarks.options import check_quarters
 from dmpo_lightning import DMPO, WDCE, Backbone, ConfidenceSampler, PromptLoader, load_tokenizer
-from dmpo_lightning.callbacks.logging_extras import LoggingExtras
 from dmpo_lightning.callbacks.progress import ProgressLine
-from dmpo_lightning.callbacks.samples import RolloutsOnScreen
+from dmpo_lightning.callbacks.samples import LoggingExtras, RolloutsOnScreen
 
 
 class Switch:

@@ -45,7 +45,7 @@ _HOMES = {
     "RunRecorder": "callbacks.records",
     "EvaluationReport": "callbacks.evaluation",
     "Guards": "callbacks.guards",
-    "LoggingExtras": "callbacks.logging_extras",
+    "LoggingExtras": "callbacks.samples",
     "ProgressLine": "callbacks.progress",
     "RolloutsOnScreen": "callbacks.samples",
     "RunMeter": "modules.observers",

@@ -100,9 +100,8 @@ class BottomLine:
         for handler, own in self._handlers:
             handler.setStream(own)
         for name, own in self._streams.items():
-            # Somebody else may have put something in its place meanwhile, and will give it back to nobody.
-            if isinstance(mine := getattr(sys, name), _Above):
-                mine.finish()
+            if isinstance(above := getattr(sys, name), _Above):
+                above.finish()
                 setattr(sys, name, own)
         self._bar.leave = keep
         self._bar.close()

@@ -15,7 +15,7 @@ from dmpo_lightning import (
     TaskDataModule,
     load_tokenizer,
 )
-from dmpo_lightning.callbacks.evaluation import fact_lines, merge, table
+from dmpo_lightning.callbacks.evaluation import fact_lines, table
 from dmpo_lightning.callbacks.facts import task_facts
 from dmpo_lightning.evaluation.metrics import EvaluationResult
 from dmpo_lightning.tasks.base import FACTS
@@ -62,21 +62,6 @@ def test_validation_while_fitting_writes_nothing(tmp_path):
     run = trainer(tmp_path, max_steps=1, val_check_interval=1, callbacks=[EvaluationReport()])
     run.fit(module(), loader(), loader(3, shuffle=False))
     assert not (tmp_path / "completions.jsonl").exists()
-
-
-def test_parts_merge_in_prompt_order_and_are_removed(tmp_path):
-    parts = [tmp_path / name for name in ("a.rank0.jsonl", "a.rank1.jsonl", "a.rank2.jsonl")]
-    for part, rows in zip(parts, [[(0, "x"), (0, "y"), (4, "x")], [(2, "x"), (3, "x")]], strict=False):
-        part.write_text("".join(json.dumps({"index": index, "sampler": name}) + "\n" for index, name in rows))
-    merge(parts, tmp_path / "a.jsonl")
-    assert [(row["index"], row["sampler"]) for row in lines(tmp_path / "a.jsonl")] == [
-        (0, "x"),
-        (0, "y"),
-        (2, "x"),
-        (3, "x"),
-        (4, "x"),
-    ]
-    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_characters_that_end_lines_elsewhere_and_half_surrogates_stay_within_their_record(tmp_path):

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from dmpo_lightning import Guards
-from dmpo_lightning.callbacks.guard_rules import RULES, Estimate, History, gradient_spike, greedy_rollouts
+from dmpo_lightning.callbacks.guard_rules import RULES, History
 
 HEALTHY = {
     "reward/informative_groups": 0.6,
@@ -65,9 +65,12 @@ def said(history, name):
 
 def test_an_estimate_is_the_mean_with_its_error_over_prompts():
     """Of 100 prompts 50 have reward 1: the variance is 1/4, and the error sqrt(1/4 / 99)."""
-    estimate = Estimate.of([{"reward": 0.5, "reward_square": 0.5}], prompts=100)
-    assert estimate == Estimate(0.5, pytest.approx(0.0502519))
-    assert Estimate.of([{"reward": 0.5, "reward_square": 0.5}], prompts=99) is None
+    history = History(1, errors=4.0)
+    history.add({"reward": 0.5, "reward_square": 0.5}, prompts=100, group=4, length=20)
+    assert history.reward == (0.5, pytest.approx(0.0502519))
+    history = History(1, errors=4.0)
+    history.add({"reward": 0.5, "reward_square": 0.5}, prompts=99, group=4, length=20)
+    assert history.reward is None
 
 
 def test_a_healthy_run_is_left_alone():
@@ -119,17 +122,14 @@ def test_few_prompts_make_the_window_longer():
         history.add({**HEALTHY, "reward": 1.0, "reward_square": 1.0}, prompts=2, group=4, length=20)
     assert (history.buffers, history.reward) == (50, None)
     history.add({**HEALTHY, "reward": 1.0, "reward_square": 1.0}, prompts=2, group=4, length=20)
-    assert history.reward == Estimate(1.0, 0.0)
+    assert history.reward == (1.0, 0.0)
 
 
 def test_vanished_information_is_told_apart_from_a_solved_task():
     vanished = {"reward/informative_groups": 0.0}
     _, message = said(of_rewards(*[0.0] * 10, spread=0.0, **vanished), "informative_groups")
     assert "too hard or too easy" in message
-    solved = of_rewards(0.3, 0.3, *[0.95] * 10, spread=0.2, reward_highest=1.0, **vanished)
-    assert "informative_groups" not in found(solved)
-    stuck = of_rewards(0.3, 0.3, *[0.6] * 10, reward_highest=1.0, **vanished)
-    assert "one answer to each prompt, right or wrong" in said(stuck, "informative_groups")[1]
+    assert "informative_groups" not in found(of_rewards(0.3, 0.3, *[0.95] * 10, spread=0.2, **vanished))
     assert "informative_groups" not in found(of_rewards(*[0.0] * 9, spread=0.0, **vanished)), "a window is not full"
 
 
@@ -141,7 +141,7 @@ def test_vanished_information_is_told_apart_from_a_solved_task():
         ({"weight/ess": 0.26}, "effective_rollouts", "1.04 carry"),
         ({"completion/repetition": 0.8}, "repetition", "80%"),
         ({"completion/empty": 0.7}, "empty", "70%"),
-        ({"completion/truncated": 0.95}, "truncated", "all 20 tokens"),
+        ({"completion/truncated": 0.95}, "truncated", "95% of the completions have no end token"),
         ({"policy/log_rnd": -92.0}, "log_rnd", "-92.0 nats"),
         ({"policy/log_rnd_spread": 11.0}, "log_rnd", "spread of 11.0"),
     ],
@@ -165,17 +165,3 @@ def test_numbers_that_an_objective_does_not_have_are_not_judged():
     for _ in range(20):
         history.add({"reward": 0.5, "reward_square": 0.5}, prompts=64, group=4, length=20)
     assert found(history) == set()
-
-
-def test_a_gradient_is_compared_with_the_median_of_those_that_are_not_zero():
-    usual = [1.0] * 20
-    assert gradient_spike([*usual, 19.0], 20.0) is None
-    value, message = gradient_spike([*usual, *[0.0] * 60, 21.0], 20.0)
-    assert value == 21.0
-    assert "21 times" in message
-    assert gradient_spike([*usual[:19], 100.0], 20.0) is None, "19 norms have no median yet"
-
-
-def test_a_greedy_sampler_is_told_before_it_samples():
-    assert greedy_rollouts(0.0, 0.0) is not None
-    assert greedy_rollouts(0.2, 0.0) is None

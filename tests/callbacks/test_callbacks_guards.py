@@ -1,13 +1,12 @@
 """Guards in real runs: each is provoked, a healthy run is left alone, and a restart changes nothing."""
 
-import re
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from dmpo_runs import TOKENIZER, SaveAt, digit_share, module, trainer, weights
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dmpo_lightning import WDCE, ConfidenceSampler, Guards, PromptLoader, RunRecorder
 from dmpo_lightning.reports.lines import read_lines
@@ -104,39 +103,17 @@ def test_rewards_that_are_all_the_same_are_told(tmp_path):
     assert "too hard or too easy" in guards.events[0]["message"]
 
 
-def test_greedy_rollouts_are_told_at_the_start_and_by_their_completions(tmp_path):
-    guards = only(temperature=0.0, distinct=0.01)
+def test_greedy_rollouts_are_told_by_their_completions(tmp_path):
+    guards = only(distinct=0.01)
     run(tmp_path, guards, steps=3, sampler=ConfidenceSampler(temperature=0.0, denoising_steps=2))
-    first, second = guards.events
-    assert (first["name"], first["step"], first["buffer"]) == ("temperature", 0, -1)
-    assert second["name"] == "distinct"
-    assert "All completions" in second["message"]
+    assert names(guards) == {"distinct"}
+    assert "All completions" in guards.events[0]["message"]
 
 
 def test_one_rollout_with_all_the_weight_is_told(tmp_path):
     guards = only(effective_rollouts=1.1)
     run(tmp_path, guards, steps=3, reward=value_of_text, objective=WDCE(reward_temperature=1e-4, replicates=2))
     assert names(guards) == {"effective_rollouts"}
-
-
-class Amplified(Callback):
-    """The gradient of one optimizer step is a thousand times as long."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_after_backward(self, trainer, pl_module):
-        if trainer.global_step == self.step:
-            for parameter in pl_module.parameters():
-                if parameter.grad is not None:
-                    parameter.grad *= 1000
-
-
-def test_a_gradient_much_longer_than_the_others_is_told_with_its_step(tmp_path):
-    guards = only(gradient_spike=20.0)
-    run(tmp_path, guards, steps=24, groups=4, micro_batch_size=4, callbacks=[Amplified(22)])
-    (event,) = guards.events
-    assert (event["name"], event["step"]) == ("gradient_spike", 23)
 
 
 @pytest.mark.slow
@@ -157,20 +134,6 @@ def test_a_reward_that_asks_for_degenerate_completions_is_found_out(tmp_path, gu
     assert guard in names(guards)
 
 
-def test_stopping_ends_the_run_early_and_leaves_the_best_state(tmp_path):
-    best = ModelCheckpoint(tmp_path, monitor="val/greedy/accuracy", mode="max", save_top_k=1)
-    flags = {"limit_val_batches": 1, "val_check_interval": 1, "check_val_every_n_epoch": None}
-    guards = Guards(window=2, stop=True)
-    _, fitted = run(tmp_path, guards, steps=40, rate=10.0, reward=variety, callbacks=[best], flags=flags)
-    assert fitted.global_step == guards.events[-1]["step"] + 1 < 40
-    assert Path(best.best_model_path).is_file()
-
-
-def test_stopping_needs_a_checkpoint_that_monitors(tmp_path):
-    with pytest.raises(ValueError, match=re.escape("ModelCheckpoint(monitor=")):
-        run(tmp_path, Guards(stop=True), steps=1, callbacks=[ModelCheckpoint(tmp_path)])
-
-
 @pytest.mark.parametrize("batch", [4, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_restart_within_a_step_or_behind_one_changes_neither_guards_nor_weights(tmp_path, batch):
     """Two batches a step and a buffer: the fifth and sixth are those of the third."""
@@ -189,10 +152,10 @@ def test_a_restart_within_a_step_or_behind_one_changes_neither_guards_nor_weight
 
 
 def test_a_second_run_starts_anew(tmp_path):
-    guards = only(temperature=0.0, distinct=0.01)
+    guards = only(distinct=0.01)
     for _ in range(2):
         run(tmp_path, guards, steps=3, sampler=ConfidenceSampler(temperature=0.0, denoising_steps=1))
-        assert len(guards.events) == 2
+        assert len(guards.events) == 1
 
 
 def test_a_guard_speaks_again_after_it_has_recovered_and_some_buffers_have_passed(tmp_path):

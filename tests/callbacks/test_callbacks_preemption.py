@@ -172,8 +172,3 @@ def test_a_run_told_before_its_first_step_leaves_without_a_checkpoint(tmp_path):
     assert exit_.value.code == 128 + signal.SIGTERM
     assert newest_readable(tmp_path) is None
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_unknown_signals_are_refused():
-    with pytest.raises(ValueError, match=r"got \['SIGNONE'\]"):
-        Preemption(["SIGNONE"])

@@ -10,7 +10,6 @@ from dmpo_runs import TOKENIZER, loader, module, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dmpo_lightning import RunRecorder
-from dmpo_lightning.callbacks.completion_records import is_drawn
 from dmpo_lightning.modules.observers import RolloutObserver
 from dmpo_lightning.reports.lines import read_lines
 
@@ -142,16 +141,6 @@ def test_a_new_run_in_the_same_folder_begins_anew(tmp_path):
         assert len(metrics(tmp_path)) == 1
 
 
-def test_a_share_is_the_same_rollouts_however_they_are_grouped(tmp_path):
-    keys = torch.arange(4000).view(40, 100)
-    drawn = is_drawn(keys, 0.25)
-    assert torch.equal(drawn, torch.stack([is_drawn(row, 0.25) for row in keys]))
-    # Four standard deviations of a mean of 4000.
-    assert abs(float(drawn.float().mean()) - 0.25) < 0.03
-    assert bool((is_drawn(keys, 0.5) | ~drawn).all())
-    assert bool(is_drawn(keys, 1.0).all())
-
-
 def test_the_oldest_rollouts_go_where_there_are_too_many_bytes(tmp_path):
     fit(tmp_path / "all", 16, callbacks=[RunRecorder()], limit_val_batches=0)
     sizes = [path.stat().st_size for path in sorted((tmp_path / "all/rollouts").iterdir())]
@@ -166,12 +155,6 @@ def test_rollouts_of_ranks_that_are_no_more_are_removed_too(tmp_path):
         (tmp_path / f"rollouts/{name}.jsonl").write_text("")
     fit(tmp_path, 4, callbacks=[RunRecorder()], val_check_interval=None)
     assert {path.stem for path in (tmp_path / "rollouts").iterdir()} == {"rank0-000000", "before"}
-
-
-@pytest.mark.parametrize(("option", "says"), [({"share": 0.0}, "share"), ({"max_bytes": 0}, "max_bytes")])
-def test_options_out_of_range_are_refused(option, says):
-    with pytest.raises(ValueError, match=says):
-        RunRecorder(**option)
 
 
 def test_fast_dev_run_writes_nothing(tmp_path):

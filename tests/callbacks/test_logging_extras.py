@@ -10,8 +10,7 @@ from dmpo_runs import loader, module, trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dmpo_lightning.callbacks.logging_extras import LoggingExtras, log_samples
-from dmpo_lightning.callbacks.samples import Sample, shortened
+from dmpo_lightning.callbacks.samples import LoggingExtras, Sample, log_samples, shortened
 
 OF_A_BUFFER = {"time/sampling", "time/scoring", "time/training", "rollouts/seen", "rollouts/per_second", "optimizer/lr"}
 HOSTILE = "```\n<script>alert(1)</script>\x1b[2J\x00"
@@ -36,7 +35,7 @@ def logged(tmp_path_factory):
     folder = tmp_path_factory.mktemp("logged")
     board, table = TensorBoardLogger(folder, name="board"), CSVLogger(folder, name="table")
     run(folder, board, table)
-    events = EventAccumulator(board.log_dir, size_guidance={"histograms": 0, "tensors": 0})
+    events = EventAccumulator(board.log_dir, size_guidance={"tensors": 0})
     events.Reload()
     with open(f"{table.log_dir}/metrics.csv", newline="") as file:
         return events, list(csv.DictReader(file))
@@ -65,11 +64,8 @@ def test_what_a_buffer_cost_is_logged_with_it(logged):
         assert rate == pytest.approx(8 / (sampling + scoring + training), rel=1e-4)
 
 
-def test_tensorboard_gets_histograms_and_texts(logged):
+def test_tensorboard_gets_texts(logged):
     events, _ = logged
-    assert set(events.Tags()["histograms"]) == {"weight/histogram", "policy/log_rnd_histogram"}
-    for name in events.Tags()["histograms"]:
-        assert [(each.step, each.histogram_value.num) for each in events.Histograms(name)] == [(0, 8), (4, 8)]
     texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("completion/text/text_summary")]
     assert len(texts) == 2
     assert all(text.startswith("reward ") and "assistant" in text for text in texts)
@@ -77,7 +73,7 @@ def test_tensorboard_gets_histograms_and_texts(logged):
 
 def test_a_completion_in_tensorboard_is_code_and_nothing_else(tmp_path):
     board = TensorBoardLogger(tmp_path)
-    log_samples(board, "completion/text", [Sample("ask", HOSTILE, 0.5, 1.0)], 3)
+    log_samples(board, [Sample("ask", HOSTILE, 0.5, 1.0)], 3)
     board.finalize("success")
     events = EventAccumulator(board.log_dir)
     events.Reload()
@@ -95,20 +91,19 @@ def test_a_logger_that_fails_is_left_alone_and_the_run_goes_on(tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     board = TensorBoardLogger(tmp_path)
-    monkeypatch.setattr(board.experiment, "add_histogram", fails)
+    monkeypatch.setattr(board.experiment, "add_text", fails)
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
         fit, _ = run(tmp_path, board)
     assert fit.global_step == 8
-    about = [str(each.message) for each in given if "gets no more histograms" in str(each.message)]
+    about = [str(each.message) for each in given if "gets no more completions" in str(each.message)]
     assert about == [
-        "TensorBoardLogger gets no more histograms and completions, because one failed: OSError: [Errno 28] "
-        "No space left on device"
+        "TensorBoardLogger gets no more completions, because some failed: OSError: [Errno 28] No space left on device"
     ]
 
 
 @pytest.mark.slow
-def test_mlflow_holds_numbers_histograms_and_tables(tmp_path, monkeypatch):
+def test_mlflow_holds_numbers_and_tables(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     from lightning.pytorch.loggers import MLFlowLogger
 
@@ -121,14 +116,12 @@ def test_mlflow_holds_numbers_histograms_and_tables(tmp_path, monkeypatch):
     assert OF_A_BUFFER | {"reward/total", "val/sampled/accuracy"} <= set(metrics)
     assert metrics["rollouts/seen"] == 16
     content = mlflow.artifacts.download_artifacts(run_id=logger.run_id, tracking_uri=f"file:{tmp_path}/mlruns")
-    histogram = json.loads(Path(content, "histograms/weight/histogram/step_00000004.json").read_text())
-    assert sum(histogram["counts"]) == 8
     table = json.loads(Path(content, "completion/text/step_00000000.json").read_text())
     assert table["columns"] == ["prompt", "completion", "reward", "weight"]
 
 
 @pytest.mark.slow
-def test_wandb_holds_numbers_histograms_and_tables(tmp_path, monkeypatch):
+def test_wandb_holds_numbers_and_tables(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     from lightning.pytorch.loggers import WandbLogger
 
@@ -139,5 +132,4 @@ def test_wandb_holds_numbers_histograms_and_tables(tmp_path, monkeypatch):
     wandb.finish()
     assert OF_A_BUFFER | {"reward/total", "val/sampled/accuracy"} <= set(summary)
     assert summary["rollouts/seen"] == 16
-    assert summary["weight/histogram"]["_type"] == "histogram"
     assert summary["completion/text"]["_type"] == "table-file"

@@ -1,25 +1,16 @@
 """Lines on disk: whole, cut back, and read whatever state they are in."""
 
-import errno
 import json
-import os
 
 import pytest
 
 from dmpo_lightning.reports.lines import append, encoded, finite, keep_lines, read_lines, replace
 
 
-def test_a_full_disk_leaves_whole_lines(tmp_path):
-    full = tmp_path / "full.jsonl"
-    full.symlink_to("/dev/full")
-    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-        append(full, b'{"a":1}\n')
-
-
 def test_what_is_no_record_is_passed_over(tmp_path):
     path = tmp_path / "a.jsonl"
     whole = encoded({"a": 1})
-    path.write_bytes(b"[1]\n" + whole + b'\xff\xfe\n{"a":\n' + b"[" * 100_000 + b"\n" + whole + b'{"a":1}')
+    path.write_bytes(b"[1]\n" + whole + b'\xff\xfe\n{"a":\n' + whole + b'{"a":1}')
     # The last line has no end, so that more of it may have been meant.
     assert list(read_lines(path)) == [{"a": 1}, {"a": 1}]
     assert list(read_lines(tmp_path / "none.jsonl")) == []
@@ -28,10 +19,10 @@ def test_what_is_no_record_is_passed_over(tmp_path):
 def test_a_file_is_cut_back_to_the_lines_that_are_kept(tmp_path):
     path = tmp_path / "a.jsonl"
     append(path, encoded({"a": 1, "b": 0.1}) + encoded({"a": 2}) + b"half a li")
-    keep_lines(path, lambda record: record["a"] == 1)
+    keep_lines(path, 1)
     append(path, encoded({"a": 3}))
     assert list(read_lines(path)) == [{"a": 1, "b": 0.1}, {"a": 3}]
-    keep_lines(tmp_path / "none.jsonl", lambda record: True)
+    keep_lines(tmp_path / "none.jsonl", 1)
     assert [each.name for each in tmp_path.iterdir()] == ["a.jsonl"]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dmpo_lightning.callbacks.completion_records import TokenTexts, example_records
+from dmpo_lightning.callbacks.completion_records import example_records
 from dmpo_lightning.callbacks.preemption import leave_untrained
 from dmpo_lightning.callbacks.progress import announce, note_phase
 from dmpo_lightning.callbacks.samples import shortened
@@ -92,23 +92,30 @@ class BeforeAfterReport(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds = self._seconds_by_now()
         self.after = self._evaluate(trainer, pl_module, AFTER, [self.sampled, self.greedy])
-        # On all ranks, because it is a broadcast.
-        directory = run_directory(trainer)
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._report(trainer, pl_module, directory)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the report, now that other callbacks have written what it shows."""
+        """Reports, now that other callbacks have written what is shown."""
         # On all ranks, because it is a broadcast.
         directory = run_directory(trainer)
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            try:
-                write_report([directory], directory / REPORT)
-            # Of the disk, which does not make the run fail.
-            except ValueError as error:
-                print(escaped(f"No report: {error}"))
-            else:
-                print(escaped(f"Next: open {directory / REPORT}, which shows what happened."))
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        assert isinstance(pl_module, DMPO)
+        # Printed first: files may fail, and what took hours is then still to be read.
+        print(self.table(pl_module.rollouts_seen))
+        task = getattr(getattr(trainer, "datamodule", None), "task", None)
+        if self._learnt is not None and isinstance(task, Task):
+            print(learnt_example(task, *self._learnt))
+        try:
+            content = json.dumps(self.summary(pl_module.seed, pl_module.rollouts_seen), indent=2)
+            replace(directory / SUMMARY, f"{content}\n".encode())
+            learning_curve(read_runs([directory])[0], self.bases()).savefig(directory / CURVE, dpi=120)
+            write_report([directory], directory / REPORT)
+        # Of the disk, which does not make the run fail.
+        except (OSError, ValueError) as error:
+            rank_zero_warn(escaped(f"{SUMMARY}, {CURVE} and {REPORT} could not be written to {directory}: {error}"))
+        else:
+            print(escaped(f"Written to {directory}: {SUMMARY}, {CURVE}"))
+            print(escaped(f"Next: open {directory / REPORT}, which shows what happened."))
 
     def state_dict(self) -> dict[str, Any]:
         return {"before": self.before, "seconds": self._seconds_by_now()}
@@ -124,12 +131,11 @@ class BeforeAfterReport(Callback):
         metrics = {name: EvaluationMetrics() for name in names}
         records: list[dict[str, Any]] = []
         examples: list[Example] = []
-        texts = TokenTexts(module.policy.tokenizer)
         for name, prompts, evaluated in self._batches(trainer, module, moment, names):
             metrics[name].update(evaluated)
             # Rank 0 alone writes them, and they cost the decoding of every token.
             if name == self.sampled and trainer.is_global_zero and len(records) < self.examples:
-                records += example_records(evaluated, prompts, texts, moment)
+                records += example_records(evaluated, prompts, module.policy.tokenizer, moment)
                 examples += evaluated.examples
         # On all ranks, because it is a broadcast.
         directory = run_directory(trainer)
@@ -177,22 +183,6 @@ class BeforeAfterReport(Callback):
             replace(folder / f"{moment}.jsonl", b"".join(map(encoded, records)))
         except OSError as error:
             rank_zero_warn(escaped(f"The run goes on without the examples of {folder}: {error}."))
-
-    def _report(self, trainer: Trainer, module: LightningModule, directory: Path) -> None:
-        assert isinstance(module, DMPO)
-        # Printed first: files may fail, and what took hours is then still to be read.
-        print(self.table(module.rollouts_seen))
-        task = getattr(getattr(trainer, "datamodule", None), "task", None)
-        if self._learnt is not None and isinstance(task, Task):
-            print(learnt_example(task, *self._learnt))
-        try:
-            content = json.dumps(self.summary(module.seed, module.rollouts_seen), indent=2)
-            replace(directory / SUMMARY, f"{content}\n".encode())
-            learning_curve(read_runs([directory])[0], self.bases()).savefig(directory / CURVE, dpi=120)
-        except OSError as error:
-            rank_zero_warn(f"{SUMMARY} and {CURVE} could not be written to {directory}: {error}")
-        else:
-            print(escaped(f"Written to {directory}: {SUMMARY}, {CURVE}"))
 
     def summary(self, seed: int, rollouts: int) -> dict[str, Any]:
         """The content of ``summary.json``."""

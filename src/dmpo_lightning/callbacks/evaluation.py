@@ -2,16 +2,15 @@
 
 import json
 import math
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 
 from dmpo_lightning.callbacks.facts import task_facts
+from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.evaluation.metrics import EvaluationResult
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.run_directory import run_directory
@@ -33,8 +32,7 @@ class EvaluationReport(Callback):
     table takes the place of Lightning's own. ``completions.jsonl``, of ``predict`` too, has one JSON object per
     completion: index, sampler, length, rollout, example, completion, answer, correct, scores and effective_length.
     ``dmpo-lightning score`` reads them. Lines are appended while the run goes, so that an interrupted run leaves what
-    it has evaluated. Several ranks write to a file each, with the rank in its name, and at the end one file is left,
-    in the order of the prompts.
+    it has evaluated.
 
     The command line adds the callback by itself. Validation while fitting prints and writes nothing.
 
@@ -45,116 +43,60 @@ class EvaluationReport(Callback):
     def __init__(self, completions: str = "completions.jsonl") -> None:
         self.completions = completions
         self._file: Path | None = None
-        self._parts: list[Path] = []
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module, trainer.validate_loop)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module, trainer.test_loop)
+        """Begins the file of completions anew, unless this run writes none."""
+        self._file = None
+        # Each validation while fitting would begin it anew.
+        if trainer.state.fn == TrainerFn.FITTING or not isinstance(pl_module, DMPO):
+            return
+        # Without the table of Lightning's own.
+        trainer.validate_loop.verbose = trainer.test_loop.verbose = False
+        # On all ranks, because it is a broadcast (docs/decisions/016-equal-forwards.md).
+        directory = run_directory(trainer)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._file = directory / self.completions
+            if trainer.is_global_zero:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                self._file.write_text("", encoding="utf-8")
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module, trainer.predict_loop)
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any, **options: Any
-    ) -> None:
-        self._append(trainer, outputs)
+    on_validation_start = on_predict_start = on_test_start
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any, **options: Any
     ) -> None:
-        self._append(trainer, outputs)
-
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any, **options: Any
-    ) -> None:
-        self._append(trainer, {"records": outputs})
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, pl_module)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, pl_module)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, pl_module)
-
-    def _start(self, trainer: Trainer, module: LightningModule, loop: Any) -> None:
-        """Empties the rank's file, unless this run writes none."""
-        self._file = None
-        # Each validation while fitting would begin the file anew.
-        if trainer.state.fn == TrainerFn.FITTING or not isinstance(module, DMPO):
+        """Adds what all ranks have evaluated, in the order of the prompts. They have equally many batches."""
+        if self._file is None:
             return
-        # Without the table of Lightning's own.
-        loop.verbose = False
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        # On all ranks, because it is a broadcast (docs/decisions/016-equal-forwards.md).
-        self._file = run_directory(trainer) / self.completions
-        ranks = range(trainer.world_size)
-        name = "{0.stem}.rank{1}{0.suffix}" if len(ranks) > 1 else "{0.name}"
-        self._parts = [self._file.with_name(name.format(self._file, rank)) for rank in ranks]
-        own = self._parts[trainer.global_rank]
-        own.parent.mkdir(parents=True, exist_ok=True)
-        own.write_text("", encoding="utf-8")
-
-    def _append(self, trainer: Trainer, outputs: dict[str, Any]) -> None:
-        if self._file is not None:
+        own = outputs["records"] if isinstance(outputs, dict) else outputs
+        records = sorted((each for rank in gather_ranks(own) for each in rank), key=lambda record: record["index"])
+        if trainer.is_global_zero:
             # Closed after each batch, so that what an interrupted run leaves can be read.
             # Half a surrogate, which UTF-8 cannot hold, becomes the escape that JSON has for it.
-            with self._parts[trainer.global_rank].open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in outputs["records"])
+            with self._file.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
-    def _finish(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING or not isinstance(module, DMPO):
+    on_validation_batch_end = on_predict_batch_end = on_test_batch_end
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints and writes what there is."""
+        if trainer.state.fn == TrainerFn.FITTING or not isinstance(pl_module, DMPO):
             return
-        written = []
-        if self._file is not None:
-            # Rank 0 is about to read what the others write.
-            trainer.strategy.barrier("completions")
-            if trainer.is_global_zero:
-                merge(self._parts, self._file)
-                written = [self.completions]
         # On all ranks, because it is a broadcast.
-        directory = run_directory(trainer)
+        directory, written = run_directory(trainer), [self.completions]
         if not trainer.is_global_zero:
             return
         if trainer.state.fn != TrainerFn.PREDICTING:
-            facts = evaluation_facts(trainer, module)
-            print("\n".join([*table(facts["task"], module.evaluator.results), "", *fact_lines(facts)]))
-            if written and _write(
-                directory, facts | {"results": [_plain(result) for result in module.evaluator.results]}
-            ):
-                written.insert(0, EVALUATION)
-        if written:
+            facts, results = evaluation_facts(trainer, pl_module), pl_module.evaluator.results
+            print("\n".join([*table(facts["task"], results), "", *fact_lines(facts)]))
+            written.insert(0, EVALUATION)
+            if self._file is not None:
+                content = json.dumps(facts | {"results": [_plain(result) for result in results]}, indent=2)
+                replace(directory / EVALUATION, f"{content}\n".encode())
+        if self._file is not None:
             print(escaped(f"Written to {directory}: {', '.join(written)}"))
 
-
-def merge(parts: Sequence[Path], into: Path) -> None:
-    """Writes the lines of all parts into one file, in the order of their prompts, and removes the parts.
-
-    Until the last moment the parts stay as they are. A part that is missing was written on another machine.
-    """
-    present = [part for part in parts if part.is_file()]
-    # `splitlines` would also cut at characters such as U+2028, which JSON leaves as they are within a text.
-    lines = [line for part in present for line in part.read_text(encoding="utf-8").split("\n") if line]
-    ordered = sorted(lines, key=lambda line: json.loads(line)["index"])
-    replace(into, "".join(f"{line}\n" for line in ordered).encode())
-    for part in present:
-        # A single rank writes to the file itself.
-        if part != into:
-            part.unlink()
-
-
-def _write(directory: Path, content: dict[str, Any]) -> bool:
-    """Whether the evaluation could be written. What may have taken hours has been printed in any case."""
-    try:
-        replace(directory / EVALUATION, f"{json.dumps(content, indent=2)}\n".encode())
-    except OSError as error:
-        rank_zero_warn(f"{EVALUATION} could not be written to {directory}: {error}")
-        return False
-    return True
+    on_validation_end = on_predict_end = on_test_end
 
 
 def evaluation_facts(trainer: Trainer, module: DMPO) -> dict[str, Any]:

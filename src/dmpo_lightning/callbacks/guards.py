@@ -1,29 +1,16 @@
-"""Warns before a run is lost, and can end it."""
+"""Warns before a run is lost."""
 
 from dataclasses import asdict
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
-from dmpo_lightning.callbacks.guard_rules import (
-    COLLAPSES,
-    NORMS,
-    RULES,
-    Finding,
-    History,
-    gradient_spike,
-    greedy_rollouts,
-)
+from dmpo_lightning.callbacks.guard_rules import RULES, Finding, History
 from dmpo_lightning.callbacks.records import record_warning
-from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.distributed.ranks import means_over_ranks
-from dmpo_lightning.modules.dmpo import DMPO
-from dmpo_lightning.modules.non_finite import norm_of_step
 from dmpo_lightning.modules.observers import RolloutObserver
 from dmpo_lightning.rollout import RolloutBuffer
-from dmpo_lightning.terminal import escaped
 
 PATIENCE = 20
 """Buffers between two warnings of one guard, at least."""
@@ -37,11 +24,11 @@ class Guards(RolloutObserver):
     of the run. Both continue after a restart. ``dmpo-lightning fit`` adds the callback by itself. ``docs/metrics.md``
     says what the numbers mean.
 
-    All arguments up to ``temperature`` are thresholds, each of one guard. None switches it off.
+    All arguments up to ``log_rnd`` are thresholds, each of one guard. None switches it off.
 
     Args:
         reward_drop: standard errors, of the running reward and of its best, by which the two lie apart.
-        informative_groups: the least share of groups whose rewards differ.
+        informative_groups: the least share of groups whose rewards differ, while the reward has not risen.
         entropy: the least share of the first buffer's entropy, while the reward has not risen.
         distinct: the least variety of a group's completions, while the reward has not risen. 0 is all the same, 1 all
             different.
@@ -49,16 +36,12 @@ class Guards(RolloutObserver):
         repetition: the largest share of repeated 4-grams.
         empty: the largest share of empty completions.
         truncated: the largest share of completions without an end token.
-        gradient_spike: how many times a gradient may be as long as the median of the steps before it.
         log_rnd: the largest mean and spread of log_rnd, in nats per token.
-        temperature: warns at the start of rollouts that are sampled at this temperature or below.
         window: buffers over which reward and informative groups are averaged. They are more where these hold fewer than
             100 prompts. The other numbers are averaged over three.
-        stop: ends training after a warning that there is nothing to be gained by going on (`COLLAPSES`). The best state
-            is that of a `ModelCheckpoint` with a ``monitor``, which there must be.
 
     Raises:
-        ValueError: a value is outside its range; at fit start, ``stop`` without a `ModelCheckpoint` that monitors.
+        ValueError: a value is outside its range.
     """
 
     def __init__(
@@ -72,23 +55,18 @@ class Guards(RolloutObserver):
         repetition: float | None = 0.5,
         empty: float | None = 0.5,
         truncated: float | None = 0.9,
-        gradient_spike: float | None = 20.0,
         log_rnd: float | None = 0.5,
-        temperature: float | None = 0.0,
         window: int = 10,
-        stop: bool = False,
     ) -> None:
         given = locals()
-        self.thresholds: dict[str, float | None] = {
-            name: given[name] for name in (*RULES, "gradient_spike", "temperature")
-        }
+        self.thresholds: dict[str, float | None] = {name: given[name] for name in RULES}
         for name, value in self.thresholds.items():
             # Written so that NaN, which compares as false with everything, fails.
             if value is not None and not value >= 0:
                 raise ValueError(f"`{name}` must be at least 0, or null to switch the guard off, got {value}.")
         if window < 1:
             raise ValueError(f"`window` must be at least 1 buffer, got {window}.")
-        self.window, self.stop = window, stop
+        self.window = window
         self._begin()
 
     def _begin(self) -> None:
@@ -100,26 +78,13 @@ class Guards(RolloutObserver):
         """When each guard has spoken last, counted in buffers."""
         self._on: set[str] = set()
         """The guards that have spoken and not recovered."""
-        self._norms: list[float] = []
-        # The last buffer and optimizer step that were counted.
-        self._buffer, self._step = -1, 0
-        self._stopped_by: str | None = None
+        self._buffer = -1
+        """The last one that was counted."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """A run that continues gets the state of its checkpoint after this hook."""
-        if stage != "fit":
-            return
-        self._begin()
-        if self.stop and _monitoring(trainer) is None:
-            raise ValueError(
-                "`stop` of Guards keeps the best state, which a ModelCheckpoint has to save; add one that monitors a "
-                "validation accuracy, such as ModelCheckpoint(monitor='val/sampled/accuracy', mode='max')."
-            )
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        most = self.thresholds["temperature"]
-        if isinstance(pl_module, DMPO) and most is not None:
-            self._judge(trainer, pl_module, "temperature", greedy_rollouts(pl_module.sampler.temperature, most))
+        if stage == "fit":
+            self._begin()
 
     def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
         # A checkpoint taken within a step has its buffer collected again, which has been counted by then.
@@ -130,7 +95,7 @@ class Guards(RolloutObserver):
         # Of all that were sampled, as the other means: those of a buffer that chooses among prompts say less.
         rewards = buffer.sampled_reward.double()
         means = rewards.mean(-1)
-        of_reward = {"reward": means, "reward_square": means.square(), "reward_highest": rewards.amax()}
+        of_reward = {"reward": means, "reward_square": means.square()}
         self._history.add(
             {**buffer.means, **means_over_ranks(of_reward)},
             prompts=prompts * trainer.world_size,
@@ -141,27 +106,6 @@ class Guards(RolloutObserver):
             threshold = self.thresholds[name]
             if threshold is not None:
                 self._judge(trainer, module, name, rule(self._history, threshold))
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        most, taken = self.thresholds["gradient_spike"], trainer.global_step > self._step
-        if most is None or not taken or not isinstance(pl_module, DMPO):
-            return
-        self._step = trainer.global_step
-        norm = norm_of_step(trainer)
-        if norm is not None:
-            self._norms = [*self._norms, norm][-NORMS:]
-            self._judge(trainer, pl_module, "gradient_spike", gradient_spike(self._norms, most))
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        saved = _monitoring(trainer)
-        if self._stopped_by is not None and saved is not None:
-            best = escaped(f"{saved.best_model_path or 'none yet'}, of {saved.monitor}")
-            rank_zero_info(
-                f"The run was ended by guard {self._stopped_by} after {trainer.global_step} optimizer steps. Its best "
-                f"checkpoint: {best}."
-            )
 
     def _judge(self, trainer: Trainer, module: LightningModule, name: str, found: Finding | None) -> None:
         """Warns of a finding, unless that was done. All ranks find the same, from means over all of them."""
@@ -176,34 +120,23 @@ class Guards(RolloutObserver):
             self.events.append({**event, "message": message})
             rank_zero_warn(f"Guard {name}, at optimizer step {trainer.global_step}: {message}")
             record_warning(trainer, module, self.events[-1])
-            if self.stop and name in COLLAPSES:
-                self._stopped_by = name
-                trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen and said, as plain values. Empty before the first buffer, and where nothing is trained."""
-        if self._buffer < 0 and not self.events:
+        if self._buffer < 0:
             return {}
         return {
             "events": list(self.events),
             "history": asdict(self._history),
             "said": dict(self._said),
             "on": sorted(self._on),
-            "norms": list(self._norms),
             "buffer": self._buffer,
-            "step": self._step,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where the state was taken, with the thresholds of this run."""
-        self.events, self._norms = list(state_dict["events"]), list(state_dict["norms"])
+        self.events, self._buffer = list(state_dict["events"]), state_dict["buffer"]
         best = state_dict["history"]["best"]
         now = {"window": self._history.window, "errors": self._history.errors, "best": best and tuple(best)}
         self._history = History(**state_dict["history"] | now)
         self._said, self._on = dict(state_dict["said"]), set(state_dict["on"])
-        self._buffer, self._step = state_dict["buffer"], state_dict["step"]
-
-
-def _monitoring(trainer: Trainer) -> ModelCheckpoint | None:
-    """The checkpoints that keep a best state."""
-    return next((each for each in callbacks_of(trainer, ModelCheckpoint) if each.monitor is not None), None)

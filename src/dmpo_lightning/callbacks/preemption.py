@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -27,7 +26,7 @@ FILE_NAME = "preempted.ckpt"
 
 
 class Preemption(Callback):
-    """After a signal to any rank, all ranks save a checkpoint and exit.
+    """After SIGTERM, SIGUSR1 or the signal that requeues the job, to any rank, all ranks save a checkpoint and exit.
 
     They do so at the end of the next optimizer step. In a validation they do so at the end of its next batch, and the
     continued run makes that validation again. After the last step nothing continues, and ``validate`` makes it. Before
@@ -41,37 +40,28 @@ class Preemption(Callback):
     A SLURM job is put back into the queue after Lightning's requeue signal, which a job script has sent before its time
     is up. That is SIGUSR1 unless `SLURMEnvironment` says otherwise. After SIGTERM, SLURM itself decides.
 
-    Args:
-        signals: by name.
-
-    Raises:
-        ValueError: a signal that does not exist here.
     """
 
-    def __init__(self, signals: Sequence[str] = ("SIGTERM", "SIGUSR1")) -> None:
-        unknown = [name for name in signals if name not in signal.Signals.__members__]
-        if unknown or not signals:
-            raise ValueError(f"`signals` must name signals such as SIGTERM, got {list(signals)}.")
-        self.signals = [signal.Signals[name] for name in signals]
+    def __init__(self) -> None:
         self.received: int | None = None
-        self._previous: dict[signal.Signals, Any] = {}
+        self._previous: dict[int, Any] = {}
         self._step = 0
         self._validation_is_due = self._validates_again = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             self.received = None
-            self._listen()
+            self._listen(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.leave_untrained(trainer)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()
+        self._listen(trainer)
         self.leave_untrained(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()
+        self._listen(trainer)
         self.leave_untrained(trainer)
         self._step = trainer.global_step
         is_due, self._validation_is_due = self._validation_is_due, False
@@ -80,11 +70,11 @@ class Preemption(Callback):
             validate_before_training(trainer)
             self._validates_again = False
 
-    def _listen(self) -> None:
+    def _listen(self, trainer: Trainer) -> None:
         """Replaces what handles the signals, Lightning's own too, which come shortly before training and would save in
         the middle of a step.
         """
-        for each in self.signals:
+        for each in {signal.SIGTERM, signal.SIGUSR1, requeue_signal(trainer.strategy) or signal.SIGUSR1}:
             self._previous.setdefault(each, signal.signal(each, self._note))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -143,9 +133,7 @@ class Preemption(Callback):
 
     def _exit(self, trainer: Trainer, received: int) -> NoReturn:
         if trainer.is_global_zero and received == requeue_signal(trainer.strategy):
-            problem = requeue()
-            if problem is not None:
-                rank_zero_warn(problem)
+            requeue()
         # srun may end the job at the first exit of a rank, before rank 0 has put it back into the queue.
         trainer.strategy.barrier()
         raise SystemExit(128 + received)
@@ -195,8 +183,8 @@ def requeue_signal(strategy: Any) -> int | None:
     return environment.requeue_signal or signal.SIGUSR1
 
 
-def requeue() -> str | None:
-    """Puts this job of SLURM's back into the queue. Returns what went wrong, None if nothing did."""
+def requeue() -> None:
+    """Puts this job of SLURM's back into the queue, or says what went wrong."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     # A task of a job array is put back by itself and not with the whole array.
     job = os.environ["SLURM_JOB_ID"] if array is None else f"{array}_{task}"
@@ -204,5 +192,4 @@ def requeue() -> str | None:
     try:
         subprocess.run(command, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        return f"`{' '.join(command)}` failed ({error}): submit the job again, it continues where it was."
-    return None
+        rank_zero_warn(f"`{' '.join(command)}` failed ({error}): submit the job again, it continues where it was.")

@@ -41,16 +41,10 @@ class ProgressLine(ProgressBar, RolloutObserver):
     Args:
         refresh_interval: seconds between two states of the line on a terminal, at least.
         plain_interval: seconds between two lines in a log, at least. Validations are written in any case.
-
-    Raises:
-        ValueError: a negative interval.
     """
 
     def __init__(self, refresh_interval: float = 0.1, plain_interval: float = 10.0) -> None:
         super().__init__()
-        for name, value in (("refresh_interval", refresh_interval), ("plain_interval", plain_interval)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"`{name}` must be at least 0 seconds, got {value}.")
         self.refresh_interval, self.plain_interval = refresh_interval, plain_interval
         self._is_enabled = True
         self._line: BottomLine | None = None
@@ -65,10 +59,6 @@ class ProgressLine(ProgressBar, RolloutObserver):
         self._started = self._validation_started = 0.0
         self._ends: float | None = None
         self._written = -math.inf
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Copies of a Trainer and other processes have no terminal of ours.
-        return vars(self) | {"_line": None, "_module": None}
 
     def enable(self) -> None:
         self._is_enabled = True
@@ -144,17 +134,19 @@ class ProgressLine(ProgressBar, RolloutObserver):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validation_started = perf_counter()
 
-    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if trainer.sanity_checking:
-            self.note_phase("checking", args[1], _count(trainer.num_sanity_val_batches))
-        else:
-            self.note_phase("validating", args[1], _count(trainer.num_val_batches))
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        counts = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        self._show_batch("checking" if trainer.sanity_checking else "validating", batch[1], counts)
 
-    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self.note_phase("testing", args[1], _count(trainer.num_test_batches))
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        self._show_batch("testing", batch[1], trainer.num_test_batches)
 
-    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self.note_phase("predicting", args[1], _count(trainer.num_predict_batches))
+    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        self._show_batch("predicting", batch[1], trainer.num_predict_batches)
+
+    def _show_batch(self, phase: str, number: int, counts: Any) -> None:
+        total = sum(counts) if isinstance(counts, list) else counts
+        self.note_phase(phase, number, int(total) if math.isfinite(total) else None)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
@@ -255,9 +247,3 @@ def _accuracies(module: LightningModule) -> dict[str, tuple[float, float]]:
         for each in results
         if "accuracy" in each.means
     }
-
-
-def _count(batches: Any) -> int | None:
-    """Of one loader or of several, None without an end."""
-    total = sum(batches) if isinstance(batches, list) else batches
-    return int(total) if math.isfinite(total) else None

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from dmpo_lightning.callbacks.completion_records import TokenTexts, rollout_records
+from dmpo_lightning.callbacks.completion_records import rollout_records
 from dmpo_lightning.callbacks.facts import run_facts
 from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.distributed.ranks import gather_ranks
@@ -21,7 +21,7 @@ from dmpo_lightning.modules.observers import RolloutObserver
 from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.reports.lines import append, encoded, finite, keep_lines, read_file, replace
 from dmpo_lightning.reports.record import METRICS, ROLLOUTS, RUN
-from dmpo_lightning.rollout import RolloutBuffer
+from dmpo_lightning.rollout import RolloutBuffer, check_counts
 from dmpo_lightning.terminal import escaped
 
 FORMAT = 2
@@ -43,31 +43,26 @@ class RunRecorder(RolloutObserver):
     run: a warning says what is lost, once for each kind of file. ``dmpo-lightning report`` reads them.
 
     Args:
-        share: of the rollouts that are written, in (0, 1]. Which ones is drawn by their keys.
         max_bytes: of all rollouts on disk, over all ranks. The last buffer stays in any case.
 
     Raises:
-        ValueError: a share or a number of bytes out of range.
+        ValueError: no room for anything.
     """
 
-    def __init__(self, *, share: float = 1.0, max_bytes: int = 2**28) -> None:
-        if not 0 < share <= 1:
-            raise ValueError(f"`share` must be in (0, 1], got {share}; to record nothing, leave out RunRecorder.")
-        if max_bytes < 1:
-            raise ValueError(f"`max_bytes` must be at least 1, got {max_bytes}; `share` takes fewer rollouts.")
-        self.share, self.max_bytes = share, max_bytes
+    def __init__(self, *, max_bytes: int = 2**28) -> None:
+        check_counts(max_bytes=max_bytes)
+        self.max_bytes = max_bytes
         self._forget()
 
     def _forget(self) -> None:
         self._directory: Path | None = None
-        self._texts: TokenTexts | None = None
         self._open: dict[str, Any] | None = None
         """The buffer that is being trained on: its number, and the scalars of its collection, which a run that is
         resumed within the buffer does not log again.
         """
         self._losses: list[Tensor] = []
-        self._validated_at, self._warnings = -1, 0
-        self._seconds = 0.0
+        self._lines, self._seconds = 0, 0.0
+        """How many lines of metrics there are, and how long the run has taken, until now or until it was resumed."""
         self._started: float | None = None
         self._lost: set[str] = set()
 
@@ -77,12 +72,10 @@ class RunRecorder(RolloutObserver):
             self._forget()
 
     def state_dict(self) -> dict[str, Any]:
-        now = {"open": self._open, "validated_at": self._validated_at, "warnings": self._warnings}
-        return now | {"seconds": self._seconds_by_now()}
+        return {"open": self._open, "lines": self._lines, "seconds": self._seconds_by_now()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._open, self._validated_at = state_dict["open"], state_dict["validated_at"]
-        self._warnings, self._seconds = state_dict["warnings"], state_dict["seconds"]
+        self._open, self._lines, self._seconds = state_dict["open"], state_dict["lines"], state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start(trainer, pl_module)
@@ -103,20 +96,7 @@ class RunRecorder(RolloutObserver):
             self._open = None
         self._try(ROLLOUTS, lambda: self._remove_rollouts(trainer, directory / ROLLOUTS, collected))
         if trainer.is_global_zero:
-            unwritten = collected if self._open is None else self._open["buffer"]
-            steps, warned = (
-                trainer.global_step + (self._validated_at == trainer.global_step),
-                iter(range(self._warnings)),
-            )
-
-            def is_kept(record: Mapping[str, Any]) -> bool:
-                if record.get("kind") == "guard":
-                    # What guards have said is in the checkpoint, also of a buffer that is collected again.
-                    return next(warned, None) is not None
-                name, end = ("buffer", unwritten) if record.get("kind") == "buffer" else ("step", steps)
-                return record.get(name, 0) < end
-
-            self._try(METRICS, lambda: keep_lines(directory / METRICS, is_kept))
+            self._try(METRICS, lambda: keep_lines(directory / METRICS, self._lines))
             self._try(RUN, lambda: self._write_facts(trainer, module, directory))
 
     def _remove_rollouts(self, trainer: Trainer, folder: Path, collected: int) -> None:
@@ -135,7 +115,7 @@ class RunRecorder(RolloutObserver):
             earlier = read_file(directory / RUN)
             resumed = [*earlier.get("resumed", []), {"at": now, "step": trainer.global_step}]
             times = {"started": earlier.get("started", now), "resumed": resumed}
-        content = finite({"format": FORMAT, **times, "share": self.share, **run_facts(trainer, module)})
+        content = finite({"format": FORMAT, **times, **run_facts(trainer, module)})
         replace(directory / RUN, json.dumps(content, indent=2).encode("ascii") + b"\n")
 
     def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
@@ -153,8 +133,7 @@ class RunRecorder(RolloutObserver):
         self._try(ROLLOUTS, lambda: self._write_rollouts(trainer, module, buffer, directory / ROLLOUTS))
 
     def _write_rollouts(self, trainer: Trainer, module: DMPO, buffer: RolloutBuffer, folder: Path) -> None:
-        texts = self._texts = self._texts or TokenTexts(module.policy.tokenizer)
-        lines = [encoded(record) for record in rollout_records(buffer, texts, share=self.share)]
+        lines = [encoded(record) for record in rollout_records(buffer, module.policy.tokenizer)]
         rank = f"rank{trainer.global_rank}"
         replace(folder / f"{rank}-{buffer.number:06d}.jsonl", b"".join(lines))
         files = sorted(folder.glob(f"{rank}-*.jsonl"))
@@ -179,7 +158,6 @@ class RunRecorder(RolloutObserver):
             return
         # A run that was ended before a validation makes it before its training starts.
         self.start(trainer, pl_module)
-        self._validated_at = trainer.global_step
         is_dmpo = isinstance(pl_module, DMPO)
         values = {name: value for name, value in _scalars(trainer).items() if name.startswith("val/") or not is_dmpo}
         self._write(trainer, pl_module, {"kind": "validation", "values": values})
@@ -191,7 +169,6 @@ class RunRecorder(RolloutObserver):
     def note_warning(self, trainer: Trainer, module: LightningModule, warning: Mapping[str, Any]) -> None:
         """Records what a guard has said. All ranks call it together."""
         self.start(trainer, module)
-        self._warnings += 1
         self._write(trainer, module, {"kind": "guard", **warning})
 
     def _close(self, trainer: Trainer, module: LightningModule) -> None:
@@ -210,6 +187,7 @@ class RunRecorder(RolloutObserver):
         directory = self._directory
         if directory is None or not trainer.is_global_zero:
             return
+        self._lines += 1
         rollouts, seconds = getattr(module, "rollouts_seen", 0), round(self._seconds_by_now(), 3)
         progress = {"step": trainer.global_step, "rollouts": rollouts, "seconds": seconds}
         self._try(METRICS, lambda: append(directory / METRICS, encoded(finite({**progress, **line}))))

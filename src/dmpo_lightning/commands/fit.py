@@ -21,10 +21,9 @@ from transformers.utils.logging import disable_progress_bar
 from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation import EvaluationReport
 from dmpo_lightning.callbacks.guards import Guards
-from dmpo_lightning.callbacks.logging_extras import LoggingExtras
 from dmpo_lightning.callbacks.progress import ProgressLine
 from dmpo_lightning.callbacks.records import RunRecorder
-from dmpo_lightning.callbacks.samples import RolloutsOnScreen
+from dmpo_lightning.callbacks.samples import LoggingExtras, RolloutsOnScreen
 from dmpo_lightning.commands.last_checkpoint import LAST, check_exists, check_trusted, newest_checkpoint
 from dmpo_lightning.distributed.internals import is_spawned, reserve_folders
 from dmpo_lightning.modules.base import PolicyModule

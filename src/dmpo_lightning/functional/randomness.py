@@ -31,7 +31,6 @@ class Purpose(IntEnum):
     REMASKING = 3
     ELBO = 4
     LOSS = 5
-    RECORD = 6
 
 
 def row_keys(

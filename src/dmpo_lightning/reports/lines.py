@@ -2,9 +2,8 @@
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,7 @@ def read_object(content: bytes) -> dict[str, Any] | None:
     """The object that is written there, None for what is none, such as what was being written when a run was killed."""
     try:
         found = json.loads(content)
-    # The reader goes down with the depth of a text.
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None
 
@@ -57,22 +55,14 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Adds whole lines to a file. What a failed write has left of them is taken back.
+    """Adds whole lines to a file.
 
     Raises:
         OSError: the file cannot be written, or the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
-        size = file.tell()
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(file.fileno(), rest) :]
-        except OSError:
-            with suppress(OSError):
-                file.truncate(size)
-            raise
+    with path.open("ab") as file:
+        file.write(data)
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -81,22 +71,17 @@ def replace(path: Path, content: bytes) -> None:
     Raises:
         OSError: the file cannot be written, or the disk is full.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
-        raise
+    partial.write_bytes(content)
+    partial.replace(path)
 
 
-def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Leaves the records for which ``keep`` holds in a file.
+def keep_lines(path: Path, count: int) -> None:
+    """Leaves the first records in a file.
 
     Raises:
         OSError: the file cannot be changed.
     """
     if path.is_file():
-        replace(path, b"".join(encoded(record) for record in read_lines(path) if keep(record)))
+        replace(path, b"".join(map(encoded, islice(read_lines(path), count))))

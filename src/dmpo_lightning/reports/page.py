@@ -10,41 +10,16 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from dmpo_lightning.reports.lines import replace
-from dmpo_lightning.reports.plots import AXES, COLOURS, Panel, panels, to_svg
-from dmpo_lightning.reports.record import Completion, Run, number, of_kind, read_runs, shown_completions
+from dmpo_lightning.reports.plots import AXES, COLOURS, Panel, Series, panels, to_svg
+from dmpo_lightning.reports.record import Completion, Run, read_runs, shown_completions
 from dmpo_lightning.terminal import shown
 
-TITLES = {
-    "val": "Learning curves",
-    "reward": "Reward",
-    "weight": "Weights",
-    "policy": "Policy",
-    "completion": "Completions",
-    "gradient": "Gradient",
-    "train": "Training",
-    "time": "Time",
-}
-"""Headings of the nouns that are known. Others are their own."""
-VIEWER = """\
-<h2 id="completions">How completions were denoised</h2>
-<noscript><p>The viewer needs JavaScript.</p></noscript>
-<div id="viewer" tabindex="0" role="group" aria-label="denoising viewer">
-<div class="controls"><button id="earlier" type="button" aria-label="previous completion">&lsaquo;</button>
-<select id="which" aria-label="completion"></select>
-<button id="later" type="button" aria-label="next completion">&rsaquo;</button></div>
-<p id="about" class="soft"></p>
-<div class="controls"><button id="play" type="button" aria-pressed="false">Play</button>
-<input id="step" type="range" min="0" max="0" step="1" aria-label="denoising step">
-<output id="position"></output></div>
-<div id="panes"></div>
-<h3>Prompt</h3><pre id="prompt" dir="auto"></pre>
-<p class="soft">Colour: when a token appeared, first <span class="bar"></span> last.
-Opacity: how likely the policy held it then.
-Keys: ← → step, Home End, space plays, ↑ ↓ choose.</p>
-</div>"""
+TITLES = {"val": "Learning curves", "weight": "Weights", "completion": "Completions", "train": "Training"}
+"""Headings of nouns. Others are their own."""
 MOST_ROWS = 200
 """Of a table."""
 COUNT = 12
@@ -63,7 +38,6 @@ def write_report(folders: Sequence[Path], output: Path, axis: str = "step") -> l
     runs = read_runs(folders)
     found = panels(runs, axis)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
         replace(output, page(runs, found).encode("utf-8", errors="backslashreplace"))
     except OSError as error:
         raise ValueError(f"`-o` must be a file that can be written; got {output}: {error}.") from error
@@ -72,48 +46,28 @@ def write_report(folders: Sequence[Path], output: Path, axis: str = "step") -> l
 
 def page(runs: Sequence[Run], found: Sequence[Panel]) -> str:
     """The whole file."""
-    assets = Path(__file__).parent
-    script, style = ((assets / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
+    assets = {each.name: each.read_text(encoding="utf-8") for each in Path(__file__).parent.glob("report.*")}
     figures, plots = _figures(found)
     completions = viewer_items(runs)
-    title = escaped_html(", ".join(run.name for run in runs), 200)
-    # Only the script of this package runs, and nothing is fetched from anywhere.
-    policy = f"default-src 'none'; script-src '{_digest(script)}'; style-src 'unsafe-inline'; base-uri 'none'"
-    data = script_json({"plots": plots, "completions": completions})
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-{_links(found, has_completions=bool(completions))}
-{about(runs)}
-{before_and_after(runs)}
-{guards(runs)}
-{figures}
-{VIEWER if completions else ""}
-<script type="application/json" id="data">{data}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
+    script = assets["report.js"]
+    nouns = dict.fromkeys(panel.noun for panel in found)
+    links = {f"of-{noun}": _title(noun) for noun in nouns} | ({"completions": "Denoising"} if completions else {})
+    return Template(assets["report.html"]).substitute(
+        # Only the script of this package runs, and nothing is fetched from anywhere.
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        title=escaped_html(", ".join(run.name for run in runs), 200),
+        style=assets["report.css"],
+        links="".join(f'<a href="#{escaped_html(name)}">{escaped_html(title)}</a>' for name, title in links.items()),
+        tables=about(runs) + before_and_after(runs) + guards(runs),
+        figures=figures,
+        hidden="" if completions else " hidden",
+        data=script_json({"plots": plots, "completions": completions}),
+        script=script,
+    )
 
 
-def _links(found: Sequence[Panel], *, has_completions: bool) -> str:
-    """To the parts of a page that may be long."""
-    targets = {f"of-{noun}": TITLES.get(noun, noun.capitalize()) for noun in dict.fromkeys(each.noun for each in found)}
-    targets |= {"completions": "Denoising"} if has_completions else {}
-    links = "".join(f'<a href="#{escaped_html(name)}">{escaped_html(title)}</a>' for name, title in targets.items())
-    return f"<nav>{links}</nav>"
-
-
-def _digest(script: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+def _title(noun: str) -> str:
+    return TITLES.get(noun, noun.capitalize())
 
 
 def _figures(found: Sequence[Panel]) -> tuple[str, dict[str, Any]]:
@@ -123,42 +77,33 @@ def _figures(found: Sequence[Panel]) -> tuple[str, dict[str, Any]]:
     for noun, group in groupby(found, key=lambda panel: panel.noun):
         drawn = []
         for panel in group:
-            svg, place = to_svg(panel)
+            svg, area = to_svg(panel)
             key = str(len(plots))
-            plots[key] = place | {"axis": AXES[panel.axis], "series": _series(panel)}
+            plots[key] = area | {"axis": AXES[panel.axis], "series": [_series(panel, each) for each in panel.series]}
             drawn.append(
                 f'<figure data-plot="{key}"><figcaption>{escaped_html(panel.noun)}/{escaped_html(panel.name)}'
                 f'{_legend(panel)}</figcaption><div class="plot">{svg}<div class="cursor"></div></div>'
                 "<output></output></figure>"
             )
         note = '<p class="soft">Bands are standard errors over prompts.</p>' if noun == "val" else ""
-        heading = escaped_html(TITLES.get(noun, noun.capitalize()))
-        parts.append(f'<h2 id="of-{escaped_html(noun)}">{heading}</h2>{note}<div class="plots">{"".join(drawn)}</div>')
+        heading = f'<h2 id="of-{escaped_html(noun)}">{escaped_html(_title(noun))}</h2>'
+        parts.append(f'{heading}{note}<div class="plots">{"".join(drawn)}</div>')
     return "".join(parts), plots
 
 
-def _series(panel: Panel) -> list[dict[str, Any]]:
-    several = len(panel.series) > 1
-    return [
-        {
-            "label": shown(each.label, 100) if several else "",
-            "x": [rounded(value) for value in each.x],
-            "y": [rounded(value) for value in each.y],
-            "e": [rounded(value) for value in each.errors],
-        }
-        for each in panel.series
-    ]
+def _series(panel: Panel, each: Series) -> dict[str, Any]:
+    values = {"x": each.x, "y": each.y, "e": each.errors}
+    label = shown(each.label, 100) if len(panel.series) > 1 else ""
+    return {"label": label} | {name: [rounded(value) for value in own] for name, own in values.items()}
 
 
 def _legend(panel: Panel) -> str:
-    if len(panel.series) < 2:
-        return ""
     keys = "".join(
         f'<span class="key" style="background: var(--series-{each.colour % len(COLOURS)})"></span>'
         f"{escaped_html(each.label, 100)}"
         for each in panel.series
     )
-    return f"<small>{keys}</small>"
+    return f"<small>{keys}</small>" if len(panel.series) > 1 else ""
 
 
 def about(runs: Sequence[Run]) -> str:
@@ -166,7 +111,7 @@ def about(runs: Sequence[Run]) -> str:
     columns = [_facts(run) for run in runs]
     rows = _rows(columns)
     parts = ["<h2>What was run</h2>", table(["", *(run.name for run in runs)], rows)]
-    options = [_flat(of_kind(run.facts.get("configuration"), dict)) for run in runs]
+    options = [_flat(run.facts.get("configuration") or {}) for run in runs]
     if len(runs) > 1:
         differing = [row for row in _rows(options) if len(set(row[1:])) > 1]
         if differing:
@@ -188,8 +133,7 @@ def _facts(run: Run) -> dict[str, str]:
     }
     left_out = ("configuration", "format", "versions")
     stated = {name: value for name, value in run.facts.items() if name not in left_out}
-    versions = of_kind(run.facts.get("versions"), dict)
-    stated["versions"] = [f"{name} {value}" for name, value in versions.items()]
+    stated["versions"] = [f"{name} {value}" for name, value in run.facts.get("versions", {}).items()]
     found = _flat(stated) | progress | {"directory": run.folder.name}
     return {name: value for name, value in found.items() if value}
 
@@ -229,23 +173,20 @@ def before_and_after(runs: Sequence[Run]) -> str:
 
 def _results(run: Run) -> list[tuple[str, str, Mapping[str, Any]]]:
     return [
-        (moment, str(sampler), of_kind(measures, dict))
+        (moment, sampler, measures)
         for moment in ("before", "after")
-        for sampler, measures in of_kind(run.summary.get(moment), dict).items()
+        for sampler, measures in run.summary.get(moment, {}).items()
     ]
 
 
-def _with_error(measure: Any) -> str:
-    mean, error = (number(of_kind(measure, dict).get(name)) for name in ("mean", "standard_error"))
-    if mean is None:
-        return ""
-    return f"{mean:.3f}" if error is None else f"{mean:.3f} ± {error:.3f}"
+def _with_error(measure: Mapping[str, float] | None) -> str:
+    return "" if measure is None else f"{measure['mean']:.3f} ± {measure['standard_error']:.3f}"
 
 
 def guards(runs: Sequence[Run]) -> str:
     """What guards have said, where there were any events."""
     rows = [
-        [*([run.name] if len(runs) > 1 else []), "" if step is None else f"{step:.0f}", name, message]
+        [*([run.name] if len(runs) > 1 else []), f"{step:.0f}", name, message]
         for run in runs
         for step, name, message in run.guards
     ]

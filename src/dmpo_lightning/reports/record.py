@@ -1,6 +1,5 @@
-"""A run as its directory tells it. Files that are missing, old or half-written leave gaps and no errors."""
+"""A run as its directory tells it. Files that are missing or half-written leave gaps and no errors."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +54,7 @@ class Run:
     buffers: tuple[Point, ...]
     validations: tuple[Point, ...]
     summary: Mapping[str, Any]
-    guards: tuple[tuple[float | None, str, str], ...]
+    guards: tuple[tuple[float, str, str], ...]
     """Step, name and message."""
 
 
@@ -80,9 +79,7 @@ def read_run(folder: Path, name: str) -> Run:
         buffers=_points(metrics, "buffer"),
         validations=_points(metrics, "validation"),
         summary=read_file(folder / SUMMARY),
-        guards=tuple(
-            (number(each.get("step")), _text(each.get("name")), _text(each.get("message"))) for each in guards
-        ),
+        guards=tuple((each["step"], each["name"], each["message"]) for each in guards),
     )
 
 
@@ -127,9 +124,8 @@ def _buffer_of(path: Path) -> int | None:
 def _rewards(path: Path) -> Iterator[tuple[int, int, float]]:
     """Row, prompt and reward of each rollout whose reward is known."""
     for row, record in enumerate(read_lines(path)):
-        prompt, reward = number(record.get("prompt_index")), number(record.get("reward"))
-        if prompt is not None and reward is not None:
-            yield row, int(prompt), reward
+        if record.get("reward") is not None:
+            yield row, record["prompt_index"], record["reward"]
 
 
 def _one_per_prompt(ranked: list[tuple[float, int, Path, int]], count: int) -> list[tuple[Path, int]]:
@@ -161,62 +157,31 @@ def _examples(folder: Path, count: int) -> list[tuple[str, Completion]]:
 
 
 def _points(records: list[dict[str, Any]], kind: str) -> tuple[Point, ...]:
-    """The lines of one kind in the order of their steps. Of several with the same number the last counts."""
-    found: dict[float, Point] = {}
-    for record in records:
-        step, values = number(record.get("step")), record.get("values")
-        position = step if kind == "validation" else number(record.get("buffer", record.get("iteration")))
-        if record.get("kind") == kind and position is not None and step is not None and isinstance(values, dict):
-            found[position] = Point(
-                step=step,
-                rollouts=number(record.get("rollouts")) or 0.0,
-                seconds=number(record.get("seconds")) or 0.0,
-                values=numbers(values),
-            )
-    return tuple(sorted(found.values(), key=lambda point: point.step))
+    """The lines of one kind in the order of their steps."""
+    found = [
+        Point(record["step"], record.get("rollouts", 0), record.get("seconds", 0), known(record["values"]))
+        for record in records
+        if record.get("kind") == kind
+    ]
+    return tuple(sorted(found, key=lambda point: point.step))
 
 
 def _completion(record: Mapping[str, Any]) -> Completion:
-    tokens = [_text(each) for each in of_kind(record.get("tokens"), list)]
-    steps = [number(each) for each in of_kind(record.get("reveal_step"), list)]
-    confidences = [number(each) for each in of_kind(record.get("confidence"), list)]
-    is_whole = tokens and len(tokens) == len(steps) == len(confidences)
     buffer = record.get("buffer", record.get("iteration"))
-    facts = {name: record.get(name) for name in ("weight", "signal", "log_rnd")}
+    targets = {name: record.get(name) for name in ("weight", "signal", "log_rnd")}
     return Completion(
-        prompt=_text(record.get("prompt")),
-        text=_text(record.get("completion")),
-        prompt_index=int(number(record.get("prompt_index")) or 0),
-        moment=_text(record.get("moment")) if buffer is None else f"in buffer {buffer}",
-        reward=number(record.get("reward")),
-        facts=numbers(of_kind(record.get("components"), dict) | facts),
-        tokens=tuple(tokens) if is_whole else (),
-        steps=tuple(int(step or 0) for step in steps) if is_whole else (),
-        confidences=tuple(min(max(each or 0.0, 0.0), 1.0) for each in confidences) if is_whole else (),
+        prompt=record["prompt"],
+        text=record["completion"],
+        prompt_index=record["prompt_index"],
+        moment=record["moment"] if buffer is None else f"in buffer {buffer}",
+        reward=record["reward"],
+        facts=known(record.get("components", {}) | targets),
+        tokens=tuple(record.get("tokens", ())),
+        steps=tuple(record.get("reveal_step", ())),
+        confidences=tuple(record.get("confidence", ())),
     )
 
 
-def of_kind(value: Any, kind: type) -> Any:
-    """The value if it is of this kind, else an empty one."""
-    return value if isinstance(value, kind) else kind()
-
-
-def number(value: Any) -> float | None:
-    """A finite number, None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        as_float = float(value)
-    # Of a whole number that is too large.
-    except OverflowError:
-        return None
-    return as_float if math.isfinite(as_float) else None
-
-
-def numbers(values: Mapping[Any, Any]) -> dict[str, float]:
-    """Those of the values that are finite numbers."""
-    return {str(name): found for name, each in values.items() if (found := number(each)) is not None}
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+def known(values: Mapping[str, float | None]) -> dict[str, float]:
+    """The values without those that JSON has no number for, such as NaN."""
+    return {name: value for name, value in values.items() if value is not None}
