@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 from cpu_strategies import strategy
-from dmpo_runs import PROMPTS, TOKENIZER, Recorder, trainer
+from dmpo_runs import PROMPTS, TOKENIZER, Recorder, dmpo_of, trainer
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.distributed.fsdp._fully_shard import _fsdp_collectives, _fsdp_param_group
@@ -20,7 +20,6 @@ from torch.distributed.fsdp._fully_shard import _fsdp_collectives, _fsdp_param_g
 from dmpo_lightning import (
     DMPO,
     WDCE,
-    Backbone,
     ConfidenceSampler,
     LoRA,
     Preemption,
@@ -89,7 +88,7 @@ def module(
         "seed": 3,
     }
     lora = LoRA(r=rank, alpha=8, dropout=dropout) if adapter == "lora" else None
-    dmpo = DMPO(Backbone(model, adapter=lora), **defaults | options)
+    dmpo = dmpo_of(model, adapter=lora, **defaults | options)
     with torch.no_grad():
         for name, parameter in dmpo.policy.named_parameters():
             if ".lora_B." in name:  # a policy that differs from its reference
@@ -149,37 +148,39 @@ def train(
     kind: str,
     adapter: str,
     *,
-    cut: int = 3,
+    cuts: list[int],
     steps: int = 5,
     refresh: int | None = None,
     flags: dict | None = None,
     **options,
 ) -> dict:
-    """A run, and another one that continues it from its checkpoint at optimizer step ``cut``."""
+    """A run, and for each of ``cuts`` another one that continues it from its checkpoint at that optimizer step."""
     options |= {"reference_refresh_interval": refresh}
     whole = module(adapter, **options)
     before = sums(whole)
     flags = flags or {}
     run, record = fit(kind, whole, "whole", steps=steps, callbacks=[SavePretrained("exported")], **flags)
-    weights, saved = whole_weights(whole.policy.model), f"whole/step={cut}.ckpt"
-    resumed = module(adapter, **options)
-    _, rest = fit(kind, resumed, "resumed", steps=steps, ckpt_path=saved, **flags)
-    again = whole_weights(resumed.policy.model)
+    weights, resumed, distances = whole_weights(whole.policy.model), [], []
+    for cut in cuts:
+        again = module(adapter, **options)
+        _, rest = fit(kind, again, f"from {cut}", steps=steps, ckpt_path=f"whole/step={cut}.ckpt", **flags)
+        resumed.append(rest.losses)
+        reached = whole_weights(again.policy.model)
+        distances.append(max(float((weights[name] - reached[name]).abs().max()) for name in weights))
     return {
         "losses": record.losses,
-        "resumed": rest.losses,
+        "resumed": resumed,
         "steps": run.global_step,
         "validation": float(run.callback_metrics["val/sampled/reward"]),
         "moved": max(abs(after - first) for after, first in zip(sums(whole), before, strict=True)),
-        "distance": max(float((weights[name] - again[name]).abs().max()) for name in weights),
-        "bytes": size_of(Path(saved)),
-        "trainable": sum(value.numel() for value in weights.values()),
+        "distance": max(distances),
     }
 
 
 def compared_by_torch(**case) -> dict:
     """A run in which torch compares what the ranks are about to run."""
     os.environ["TORCH_DISTRIBUTED_DEBUG"] = "DETAIL"
+    torch.distributed.set_debug_level_from_env()  # which torch reads by itself when it is imported
     return one_run(**case)
 
 
@@ -194,6 +195,8 @@ def one_run(kind: str, adapter: str, *, steps: int = 4, flags: dict | None = Non
         "validation": {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("val/")},
         "norm": float(run.callback_metrics["gradient/norm"]),
         "weights": sums(dmpo),
+        "bytes": size_of(Path(f"run/step={steps}.ckpt")),
+        "trainable": sum(value.numel() for value in whole_weights(dmpo.policy.model).values()),
     }
 
 
@@ -362,25 +365,22 @@ class Notes(Callback):
         self.file.flush()
 
 
-def count_gathers(kind: str, *, gather: bool) -> dict:
-    """Collective operations that gather weights while each buffer is collected."""
-    calls, counts = [], []
+def count_gathers(kind: str, *, gather: bool, **options) -> dict:
+    """`one_run`, and the collective operations that gather weights while each buffer is collected."""
+    calls, counts, collect = [], [], DMPO._collect
     for name in ("all_gather_into_tensor", "_allgather_base", "all_gather_into_tensor_coalesced"):
         count_calls(torch.distributed, name, calls)
     if kind == "fsdp2":
         count_calls(_fsdp_collectives, "foreach_all_gather", calls)
         count_calls(_fsdp_param_group, "foreach_all_gather", calls)
-    dmpo = module("full", gather_for_generation=gather)
-    collect = dmpo._collect
 
-    def collecting(batch):
+    def collecting(dmpo, batch):
         before = len(calls)
-        collect(batch)
+        collect(dmpo, batch)
         counts.append(len(calls) - before)
 
-    dmpo._collect = collecting
-    _, record = fit(kind, dmpo, "run", steps=3)
-    return {"gathers": counts, "losses": record.losses}
+    DMPO._collect = collecting  # in this process alone
+    return one_run(kind, "full", gather_for_generation=gather, **options) | {"gathers": counts}
 
 
 def count_calls(owner, name: str, calls: list[str]) -> None:
@@ -411,18 +411,19 @@ def told_early(arguments: list[str], *, told: str, path: str) -> dict:
     return {"status": main(arguments)}
 
 
-OTHER = {"whole": ("full", {}), "lora": ("lora", {}), "other rank": ("lora", {"rank": 2})}
+WEIGHTS = {"whole": ("full", {}), "lora": ("lora", {}), "other rank": ("lora", {"rank": 2})}
 
 
-def refusals(kind: str, *, wrote: str, reads: list[str]) -> list[list[str]]:
-    """How a checkpoint of one kind of weights is refused by runs of others: the error's class and its text."""
-    adapter, options = OTHER[wrote]
-    fit(kind, module(adapter, **options), "run", steps=1)
-    path, errors = str(newest_readable(Path("run"))), []
-    for name in reads:
-        adapter, options = OTHER[name]
+def refusals(kind: str, *, pairs: list[tuple[str, str]]) -> list[list[str]]:
+    """How checkpoints of one kind of weights are refused by runs of another: the error's class and its text."""
+    for wrote in dict(pairs):
+        adapter, options = WEIGHTS[wrote]
+        fit(kind, module(adapter, **options), wrote, steps=1)
+    errors = []
+    for wrote, reads in pairs:
+        adapter, options = WEIGHTS[reads]
         try:
-            fit(kind, module(adapter, **options), "again", steps=2, ckpt_path=path)
+            fit(kind, module(adapter, **options), "again", steps=2, ckpt_path=f"{wrote}/step=1.ckpt")
         except Exception as error:
             errors.append([type(error).__name__, str(error)])
         else:

@@ -11,12 +11,11 @@ from small_run import ARGUMENTS, write_small
 
 from dmpo_lightning.checkpoints.reading import newest_readable, why_unfit
 
-SHARDED = ["fsdp2", "fsdp1", "zero2", "zero3"]
 STEPS = 8
 
 
-SIGNALS = [("ddp", "SIGTERM", "training"), *((kind, "SIGUSR1", "training") for kind in ("ddp", *SHARDED))]
-SIGNALS += [("ddp", "SIGTERM", "validation"), ("fsdp2", "SIGTERM", "validation"), ("zero2", "SIGTERM", "validation")]
+SIGNALS = [("ddp", "SIGTERM", "training"), ("ddp", "SIGUSR1", "validation"), ("zero2", "SIGTERM", "validation")]
+SIGNALS += [(kind, "SIGUSR1", "training") for kind in ("fsdp2", "fsdp1", "zero3")]
 
 
 @pytest.mark.slow
@@ -41,24 +40,24 @@ def test_after_a_signal_to_one_rank_all_save_and_leave_and_the_rest_of_the_run_i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [*SHARDED, "fsdp2_full"])
-@pytest.mark.parametrize(("wrote", "reads"), [("lora", ["other rank", "whole"]), ("whole", ["lora"])])
-def test_a_sharded_checkpoint_of_other_weights_is_refused_in_one_line(tmp_path, kind, wrote, reads):
-    for errors in run_ranks("cases.refusals", 2, tmp_path, kind=kind, wrote=wrote, reads=reads):
-        assert len(errors) == len(reads)
+@pytest.mark.parametrize("kind", ["fsdp2", "fsdp1", "zero2", "zero3", "fsdp2_full"])
+def test_a_sharded_checkpoint_of_other_weights_is_refused_in_one_line(tmp_path, kind):
+    pairs = [("lora", "other rank"), ("lora", "whole"), ("whole", "lora")]
+    for errors in run_ranks("cases.refusals", 2, tmp_path, kind=kind, pairs=pairs):
+        assert len(errors) == len(pairs)
         for name, text in errors:
             assert name == "UnfitCheckpointError"
             assert "Set model and adapter as in the run that wrote it" in text
             assert "\n" not in text
-    (saved,) = tmp_path.rglob("*step=1.ckpt")
-    assert why_unfit(saved, keys=["dmpo"], continues=True) is None
+    for wrote in ("lora", "whole"):
+        assert why_unfit(tmp_path / wrote / "step=1.ckpt", keys=["dmpo"], continues=True) is None
 
 
 def kill_and_restart(folder: Path, kind: str, whole: list[dict], *, kills: int, seed: int) -> None:
     """Kills jobs ``kills`` times, every other time while a checkpoint is written; whenever one comes to its end, and of
     the last, checks it.
     """
-    draw, job, in_a_save, many = random.Random(seed), 0, 0, kills >= 20
+    draw, job, in_a_save, many = random.Random(seed), 0, 0, kills >= 10
     while True:
         place = folder / str(job)
         death = {"event": "save" if kills % 2 else "batch", "rank": draw.randrange(2), "count": draw.randint(1, 5)}
@@ -101,7 +100,7 @@ def assert_no_step_lost_or_doubled(folder: Path, whole: list[dict]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "kills", "seed"), [("ddp", 20, 3), ("fsdp2", 20, 4), ("zero2", 5, 5)])
+@pytest.mark.parametrize(("kind", "kills", "seed"), [("ddp", 10, 3), ("fsdp2", 10, 4), ("zero2", 4, 5)])
 @pytest.mark.timeout(900)
 def test_killed_at_any_moment_no_step_is_lost_or_doubled_and_every_state_is_readable(tmp_path, kind, kills, seed):
     whole = run_ranks("cases.one_run", 2, tmp_path / "whole", kind=kind, adapter="lora", steps=STEPS)
@@ -111,15 +110,11 @@ def test_killed_at_any_moment_no_step_is_lost_or_doubled_and_every_state_is_read
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "strategy"),
-    [
-        ("ddp", "lightning.pytorch.strategies.DDPStrategy"),
-        ("fsdp2", "dmpo_lightning.distributed.strategies.FSDP2Strategy"),
-        ("zero2", "cpu_strategies.ZeROOnCPU"),
-    ],
+    [("ddp", "lightning.pytorch.strategies.DDPStrategy"), ("fsdp2", "dmpo_lightning.FSDP2Strategy")],
 )
 def test_rank_0_chooses_the_last_checkpoint_for_ranks_that_do_not_see_it(tmp_path, kind, strategy):
     """Where each rank writes its own part, rank 1 sees it too."""
-    write_small(tmp_path, strategy=strategy, devices=2, **({"stage": 2} if kind == "zero2" else {}))
+    write_small(tmp_path, strategy=strategy, devices=2)
     arguments = [str(tmp_path / "small.yaml") if each == "small.yaml" else each for each in ARGUMENTS]
     for steps in (1, 2):
         case = {"arguments": [*arguments, f"--trainer.max_steps={steps}"], "apart": kind == "ddp"}

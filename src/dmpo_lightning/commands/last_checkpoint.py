@@ -11,7 +11,6 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from dmpo_lightning.checkpoints.reading import newest_readable, why_unfit, why_unsafe
 from dmpo_lightning.checkpoints.writing import remove_partial
-from dmpo_lightning.distributed.internals import name_of_runs
 
 LAST = "last"
 OF_LIGHTNING = ("best", "hpc")
@@ -76,7 +75,7 @@ def _newest_checkpoint(trainer: Trainer, module: LightningModule, *, continues: 
     root = Path((logger and logger.save_dir) or trainer.default_root_dir)
     # Where Lightning's `ModelCheckpoint` writes, which is below a version if there is a logger. Only there: next to
     # the versions there may be runs of other names.
-    runs, pattern = (root, "checkpoints") if logger is None else (root / name_of_runs(logger), "*/checkpoints")
+    runs, pattern = (root, "checkpoints") if logger is None else (root / str(logger.name or ""), "*/checkpoints")
     # The link `latest` leads to one of the others.
     folders = sorted(each for each in runs.glob(pattern) if logger is None or not each.parent.is_symlink())
     # A `ModelCheckpoint` may write anywhere.

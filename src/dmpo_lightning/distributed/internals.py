@@ -9,11 +9,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
@@ -42,31 +40,26 @@ def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
     return [each for each in callbacks if isinstance(each, kind)]
 
 
-def training_loader(trainer: Trainer) -> Any:
-    """The training loader, before the Trainer has asked for its length.
+def prepare_training_loaders(trainer: Trainer, prepare: Callable[[Any], Any]) -> None:
+    """Every training loader goes through ``prepare`` before the Trainer asks for its length, the first one now.
 
     Lightning has no public hook between creating a training loader and asking for its length, and `DMPO` must tell its
-    loader in between how often a batch of prompts is used.
+    loader in between how often a batch of prompts is used. The first one is taken now, so that what is wrong with it is
+    an error before anything is computed.
     """
-    # Of an earlier fit of this Trainer there is a source that would prepare the loader for another module.
-    return _DataLoaderSource.dataloader(trainer.fit_loop._data_source)
-
-
-def prepare_training_loaders(trainer: Trainer, first: Any, prepare: Callable[[Any], Any]) -> None:
-    """The Trainer takes ``first`` instead of asking a datamodule or module, which would make another one.
-
-    Those that it asks for later (`reload_dataloaders_every_n_epochs`) go through ``prepare``.
-    """
+    # Of an earlier fit of this Trainer there is a source that would prepare loaders for another module.
     source = trainer.fit_loop._data_source
-    trainer.fit_loop._data_source = _PreparedLoaders(source.instance, source.name, first, prepare)
+    prepared = _PreparedLoaders(source.instance, source.name, prepare)
+    prepared.first = prepared.dataloader()
+    trainer.fit_loop._data_source = prepared
 
 
 @dataclass
 class _PreparedLoaders(_DataLoaderSource):
     """Where Lightning gets training loaders from, with what `DMPO` has to tell each of them in between."""
 
-    first: Any
     prepare: Callable[[Any], Any]
+    first: Any = None
 
     def dataloader(self) -> Any:
         first, self.first = self.first, None
@@ -124,7 +117,8 @@ def divide_data_among_all_ranks(strategy: Any) -> None:
     """Gives `ModelParallelStrategy` its data-parallel size, which is public only at construction, when the number of
     ranks is not known yet.
     """
-    strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes
+    if strategy._data_parallel_size == "auto":
+        strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes
 
 
 def set_timeout_of_all_groups(strategy: Any) -> None:
@@ -206,46 +200,11 @@ def continue_logger(logger: Any, run: Path) -> bool:
         if isinstance(logger, CSVLogger):
             _keep_metrics(run)
         return True
-    if "WandbLogger" in _kinds(logger) and logger._id is None:
-        logger._id = logger._wandb_init["id"] = run.name
-        return True
-    return "MLFlowLogger" in _kinds(logger) and logger._run_id is None and _continue_mlflow(logger, run.name)
-
-
-def _continue_mlflow(logger: Any, run_id: str) -> bool:
-    """Whether MLflow knows the run, and then goes on with it. It refuses a parameter of another value than at first."""
-    # By name, since MLflow is no dependency.
-    refusal: Any = import_module("mlflow.exceptions").MlflowException
-    try:
-        known = logger._mlflow_client.get_run(run_id).data.params
-    except refusal:
+    # By name, because W&B may not be installed.
+    if type(logger).__name__ != "WandbLogger" or logger._id is not None:
         return False
-    logger._run_id = run_id
-    log_hyperparams = logger.log_hyperparams
-
-    def log_new_ones(params: Any) -> None:
-        # A flat dict stays as it is where the logger flattens it once more.
-        flat = _flatten_dict(_convert_params(params))
-        log_hyperparams({name: value for name, value in flat.items() if name not in known})
-
-    logger.log_hyperparams = log_new_ones
+    logger._id = logger._wandb_init["id"] = run.name
     return True
-
-
-def name_of_runs(logger: Any) -> str:
-    """The name below which the runs of a logger lie, which MLflow's logger begins a run to answer.
-
-    There it is the id of an experiment. One that does not exist yet has no runs, nor has a folder of its name.
-    """
-    if "MLFlowLogger" in _kinds(logger) and logger._run_id is None:
-        found = logger._mlflow_client.get_experiment_by_name(logger._experiment_name)
-        return str(logger._experiment_name if found is None else found.experiment_id)
-    return str(logger.name or "")
-
-
-def _kinds(logger: Any) -> set[str]:
-    """The names of a logger's classes, because packages of services may not be installed."""
-    return {each.__name__ for each in type(logger).__mro__}
 
 
 @rank_zero_only

@@ -3,9 +3,8 @@
 A file or folder is written beside the old one, and takes its place when it is complete.
 """
 
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
@@ -13,8 +12,6 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from dmpo_lightning.checkpoints.reading import facts_beside_weights
 from dmpo_lightning.checkpoints.writing import complete, partial_name, remove, write_file
 from dmpo_lightning.distributed.internals import divide_data_among_all_ranks, set_timeout_of_all_groups
-
-TIMEOUT = timedelta(minutes=30)
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -80,23 +77,12 @@ class FSDP2Strategy(WholeFolders, ModelParallelStrategy):
     """FSDP2 over all ranks of all nodes: weights, gradients and optimizer states divided block by block.
 
     Args:
-        save_distributed_checkpoint: each rank writes its part into a folder. False gathers everything into one file.
-        process_group_backend: None takes nccl on GPUs, gloo elsewhere.
-        timeout: of one collective operation, after which ranks end whose partner died without a word.
+        options: ``save_distributed_checkpoint``, ``process_group_backend`` and ``timeout`` of Lightning's
+            `ModelParallelStrategy`.
     """
 
-    def __init__(
-        self,
-        save_distributed_checkpoint: bool = True,
-        process_group_backend: str | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> None:
-        super().__init__(
-            tensor_parallel_size=1,
-            save_distributed_checkpoint=save_distributed_checkpoint,
-            process_group_backend=process_group_backend,
-            timeout=timeout,
-        )
+    def __init__(self, **options: Any) -> None:
+        super().__init__(tensor_parallel_size=1, **options)
 
     def setup_environment(self) -> None:
         """As Lightning does it. The data-parallel size is the number of ranks, which is known only now."""
@@ -108,24 +94,11 @@ class FSDP2Strategy(WholeFolders, ModelParallelStrategy):
 class FSDP1Strategy(WholeFolders, FSDPStrategy):
     """FSDP1 with checkpoint folders of one part per rank. See Lightning's `FSDPStrategy` for the arguments.
 
-    `PolicyModule` wraps the blocks, so there is no ``auto_wrap_policy``.
+    `PolicyModule` wraps the blocks, so that no ``auto_wrap_policy`` is needed.
     """
 
-    def __init__(
-        self,
-        sharding_strategy: str = "FULL_SHARD",
-        state_dict_type: str = "sharded",
-        cpu_offload: bool = False,
-        process_group_backend: str | None = None,
-        timeout: timedelta = TIMEOUT,
-    ) -> None:
-        super().__init__(
-            sharding_strategy=sharding_strategy,  # type: ignore[arg-type]
-            state_dict_type=state_dict_type,  # type: ignore[arg-type]
-            cpu_offload=cpu_offload,
-            process_group_backend=process_group_backend,
-            timeout=timeout,
-        )
+    def __init__(self, *, state_dict_type: Literal["full", "sharded"] = "sharded", **options: Any) -> None:
+        super().__init__(state_dict_type=state_dict_type, **options)
 
 
 class ZeROStrategy(WholeFolders, DeepSpeedStrategy):

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dmpo_lightning.data.prompts import PromptLoader
-from dmpo_lightning.distributed.internals import callbacks_of, prepare_training_loaders, training_loader
+from dmpo_lightning.distributed.internals import callbacks_of, prepare_training_loaders
 from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.distributed.strategies import divides_weights
 from dmpo_lightning.evaluation.rollout_values import rollout_means
@@ -183,8 +183,7 @@ class DMPO(PolicyModule):
         if stage == "fit":
             # The reference policy is in eval mode by design; Lightning would warn about it at every start.
             warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
-            loader = self._prepared(training_loader(self.trainer))
-            prepare_training_loaders(self.trainer, loader, self._prepared)
+            prepare_training_loaders(self.trainer, self._prepared)
 
     def _prepared(self, loader: Any) -> PromptLoader:
         """Checks a training loader, and tells it how often a batch of prompts is used and how long prompts may be.

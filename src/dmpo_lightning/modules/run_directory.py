@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from dmpo_lightning.distributed.internals import continue_logger, name_of_runs
+from dmpo_lightning.distributed.internals import continue_logger
 
 LATEST = "latest"
 """The link beside the directories of runs that leads to that of the run that trained last."""
@@ -56,7 +56,7 @@ def continue_in_place(trainer: Trainer, checkpoint: str | Path) -> None:
     logger: Any = trainer.logger
     if logger is None:
         return
-    runs = Path(logger.save_dir or trainer.default_root_dir) / name_of_runs(logger)
+    runs = Path(logger.save_dir or trainer.default_root_dir) / str(logger.name or "")
     run = next((each for each in Path(checkpoint).resolve().parents if each.parent == runs.resolve()), None)
     if run is not None and continue_logger(logger, run):
         rank_zero_info(f"Continues in {run}.")
