@@ -294,17 +294,15 @@ class RolloutBuffer:
         self.left_out: Sequence[int] = ()
         """The ``prompt_index`` of each prompt that was sampled and is not in the buffer."""
 
-    def fill(self, rollouts: Rollouts, targets: dict[str, Tensor], *, number: int = 0) -> None:
-        """Starts over, with new rollouts."""
+    def fill(
+        self, rollouts: Rollouts, targets: dict[str, Tensor], *, number: int = 0, sampled: Rollouts | None = None
+    ) -> None:
+        """Starts over, with new rollouts, which may be a part of those that were sampled."""
         self.clear()
         self._rollouts, self.targets, self.number = rollouts, targets, number
-        self.sampled_reward = rollouts.reward
-
-    def note_sampled(self, whole: Rollouts) -> None:
-        """Says which rollouts were sampled for it. More than it holds are those of several rounds."""
-        self.sampled_reward = whole.reward
-        rest = whole.prompts.prompt_index.tolist()
-        for index in self.rollouts.prompts.prompt_index.tolist():
+        whole = rollouts if sampled is None else sampled
+        self.sampled_reward, rest = whole.reward, whole.prompts.prompt_index.tolist()
+        for index in rollouts.prompts.prompt_index.tolist():
             # Once each: a prompt may have been sampled twice.
             rest.remove(index)
         self.left_out = rest

@@ -47,7 +47,7 @@ def test_a_completion_that_does_not_fit_is_named(tmp_path):
     data = DemonstrationsDataModule(
         LatinSquareDemonstrations(size=4), tokenizer="sudoku_tiny", completion_length=18, batch_size=2
     )
-    with pytest.raises(ValueError, match="completion of row 0 has 19 tokens"):
+    with pytest.raises(ValueError, match=r"completion of row 0.* has 19 tokens"):
         data.setup("fit")
 
 

@@ -23,8 +23,8 @@ CALLBACKS = {
 MODULES = {
     "whole": {},
     "adapted": {"adapter": LoRA(r=4)},
-    "renewed": {"adapter": LoRA(r=4), "reference_refresh_interval": 1},
-    "whole, renewed": {"reference_refresh_interval": 1},
+    "refreshed": {"adapter": LoRA(r=4), "reference_refresh_interval": 1},
+    "whole, refreshed": {"reference_refresh_interval": 1},
 }
 
 
@@ -42,7 +42,7 @@ def test_an_averaged_run_resumes_as_if_it_had_not_ended(tmp_path, callback, kind
     assert torch.equal(weights(again), weights(whole))
 
 
-@pytest.mark.parametrize("kind", ["adapted", "renewed", "whole"])
+@pytest.mark.parametrize("kind", ["adapted", "refreshed", "whole"])
 def test_checkpoints_of_averages_hold_no_frozen_weights_and_are_exported(tmp_path, kind):
     made = module(**MODULES[kind])
     run = trainer(tmp_path, max_steps=6, callbacks=[EMAWeightAveraging()])

@@ -29,7 +29,6 @@ from dmpo_lightning.modules.checkpoint import (
     adapter_scale,
     check_fit,
     described,
-    keep_only,
     loaded_arguments,
     restore_reference,
     trained_shapes,
@@ -336,7 +335,10 @@ class PolicyModule(LightningModule):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Trainable weights, and the reference once it was refreshed. Frozen weights come from the model's source."""
         state = super().state_dict(*args, **kwargs)
-        keep_only(state, self.held_names(), prefix=kwargs.get("prefix", ""))
+        held, prefix = self.held_names(), kwargs.get("prefix", "")
+        # In place: a parent goes on with the same dictionary.
+        for name in [name for name in state if name.startswith(prefix) and name.removeprefix(prefix) not in held]:
+            del state[name]
         return state
 
     def check_fit(self, checkpoint: Mapping[str, Any]) -> None:
@@ -385,7 +387,7 @@ class PolicyModule(LightningModule):
     @property
     def _keeps_reference(self) -> bool:
         """Whether checkpoints hold the reference. Strategies that read weights before `on_load_checkpoint` can speak
-        hold it from the start of a run that may renew it.
+        hold it from the start of a run that may refresh it.
         """
         return self.policy.reference.is_refreshed or self._holds_reference_early
 

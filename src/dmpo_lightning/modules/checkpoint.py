@@ -4,7 +4,7 @@ Frozen weights come from the model's source. A refreshed reference is the only o
 """
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -127,13 +127,6 @@ def adapter_scale(network: Any) -> float | None:
         return None
     config = network.peft_config[network.active_adapter]
     return config.lora_alpha / config.r
-
-
-def keep_only(state: dict[str, Tensor], kept: Iterable[str], *, prefix: str = "") -> None:
-    """Takes all other names below ``prefix`` out of a state, in place: a parent goes on with the same dictionary."""
-    names = {f"{prefix}{name}" for name in kept}
-    for name in [name for name in state if name.startswith(prefix) and name not in names]:
-        del state[name]
 
 
 def restore_reference(policy: Policy, checkpoint: dict[str, Any], *, strategy: Any) -> None:

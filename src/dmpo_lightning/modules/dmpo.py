@@ -22,7 +22,7 @@ from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule
 from dmpo_lightning.modules.continuation import KEY, Continuation
 from dmpo_lightning.modules.evaluation import Evaluator, check_evaluation
 from dmpo_lightning.modules.non_finite import SkipNonFiniteSteps
-from dmpo_lightning.modules.observers import RunMeter, measure_first, notify
+from dmpo_lightning.modules.observers import RolloutObserver, RunMeter, measure_first
 from dmpo_lightning.modules.options import SchedulerFactory
 from dmpo_lightning.objectives import Objective
 from dmpo_lightning.policy import evaluating
@@ -299,16 +299,16 @@ class DMPO(PolicyModule):
             with evaluating(self.policy):
                 targets, diagnostics = self.objective.prepare(self.policy, kept, rows_per_forward=self._scoring_rows)
         buffer = self.buffer
-        buffer.fill(kept, targets, number=self.buffers_collected)
+        buffer.fill(kept, targets, number=self.buffers_collected, sampled=whole)
         diagnostics = diagnostics | self.sampler.diagnostics(whole.reveal_step)
         buffer.means = rollout_means(self.policy, whole, diagnostics)
         buffer.seconds = {"sampling": sampled - started, "scoring": perf_counter() - sampled}
-        buffer.note_sampled(whole)
         self.buffers_collected += 1
         self.rollouts_seen += sum(gather_ranks(len(whole)))
         for name, mean in buffer.means.items():
             self.log(name, mean, prog_bar=name == "reward/total", batch_size=len(kept.prompts))
-        notify(self.trainer, self, buffer)
+        for observer in callbacks_of(self.trainer, RolloutObserver):
+            observer.on_rollouts(self.trainer, self, buffer)
 
     def _before_step(self, micro_batches: int) -> None:
         """Lets the objective refresh the targets of the groups that the next optimizer step uses."""

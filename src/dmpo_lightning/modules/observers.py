@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.rollout import RolloutBuffer
 
 
@@ -19,12 +18,6 @@ class RolloutObserver(Callback):
 
         The buffer is the module's own, which holds other rollouts later. What is to be kept of it is copied.
         """
-
-
-def notify(trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
-    """Shows a buffer to all observers among the callbacks, in their order."""
-    for observer in callbacks_of(trainer, RolloutObserver):
-        observer.on_rollouts(trainer, module, buffer)
 
 
 class RunMeter(RolloutObserver):
