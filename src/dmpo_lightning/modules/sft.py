@@ -8,18 +8,13 @@ from torch import Tensor, nn
 from dmpo_lightning.checkpoints.reading import UnfitCheckpointError
 from dmpo_lightning.data.demonstrations import DemonstrationBatch
 from dmpo_lightning.distributed.internals import is_being_fitted
-from dmpo_lightning.functional import (
-    Purpose,
-    check_replicates,
-    denoising_cross_entropy,
-    draw_masks,
-    fold_in,
-    row_keys,
-)
+from dmpo_lightning.functional import Purpose, check_replicates, denoising_cross_entropy, fold_in, row_keys
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule
 from dmpo_lightning.modules.continuation import KEY
 from dmpo_lightning.modules.options import SchedulerFactory
+from dmpo_lightning.objectives.estimators import masked_log_probs
+from dmpo_lightning.rollout import RolloutRows
 
 
 class MaskedSFT(PolicyModule):
@@ -28,7 +23,7 @@ class MaskedSFT(PolicyModule):
     This is LLaDA's objective for supervised fine-tuning, with an exact number of masked tokens in each masking.
 
     A restart continues with weights, optimizer and scheduler. It is exact between epochs only, because torch's
-    DataLoader does not remember its place in one.
+    DataLoader does not remember its position in one.
 
     Args:
         model: a hub id, a folder, the name of an embedded model, or a `Backbone`, which says how it is loaded and what
@@ -55,13 +50,7 @@ class MaskedSFT(PolicyModule):
     ) -> None:
         given = dict(locals())
         check_replicates(replicates, antithetic=antithetic)
-        super().__init__(
-            model,
-            with_reference=False,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            seed=seed,
-        )
+        super().__init__(model, with_reference=False, optimizer=optimizer, lr_scheduler=lr_scheduler, seed=seed)
         self.replicates, self.antithetic = replicates, antithetic
         self.note_arguments(given)
 
@@ -80,29 +69,25 @@ class MaskedSFT(PolicyModule):
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         # This number counts over all epochs, so that each epoch meets fresh masks.
-        loss = self._loss(batch, iteration=self.trainer.fit_loop.total_batch_idx)
+        loss = self._loss(batch, number=self.trainer.fit_loop.total_batch_idx)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: DemonstrationBatch, batch_idx: int) -> None:
         # The same masks at every validation, so that the losses of two validations share their noise.
-        self.log("val/loss", self._loss(batch, iteration=-1), prog_bar=True, batch_size=len(batch), sync_dist=True)
+        self.log("val/loss", self._loss(batch, number=-1), prog_bar=True, batch_size=len(batch), sync_dist=True)
 
-    def _loss(self, batch: DemonstrationBatch, *, iteration: int) -> Tensor:
+    def _loss(self, batch: DemonstrationBatch, *, number: int) -> Tensor:
         length, limit = batch.prompt_ids.shape[1] + batch.completion_ids.shape[1], self.policy.max_length
         if limit is not None and length > limit:
             raise ValueError(
                 f"The model takes {limit} tokens, but a pair in rows {batch.index.tolist()} needs {length} (prompt and "
                 "`completion_length`); shorten or remove it."
             )
-        keys = row_keys(self.seed, batch.index, group_size=1, buffer=iteration).squeeze(1)
-        blocks = self.policy.completion_blocks(batch.prompt_mask, batch.completion_ids)
-        masks = draw_masks(
-            fold_in(keys, Purpose.LOSS),
-            length=batch.completion_ids.shape[1],
-            replicates=self.replicates,
-            antithetic=self.antithetic,
-            blocks=blocks,
+        keys = row_keys(self.seed, batch.index, group_size=1, buffer=number).squeeze(1)
+        ids = batch.completion_ids
+        rows = RolloutRows(batch.prompt_ids, batch.prompt_mask, ids, keys, torch.zeros_like(ids), temperature=1.0)
+        log_prob, masks, blocks = masked_log_probs(
+            self.policy, rows, fold_in(keys, Purpose.LOSS), replicates=self.replicates, antithetic=self.antithetic
         )
-        log_prob = self.policy.completion_log_probs(batch.prompt_ids, batch.prompt_mask, batch.completion_ids, masks)
         return torch.mean(denoising_cross_entropy(log_prob, masks, blocks=blocks))
