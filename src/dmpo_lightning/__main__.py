@@ -8,15 +8,16 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 
 from dmpo_lightning import __version__
 from dmpo_lightning.commands.arguments import (
+    COMMANDS,
     CONFIG,
+    LIGHT,
     config_directory,
     named_modules,
+    pairs,
     resolve_arguments,
     shipped_configs,
 )
@@ -58,24 +59,19 @@ exit status:
   128+N  ended by signal N (143 SIGTERM, 138 SIGUSR1); with the callback Preemption, as in the published recipes,
          after saving, so that the same command with --ckpt_path last continues
 """
-LIGHT = {
-    name: f"dmpo_lightning.commands.{name}" for name in ("completion", "export", "generate", "plan", "report", "score")
-}
-"""Commands that are not the Lightning CLI's."""
 MISTAKE, INTERRUPTED, NOT_READ = 2, 128 + signal.SIGINT, 128 + 13
 """Exit statuses, see `USAGE`. The last is that of a process that SIGPIPE has ended."""
 MENDABLE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EROFS)
 """What is wrong with a path that a user has named."""
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 """Where launchers state the number of a process."""
-COMMANDS = ("fit", "validate", "test", "predict", *LIGHT, "configs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit status."""
     if arguments is None:
         # This process is the program's alone.
-        sys.excepthook, arguments = _show_uncaught, sys.argv[1:]
+        sys.excepthook, arguments = lambda kind, error, where: _show_traceback(error), sys.argv[1:]
     try:
         status = _answer(arguments)
         # Written now, where it can still be said that nobody reads it.
@@ -114,20 +110,15 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         if type(stop).__name__ == "SIGTERMException":
             return 128 + signal.SIGTERM
         raise
-    except KeyboardInterrupt as error:
-        if is_debugged:
-            _show_traceback(error)
-        print("dmpo-lightning: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError) or not (
-            command in LIGHT or command not in COMMANDS or _is_mistake(error)
-        ):
+    except (KeyboardInterrupt, ValueError, OSError) as error:
+        is_interrupted = isinstance(error, KeyboardInterrupt)
+        is_run = command in COMMANDS and command not in LIGHT
+        if isinstance(error, BrokenPipeError) or (is_run and not is_interrupted and not _is_mistake(error)):
             raise
         if is_debugged:
             _show_traceback(error)
-        print(f"dmpo-lightning: {escaped(_said(error))}", file=sys.stderr)
-        return MISTAKE
+        print(f"dmpo-lightning: {'interrupted' if is_interrupted else escaped(_said(error))}", file=sys.stderr)
+        return INTERRUPTED if is_interrupted else MISTAKE
     return 0
 
 
@@ -147,7 +138,7 @@ def _dispatch(command: str, arguments: Sequence[str]) -> None:
     # For tasks and rewards by dotted path.
     find_local_modules(Path.cwd(), named_modules(resolved))
     if command in LIGHT:
-        import_module(LIGHT[command]).run(resolved)
+        import_module(f"dmpo_lightning.commands.{command}").run(resolved)
         return
     _announce(command, arguments)
     # It brings torch and Lightning, for which --help need not wait (docs/decisions/028-layout.md).
@@ -164,27 +155,24 @@ def _announce(command: str, arguments: Sequence[str]) -> None:
     asks = {"-h", "--help", "--print_config"} & {each.partition("=")[0] for each in arguments}
     if asks or any(os.environ.get(name, "0") != "0" for name in RANKS):
         return
-    given = [value for option, value in pairwise(arguments) if option in CONFIG]
-    given += [each.partition("=")[2] for each in arguments if each.startswith("--config=")]
+    given = [value for option, value, _ in pairs(arguments) if option in CONFIG and value is not None]
     # The folders of configurations are of no interest here.
     what = ", ".join([command, *map(os.path.basename, given)])
     line = escaped(f"dmpo-lightning {__version__}: {what}; loading torch and Lightning ...")
     print(line, file=sys.stderr, flush=True)
 
 
-def _is_mistake(error: ValueError | OSError) -> bool:
+def _is_mistake(error: BaseException) -> bool:
     """Whether a user can mend an error by its message: one that this package has raised, which says how, or a path that
     is not there or not allowed. What other code raises in the middle of a run keeps its traceback.
     """
     if isinstance(error, OSError):
         return error.errno in MENDABLE and error.filename is not None
-    where = error.__traceback__
-    while where is not None and where.tb_next is not None:
-        where = where.tb_next
-    return where is not None and Path(where.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
 
 
-def _said(error: ValueError | OSError) -> str:
+def _said(error: BaseException) -> str:
     """The message on one line, without Python's number of an error of the operating system."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
@@ -192,12 +180,8 @@ def _said(error: ValueError | OSError) -> str:
 
 
 def _show_traceback(error: BaseException) -> None:
-    _show_uncaught(type(error), error, error.__traceback__)
-
-
-def _show_uncaught(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
     """Prints a traceback as Python does, but for what a terminal would obey in it."""
-    sys.stderr.write(printable("".join(traceback.format_exception(kind, error, where))))
+    sys.stderr.write(printable("".join(traceback.format_exception(error))))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from dmpo_lightning.__main__ import COMMANDS
+from dmpo_lightning.commands.arguments import COMMANDS
 from dmpo_lightning.commands.completion import script
 
 ASK = """

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+LIGHT = ("generate", "export", "plan", "score", "report", "completion")
+"""Commands that are not the Lightning CLI's."""
+COMMANDS = ("fit", "validate", "test", "predict", *LIGHT, "configs")
 CONFIG = ("--config", "-c")
 MODEL_OPTIONS = ("--model.model", "--model.init_args.model")
 """The option that is a name or a `Backbone`."""
@@ -61,7 +64,7 @@ def resolve_arguments(arguments: Sequence[str]) -> list[str]:
         ValueError: a configuration that does not exist or cannot be read.
     """
     resolved: list[str] = []
-    for option, value, written in _pairs(arguments):
+    for option, value, written in pairs(arguments):
         if value is None or option in TEXTS:
             resolved += written
             continue
@@ -77,7 +80,7 @@ def resolve_arguments(arguments: Sequence[str]) -> list[str]:
     return resolved
 
 
-def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]]]:
+def pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]]]:
     """Options with their values, and both as they were written, with a blank or an equals sign between them."""
     rest = list(arguments)
     while rest:

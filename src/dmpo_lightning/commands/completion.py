@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from dmpo_lightning.commands.arguments import shipped_configs
+from dmpo_lightning.commands.arguments import COMMANDS, LIGHT, shipped_configs
 from dmpo_lightning.models.loading import EMBEDDED_MODELS
 
 DESCRIPTION = """\
@@ -17,7 +17,6 @@ for Python; print it again after an upgrade.
   source <(dmpo-lightning completion zsh)      in ~/.zshrc
 """
 RUN_OPTIONS = ("config", "ckpt_path", "seed_everything", "print_config", "trust_checkpoint", "model", "data", "help")
-LIGHT = ("export", "generate", "plan", "report", "score")
 FUNCTION = """\
 _dmpo_lightning() {
   local current="${COMP_WORDS[COMP_CWORD]}" option="${COMP_WORDS[COMP_CWORD-1]}" words=""
@@ -58,10 +57,10 @@ def script(shell: str) -> str:
     """The completion script of a shell, see `DESCRIPTION`."""
     runs = " ".join(f"--{name}" for name in [*RUN_OPTIONS, *_run_options(), "debug"])
     # Of plan all options of a run are options too.
-    options = {name: _options(name) + (f" {runs}" if name == "plan" else "") for name in LIGHT}
-    options["fit|validate|test|predict"] = runs
+    options = {"fit|validate|test|predict": runs, "plan": f"{_options('plan')} {runs}"}
+    options |= {name: _options(name) for name in LIGHT if name not in ("plan", "completion")}
     values = {
-        "dmpo-lightning": f"fit validate test predict {' '.join(LIGHT)} configs completion --help --version",
+        "dmpo-lightning": " ".join([*COMMANDS, "--help", "--version"]),
         "--config": " ".join(shipped_configs()),
         "--model|--model.model": " ".join(EMBEDDED_MODELS),
         "--ckpt_path": "last",

@@ -171,6 +171,7 @@ class DMPOCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning does it, without its warning that arguments are passed in, as the entry point always does."""
+        assert args is None or isinstance(args, list)
         self.config = parser.parse_args(args)
         check_exists(self.config.get(f"{self.config.get('subcommand')}.ckpt_path"))
 

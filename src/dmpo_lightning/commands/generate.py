@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 LENGTH = 128
 """Tokens of an answer where nothing says."""
+PAUSE = 0.05
+"""Seconds per step that is shown live, where small models are too fast to see."""
 DESCRIPTION = """\
 Answer prompts with a model, or with the policy that a run has trained.
 
@@ -69,7 +71,7 @@ def _answered(
 
     rows = 1 if options.show else options.rows_per_forward
     size = max(1, rows // options.completions)
-    watcher = Denoising(policy, sys.stderr, delay=options.delay) if options.show else None
+    watcher = Denoising(policy, sys.stderr, delay=PAUSE) if options.show else None
     sampling = Sampling(sampler, length, options.completions, seed=options.seed, rows_per_forward=rows)
     for start in range(0, len(prompts), size):
         part = prompts[start : start + size]
@@ -204,7 +206,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--index", type=int, default=0, help="number of the first prompt, which keys its draws (default 0)")
     add("--rows_per_forward", type=int, default=8, help="answers that are sampled at a time (default 8)")
     add("--show", action="store_true", help="show the denoising on standard error, live on a terminal")
-    add("--delay", type=float, default=0.05, help="least seconds per step that is shown live (default 0.05)")
     add("--json", action="store_true", help="print a JSON object per answer, with steps and confidence of its tokens")
     add("--dtype", default="auto", help="of the weights (default: the model's)")
     add("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")

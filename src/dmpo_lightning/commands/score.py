@@ -75,10 +75,9 @@ def score_file(task: Task, path: Path, *, only: str | None = None, on_bad_row: O
         ValueError: a file or a line that cannot be read, named.
     """
     # Checked while the file is read, so that an error names the line.
+    parser = Parser(lambda record: _record(task, record, only), ("completion",), on_bad_row)
     try:
-        records, skipped = load_file(
-            path, Parser(lambda record: _record(task, record, only), ("completion",), on_bad_row)
-        )
+        records, skipped = load_file(path, parser)
     except ValueError as error:
         # The loader speaks to configurations.
         raise ValueError(str(error).replace("set on_bad_row: skip", "pass --on_bad_row skip")) from error
@@ -131,7 +130,7 @@ def _record(task: Task, record: Mapping[str, Any], only: str | None) -> dict[str
 
 def make_parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(prog="dmpo-lightning score", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser("dmpo-lightning score", description=__doc__, allow_abbrev=False)
     parser.add_argument("--task", required=True, help=f"{', '.join(TASKS)}, or the dotted path of a Task class")
     parser.add_argument("--check", choices=("published", "verified"), default="verified", help="which variant of it")
     parser.add_argument("--algebra", action="store_true", help="math500: also compare by math-verify")
