@@ -5,7 +5,7 @@ import random
 import pytest
 
 from dmpo_lightning import Guards
-from dmpo_lightning.callbacks.guard_rules import RULES, History
+from dmpo_lightning.callbacks.guards import RULES, History
 
 HEALTHY = {
     "reward/informative_groups": 0.6,

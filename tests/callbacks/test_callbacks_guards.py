@@ -98,8 +98,9 @@ def test_a_destroyed_policy_is_seen_by_all_guards_of_collapse_once_and_written_d
 
 def test_rewards_that_are_all_the_same_are_told(tmp_path):
     guards = only(informative_groups=0.01)
-    run(tmp_path, guards, steps=2, reward=lambda example, completion: 1.0)
-    assert names(guards) == {"informative_groups"}
+    run(tmp_path, guards, steps=4, reward=lambda example, completion: 1.0)
+    # Once, although it stays so.
+    assert [(event["name"], event["buffer"]) for event in guards.events] == [("informative_groups", 1)]
     assert "too hard or too easy" in guards.events[0]["message"]
 
 
@@ -156,23 +157,6 @@ def test_a_second_run_starts_anew(tmp_path):
     for _ in range(2):
         run(tmp_path, guards, steps=3, sampler=ConfidenceSampler(temperature=0.0, denoising_steps=1))
         assert len(guards.events) == 1
-
-
-def test_a_guard_speaks_again_after_it_has_recovered_and_some_buffers_have_passed(tmp_path):
-    bad = [*range(2, 5), *range(6, 9), *range(24, 27)]
-    calls = iter(range(10_000))
-
-    def empty_or_not(example, completion):
-        return next(calls) // 8
-
-    class Empty(Guards):
-        def on_rollouts(self, trainer, module, buffer):
-            buffer.means["completion/empty"] = float(buffer.number in bad)
-            super().on_rollouts(trainer, module, buffer)
-
-    guards = Empty(**(dict.fromkeys(Guards().thresholds) | {"empty": 0.9}), window=2)
-    run(tmp_path, guards, steps=28, groups=2, micro_batch_size=4, reward=empty_or_not)
-    assert [event["buffer"] for event in guards.events] == [4, 26]
 
 
 @pytest.mark.parametrize("options", [{"entropy": -0.1}, {"log_rnd": float("nan")}, {"window": 0}])

@@ -53,12 +53,12 @@ def test_examples_are_the_same_prompts_before_and_after(run):
 
 
 def test_best_and_worst_are_of_the_last_buffers_and_of_different_prompts(run):
-    last = [line["reward"] for line in read_lines(run / "rollouts/rank0-000001.jsonl")]
+    rewards = [line["reward"] for path in (run / "rollouts").glob("rank0-*") for line in read_lines(path)]
     found = {kind: each for kind, each in shown_completions(read_run(run, "a"), 1) if kind in ("best", "worst")}
-    assert {kind: each.reward for kind, each in found.items()} == {"best": max(last), "worst": min(last)}
-    assert all(each.tokens and each.moment == "in buffer 1" for each in found.values())
+    assert {kind: each.reward for kind, each in found.items()} == {"best": max(rewards), "worst": min(rewards)}
+    assert all(each.tokens and each.moment.startswith("in buffer ") for each in found.values())
     several = [each.prompt_index for kind, each in shown_completions(read_run(run, "a"), 9) if kind == "best"]
-    assert len(several) == len(set(several)) == 2
+    assert len(several) == len(set(several)) == 4
 
 
 def test_each_metric_of_a_learning_curve_is_drawn_with_its_own_base(tmp_path):

@@ -151,7 +151,8 @@ class BeforeAfterReport(Callback):
         if data is None:
             raise ValueError("BeforeAfterReport needs a datamodule, whose test split it evaluates; pass one to fit.")
         loader = data.test_dataloader()
-        batches = min(_batch_limit(trainer, len(loader)), len(loader))
+        limit = trainer.limit_test_batches
+        batches = min(limit if isinstance(limit, int) else int(limit * len(loader)), len(loader))
         what, plural = {BEFORE: "the base", AFTER: "the trained model"}[moment], "s" * (len(names) > 1)
         count = _examples(loader, batches)
         announce(trainer, f"Evaluating {what} on {count} held-out examples with {len(names)} sampler{plural} ...")
@@ -234,12 +235,6 @@ def learnt_example(task: Task, example: Example, before: str, after: str) -> str
         rows = zip_longest(*columns, fillvalue="")
         lines = ["    ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return "\n".join(["An example that was learnt:", *lines])
-
-
-def _batch_limit(trainer: Trainer, batches: int) -> int:
-    """How much of the test split the Trainer's flags allow: `fast_dev_run` and `limit_test_batches`."""
-    limit: int | float = getattr(trainer, "fast_dev_run") or trainer.limit_test_batches
-    return limit if isinstance(limit, int) and limit is not True else int(float(limit) * batches)
 
 
 def _examples(loader: PromptLoader, batches: int) -> int:

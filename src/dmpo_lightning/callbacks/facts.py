@@ -2,6 +2,7 @@
 
 import math
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -80,11 +81,9 @@ def versions() -> dict[str, str]:
     """What computed the run."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        # It may be run from its source, or left out.
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        # Run from its source, or left out.
-        except PackageNotFoundError:
-            continue
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from dmpo_lightning.reports.lines import replace
 from dmpo_lightning.reports.plots import AXES, COLOURS, Panel, Series, panels, to_svg
-from dmpo_lightning.reports.record import Completion, Run, read_runs, shown_completions
+from dmpo_lightning.reports.record import AFTER, BEFORE, Completion, Run, read_runs, shown_completions
 from dmpo_lightning.terminal import shown
 
 TITLES = {"val": "Learning curves", "weight": "Weights", "completion": "Completions", "train": "Training"}
@@ -160,27 +160,21 @@ def _rows(columns: Sequence[Mapping[str, str]]) -> list[list[str]]:
 
 def before_and_after(runs: Sequence[Run]) -> str:
     """The table of ``summary.json``: held-out examples, each sampler before and after fitting."""
-    rows, components = [], dict.fromkeys(name for run in runs for _, _, measures in _results(run) for name in measures)
-    for run in runs:
-        for moment, sampler, measures in _results(run):
-            label = f"{moment}, {sampler}"
-            cells = [_with_error(measures.get(name)) for name in components]
-            rows.append([f"{run.name}: {label}" if len(runs) > 1 else label, *cells])
-    if not rows:
-        return ""
-    return f"<h2>Before and after</h2>{table(['held-out examples', *components], rows)}"
-
-
-def _results(run: Run) -> list[tuple[str, str, Mapping[str, Any]]]:
-    return [
-        (moment, sampler, measures)
-        for moment in ("before", "after")
+    results = [
+        (f"{run.name}: {moment}, {sampler}" if len(runs) > 1 else f"{moment}, {sampler}", measures)
+        for run in runs
+        for moment in (BEFORE, AFTER)
         for sampler, measures in run.summary.get(moment, {}).items()
     ]
-
-
-def _with_error(measure: Mapping[str, float] | None) -> str:
-    return "" if measure is None else f"{measure['mean']:.3f} ± {measure['standard_error']:.3f}"
+    if not results:
+        return ""
+    names = dict.fromkeys(name for _, measures in results for name in measures)
+    shown_as = "{mean:.3f} ± {standard_error:.3f}"
+    rows = [
+        [label, *(shown_as.format(**measures[name]) if name in measures else "" for name in names)]
+        for label, measures in results
+    ]
+    return f"<h2>Before and after</h2>{table(['held-out examples', *names], rows)}"
 
 
 def guards(runs: Sequence[Run]) -> str:

@@ -1,6 +1,6 @@
 """A run as its directory tells it. Files that are missing or half-written leave gaps and no errors."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ RUN, METRICS, ROLLOUTS = "run.json", "metrics.jsonl", "rollouts"
 SUMMARY, EVALUATION, REPORT = "summary.json", "evaluation.json", "report.html"
 BEFORE, AFTER = "before", "after"
 """The names of files within `ROLLOUTS` that hold held-out examples, of before a fit and of after it."""
+RECENT = 16
+"""How many of the last buffers a report looks at."""
 KNOWN = (RUN, METRICS, ROLLOUTS, SUMMARY, EVALUATION)
 """By any of these a folder is known as a run's."""
 
@@ -103,42 +105,21 @@ def shown_completions(run: Run, count: int) -> list[tuple[str, Completion]]:
     """Held-out examples, best and worst rollouts, at most ``count`` of each and one per prompt, with their heading.
 
     Examples come in pairs of before and after, those whose reward changed most first. Best and worst are of the last
-    quarter of the buffers, in which the policy is nearly what it became.
+    buffers, in which the policy is nearly what it became.
     """
-    files = {path: _buffer_of(path) for path in sorted((run.folder / ROLLOUTS).glob("*.jsonl"))}
-    last = max((buffer for buffer in files.values() if buffer is not None), default=0)
-    recent = [path for path, buffer in files.items() if buffer is not None and (buffer > 0.75 * last or last == 0)]
-    # Without their texts, which may be much more than a page shows.
-    ranked = sorted((reward, prompt, path, row) for path in recent for row, prompt, reward in _rewards(path))
-    chosen = {"best": _one_per_prompt(ranked[::-1], count), "worst": _one_per_prompt(ranked, count)}
-    rollouts = [(kind, each) for kind, places in chosen.items() for path, row in places for each in _rows(path, {row})]
-    return [*_examples(run.folder / ROLLOUTS, count), *rollouts]
-
-
-def _buffer_of(path: Path) -> int | None:
-    """The buffer of a file of rollouts, such as ``rank0-000012.jsonl``."""
-    buffer = path.stem.rpartition("-")[2]
-    return int(buffer) if buffer.isdecimal() else None
-
-
-def _rewards(path: Path) -> Iterator[tuple[int, int, float]]:
-    """Row, prompt and reward of each rollout whose reward is known."""
-    for row, record in enumerate(read_lines(path)):
-        if record.get("reward") is not None:
-            yield row, record["prompt_index"], record["reward"]
-
-
-def _one_per_prompt(ranked: list[tuple[float, int, Path, int]], count: int) -> list[tuple[Path, int]]:
-    first: dict[int, tuple[Path, int]] = {}
-    for _, prompt, path, row in ranked:
-        first.setdefault(prompt, (path, row))
-        if len(first) >= count:
-            break
-    return list(first.values())
-
-
-def _rows(path: Path, rows: set[int]) -> list[Completion]:
-    return [_completion(record) for row, record in enumerate(read_lines(path)) if row in rows]
+    folder = run.folder / ROLLOUTS
+    buffers = {path: int(path.stem.rpartition("-")[2]) for path in sorted(folder.glob("rank*-*.jsonl"))}
+    recent = [path for path, buffer in buffers.items() if buffer > max(buffers.values()) - RECENT]
+    rollouts = [
+        _completion(record) for path in recent for record in read_lines(path) if record.get("reward") is not None
+    ]
+    shown = _examples(folder, count)
+    for kind, sign in (("best", 1), ("worst", -1)):
+        ranked = sorted(rollouts, key=lambda each: sign * (each.reward or 0.0))
+        # Of each prompt the one that comes last.
+        chosen = {each.prompt_index: each for each in ranked}.values()
+        shown += [(kind, each) for each in sorted(chosen, key=lambda each: -sign * (each.reward or 0.0))[:count]]
+    return shown
 
 
 def _examples(folder: Path, count: int) -> list[tuple[str, Completion]]:
