@@ -1,8 +1,5 @@
 """Backbones other than LLaDA, and tokenizers, made of nothing: no download, no file."""
 
-import json
-from pathlib import Path
-
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -12,7 +9,6 @@ from transformers import (
     BertForMaskedLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -79,18 +75,6 @@ def tiny_sdar(seed: int = 0, **changes) -> SDARForMaskedDiffusion:
             if "q_norm" in name or "k_norm" in name:
                 torch.nn.init.uniform_(parameter, 0.5, 1.5)
     return model
-
-
-def assert_published_is_default(
-    config_class: type[PreTrainedConfig], published: dict, folder: Path
-) -> PreTrainedConfig:
-    """A class reads the keys of its own that ``published`` has as they stand, and they are its defaults."""
-    (folder / "config.json").write_text(json.dumps(published))
-    loaded = config_class.from_pretrained(folder)
-    for name, value in published.items():
-        if name in config_class.__dataclass_fields__ and name not in ("architectures", "transformers_version"):
-            assert getattr(loaded, name) == getattr(config_class(), name) == value, name
-    return loaded
 
 
 def random_ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:

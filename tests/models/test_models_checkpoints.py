@@ -3,7 +3,6 @@
 import json
 import re
 
-import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,54 +10,22 @@ from safetensors.torch import load_file, save_file
 from dmpo_lightning.models.llada import LLaDAForMaskedDiffusion
 from dmpo_lightning.models.loading import load_model
 from helpers import tiny_model
+from published import LLADA
 
-PUBLISHED_CONFIG = {
-    "activation_type": "silu",
-    "alibi": False,
-    "architectures": ["LLaDAModelLM"],
-    "attention_layer_norm": False,
-    "auto_map": {
-        "AutoConfig": "configuration_llada.LLaDAConfig",
-        "AutoModel": "modeling_llada.LLaDAModelLM",
-        "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
-    },
-    "block_type": "llama",
+SMALL_LLADA = LLADA | {
     "d_model": 32,
     "embedding_size": 32,
     "eos_token_id": 0,
-    "include_bias": False,
-    "include_qkv_bias": False,
-    "init_device": "meta",
-    "input_emb_norm": False,
-    "layer_norm_type": "rms",
     "mask_token_id": 5,
     "max_sequence_length": 64,
     "mlp_hidden_size": 48,
-    "model_type": "llada",
-    "multi_query_attention": None,
     "n_heads": 4,
     "n_kv_heads": 4,
     "n_layers": 2,
     "pad_token_id": 0,
-    "rms_norm_eps": 1e-05,
-    "rope": True,
-    "rope_full_precision": True,
-    "rope_theta": 500000.0,
-    "scale_logits": False,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.38.2",
-    "use_cache": False,
     "vocab_size": 32,
-    "weight_tying": False,
 }
-"""All keys of the published file (FACTS.md 1), small sizes."""
 DOWN = "model.transformer.blocks.1.ff_out.weight"
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -68,7 +35,7 @@ def weights() -> dict[str, torch.Tensor]:
 @pytest.fixture
 def folder(tmp_path):
     tiny_model().to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size=8200)
-    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_CONFIG))
+    (tmp_path / "config.json").write_text(json.dumps(SMALL_LLADA))
     return tmp_path
 
 
@@ -173,7 +140,7 @@ def test_a_truncated_shard_is_named(folder, cut):
 
 
 def test_a_folder_without_weights_names_the_file_it_lacks(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_CONFIG))
+    (tmp_path / "config.json").write_text(json.dumps(SMALL_LLADA))
     message = error(tmp_path)
     assert str(tmp_path / "model.safetensors") in message
     assert "missing" in message

@@ -1,106 +1,21 @@
 import json
 
-import huggingface_hub
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from dmpo_lightning.models.dream import FAMILY, DreamConfig, DreamForMaskedDiffusion
-from dmpo_lightning.models.loading import load_model, load_tokenizer, token_facts
+from dmpo_lightning.models.dream import FAMILY, DreamForMaskedDiffusion
+from dmpo_lightning.models.loading import load_tokenizer, token_facts
 from helpers import NEVER_SAMPLED, tiny_policy
-from small_models import assert_published_is_default, random_ids, tiny_dream, word_tokenizer
+from published import DREAM
+from small_models import random_ids, tiny_dream, word_tokenizer
 
-PUBLISHED_CONFIG = {
-    "architectures": ["DreamModel"],
-    "attention_dropout": 0.0,
-    "auto_map": {"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
-    "bos_token_id": 151665,
-    "eos_token_id": 151643,
-    "hidden_act": "silu",
-    "hidden_size": 3584,
-    "initializer_range": 0.02,
-    "intermediate_size": 18944,
-    "mask_token_id": 151666,
-    "max_position_embeddings": 131072,
-    "max_window_layers": 28,
-    "model_type": "Dream",
-    "num_attention_heads": 28,
-    "num_hidden_layers": 28,
-    "num_key_value_heads": 4,
-    "pad_token_id": 151643,
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": None,
-    "rope_theta": 1000000.0,
-    "sliding_window": None,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.46.2",
-    "use_cache": True,
-    "use_sliding_window": False,
-    "vocab_size": 152064,
-}
 CONVERSATION = [{"role": "user", "content": "2 + 2"}]
 DEFAULT_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 USER_TURN = "<|im_start|>user\n2 + 2<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-
-
-def published_names(layers: int) -> set[str]:
-    """FACTS.md 1: Qwen2's names."""
-    parts = [f"self_attn.{part}_proj.{parameter}" for part in "qkv" for parameter in ("weight", "bias")]
-    parts += ["self_attn.o_proj.weight", *(f"mlp.{part}_proj.weight" for part in ("gate", "up", "down"))]
-    parts += ["input_layernorm.weight", "post_attention_layernorm.weight"]
-    blocks = {f"model.layers.{i}.{part}" for i in range(layers) for part in parts}
-    return blocks | {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
-
-
 # Shapes and names -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def dream_7b() -> DreamForMaskedDiffusion:
-    with torch.device("meta"):
-        return DreamForMaskedDiffusion(DreamConfig())
-
-
-def test_dream_7b_has_339_tensors_of_the_published_names(dream_7b):
-    assert len(dream_7b.state_dict()) == 339
-    assert set(dream_7b.state_dict()) == published_names(28)
-
-
-def test_dream_7b_has_the_published_shapes(dream_7b):
-    shapes = {name.removeprefix("model."): tuple(value.shape) for name, value in dream_7b.state_dict().items()}
-    assert shapes["embed_tokens.weight"] == shapes["lm_head.weight"] == (152064, 3584)
-    assert shapes["layers.27.self_attn.q_proj.weight"] == shapes["layers.27.self_attn.o_proj.weight"] == (3584, 3584)
-    assert shapes["layers.27.self_attn.k_proj.weight"] == shapes["layers.27.self_attn.v_proj.weight"] == (512, 3584)
-    assert shapes["layers.27.self_attn.q_proj.bias"] == (3584,)
-    assert shapes["layers.27.self_attn.k_proj.bias"] == shapes["layers.27.self_attn.v_proj.bias"] == (512,)
-    assert shapes["layers.27.mlp.gate_proj.weight"] == shapes["layers.27.mlp.up_proj.weight"] == (18944, 3584)
-    assert shapes["layers.27.mlp.down_proj.weight"] == (3584, 18944)
-
-
-def test_the_published_configuration_is_the_default(tmp_path):
-    assert_published_is_default(DreamConfig, PUBLISHED_CONFIG, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_attention_heads": 5}, "num_attention_heads"),
-        ({"use_sliding_window": True}, "use_sliding_window=True"),
-        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
-        ({"use_mrope": True}, "use_mrope=True"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
-    ],
-)
-def test_a_configuration_that_is_not_implemented_is_an_error(changes, message):
-    with pytest.raises(ValueError, match=message):
-        tiny_dream(**changes)
 
 
 # Equality with transformers' Qwen2 ------------------------------------------------------------------------------------
@@ -191,27 +106,6 @@ def test_log_probs_of_a_completion_are_those_of_the_shifted_full_softmax():
 # Saving, loading, text ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("load", [AutoModelForMaskedLM.from_pretrained, load_model])
-def test_saving_and_loading_is_exact(tmp_path, load):
-    model = tiny_dream()
-    model.save_pretrained(tmp_path, max_shard_size="20KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    loaded = load(str(tmp_path))
-    assert type(loaded) is DreamForMaskedDiffusion
-    assert set(loaded.state_dict()) == published_names(2)
-    for name, value in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value), name
-    assert loaded.config.mask_token_id == 5
-
-
-def test_a_folder_with_the_published_configuration_needs_no_remote_code(tmp_path):
-    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    tiny_dream(vocab_size=64, num_key_value_heads=2).save_pretrained(tmp_path)
-    config = PUBLISHED_CONFIG | small | {"num_key_value_heads": 2, "vocab_size": 64, "mask_token_id": 5}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert type(load_model(str(tmp_path))) is DreamForMaskedDiffusion
-
-
 @pytest.fixture
 def dream_tokenizer():
     special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|beginoftext|>", "<|mask|>")
@@ -248,7 +142,7 @@ def test_a_completion_ends_at_end_of_text_or_end_of_turn(dream_tokenizer):
 
 def test_a_tokenizer_in_the_published_layout_needs_no_remote_code(tmp_path):
     """Dream publishes vocab.json and merges.txt with a tokenizer class of its own, which is Qwen2's."""
-    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_CONFIG))
+    (tmp_path / "config.json").write_text(json.dumps(DREAM))
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|beginoftext|>", "<|mask|>"]
     vocabulary = [*special, "a", "b", "1", "2", "ab"]
     (tmp_path / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(vocabulary)}))

@@ -1,7 +1,6 @@
 import json
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 
@@ -16,12 +15,6 @@ CONVERSATION_TEXT = (
     "<|start_header_id|>assistant<|end_header_id|>\n\n"
 )
 """As FACTS.md gives it for the published models."""
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # the variable is read at import only
 
 
 @pytest.fixture

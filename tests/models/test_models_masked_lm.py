@@ -3,7 +3,6 @@
 import json
 from types import SimpleNamespace
 
-import huggingface_hub
 import pytest
 import torch
 from dmpo_runs import PROMPTS, small_dmpo, trainer, weights
@@ -25,12 +24,6 @@ from small_models import BERT_VOCABULARY, bert_tokenizer, tiny_bert, tiny_modern
 BANNED = [4, *range(16, BERT_VOCABULARY)]
 """[MASK], and the ids beyond the tokenizer's words."""
 MODELS = pytest.mark.parametrize("build", [tiny_bert, tiny_modernbert], ids=["BERT", "ModernBERT"])
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 def test_token_facts_of_a_bert():

@@ -1,56 +1,17 @@
 import json
 
-import huggingface_hub
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from dmpo_lightning.checkpoints.export import save_policy
-from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.llada import LLaDAConfig
 from dmpo_lightning.models.loading import load_model, load_tokenizer, token_facts
-from dmpo_lightning.models.lora import LoRA
-from dmpo_lightning.models.parts import layers_of
 from dmpo_lightning.models.sdar import FAMILY, SDARConfig, SDARForMaskedDiffusion
 from dmpo_lightning.planning.parameters import read_architecture
-from small_models import SMALL, assert_published_is_default, random_ids, tiny_sdar, word_tokenizer
+from published import SDAR
+from small_models import SMALL, random_ids, tiny_sdar, word_tokenizer
 
-PUBLISHED_CONFIG = {
-    "architectures": ["SDARForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "auto_map": {
-        "AutoConfig": "configuration_sdar.SDARConfig",
-        "AutoModel": "modeling_sdar.SDARModel",
-        "AutoModelForCausalLM": "modeling_sdar.SDARForCausalLM",
-    },
-    "bos_token_id": 151643,
-    "debug": False,
-    "eos_token_id": 151643,
-    "ep_size": 1,
-    "fuse_cross_entropy": True,
-    "head_dim": 128,
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 12288,
-    "max_position_embeddings": 32768,
-    "max_window_layers": 36,
-    "model_type": "sdar",
-    "num_attention_heads": 32,
-    "num_hidden_layers": 36,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": None,
-    "rope_theta": 1000000,
-    "sliding_window": None,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.52.4",
-    "use_cache": False,
-    "use_sliding_window": False,
-    "vocab_size": 151936,
-}
 SMALL_CHECKPOINT = SMALL | {"head_dim": 12, "mask_token_id": 5}
 SIZES = {
     "1.7B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
@@ -61,44 +22,7 @@ CONVERSATION = [{"role": "user", "content": "2 + 2"}]
 USER_TURN = "<|im_start|>user\n2 + 2<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-
-
-def published_names(layers: int) -> set[str]:
-    """Qwen3's names."""
-    parts = [f"self_attn.{part}.weight" for part in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")]
-    parts += [f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")]
-    parts += ["input_layernorm.weight", "post_attention_layernorm.weight"]
-    blocks = {f"model.layers.{i}.{part}" for i in range(layers) for part in parts}
-    return blocks | {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
-
-
 # Shapes and names -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("size", "tied", "tensors", "parameters"),
-    [
-        ("1.7B", False, 311, 2_031_739_904),
-        ("1.7B", True, 311, 1_720_574_976),
-        ("4B", False, 399, 4_411_424_256),
-        ("8B", False, 399, 8_190_735_360),
-    ],
-)
-def test_the_published_sizes_have_the_published_numbers_of_tensors_and_parameters(size, tied, tensors, parameters):
-    with torch.device("meta"):
-        model = SDARForMaskedDiffusion(SDARConfig(**SIZES[size], tie_word_embeddings=tied))
-    assert set(model.state_dict()) == published_names(model.config.num_hidden_layers)
-    assert len(model.state_dict()) == tensors
-    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-
-
-def test_the_published_configuration_is_the_default_and_names_neither_block_nor_mask(tmp_path):
-    loaded = assert_published_is_default(SDARConfig, PUBLISHED_CONFIG, tmp_path)
-    assert (loaded.block_size, loaded.mask_token_id) == (4, 151669)
 
 
 @pytest.mark.parametrize(
@@ -107,8 +31,6 @@ def test_the_published_configuration_is_the_default_and_names_neither_block_nor_
         ({"num_attention_heads": 5}, "num_attention_heads"),
         ({"head_dim": 7}, "head_dim"),
         ({"block_size": 0}, "block_size"),
-        ({"attention_bias": True}, "attention_bias=True"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
     ],
 )
 def test_a_configuration_that_is_not_implemented_is_an_error(changes, message):
@@ -183,46 +105,7 @@ def test_a_token_sees_its_own_block_on_both_sides_and_no_later_one():
     assert moved.tolist() == [False] * 4 + [True] * 8
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("padding", [0, 3])
-def test_logits_asked_for_at_positions_are_those_of_the_whole(padding):
-    """In the shape [rows k] the last block computes these queries alone."""
-    model, ids = tiny_sdar().eval(), random_ids(2, 10)
-    attended = torch.arange(10).expand(2, -1) >= torch.tensor([0, padding])[:, None]
-    positions = torch.tensor([[4, 9, 7], [15, 19, 16]])
-    whole = model(ids, attended).logits.flatten(0, 1)
-    for asked in (positions, positions.flatten()):
-        torch.testing.assert_close(model(ids, attended, positions=asked), whole[asked], atol=1e-5, rtol=1e-5)
-
-
 # Saving, loading, adapters, text --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("load", [AutoModelForMaskedLM.from_pretrained, load_model])
-def test_saving_in_shards_and_loading_is_exact(tmp_path, load, tied):
-    model = tiny_sdar(tie_word_embeddings=tied).to(torch.bfloat16)
-    model.save_pretrained(tmp_path, max_shard_size="10KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    loaded = load(str(tmp_path))
-    assert type(loaded) is SDARForMaskedDiffusion
-    assert set(loaded.state_dict()) == published_names(2)
-    for name, value in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value), name
-    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_sharded_folder_with_the_published_configuration_loads_exactly_without_remote_code(tmp_path, tied):
-    model = tiny_sdar(tie_word_embeddings=tied).to(torch.bfloat16)
-    model.save_pretrained(tmp_path, max_shard_size="10KB")
-    config = PUBLISHED_CONFIG | SMALL_CHECKPOINT | {"tie_word_embeddings": tied}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    loaded = load_model(str(tmp_path))
-    assert type(loaded) is SDARForMaskedDiffusion
-    assert loaded.dtype == torch.bfloat16
-    for name, value in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize(
@@ -232,35 +115,11 @@ def test_a_sharded_folder_with_the_published_configuration_loads_exactly_without
 def test_a_block_that_the_configuration_leaves_out_is_that_of_the_name(tmp_path, name, stated, block):
     folder = tmp_path / name
     tiny_sdar().save_pretrained(folder)
-    config = PUBLISHED_CONFIG | SMALL_CHECKPOINT | {"tie_word_embeddings": False} | stated
+    config = SDAR | SMALL_CHECKPOINT | {"tie_word_embeddings": False} | stated
     (folder / "config.json").write_text(json.dumps(config))
     assert load_model(str(folder)).block_size == block
     assert load_model(str(folder), random_weights=True).block_size == block
     assert read_architecture(str(folder)).block_size == block
-
-
-def test_a_head_that_is_not_tied_must_be_there(tmp_path):
-    tiny_sdar(tie_word_embeddings=True).save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_CONFIG | SMALL_CHECKPOINT))
-    with pytest.raises(ValueError, match=r"'lm_head.weight' is missing"):
-        load_model(str(tmp_path))
-
-
-def test_lora_adapts_the_seven_linears_of_each_block():
-    model = tiny_sdar()
-    names = LoRA(r=2).target_names(model)
-    parts = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("gate", "up", "down")]
-    assert names == [f"model.layers.{i}.{part}" for i in range(2) for part in parts]
-    assert [type(layer).__name__ for layer in layers_of(model)] == ["QwenLayer"] * 2
-
-
-def test_checkpointing_changes_no_gradient():
-    ids, gradients = random_ids(2, 8), []
-    for checkpointing in (False, True):
-        model = Backbone(tiny_sdar(), tokenizer="sudoku_tiny", gradient_checkpointing=checkpointing).build()
-        model(ids).logits.logsumexp(-1).sum().backward()
-        gradients.append(model.model.layers[0].self_attn.q_proj.weight.grad)
-    assert torch.equal(*gradients)
 
 
 @pytest.fixture

@@ -1,0 +1,186 @@
+"""What holds for every native family: published names, sizes and configurations, exact files, layers, positions."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForMaskedLM
+
+from dmpo_lightning.models.dream import DreamForMaskedDiffusion
+from dmpo_lightning.models.families import FAMILIES
+from dmpo_lightning.models.illada import ILLaDAForMaskedDiffusion
+from dmpo_lightning.models.llada import LLaDAForMaskedDiffusion
+from dmpo_lightning.models.loading import load_model
+from dmpo_lightning.models.lora import LoRA
+from dmpo_lightning.models.parts import layers_of
+from dmpo_lightning.models.sdar import SDARForMaskedDiffusion
+from helpers import tiny_config, tiny_model
+from published import DREAM, ILLADA, LLADA, SDAR
+from small_models import SMALL, random_ids, tiny_dream, tiny_illada, tiny_sdar
+
+LLAMA_LINEARS = (*(f"self_attn.{p}_proj" for p in "qkvo"), *(f"mlp.{p}_proj" for p in ("gate", "up", "down")))
+LLAMA_NORMS = ("input_layernorm", "post_attention_layernorm")
+LLADA_LINEARS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
+SDAR_4B = {"hidden_size": 2560, "intermediate_size": 9728}
+SDAR_1_7B = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A family as it is published, and a small model of it."""
+
+    model: Any
+    config: dict[str, Any]
+    small: dict[str, Any]
+    """What the small model's configuration has in place of the published one."""
+    tiny: Callable[..., Any]
+    parameters: list[tuple[dict[str, Any], int, int]]
+    """Changes of the configuration, and how many tensors and parameters that model has."""
+    layer: str = "model.layers"
+    linears: tuple[str, ...] = LLAMA_LINEARS
+    others: tuple[str, ...] = LLAMA_NORMS
+    """What else a layer has, beside the weights of its linear layers."""
+    around: tuple[str, ...] = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+    unstated: dict[str, Any] = field(default_factory=dict)
+    """Defaults that the published configuration leaves out."""
+
+    def names(self, layers: int) -> set[str]:
+        """Of all tensors."""
+        parts = [f"{part}.weight" for part in self.linears]
+        parts += [part if part.endswith("bias") else f"{part}.weight" for part in self.others]
+        return {f"{self.layer}.{i}.{part}" for i in range(layers) for part in parts} | set(self.around)
+
+
+PUBLISHED = {
+    "llada": Published(
+        model=LLaDAForMaskedDiffusion,
+        config=LLADA,
+        small=tiny_config().to_dict(),
+        tiny=tiny_model,
+        parameters=[({}, 291, 8_015_581_184)],
+        layer="model.transformer.blocks",
+        linears=LLADA_LINEARS,
+        others=("attn_norm", "ff_norm"),
+        around=tuple(f"model.transformer.{part}.weight" for part in ("wte", "ln_f", "ff_out")),
+    ),
+    "Dream": Published(
+        model=DreamForMaskedDiffusion,
+        config=DREAM,
+        small=SMALL | {"mask_token_id": 5},
+        tiny=tiny_dream,
+        parameters=[({}, 339, 7_615_616_512)],
+        others=(*LLAMA_NORMS, *(f"self_attn.{p}_proj.bias" for p in "qkv")),
+    ),
+    "illada": Published(
+        model=ILLaDAForMaskedDiffusion,
+        config=ILLADA,
+        small=SMALL,
+        tiny=tiny_illada,
+        parameters=[({}, 290, 7_615_025_152)],
+        around=("model.embed_tokens.weight", "model.norm.weight"),
+        unstated={"mask_token_id": 5},
+    ),
+    "sdar": Published(
+        model=SDARForMaskedDiffusion,
+        config=SDAR,
+        small=SMALL | {"head_dim": 12},
+        tiny=tiny_sdar,
+        parameters=[
+            (SDAR_1_7B, 311, 2_031_739_904),
+            (SDAR_1_7B | {"tie_word_embeddings": True}, 310, 1_720_574_976),
+            (SDAR_4B, 399, 4_411_424_256),
+            ({}, 399, 8_190_735_360),
+        ],
+        others=(*LLAMA_NORMS, "self_attn.q_norm", "self_attn.k_norm"),
+        unstated={"block_size": 4, "mask_token_id": 151669},
+    ),
+}
+family = pytest.mark.parametrize("family", PUBLISHED.values(), ids=PUBLISHED.keys())
+
+
+def test_every_family_is_here():
+    assert set(PUBLISHED) == set(FAMILIES)
+
+
+@family
+def test_the_published_sizes_have_the_published_tensors_and_parameters(family):
+    for changes, tensors, parameters in family.parameters:
+        with torch.device("meta"):
+            model = family.model(family.model.config_class(**changes))
+        stored = {name for name, _ in model.named_parameters()}
+        around = set(family.around) - ({"lm_head.weight"} if changes.get("tie_word_embeddings") else set())
+        assert stored == family.names(model.config.num_hidden_layers) - set(family.around) | around
+        assert (len(stored), sum(each.numel() for each in model.parameters())) == (tensors, parameters)
+
+
+@family
+def test_the_published_configuration_is_the_default(family, tmp_path):
+    config_class = family.model.config_class
+    (tmp_path / "config.json").write_text(json.dumps(family.config))
+    loaded, default = AutoConfig.from_pretrained(tmp_path), config_class()
+    assert type(loaded) is config_class
+    stated = {name: family.config[name] for name in config_class.__dataclass_fields__ if name in family.config}
+    for name, value in (stated | family.unstated).items():
+        if name not in ("architectures", "transformers_version"):
+            assert getattr(loaded, name) == getattr(default, name) == value, name
+
+
+@family
+@pytest.mark.parametrize("load", [AutoModelForMaskedLM.from_pretrained, load_model])
+def test_a_folder_in_shards_with_the_published_configuration_loads_exactly_without_remote_code(family, tmp_path, load):
+    model = family.tiny().to(torch.bfloat16)
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == family.names(2)
+    (tmp_path / "config.json").write_text(json.dumps(family.config | family.small))
+    loaded = load(str(tmp_path))
+    assert (type(loaded), loaded.dtype) == (family.model, torch.bfloat16)
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_is_tied_where_the_configuration_says_so(tmp_path, tied):
+    model = tiny_sdar(tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path))
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+
+
+@family
+@torch.no_grad()
+def test_logits_asked_for_at_positions_are_those_of_the_whole(family):
+    """In the shape [rows k] the last layer computes these queries alone."""
+    model, ids = family.tiny().eval(), random_ids(2, 10)
+    for padding in (0, 3):
+        attended = torch.arange(10).expand(2, -1) >= torch.tensor([0, padding])[:, None]
+        positions = torch.tensor([[4, 9, 7], [15, 19, 16]])
+        whole = model(ids, attended).logits.flatten(0, 1)
+        for asked in (positions, positions.flatten(), positions[:0]):
+            torch.testing.assert_close(model(ids, attended, positions=asked), whole[asked], atol=1e-5, rtol=1e-5)
+
+
+@family
+def test_lora_adapts_the_seven_linears_of_each_layer(family):
+    model = family.tiny()
+    assert len(layers_of(model)) == 2
+    names = {f"{family.layer}.{i}.{part}" for i in range(2) for part in family.linears}
+    assert set(LoRA(r=2).target_names(model)) == names
+    adapted = LoRA(r=2).apply(model)
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert trained == {f"base_model.model.{name}.lora_{part}.default.weight" for name in names for part in "AB"}
+
+
+@family
+@pytest.mark.parametrize("change", [{"num_attention_heads": 5}, {"use_sliding_window": True}, {"use_mrope": True}])
+def test_what_is_not_built_is_an_error_that_names_it(family, change):
+    (name,) = change
+    expected = family.model.config_class.attribute_map.get(name, name)
+    with pytest.raises(ValueError, match=expected):
+        family.model.config_class(**change)
+    with pytest.raises(ValueError, match="scaled rotary positions is not supported"):
+        family.model.config_class(rope_scaling={"rope_type": "yarn", "factor": 4.0})
