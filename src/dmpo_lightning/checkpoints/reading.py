@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-TRUST = "`--trust_checkpoint` (`trust_checkpoint=True` in Python)"
 SUFFIXES = (".ckpt", ".ckpt.old")
 """Of checkpoints. The second is left where a job was killed while a folder was being replaced."""
 
@@ -57,9 +56,7 @@ def load_data(path: str | Path) -> dict[str, Any]:
 
 def why_unsafe(path: Path) -> str | None:
     """What would be executed, or is damaged, if a checkpoint were loaded in the usual way. None if it is data alone."""
-    if path.is_dir():
-        return "a folder is unpickled, which can run any code"
-    return _problem_of(path)
+    return "a folder is unpickled, which can run any code" if path.is_dir() else why_unfit(path)
 
 
 def why_unfit(path: Path, *, keys: Collection[str] = (), continues: bool = False) -> str | None:
@@ -75,23 +72,15 @@ def why_unfit(path: Path, *, keys: Collection[str] = (), continues: bool = False
     if path.is_dir() and is_deepspeed(path):
         return None
     facts = path / "meta.pt" if path.is_dir() else path
-    problem = _problem_of(facts)
-    if problem is not None or not continues:
-        return problem
-    saved = load_data(facts)
-    if "lr_schedulers" not in saved:
-        return "it holds weights alone, of which no run can be continued"
-    missing = [key for key in keys if key not in saved]
-    # Such as one of supervised fine-tuning, where `DMPO` is to continue.
-    return f"it has no {missing[0]!r}, so it is of another kind of run" if missing else None
-
-
-def _problem_of(file: Path) -> str | None:
     try:
-        load_data(file)
+        saved = load_data(facts)
     except ValueError as error:
         return str(error)
-    return None
+    if continues and "lr_schedulers" not in saved:
+        return "it holds weights alone, of which no run can be continued"
+    missing = [key for key in keys if key not in saved] if continues else []
+    # Such as one of supervised fine-tuning, where `DMPO` is to continue.
+    return f"it has no {missing[0]!r}, so it is of another kind of run" if missing else None
 
 
 def newest_readable(*folders: Path, why_unusable: Callable[[Path], str | None] = why_unfit) -> Path | None:
@@ -155,7 +144,7 @@ def read_weights(checkpoint: str | Path, *, trust_checkpoint: bool = False) -> d
     if path.is_dir() and not trust_checkpoint:
         raise ValueError(
             f"{str(checkpoint)!r} is a folder, which is unpickled and can run any code; if you wrote it yourself, say "
-            f"so with {TRUST}."
+            "so with `--trust_checkpoint` (`trust_checkpoint=True` in Python)."
         )
     try:
         saved = _read(path)

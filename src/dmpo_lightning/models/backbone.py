@@ -73,7 +73,18 @@ class Backbone:
             ValueError: quantisation without an adapter, an adapter for a model that carries one, or what `load_model`
                 raises.
         """
-        network = self._loaded(seed)
+        network, source = self.model, None
+        if isinstance(network, str):
+            source = network
+            network = load_model(
+                source,
+                dtype=self.dtype,
+                revision=self.revision,
+                random_weights=self.random_weights,
+                seed=seed,
+                quantization=self.quantization,
+                trust_remote_code=self.trust_remote_code,
+            )
         carries_adapter = hasattr(network, "peft_config")
         if self.adapter is not None and carries_adapter:
             raise ValueError(f"{self.model!r} already carries an adapter, which will be trained; leave `adapter` out.")
@@ -82,22 +93,9 @@ class Backbone:
         if self.gradient_checkpointing:
             enable_checkpointing(network)
         if self.adapter is not None:
-            network = self.adapter.apply(network, self.model if isinstance(self.model, str) else None, seed=seed)
+            network = self.adapter.apply(network, source, seed=seed)
         # Transformers hands out models in eval mode, which would switch off dropout and checkpointing.
         return network.train()
-
-    def _loaded(self, seed: int) -> nn.Module:
-        if not isinstance(self.model, str):
-            return self.model
-        return load_model(
-            self.model,
-            dtype=self.dtype,
-            revision=self.revision,
-            random_weights=self.random_weights,
-            seed=seed,
-            quantization=self.quantization,
-            trust_remote_code=self.trust_remote_code,
-        )
 
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer, with its family's chat template where it has none of its own."""

@@ -5,12 +5,9 @@ its configuration are, and where its network differs from the shared one.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 
 FAMILIES: dict[str, "Family"] = {}
 """The families with a native model, by the ``model_type`` of their config.json. `register` fills it."""
@@ -29,9 +26,6 @@ class Family:
     """The chat template for tokenizers that carry none of their own. None leaves them without one."""
     mask_token: str | None = None
     """The mask token, where it tells the family's tokenizers from those of others."""
-
-    def __post_init__(self) -> None:
-        assert self.control_tokens, "A family without any of these tokens would be that of every tokenizer."
 
     @property
     def control_tokens(self) -> frozenset[str]:
@@ -55,7 +49,7 @@ def register(family: Family, model_class: Any, *, tokenizer_class: Any = None) -
         AutoTokenizer.register(config_class, tokenizer_class=tokenizer_class)
 
 
-def family_of_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> Family | None:
+def family_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Family | None:
     """The family whose control tokens are all in a tokenizer's vocabulary, or None.
 
     Of several it is the one with most of them: a tokenizer of SDAR has the end tokens of Dream and a mask token more.
@@ -63,13 +57,3 @@ def family_of_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> Family | None:
     vocabulary = set(tokenizer.get_vocab())
     fitting = [family for family in FAMILIES.values() if family.control_tokens <= vocabulary]
     return max(fitting, key=lambda family: len(family.control_tokens), default=None)
-
-
-def logit_width(config: Any) -> Any:
-    """The number of logits per position, or None where a configuration states none.
-
-    LLaDA's embedding may be wider than its vocabulary, and its logits are as wide as the embedding.
-    """
-    # Elsewhere, as in ALBERT and ELECTRA, a configuration calls the width of the embeddings so.
-    rows = getattr(config, "embedding_size", None) if getattr(config, "model_type", "") in FAMILIES else None
-    return rows or getattr(config, "vocab_size", None)

@@ -56,8 +56,8 @@ class ILLaDAConfig(QwenConfig):
                 without a word.
         """
         stated = [config_dict, *(config_dict.get(name) or {} for name in ("rope_scaling", "rope_parameters"))]
-        wanted = ("rope_theta", "rms_norm_eps")
-        missing = [name for name in wanted if all(each.get(name) is None for each in stated)]
+        needed = ("rope_theta", "rms_norm_eps")
+        missing = [name for name in needed if all(each.get(name) is None for each in stated)]
         if missing:
             raise ValueError(f"The config.json of an iLLaDA must state {' and '.join(missing)}.")
         return super().from_dict(config_dict, **kwargs)

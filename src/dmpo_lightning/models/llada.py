@@ -66,6 +66,11 @@ class LLaDAConfig(NativeConfig):
     bos_token_id: int | None = None
     tie_word_embeddings: bool = False
 
+    @property
+    def logit_width(self) -> int:
+        """The number of logits per position: the embedding, and thereby the head, may be wider than the vocabulary."""
+        return self.embedding_size or self.vocab_size
+
     def __post_init__(self, **kwargs: Any) -> None:
         self.n_kv_heads = self.n_heads if self.n_kv_heads is None else self.n_kv_heads
         self.embedding_size = self.vocab_size if self.embedding_size is None else self.embedding_size
@@ -118,13 +123,12 @@ class LLaDAForMaskedDiffusion(NativeModel):
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__(config)
-        vocab_size = config.embedding_size or config.vocab_size
         parts = {
-            "wte": nn.Embedding(vocab_size, config.d_model),
+            "wte": nn.Embedding(config.logit_width, config.d_model),
             "blocks": nn.ModuleList(LLaDALayer(config) for _ in range(config.n_layers)),
             "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
             # Called like the last linear layer of each block, as published. `LoRA` sees to it that this is no trap.
-            "ff_out": nn.Linear(config.d_model, vocab_size, bias=False),
+            "ff_out": nn.Linear(config.d_model, config.logit_width, bias=False),
         }
         self.model: Any = nn.ModuleDict({"transformer": nn.ModuleDict(parts)})
         self.post_init()

@@ -7,18 +7,23 @@ from collections.abc import Container
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
+)
 
-from dmpo_lightning.models.families import FAMILIES, family_of_tokenizer, logit_width
+from dmpo_lightning.models.families import FAMILIES, family_of_tokenizer
 from dmpo_lightning.models.lora import base_of, is_adapter, load_adapter
 from dmpo_lightning.models.parts import head_name
 from dmpo_lightning.models.verification import verify_tensors
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 EMBEDDED_MODELS = ("sudoku_tiny", "countdown_tiny", "blocks_tiny")
 """Models that are part of the installed package and can be loaded by name without a network."""
@@ -77,8 +82,6 @@ def load_model(
             raise ValueError(f"`random_weights` needs a whole model, but {source!r} is an adapter on a trained one.")
         base = load_model(base_of(folder), dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
         return load_adapter(base, folder)
-    from transformers import AutoModelForMaskedLM
-
     config = read_config(Path(folder), source, trust_remote_code=trust_remote_code)
     if random_weights:
         # All ranks draw the same weights, and nobody else's draws move.
@@ -105,8 +108,6 @@ def read_config(folder: Path, source: str, *, trust_remote_code: bool = False) -
     Raises:
         ValueError: the model is one of `REFUSED`.
     """
-    from transformers import AutoConfig
-
     path = folder / "config.json"
     stated = json.loads(path.read_text()) if path.is_file() else {}
     # Before transformers reads it, which would not know the model's type either and ask for remote code.
@@ -139,8 +140,6 @@ def fetch(source: str, revision: str | None = None) -> str:
         return source
     if source in EMBEDDED_MODELS:
         return str(files("dmpo_lightning") / "assets" / source)
-    from huggingface_hub import snapshot_download
-
     try:
         # Weights in torch's own formats are left out: loading those unpickles them.
         wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
@@ -174,8 +173,6 @@ def _four_bit(head: str | None) -> Any:
         raise ValueError(
             "`quantization` nf4 needs bitsandbytes: pip install 'dmpo-lightning[quantization]'."
         ) from error
-    from transformers import BitsAndBytesConfig
-
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -197,9 +194,7 @@ def _prepared_for_adapters(model: nn.Module) -> nn.Module:
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
-def load_tokenizer(
-    source: "str | PreTrainedTokenizerBase", *, revision: str | None = None
-) -> "PreTrainedTokenizerBase":
+def load_tokenizer(source: str | PreTrainedTokenizerBase, *, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Loads a tokenizer by hub id, folder or embedded name. A tokenizer itself is returned as it is.
 
     One that carries no chat template gets that of its family. A folder that holds an adapter alone gives the tokenizer
@@ -207,8 +202,6 @@ def load_tokenizer(
     """
     if not isinstance(source, str):
         return source
-    from transformers import AutoTokenizer
-
     folder = fetch(source, revision)
     if is_adapter(folder) and not (Path(folder) / "tokenizer_config.json").is_file():
         return load_tokenizer(base_of(folder))
@@ -223,7 +216,7 @@ def load_tokenizer(
     return tokenizer
 
 
-def token_facts(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", mask_token_id: int | None = None) -> TokenFacts:
+def token_facts(model: nn.Module, tokenizer: PreTrainedTokenizerBase, mask_token_id: int | None = None) -> TokenFacts:
     """Facts from the model's configuration and, where that is silent, the tokenizer. ``mask_token_id`` overrides both.
 
     Raises:
@@ -232,7 +225,7 @@ def token_facts(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", mask_tok
     config: Any = getattr(model, "config", None)
     mask = mask_token_id if mask_token_id is not None else getattr(config, "mask_token_id", None)
     mask = mask if mask is not None else tokenizer.mask_token_id
-    vocab_size = logit_width(config) or len(tokenizer)
+    vocab_size = getattr(config, "logit_width", None) or getattr(config, "vocab_size", None) or len(tokenizer)
     if not isinstance(mask, int) or not 0 <= mask < vocab_size:
         raise ValueError(
             f"`mask_token_id` must be an id below the vocabulary size {vocab_size}, got {mask}: neither the model's "
@@ -248,7 +241,7 @@ def token_facts(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", mask_tok
     )
 
 
-def end_token_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The ids that end a completion: the end tokens of the tokenizer's family, and its eos token.
 
     A tokenizer without an eos token, such as BERT's, has its separator in that place.

@@ -1,6 +1,6 @@
 """Masked language models of transformers, called like the native backbones."""
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,39 +8,30 @@ from torch import Tensor
 
 from dmpo_lightning.models.head import log_probs_of
 
-PROBE_LENGTH = 4
 
+def full_logits(
+    model: Any,
+    ids: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    positions: Tensor,
+    targets: Tensor | None = None,
+    logit_bias: Tensor,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Logits at flat positions, or log-probs of ``targets`` there, as `NativeModel.forward` has them.
 
-@dataclass(frozen=True)
-class FullLogits:
-    """A model that knows only logits of all positions, aligned to them, such as BERT.
-
-    Args:
-        model: called as a masked language model of transformers.
+    The ``model`` knows only logits of all positions, aligned to them, such as BERT.
     """
-
-    model: Any
-
-    def __call__(
-        self,
-        ids: Tensor,
-        attention_mask: Tensor | None,
-        *,
-        positions: Tensor,
-        targets: Tensor | None = None,
-        logit_bias: Tensor,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        """Logits at flat positions, or log-probs of ``targets`` there, as `NativeModel.forward` has it."""
-        attended = None if attention_mask is None else attention_mask.long()
-        logits = self.model(input_ids=ids, attention_mask=attended).logits
-        chosen = logits.flatten(0, 1)[positions] + logit_bias
-        return chosen if targets is None else log_probs_of(chosen, targets, temperature)
+    attended = None if attention_mask is None else attention_mask.long()
+    logits = model(input_ids=ids, attention_mask=attended).logits
+    chosen = logits.flatten(0, 1)[positions] + logit_bias
+    return chosen if targets is None else log_probs_of(chosen, targets, temperature)
 
 
 def as_predictor(model: Any) -> Any:
     """What to call for predictions at positions: a model that makes them itself, any other by its full logits."""
-    return model if getattr(model, "predicts_at_positions", False) else FullLogits(model)
+    return model if getattr(model, "predicts_at_positions", False) else partial(full_logits, model)
 
 
 def check_masked_lm(model: Any, *, mask_token_id: int, vocab_size: int, highest_token_id: int) -> None:
@@ -64,7 +55,7 @@ def check_masked_lm(model: Any, *, mask_token_id: int, vocab_size: int, highest_
             f"tokenizer ids up to {highest_token_id}; take the tokenizer of this model, or call "
             "model.resize_token_embeddings."
         )
-    ids = torch.full((3, PROBE_LENGTH), mask_token_id, device=parameter.device)
+    ids = torch.full((3, 4), mask_token_id, device=parameter.device)
     # Any token other than the mask will do, but padding, by which some models count positions.
     padding = getattr(getattr(model, "config", None), "pad_token_id", None)
     other = next((token for token in range(known - 1, -1, -1) if token not in (mask_token_id, padding)), mask_token_id)

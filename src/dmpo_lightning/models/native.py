@@ -54,10 +54,6 @@ class NativeConfig(PreTrainedConfig):
         """The size of a head, which a configuration states as ``head_dim`` or divides its width into."""
         return getattr(self, "head_dim", None) or self.hidden_size // self.num_attention_heads
 
-    @property
-    def _family(self) -> str:
-        return type(self).__name__.removesuffix("Config")
-
     def _check_heads(self) -> None:
         heads, key_heads, width = self.num_attention_heads, self.num_key_value_heads, self.hidden_size
         divided = getattr(self, "head_dim", None) is not None or width % heads == 0
@@ -71,26 +67,25 @@ class NativeConfig(PreTrainedConfig):
             )
 
     def _check_switches(self, stated: Mapping[str, Any]) -> None:
+        family = type(self).__name__.removesuffix("Config")
         allowed = {**_PLAIN, **{name: (value,) for name, value in self.fixed.items()}}
         for name, values in allowed.items():
             if name in stated and stated[name] not in values:
                 raise ValueError(
-                    f"{self._family} with {name}={stated[name]!r} is not supported; published checkpoints have "
+                    f"{family} with {name}={stated[name]!r} is not supported; published checkpoints have "
                     f"{next(iter(values))!r}."
                 )
         if other := set(stated.get("layer_types") or ()) - {"full_attention"}:
-            raise ValueError(
-                f"{self._family} with layers of the types {sorted(other)} is not supported; all must see all."
-            )
+            raise ValueError(f"{family} with layers of the types {sorted(other)} is not supported; all must see all.")
 
     def _rotary_base(self, stated: Mapping[str, Any]) -> float:
         """The base of rotary positions, which transformers 5 writes among the ``rope_parameters``."""
-        base = self.rope_theta
+        base, family = self.rope_theta, type(self).__name__.removesuffix("Config")
         for name in ("rope_scaling", "rope_parameters"):
             rope = stated.get(name) or {}
             plain = rope.get("rope_type", rope.get("type", "default")) == "default"
             if not plain or rope.get("factor", 1.0) != 1.0 or rope.get("partial_rotary_factor", 1.0) != 1.0:
-                raise ValueError(f"{self._family} with scaled rotary positions is not supported, got {rope}.")
+                raise ValueError(f"{family} with scaled rotary positions is not supported, got {rope}.")
             base = rope.get("rope_theta", base)
         return base
 

@@ -31,8 +31,7 @@ def enable_checkpointing(network: Any) -> None:
 
     The method is called under the name that the installed version of transformers has for it.
     """
-    current = hasattr(network, "activation_checkpointing_enable")
-    enable = network.activation_checkpointing_enable if current else network.gradient_checkpointing_enable
+    enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 

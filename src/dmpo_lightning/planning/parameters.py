@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dmpo_lightning.models.families import logit_width
 from dmpo_lightning.models.loading import EMBEDDED_MODELS, fetch, read_config, with_named_block
 from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.models.parts import tied_head_name
@@ -181,7 +180,7 @@ def describe(config: "PreTrainedConfig", *, name: str, dtype: str) -> Architectu
         key_heads=getattr(shape, "num_key_value_heads", None) or heads,
         head_size=getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads,
         mlp_width=shape.intermediate_size,
-        vocab_size=logit_width(shape),
+        vocab_size=getattr(shape, "logit_width", shape.vocab_size),
         max_length=shape.max_position_embeddings,
         parameters=_by_type(model),
         linears=_linears(model),
