@@ -98,5 +98,5 @@ def test_compiled_blocks_compute_the_same_and_keep_their_names(tmp_path, monkeyp
 def test_compiling_needs_a_model_that_names_its_blocks():
     from dmpo_lightning.models.parts import compile_layers
 
-    with pytest.raises(ValueError, match="names its blocks, got Linear"):
+    with pytest.raises(ValueError, match="names its layers, got Linear"):
         compile_layers(torch.nn.Linear(2, 2))

@@ -26,8 +26,8 @@ class Backbone:
         adapter: trains a `LoRA` and freezes the model's own weights. None trains all weights, or the adapter that
             ``model`` already carries.
         quantization: ``nf4`` loads the frozen weights in 4 bits, which needs an adapter.
-        gradient_checkpointing: computes the blocks again in the backward pass instead of keeping their activations.
-        compile_blocks: runs the blocks through torch.compile. The first forwards then take minutes.
+        gradient_checkpointing: computes transformer blocks again in the backward pass, and keeps no activations.
+        compile_blocks: runs the transformer blocks through torch.compile. The first forwards then take minutes.
         trust_remote_code: runs code that comes with the checkpoint, which native models never need.
         mask_token_id: overrides what the model's configuration or the tokenizer names.
 

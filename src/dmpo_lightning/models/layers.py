@@ -119,9 +119,9 @@ def block_causal_mask(
 ) -> Bool[Tensor, "rows 1 queries_ keys"]:
     """The mask that scaled_dot_product_attention takes: True where a query may attend to a key.
 
-    A query attends to all positions of its own block and of earlier ones. ``attended`` takes keys away from that: from
-    all queries alike, or where it is ``[rows queries keys]`` from each by itself. Queries are the columns from
-    ``first_query`` on.
+    A query attends to all positions of its own completion block and of earlier ones. ``attended`` takes keys away from
+    that: from all queries alike, or where it is ``[rows queries keys]`` from each by itself. Queries are the columns
+    from ``first_query`` on.
     """
     blocks = block_numbers(position_ids, block_size)
     mask = blocks[:, None, :] <= blocks[:, first_query:, None]

@@ -127,7 +127,7 @@ class LLaDAForMaskedDiffusion(NativeModel):
             "wte": nn.Embedding(config.logit_width, config.d_model),
             "blocks": nn.ModuleList(LLaDALayer(config) for _ in range(config.n_layers)),
             "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
-            # Called like the last linear layer of each block, as published. `LoRA` sees to it that this is no trap.
+            # Called like the last linear of each layer, as published. `LoRA` sees to it that this is no trap.
             "ff_out": nn.Linear(config.d_model, config.logit_width, bias=False),
         }
         self.model: Any = nn.ModuleDict({"transformer": nn.ModuleDict(parts)})

@@ -68,7 +68,7 @@ def load_model(
         revision: a branch, tag or commit on the hub.
         random_weights: build the architecture with fresh weights that are drawn from ``seed``.
         seed: the seed of fresh weights.
-        quantization: ``nf4`` quantises the blocks' linear layers to 4 bits while loading. It needs bitsandbytes.
+        quantization: ``nf4`` quantises all linear layers but the head to 4 bits. It needs bitsandbytes.
         trust_remote_code: run code that comes with the checkpoint. Native models never need it.
 
     Raises:
@@ -122,7 +122,7 @@ def read_config(folder: Path, source: str, *, trust_remote_code: bool = False) -
 def with_named_block(config: Any, source: str, stated: Container[str]) -> Any:
     """A configuration, with the ``block_size`` that the model's name ends with unless it is among the ``stated`` keys.
 
-    A block-causal SDAR-8B-Chat-b32 has blocks of 32. Without such a name the family's default stays.
+    A block-causal SDAR-8B-Chat-b32 has completion blocks of 32. Without such a name the family's default stays.
     """
     named = re.search(r"-b(\d+)$", Path(source).name)
     if named and hasattr(config, "block_size") and "block_size" not in stated:

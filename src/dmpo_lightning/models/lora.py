@@ -45,7 +45,7 @@ class LoRA:
         if not 0 <= dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {dropout}.")
         if targets is not None and not targets:
-            raise ValueError("`targets` must name at least one module, got none; leave it out for all of the blocks.")
+            raise ValueError("`targets` must name at least one module, got none; leave it out for all linear layers.")
         self.r, self.alpha, self.dropout, self.targets = r, alpha, dropout, targets
 
     def apply(self, model: nn.Module, source: str | None = None, *, seed: int = 0) -> "PeftModel":
@@ -84,7 +84,7 @@ class LoRA:
                 kinds = sorted({name.rpartition(".")[2] for name in names})
                 raise ValueError(
                     f"LoRA target {target!r} matches no linear layer of {type(model).__name__}, which has "
-                    f"{', '.join(kinds)}; leave `targets` out to adapt all linear layers of the blocks."
+                    f"{', '.join(kinds)}; leave `targets` out to adapt those of all transformer blocks."
                 )
         wanted = {name for layers in matched.values() for name in layers}
         check_adapted(model, tied_head_name(model), wanted)
@@ -102,7 +102,7 @@ def check_adapted(model: nn.Module, tied_head: str | None, adapted: Collection[s
 
 def matching_names(target: str, names: list[str], *, head: str | None) -> list[str]:
     """Those of the full ``names`` that ``target`` is, or whose last parts it is. The head only by its full name."""
-    # LLaDA's head is called ff_out, like the last linear layer of each of its blocks.
+    # LLaDA's head is called ff_out, like the last linear of each of its layers.
     return [name for name in names if name == target or (name.endswith(f".{target}") and name != head)]
 
 
@@ -176,7 +176,7 @@ def load_adapter(model: nn.Module, directory: str) -> "PeftModel":
     lacking = sorted({name.rpartition(".")[2] for name in expected if name not in names})
     if lacking:
         warnings.warn(
-            f"The adapter in {directory!r} leaves these linear layers of the blocks without adapters: "
+            f"The adapter in {directory!r} leaves these linear layers of transformer blocks without adapters: "
             f"{', '.join(lacking)}.",
             stacklevel=2,
         )

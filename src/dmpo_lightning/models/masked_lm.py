@@ -73,6 +73,6 @@ def check_masked_lm(model: Any, *, mask_token_id: int, vocab_size: int, highest_
     unchanged, last_changed, first_changed = logits
     if torch.equal(unchanged[:-1], last_changed[:-1]) and not torch.equal(unchanged[1:], first_changed[1:]):
         raise ValueError(
-            f"{name} is causal: what it predicts depends on no token behind, so that it cannot fill in masked places. "
+            f"{name} is causal: what it predicts depends on no token behind, so it cannot fill in masked positions. "
             "Use a masked language model (LLaDA, iLLaDA, Dream, SDAR, or one that AutoModelForMaskedLM loads)."
         )

@@ -16,7 +16,7 @@ def layers_of(network: Any) -> list[Any]:
     names = set(getattr(network, "_no_split_modules", None) or ())
     layers = [module for module in network.modules() if type(module).__name__ in names]
     if not layers:
-        raise ValueError(f"Compiling or sharding needs a model that names its blocks, got {type(network).__name__}.")
+        raise ValueError(f"Compiling or sharding needs a model that names its layers, got {type(network).__name__}.")
     return layers
 
 

@@ -68,7 +68,7 @@ class SDARForMaskedDiffusion(QwenModel):
 
     @property
     def block_size(self) -> int:
-        """The number of positions of a block, which `Policy` asks. Models without blocks have no such attribute."""
+        """The positions of a completion block, which `Policy` asks. Models without blocks have no such attribute."""
         return self.config.block_size
 
     def mask(self, position_ids: Tensor, attended: Tensor | None, first_query: int = 0) -> Tensor | None:
