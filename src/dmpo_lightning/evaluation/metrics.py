@@ -46,6 +46,7 @@ class EvaluationMetrics:
 
         Ranks may know different names, because their prompts were of different tasks.
         """
+        # Numbers of single prompts are few enough to be gathered, and the mean must be known for the error.
         own = {name: torch.cat(parts) for name, parts in self._values.items()}
         tables, prompts, tokens, seconds = zip(
             *gather_ranks((own, self._prompts, self._tokens, self._seconds)), strict=True

@@ -47,6 +47,7 @@ def described(value: Any) -> Any:
     if inspect.isroutine(value) or isinstance(value, type):
         return {CLASS: f"{value.__module__}.{value.__qualname__}"}
     kind, kept = type(value), getattr(value, "__dict__", {})
+    # By its bare name only what `rebuilt` constructs. A class of the user's own may be called the same.
     name = kind.__name__ if REBUILT.get(kind.__name__) is kind else f"{kind.__module__}.{kind.__qualname__}"
     own = {each: kept[each] for each in inspect.signature(kind.__init__).parameters if each in kept}
     return {CLASS: name} | {each: described(argument) for each, argument in own.items() if _is_short(argument)}
@@ -74,6 +75,7 @@ def rebuilt(value: Any) -> Any:
     kind = REBUILT.get(value[CLASS])
     if kind is None:
         raise LookupError(f"{value[CLASS]}, code of your own")
+    # Another version may have had an option that went since. Leaving it out would be another object.
     unknown = sorted(set(parts) - set(inspect.signature(kind).parameters))
     if unknown:
         raise LookupError(f"{value[CLASS]} with {', '.join(unknown)}, which this version does not have")
@@ -98,6 +100,7 @@ def loaded_arguments(module_class: Any, checkpoint: Mapping[str, Any], given: Ma
     stored, found = held_arguments(checkpoint), dict(given)
     lacking: dict[str, str] = {}
     for name, each in inspect.signature(module_class.__init__).parameters.items():
+        # The one that is positional is the model, which has a source of its own.
         if each.kind is not each.KEYWORD_ONLY or name in given or name in CODE:
             continue
         if name in stored:
@@ -176,6 +179,7 @@ def check_fit(checkpoint: Mapping[str, Any], *, expected: Shapes, scale: float |
     )
     if stored is None:
         return
+    # A reference is no part of what is trained, and a run may begin or cease to keep one.
     stored = {name: shape for name, shape in stored.items() if not is_reference(name)}
     odd = sorted(name for name in stored | expected if stored.get(name) != expected.get(name))
     if odd:
