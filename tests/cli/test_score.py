@@ -89,7 +89,7 @@ def test_text_behind_the_first_end_token_changes_no_published_verdict(test_data,
 def test_a_task_by_dotted_path_is_scored_by_its_accuracy(tmp_path, capsys):
     example = {"puzzle": "1000000000000000"}
     file = write(tmp_path / "a.jsonl", {"example": example, "completion": "<answer>1234214334124321</answer>"})
-    path = "dmpo_lightning.tasks.LatinSquareDemonstrations"
+    path = "dmpo_lightning.LatinSquareDemonstrations"
     assert main(["score", "--task", path, "--file", str(file), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["correct"] == 1
 
@@ -163,7 +163,7 @@ def test_a_bad_record_is_named_with_its_line(tmp_path, task, record):
 
 def test_a_task_that_needs_arguments_is_refused():
     with pytest.raises(ValueError, match="cannot be made without arguments"):
-        make_task("dmpo_lightning.tasks.Task", "verified")
+        make_task("dmpo_lightning.Task", "verified")
 
 
 def test_bad_rows_are_left_out_only_where_that_is_asked_for(tmp_path, capsys):

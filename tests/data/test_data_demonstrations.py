@@ -3,8 +3,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from dmpo_lightning import Task
 from dmpo_lightning.data.demonstrations import DemonstrationsDataModule
-from dmpo_lightning.tasks import Task
 from small_models import bert_tokenizer
 
 HEAD, TAIL = [1, 3, 7, 4, 11], [2, 3, 8, 4, 11]

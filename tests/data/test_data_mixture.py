@@ -6,12 +6,12 @@ import pytest
 import torch
 import yaml
 
-from dmpo_lightning import MixtureDataModule, Reward
+from dmpo_lightning import GSM8K, MixtureDataModule, Reward, Sudoku, Task
 from dmpo_lightning.data.benchmarks import SudokuDataModule
 from dmpo_lightning.data.mixture import MixtureReward
 from dmpo_lightning.data.task_module import TaskDataModule
 from dmpo_lightning.evaluation.values import batch_values
-from dmpo_lightning.tasks import GSM8K, Share, Sudoku, Task, Verdict
+from dmpo_lightning.tasks.base import Share, Verdict
 
 
 class Echo(Task):

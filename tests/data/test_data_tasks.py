@@ -1,8 +1,8 @@
 import pytest
 
+from dmpo_lightning import Sudoku
 from dmpo_lightning.data.benchmarks import SudokuDataModule
 from dmpo_lightning.data.task_module import TaskDataModule
-from dmpo_lightning.tasks import Sudoku
 
 SIZES = {"train": 12, "validation": 5, "test": 6}
 

@@ -9,13 +9,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from dmpo_lightning import JsonlPairs
 from dmpo_lightning.data.demonstrations import DemonstrationsDataModule
 from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.data.tokens import text_ids, tokenize_prompt
 from dmpo_lightning.models.dream import FAMILY as DREAM
 from dmpo_lightning.models.llada import FAMILY as LLADA
 from dmpo_lightning.models.loading import load_tokenizer
-from dmpo_lightning.tasks import JsonlPairs
 from small_models import bert_tokenizer
 
 LLADA_TOKENS = ["<|endoftext|>", "<|startoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dmpo_lightning import GSM8K, Math500
 from dmpo_lightning.evaluation.batch import EvaluatedBatch
 from dmpo_lightning.evaluation.metrics import EvaluationMetrics
 from dmpo_lightning.evaluation.values import BatchValues, majority, pass_at
-from dmpo_lightning.tasks import GSM8K, Math500
 from dmpo_lightning.tasks.base import Verdict
 from dmpo_lightning.tasks.latex import canonical, equivalent
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from dmpo_lightning import Task
 from dmpo_lightning.data.demonstrations import DemonstrationsDataModule
 from dmpo_lightning.data.tokens import text_ids, tokenize_prompt
 from dmpo_lightning.models.illada import ILLaDAConfig, ILLaDAForMaskedDiffusion
 from dmpo_lightning.models.loading import load_model, load_tokenizer, token_facts
 from dmpo_lightning.models.lora import LoRA, load_adapter
-from dmpo_lightning.tasks import Task
 from helpers import NEVER_SAMPLED, tiny_policy
 from published import ILLADA
 from small_models import SMALL, random_ids, tiny_illada, word_tokenizer

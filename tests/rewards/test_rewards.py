@@ -15,9 +15,9 @@ import yaml
 from jsonargparse import ArgumentParser
 
 import worker_functions
-from dmpo_lightning import CombinedScore
+from dmpo_lightning import GSM8K, CombinedScore, LatinSquareDemonstrations, Sudoku
 from dmpo_lightning.rewards.reward import Reward
-from dmpo_lightning.tasks import GSM8K, LatinSquareDemonstrations, Sudoku, Verdict
+from dmpo_lightning.tasks.base import Verdict
 
 EXAMPLES = [{"word": "a"}, {"word": "b"}]
 TEXTS = [["a", "aa", "xx"], ["b", "a", ""]]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from dmpo_lightning import Math500
 from dmpo_lightning.__main__ import main
 from dmpo_lightning.commands.score import make_task
-from dmpo_lightning.tasks import Math500
 from dmpo_lightning.tasks.algebra import MAX_TEXT, AlgebraicEquality
 
 DIFFERENCES = json.loads((Path(__file__).parent / "algebra_differences.json").read_text())

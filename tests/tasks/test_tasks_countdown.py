@@ -2,7 +2,7 @@ r"""The ``verified`` check of Countdown: how models write expressions, and what 
 
 import pytest
 
-from dmpo_lightning.tasks import Countdown
+from dmpo_lightning import Countdown
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmpo_lightning.tasks import GSM8K, Countdown, Math500, Sudoku, gsm8k, hendrycks, math500, sudoku
+from dmpo_lightning import GSM8K, Countdown, Math500, Sudoku
+from dmpo_lightning.tasks import gsm8k, hendrycks, math500, sudoku
 from dmpo_lightning.tasks.answers import first_block, last_block, last_boxed
 from dmpo_lightning.tasks.countdown import published_expression
 

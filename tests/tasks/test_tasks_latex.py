@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from dmpo_lightning import Math500
 from dmpo_lightning.data.sources import Parser, load_file
-from dmpo_lightning.tasks import Math500, latex
+from dmpo_lightning.tasks import latex
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from fractions import Fraction
 
 import pytest
 
+from dmpo_lightning import GSM8K
 from dmpo_lightning.data.sources import Parser, load_file
-from dmpo_lightning.tasks import GSM8K
 from dmpo_lightning.tasks.numbers import one_number
 
 

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from dmpo_lightning import DemonstrationsDataModule
-from dmpo_lightning.tasks import JsonlPairs
+from dmpo_lightning import DemonstrationsDataModule, JsonlPairs
 
 
 def write(folder, lines):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dmpo_lightning.tasks import GSM8K, Countdown, Math500
+from dmpo_lightning import GSM8K, Countdown, Math500
 from dmpo_lightning.tasks.hendrycks import equivalent, normalise
 
 LAYOUT = "<reasoning>\nx\n</reasoning>\n<answer>\n42\n</answer>\n"

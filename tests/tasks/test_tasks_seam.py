@@ -5,18 +5,10 @@ import json
 import pytest
 import torch
 
+from dmpo_lightning import GSM8K, JsonlPairs, LatinSquareDemonstrations, Math500, Sudoku, Task
 from dmpo_lightning.commands.score import score_file
 from dmpo_lightning.rewards.reward import Reward
-from dmpo_lightning.tasks import (
-    GSM8K,
-    JsonlPairs,
-    LatinSquareDemonstrations,
-    Math500,
-    Share,
-    Sudoku,
-    Task,
-    Verdict,
-)
+from dmpo_lightning.tasks.base import Share, Verdict
 
 
 class Parity(Task):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from dmpo_lightning import GSM8K, Countdown, Math500, Sudoku
 from dmpo_lightning.commands.score import TASKS, make_task
-from dmpo_lightning.tasks import GSM8K, Countdown, Math500, Sudoku, latex
+from dmpo_lightning.tasks import latex
 from dmpo_lightning.tasks.numbers import one_number
 
 DIFFERENCES = Path(__file__).parent / "verified_differences.json"

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dmpo_lightning.data.sources import OnBadRow, Parser, load_file
-from dmpo_lightning.tasks import GSM8K, Countdown, Math500, Sudoku, Task, Verdict
+from dmpo_lightning.tasks.base import Task, Verdict
 from dmpo_lightning.tasks.benchmark import Benchmark
+from dmpo_lightning.tasks.countdown import Countdown
+from dmpo_lightning.tasks.gsm8k import GSM8K
+from dmpo_lightning.tasks.math500 import Math500
+from dmpo_lightning.tasks.sudoku import Sudoku
 
 TASKS: dict[str, type[Task]] = {"gsm8k": GSM8K, "math500": Math500, "countdown": Countdown, "sudoku": Sudoku}
 

@@ -116,19 +116,6 @@ class Benchmark(Task):
         self.prefill = PREFILLS[prompt_style] if prefill is None else prefill
         # Named, because the check has components too, which are no part of the reward.
         self.reward_weights = dict.fromkeys(self.components[rewards], 1.0)
-        # A solved example of another task would fail only when the first prompt is made. Its task text is asked for and
-        # not the whole turn, for which a subclass may not be ready yet.
-        self._check_shots()
-
-    def _check_shots(self) -> None:
-        for number, shot in enumerate(self.few_shot):
-            try:
-                self.task_text(shot["example"])
-            except (LookupError, TypeError) as error:
-                raise ValueError(
-                    f"The example of `few_shot` {number} is none of {type(self).__name__}: {error!r} is missing or of "
-                    f"another kind; got {shot['example']!r}."
-                ) from error
 
     def examples(self, split: Split) -> Sequence[Example]:
         if split not in self.data:

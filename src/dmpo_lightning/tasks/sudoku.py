@@ -70,35 +70,14 @@ def sudoku_grids() -> tuple[str, ...]:
     return tuple(grid for grid in latin_squares() if all(len({grid[cell] for cell in box}) == 4 for box in boxes))
 
 
-@cache
-def _grids_with() -> dict[tuple[int, str], int]:
-    """For a cell and a digit, the set of grids that have it there, as a bit set over `sudoku_grids`."""
-    return {
-        (cell, digit): sum(1 << index for index, grid in enumerate(sudoku_grids()) if grid[cell] == digit)
-        for cell in range(CELLS)
-        for digit in "1234"
-    }
-
-
 def solutions(puzzle: str) -> list[str]:
     """Every grid that agrees with the clues. ``0`` marks a blank."""
-    remaining = _remaining_grids(puzzle)
-    return [grid for index, grid in enumerate(sudoku_grids()) if remaining >> index & 1]
-
-
-def has_one_solution(puzzle: str) -> bool:
-    """Whether the clues determine the grid."""
-    return _remaining_grids(puzzle).bit_count() == 1
-
-
-def _remaining_grids(puzzle: str) -> int:
-    # One AND per clue decides about all grids at once. Generating puzzles asks this of every candidate.
-    remaining = (1 << len(sudoku_grids())) - 1
+    grids = list(sudoku_grids())
+    # Clue by clue few grids are left, because generating puzzles asks this of every candidate.
     for cell, digit in enumerate(puzzle):
         if digit != "0":
-            # A digit above 4 is in no grid, so such a puzzle has no solution.
-            remaining &= _grids_with().get((cell, digit), 0)
-    return remaining
+            grids = [grid for grid in grids if grid[cell] == digit]
+    return grids
 
 
 def correct_cells(puzzle: str, solution: str, answer: str) -> tuple[int, int]:
@@ -287,7 +266,7 @@ class Sudoku(Benchmark):
         while True:
             solution, blanks = generator.choice(self.grids[split]), generator.randint(*self.blanks)
             puzzle = blank_out(solution, blanks, generator)
-            while not has_one_solution(puzzle):
+            while len(solutions(puzzle)) != 1:
                 puzzle = blank_out(solution, blanks, generator)
             yield puzzle, solution
 

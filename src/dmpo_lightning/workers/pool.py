@@ -17,8 +17,11 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from importlib.abc import MetaPathFinder
+from importlib.machinery import ExtensionFileLoader, ModuleSpec, SourceFileLoader
 from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import Any
 
 from dmpo_lightning.workers.local_modules import LocalModules, local_modules
@@ -29,8 +32,8 @@ LIFE_SIGN = 0.5
 """Seconds after which a silent worker is looked after."""
 PING_SECONDS = 5.0
 """Seconds in which an idle worker must answer. One whose last call left a thread that holds everything up does not."""
-IMPORT_SECONDS = 60.0
-"""How much longer the first call of each process may take that imports a library, which may lie on a slow disk."""
+IMPORT_SECONDS = 300.0
+"""For one import, which may be of a large library from a slow disk."""
 _PING = b"?"
 
 
@@ -55,8 +58,7 @@ class WorkerPool:
     Args:
         function: importable by its module and name, or an instance of an importable class. Its value must be picklable.
         workers: number of processes.
-        time_limit: seconds per call. The first call of each process that imports a library may take `IMPORT_SECONDS`
-            longer. None waits for ever.
+        time_limit: seconds per call, without the imports that it makes. None waits for ever.
         initializer: called once in each new worker. Its time does not count.
 
     Raises:
@@ -269,33 +271,51 @@ class _Watch(MetaPathFinder):
     """Ends the process when a call takes longer than the time limit, even where the parent is gone and cannot kill it.
 
     A function often imports a library where it needs it, in the first call of each process. A limit made for calls
-    would end every process in its first one, so that the first import of a process gives its call more time.
+    would end every process in its first one, so that the watch stops while a module is executed for the first time.
     """
 
     def __init__(self, time_limit: float | None) -> None:
         self.time_limit = time_limit
-        self.calls, self.may_import = False, True
+        self.deadline: float | None = None
         self.nowhere = open(os.devnull, "w")  # noqa: SIM115  as long as the process
-        # The first finder is asked for every module that is not loaded yet. It finds none.
         sys.meta_path.insert(0, self)
 
     def start(self) -> None:
-        self.calls = True
-        self._allow(0.0)
+        if self.time_limit is not None:
+            self.deadline = time.monotonic() + self.time_limit
+            self._end_in(self.time_limit)
 
     def stop(self) -> None:
-        self.calls = False
+        self.deadline = None
         faulthandler.cancel_dump_traceback_later()
 
-    def find_spec(self, *_: Any) -> None:
-        if self.calls and self.may_import:
-            self.may_import = False
-            self._allow(IMPORT_SECONDS)
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """What the other finders find. The loader of a file stops the watch, others load what is in memory."""
+        others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in others if spec is not None), None)
+        if spec is not None and isinstance(spec.loader, SourceFileLoader | ExtensionFileLoader):
+            spec.loader.exec_module = partial(self._unwatched, spec.loader.exec_module)  # type: ignore[method-assign]
+        return spec
 
-    def _allow(self, more: float) -> None:
+    def _unwatched(self, load: Callable[[ModuleType], None], module: ModuleType) -> None:
+        deadline = self.deadline
+        # Modules that this one imports are part of it, and other threads are none of the call's.
+        if deadline is None or threading.current_thread() is not threading.main_thread():
+            return load(module)
+        self.deadline, left = None, deadline - time.monotonic()
+        self._end_in(IMPORT_SECONDS)
+        try:
+            load(module)
+        finally:
+            self.deadline = time.monotonic() + left
+            self._end_in(left)
+        return None
+
+    def _end_in(self, seconds: float) -> None:
         # A thread of C, which needs no lock of the interpreter.
-        if self.time_limit is not None:
-            faulthandler.dump_traceback_later(self.time_limit + more, exit=True, file=self.nowhere)
+        faulthandler.dump_traceback_later(max(seconds, 0.001), exit=True, file=self.nowhere)
 
 
 def _end_with_parent() -> None:
