@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dmpo_lightning.workers import CallError, TimeLimitError, WorkerDiedError, WorkerPool
-from worker_functions import behave, import_again_and_again, refuse
+from worker_functions import Refusing, behave, import_again_and_again
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -189,9 +189,9 @@ def test_a_script_without_a_guard_is_an_error_that_says_so(tmp_path):
     assert 'needs `if __name__ == "__main__":`' in done.stderr
 
 
-def test_an_initializer_that_raises_is_an_error():
+def test_a_function_that_cannot_be_made_in_the_worker_is_an_error():
     with pytest.raises(RuntimeError, match="could not start: OSError: no model here"):
-        WorkerPool(behave, workers=1, initializer=refuse).map([("return", 1)])
+        WorkerPool(Refusing(), workers=1).map([()])
 
 
 @pytest.mark.parametrize("time_limit", [None, 60])

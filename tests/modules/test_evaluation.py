@@ -1,4 +1,4 @@
-"""One evaluation: several completions, several lengths, the answer check's own text."""
+"""One evaluation: several completions, several lengths, the check's own text."""
 
 import pytest
 import torch
@@ -85,7 +85,7 @@ def test_training_components_see_no_special_tokens():
     policy, length = spelled("12<|eot_id|>34", batch.prompt_ids.shape[1])
     found = evaluated(policy, batch, Reward(score), completion_length=length)
     assert seen == ["12"]
-    assert found.completions == [["12"]]  # there is no answer check
+    assert found.completions == [["12"]]  # there is no check
 
 
 def test_without_an_end_token_a_completion_is_truncated():

@@ -1,4 +1,4 @@
-"""The published answer checks in plain `re`, as slow as they come: what the fast ones must agree with."""
+"""The published checks in plain `re`, as slow as they come: what the fast ones must agree with."""
 
 import re
 

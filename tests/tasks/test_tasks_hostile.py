@@ -6,7 +6,6 @@ import json
 import math
 import re
 import time
-from itertools import product
 
 import published_by_regex as by_regex
 import pytest
@@ -71,7 +70,6 @@ HOSTILE = {
     "nested fractions": "\\frac{" * 140 + "1" + "}{1}" * 40,
     "chains": "1=" * 490 + "1",
 }
-WRAPPERS = ("{}", "<answer>{}</answer>", "\\boxed{{{}}}", "<answer>\\boxed{{{}}}</answer>")
 
 
 def tasks(variant):
@@ -85,14 +83,6 @@ def check(text, variant):
         assert scores["correct"] in (0.0, 1.0)
 
 
-@pytest.mark.timeout(20)
-@pytest.mark.parametrize("variant", ["published", "verified"])
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_hostile_text_is_scored(text, variant):
-    for wrapper in WRAPPERS:
-        check(wrapper.format(text), variant)
-
-
 def limit() -> float:
     """50 ms; more while the machine is so slow that a loop of a third of that takes longer than usual."""
     start = time.process_time()
@@ -101,7 +91,7 @@ def limit() -> float:
 
 
 def is_fast(call, argument, *, attempts: int = 8) -> bool:
-    """Whether one of several calls takes less than 50 ms of the processor."""
+    """Whether one of several calls takes less than 50 ms of the CPU."""
     for _ in range(attempts):
         start = time.process_time()
         call(argument)
@@ -120,10 +110,15 @@ def checks(variant):
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("variant", ["published", "verified"])
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
-def test_every_check_takes_less_than_50_milliseconds(text, variant):
-    """Demanded of the project, so timed in spite of the rule against it; on the processor, and the best of eight."""
-    for wrapper, (name, check) in product(("{}", "<answer>\\boxed{{{}}}</answer>"), checks(variant)):
-        assert is_fast(check, wrapper.format(text)), (name, wrapper)
+def test_a_hostile_text_is_scored_in_less_than_50_milliseconds(text, variant):
+    """Demanded of the project, so timed in spite of the rule against it; on the CPU, and the best of eight."""
+    for wrapped in (text, f"<answer>\\boxed{{{text}}}</answer>"):
+        check(wrapped, variant)
+        for name, call in checks(variant):
+            assert is_fast(call, wrapped), name
+    # Of the other places only that they raise nothing.
+    for wrapped in (f"<answer>{text[:4096]}</answer>", f"\\boxed{{{text[:4096]}}}"):
+        check(wrapped, variant)
 
 
 @pytest.fixture(scope="module")

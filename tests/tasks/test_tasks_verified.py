@@ -1,4 +1,4 @@
-"""The ``verified`` answer checks: by hand, and against the published ones on real completions, difference by
+"""The ``verified`` checks: by hand, and against the published ones on real completions, difference by
 difference.
 """
 

@@ -47,7 +47,7 @@ class AlgebraicEquality:
     def __init__(self, time_limit: float = 2.0) -> None:
         if find_spec("math_verify") is None:
             raise ValueError("`algebra` needs math-verify; install it with `pip install dmpo-lightning[math]`.")
-        self._pool = WorkerPool(equal, workers=1, time_limit=time_limit, initializer=_import_math_verify)
+        self._pool = WorkerPool(equal, workers=1, time_limit=time_limit)
         self._known: dict[tuple[str, str], bool] = {}
 
     def __call__(self, gold: str, answer: str) -> bool:
@@ -69,16 +69,6 @@ class AlgebraicEquality:
             late = isinstance(result, TimeLimitError)
             logger.warning("%r was not compared with %r: %s", answer, gold, "time limit" if late else result)
         return result is True
-
-
-def _import_math_verify() -> None:
-    """Makes a worker ready.
-
-    math-verify's own time limits are off, since the pool has one, and so are its warnings of that.
-    """
-    import math_verify  # noqa: F401
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 class _Parts(NamedTuple):
@@ -172,6 +162,8 @@ def _equal_expressions(gold: str, answer: str) -> bool:
 def _proved(gold: str, answer: str) -> bool:
     from math_verify import LatexExtractionConfig, parse, verify
 
+    # It warns that its own time limits are off, for which the pool has one.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
     reader = [LatexExtractionConfig()]
     texts = [_DECIMAL.sub(_as_fraction, text) for text in (gold, answer)]
     # Only its LaTeX reader is used, because the other one evaluates text as Python.

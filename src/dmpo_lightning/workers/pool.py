@@ -59,7 +59,6 @@ class WorkerPool:
         function: importable by its module and name, or an instance of an importable class. Its value must be picklable.
         workers: number of processes.
         time_limit: seconds per call, without the imports that it makes. None waits for ever.
-        initializer: called once in each new worker. Its time does not count.
 
     Raises:
         ValueError: no workers, or a time limit that is not positive.
@@ -71,18 +70,17 @@ class WorkerPool:
         *,
         workers: int,
         time_limit: float | None = None,
-        initializer: Callable[[], object] | None = None,
     ) -> None:
         if workers < 1:
             raise ValueError(f"`workers` must be at least 1, got {workers}.")
         if time_limit is not None and not time_limit > 0:
             raise ValueError(f"`time_limit` must be a positive number of seconds, got {time_limit}.")
-        self.function, self.workers, self.time_limit, self.initializer = function, workers, time_limit, initializer
+        self.function, self.workers, self.time_limit = function, workers, time_limit
         self._reset()
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._workers = [_Worker(self.function, self.initializer, self.time_limit) for _ in range(self.workers)]
+        self._workers = [_Worker(self.function, self.time_limit) for _ in range(self.workers)]
         self._finalizer = weakref.finalize(self, _end_all, self._workers)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -131,10 +129,8 @@ class WorkerPool:
 class _Worker:
     """A process that is handed one call after the other, and another process once the first has ended."""
 
-    def __init__(
-        self, function: Callable[..., Any], initializer: Callable[[], object] | None, time_limit: float | None
-    ) -> None:
-        self.function, self.initializer, self.time_limit = function, initializer, time_limit
+    def __init__(self, function: Callable[..., Any], time_limit: float | None) -> None:
+        self.function, self.time_limit = function, time_limit
         self.process: Any = None
         self.pipe: Any = None
 
@@ -159,7 +155,7 @@ class _Worker:
     def _start(self) -> None:
         self.pipe, theirs = _CONTEXT.Pipe()
         # Pickled here, because the worker must know first where the function's module is found.
-        pickled = pickle.dumps((self.function, self.initializer))
+        pickled = pickle.dumps(self.function)
         self.process = _CONTEXT.Process(
             target=_serve, args=(theirs, local_modules(), pickled, self.time_limit), daemon=True
         )
@@ -233,9 +229,7 @@ def _serve(pipe: Connection, finders: Sequence[LocalModules], pickled: bytes, ti
 
     def begin() -> None:
         nonlocal function
-        function, initializer = pickle.loads(pickled)
-        if initializer is not None:
-            initializer()
+        function = pickle.loads(pickled)
 
     def call() -> Any:
         assert function is not None
