@@ -50,7 +50,7 @@ def test_a_signal_before_training_is_said_and_requeues_as_in_training(tmp_path, 
     folder = tmp_path / "job"
     folder.mkdir()
     (folder / "told.py").write_text(dedent(TOLD))
-    write_small(folder, strategy="lightning.pytorch.strategies.DDPStrategy")
+    write_small(folder, strategy="lightning.pytorch.strategies.DDPStrategy", reports=True)
     arguments = [*ARGUMENTS, "--model.reward=told.reward", "--trainer.callbacks+=told.Sender", PREEMPTION, *options]
     case = {"arguments": arguments, "told": told, "path": str(tmp_path)}
     ended = end_ranks("cases.told_early", 1, folder, environment="slurm nodes", **case)

@@ -118,7 +118,7 @@ def test_rank_0_chooses_the_last_checkpoint_for_ranks_that_do_not_see_it(tmp_pat
     arguments = [str(tmp_path / "small.yaml") if each == "small.yaml" else each for each in ARGUMENTS]
     for steps in (1, 2):
         case = {"arguments": [*arguments, f"--trainer.max_steps={steps}"], "apart": kind == "ddp"}
-        ranks = run_ranks("cases.command_line", 2, tmp_path, **case)
+        ranks = run_ranks("cases.command_line", 2, tmp_path, timeout=300, **case)
         assert [rank["status"] for rank in ranks] == [0, 0]
     assert "No checkpoint in" not in (tmp_path / "rank0.log").read_text()
     assert "Continues from" in (tmp_path / "rank0.log").read_text()

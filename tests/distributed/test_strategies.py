@@ -25,7 +25,7 @@ def runs(tmp_path_factory):
         folder = tmp_path_factory.mktemp(f"{kind}-{adapter}")
         options |= {"cuts": list(options.pop("cuts"))} if "cuts" in options else {}
         options |= {"flags": dict(options.pop("flags"))} if "flags" in options else {}
-        return run_ranks(f"cases.{case}", 2, folder, kind=kind, adapter=adapter, **options), folder
+        return run_ranks(f"cases.{case}", 2, folder, timeout=300, kind=kind, adapter=adapter, **options), folder
 
     return run
 
