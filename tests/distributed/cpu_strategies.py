@@ -1,4 +1,4 @@
-"""Strategies as the tests use them: on processors, in gloo process groups. FSDP1 and DeepSpeed refuse processors; the
+"""Strategies as the tests use them: on CPUs, in gloo process groups. FSDP1 and DeepSpeed refuse CPUs; the
 subclasses here pass those guards and change nothing else.
 """
 
@@ -12,7 +12,7 @@ from dmpo_lightning.distributed.strategies import FSDP1Strategy, FSDP2Strategy, 
 
 
 class FSDP1OnCPU(FSDP1Strategy):
-    """With ``device_id`` of the processor, which has no index."""
+    """With ``device_id`` of the CPU, which has no index."""
 
     def __init__(self, **options) -> None:
         super().__init__(**options)
