@@ -32,6 +32,8 @@ from dmpo_lightning.terminal import escaped
 Result = dict[str, tuple[float, float]]
 """Mean and standard error of each score component."""
 CURVE = "learning_curve.png"
+EXAMPLES = 64
+"""How many of the test split are recorded."""
 CHARACTERS = 600
 """Of a text that no task draws."""
 
@@ -55,7 +57,6 @@ class BeforeAfterReport(Callback):
         greedy: the name of the greedy sampler. It and ``sampled`` are evaluated again afterwards.
         curve: logged validation metrics to draw, each with the name of the sampler whose base is drawn beside it.
             None draws ``val/sampled/accuracy`` beside ``sampled`` and ``val/greedy/accuracy`` beside ``greedy``.
-        examples: how many of the test split are recorded.
 
     Raises:
         ValueError: ``sampled``, ``greedy`` or a name in ``curve`` is not among the samplers.
@@ -68,14 +69,12 @@ class BeforeAfterReport(Callback):
         sampled: str = "temperature_1",
         greedy: str = "greedy",
         curve: dict[str, str] | None = None,
-        examples: int = 64,
     ) -> None:
         curve = {"val/sampled/accuracy": sampled, "val/greedy/accuracy": greedy} if curve is None else curve
         for name in (sampled, greedy, *curve.values()):
             if name not in samplers:
                 raise ValueError(f"`samplers` must contain {name!r}, got {sorted(samplers)}.")
         self.samplers, self.sampled, self.greedy, self.curve = dict(samplers), sampled, greedy, dict(curve)
-        self.examples = examples
         self.before: dict[str, Result] = {}
         self.after: dict[str, Result] = {}
         self.seconds = 0.0
@@ -134,13 +133,13 @@ class BeforeAfterReport(Callback):
         for name, prompts, evaluated in self._batches(trainer, module, moment, names):
             metrics[name].update(evaluated)
             # Rank 0 alone writes them, and they cost the decoding of every token.
-            if name == self.sampled and trainer.is_global_zero and len(records) < self.examples:
+            if name == self.sampled and trainer.is_global_zero and len(records) < EXAMPLES:
                 records += example_records(evaluated, prompts, module.policy.tokenizer, moment)
                 examples += evaluated.examples
         # On all ranks, because it is a broadcast.
         directory = run_directory(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._record(directory / ROLLOUTS, moment, records[: self.examples], examples)
+            self._record(directory / ROLLOUTS, moment, records[:EXAMPLES], examples)
         return {name: found.result(name, module.completion_length).means for name, found in metrics.items()}
 
     def _batches(
