@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dmpo_lightning.functional import row_keys
+from dmpo_lightning.models.kv_cache import Columns
 from dmpo_lightning.policy import Policy, evaluating
 from dmpo_lightning.samplers import Samples, WinoSampler
 from dmpo_lightning.samplers.wino import accepted, shadow_attention, taken_back
@@ -24,7 +25,7 @@ def sample(policy: Policy, sampler: WinoSampler, prompts: list[str] = PROMPTS, *
 
 def probabilities(policy: Policy, ids: list[int], seen: list[list[bool]], places: list[int]) -> torch.Tensor:
     logits = policy.model(
-        torch.tensor([ids]), torch.tensor([seen]), position_ids=torch.tensor([places])
+        torch.tensor([ids]), torch.tensor([seen]), columns=Columns(torch.tensor([places]))
     ).logits.double()
     logits[..., list(NEVER_SAMPLED)] = -torch.inf
     return logits[0].softmax(-1)
