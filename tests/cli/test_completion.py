@@ -46,6 +46,7 @@ def test_bash_completes_commands_options_and_names(scripts, tmp_path):
         "dmpo-lightning test --config sudoku_": "sudoku_tiny.yaml sudoku_tiny_sft.yaml sudoku_own.yaml",
         "dmpo-lightning fit --config = sudoku_tiny_": "sudoku_tiny_sft.yaml",
         "dmpo-lightning generate --comp": "--completions --completion_length",
+        "dmpo-lightning generate --sampler.temp": "--sampler.temperature",
         "dmpo-lightning plan --gpu": "--gpu_memory_gb",
         "dmpo-lightning export --mer": "--merge",
         "dmpo-lightning score --task math": "math500",

@@ -4,7 +4,6 @@ import argparse
 import inspect
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 from dmpo_lightning.commands.arguments import COMMANDS, LIGHT, shipped_configs
 from dmpo_lightning.models.loading import EMBEDDED_MODELS
@@ -16,7 +15,10 @@ for Python; print it again after an upgrade.
   source <(dmpo-lightning completion bash)     in ~/.bashrc, or once: dmpo-lightning completion bash > FILE
   source <(dmpo-lightning completion zsh)      in ~/.zshrc
 """
-RUN_OPTIONS = ("config", "ckpt_path", "seed_everything", "print_config", "trust_checkpoint", "model", "data", "help")
+RUN_OPTIONS = (
+    *("--config", "--ckpt_path", "--seed_everything", "--print_config", "--trust_checkpoint", "--model", "--data"),
+    *("--help", "--debug"),
+)
 FUNCTION = """\
 _dmpo_lightning() {
   local current="${COMP_WORDS[COMP_CWORD]}" option="${COMP_WORDS[COMP_CWORD-1]}" words=""
@@ -55,10 +57,16 @@ def run(arguments: Sequence[str]) -> None:
 
 def script(shell: str) -> str:
     """The completion script of a shell, see `DESCRIPTION`."""
-    runs = " ".join(f"--{name}" for name in [*RUN_OPTIONS, *_run_options(), "debug"])
+    runs = [
+        *RUN_OPTIONS,
+        *_arguments("trainer", "lightning.pytorch.Trainer"),
+        *_arguments("model", "dmpo_lightning.DMPO"),
+    ]
+    runs += _arguments("model.model", "dmpo_lightning.Backbone")
+    options = {name: _options(name) for name in LIGHT if name != "completion"} | {"fit|validate|test|predict": runs}
     # Of plan all options of a run are options too.
-    options = {"fit|validate|test|predict": runs, "plan": f"{_options('plan')} {runs}"}
-    options |= {name: _options(name) for name in LIGHT if name not in ("plan", "completion")}
+    options["plan"] += runs
+    options["generate"] += ["--sampler", *_arguments("sampler", "dmpo_lightning.ConfidenceSampler")]
     values = {
         "dmpo-lightning": " ".join([*COMMANDS, "--help", "--version"]),
         "--config": " ".join(shipped_configs()),
@@ -68,20 +76,18 @@ def script(shell: str) -> str:
         "--task": "gsm8k math500 countdown sudoku",
         "completion": "bash zsh",
     }
-    parts = {"values": values, "options": options}
+    parts = {"values": values, "options": {name: " ".join(each) for name, each in options.items()}}
     cases = {name: "\n".join(f'    {key}) words="{each}" ;;' for key, each in parts[name].items()) for name in parts}
     return (ZSH if shell == "zsh" else "") + FUNCTION % cases
 
 
-def _options(command: str) -> str:
+def _options(command: str) -> list[str]:
     """The options of a light command, as its parser states them."""
     parser = import_module(f"dmpo_lightning.commands.{command}").make_parser()
-    return " ".join(name for action in parser._actions for name in action.option_strings if name.startswith("--"))
+    return [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
 
 
-def _run_options() -> list[str]:
-    """Names of what is given to the Trainer, to `DMPO` and to its `Backbone`. Data differ from task to task."""
-    lightning: Any = import_module("lightning.pytorch")
-    dmpo, backbone = import_module("dmpo_lightning.modules.dmpo"), import_module("dmpo_lightning.models.backbone")
-    owners = {"trainer": lightning.Trainer, "model": dmpo.DMPO, "model.model": backbone.Backbone}
-    return [f"{prefix}.{name}" for prefix, owner in owners.items() for name in inspect.signature(owner).parameters]
+def _arguments(prefix: str, path: str) -> list[str]:
+    """Options of the arguments of a class. Data differ from task to task, and have none here."""
+    module, _, name = path.rpartition(".")
+    return [f"--{prefix}.{each}" for each in inspect.signature(getattr(import_module(module), name)).parameters]
