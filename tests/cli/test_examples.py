@@ -43,7 +43,7 @@ def test_a_task_of_your_own_is_trained_and_tested_by_its_dotted_path(tmp_path, m
     monkeypatch.setattr(sys, "path", sys.path.copy())  # the command puts the working directory there
     options = ["--config", "custom_task.yaml", "--trainer.enable_progress_bar", "false"]
     assert main(["fit", *options, "--trainer.max_steps", "64", "--trainer.val_check_interval", "32"]) == 0
-    (checkpoint,) = tmp_path.glob("runs/favourite/*/checkpoints/*.ckpt")
+    (checkpoint,) = tmp_path.glob("runs/favourite/latest/checkpoints/*.ckpt")
     accuracy = {}
     for name, further in (("before", []), ("after", ["--ckpt_path", str(checkpoint)])):
         assert main(["test", *options, *further, f"--trainer.logger.init_args.version={name}"]) == 0
