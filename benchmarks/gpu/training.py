@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
+from transformers import AutoModelForMaskedLM
 
 from benchmarks.gpu.bench import Bench, Figure
 from dmpo_lightning import DMPO, WDCE, Backbone, ConfidenceSampler, ElboEstimator, LoRA, PromptLoader
 from dmpo_lightning.models.parts import compile_layers, enable_checkpointing, layers_of
-from dmpo_lightning.planning import Settings, Sharding, Workload, estimate_memory
-from dmpo_lightning.planning.parameters import describe
+from dmpo_lightning.planning.memory import rehearsed
+from dmpo_lightning.planning.network import NoTokenizer, quantize
+from dmpo_lightning.planning.run import Run
+from dmpo_lightning.planning.strategy import Sharding
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import RolloutRows
 from dmpo_lightning.schedule import Schedule
@@ -53,51 +56,41 @@ def planned(
     bench: Bench,
     *,
     n_layers: int | None = None,
+    dtype: torch.dtype | None = None,
+    precision: str | None = None,
     phases: tuple[str, ...] = ("training", "optimizer step"),
     **changes: Any,
 ) -> float:
-    """Bytes at the worst moment of some phases by `plan`, what stays included."""
+    """Bytes at the worst moment of some phases by `plan`, what stays included. ``changes`` are of the `Backbone`."""
     size = bench.size
-    settings: dict[str, Any] = {
-        "model": size.name,
-        "dtype": str(bench.dtype).removeprefix("torch."),
-        "random_weights": False,
-        "adapter": LoRA(r=size.lora_rank, alpha=64, dropout=0.05),
-        "quantization": None,
-        "gradient_checkpointing": True,
-        "precision": "bf16-true" if bench.dtype == torch.bfloat16 else None,
-        "strategy": "auto",
-        "devices": 1,
-        "nodes": 1,
-        "on_cpu": not bench.on_gpu,
-        "optimizer": "torch.optim.AdamW",
-        "momentum": 0.0,
-        "reference_copy": False,
-        "reference_refreshed": False,
-        "workload": workload(bench),
-    }
-    architecture = describe(size.config(n_layers=n_layers), name=size.name, dtype=settings["dtype"])
-    memory = estimate_memory(Settings(**(settings | changes)), architecture, Sharding("single device"))
-    return memory.resident_total + max(memory.phases[name].peak for name in phases)
-
-
-def workload(bench: Bench) -> Workload:
-    """The recipe's rollouts on one rank."""
-    size = bench.size
-    loss = objective(bench)
-    return Workload(
-        prompt_length=size.prompt_length,
-        completion_length=size.completion_length,
-        schedule=Schedule(
+    config = size.config(n_layers=n_layers)
+    options = {"adapter": LoRA(r=size.lora_rank, alpha=64, dropout=0.05), "gradient_checkpointing": True} | changes
+    with torch.device("meta"):
+        model = AutoModelForMaskedLM.from_config(config, dtype=dtype or bench.dtype)
+        if options.get("quantization"):
+            quantize(model)
+        module = DMPO(
+            Backbone(model, tokenizer=NoTokenizer(config), **options),
+            objective=objective(bench),
+            sampler=sampler(bench),
+            completion_length=size.completion_length,
             group_size=size.group_size,
-            prompts_per_buffer=1,
             micro_batch_size=size.micro_batch_size,
-            num_iterations=size.num_iterations,
-            accumulation=size.group_size // size.micro_batch_size,
-        ),
-        objective=loss.footprint(completion_length=size.completion_length, sampler=sampler(bench)),
-        sampling=sampler(bench).footprint(size.completion_length),
+        )
+    schedule = Schedule(
+        group_size=size.group_size,
+        prompts_per_buffer=1,
+        micro_batch_size=size.micro_batch_size,
+        num_iterations=size.num_iterations,
+        accumulation=size.group_size // size.micro_batch_size,
     )
+    precision = precision or ("bf16-true" if bench.dtype == torch.bfloat16 else "32-true")
+    lengths = size.prompt_length, size.completion_length
+    memory = rehearsed(
+        Run(size.name, module, schedule, *lengths, Sharding("alone"), precision, on_cpu=not bench.on_gpu)
+    )
+    stays = sum(memory.resident.values()) - memory.resident["reference"]
+    return stays + max(memory.phases[name].peak for name in phases)
 
 
 def rows_of(bench: Bench) -> tuple[RolloutRows, dict[str, torch.Tensor]]:
@@ -173,7 +166,7 @@ def quantized(bench: Bench) -> Iterator[Figure]:
 
 def full_fine_tuning(bench: Bench) -> Iterator[Figure]:
     """Float32 weights computed in bfloat16, as in overlays/full_finetuning.yaml; without the reference's copy."""
-    options: dict[str, Any] = {"adapter": None, "dtype": "float32", "precision": "bf16-mixed"}
+    options: dict[str, Any] = {"adapter": None, "dtype": torch.float32, "precision": "bf16-mixed"}
     layers = bench.size.n_layers
     while layers > 1 and planned(bench, n_layers=layers, **options) > room(bench):
         layers -= 1

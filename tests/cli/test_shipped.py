@@ -77,6 +77,7 @@ def test_a_bare_name_is_found_with_and_without_ending_and_a_file_wins(tmp_path, 
     assert resolve_config("sudoku_tiny.yaml") == "sudoku_tiny.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_the_published_recipe_plans_for_40_gb(name, capsys):
     assert status("plan", "--config", name, "--trainer.devices=8", "--gpu_memory_gb=40", "--json") == 0

@@ -8,7 +8,7 @@ from dmpo_lightning.checkpoints.export import save_policy
 from dmpo_lightning.models.llada import LLaDAConfig
 from dmpo_lightning.models.loading import load_model, load_tokenizer, token_facts
 from dmpo_lightning.models.sdar import FAMILY, SDARConfig, SDARForMaskedDiffusion
-from dmpo_lightning.planning.parameters import read_architecture
+from dmpo_lightning.planning.network import read_model_config
 from published import SDAR
 from small_models import SMALL, random_ids, tiny_sdar, word_tokenizer
 
@@ -119,7 +119,7 @@ def test_a_block_that_the_configuration_leaves_out_is_that_of_the_name(tmp_path,
     (folder / "config.json").write_text(json.dumps(config))
     assert load_model(str(folder)).block_size == block
     assert load_model(str(folder), random_weights=True).block_size == block
-    assert read_architecture(str(folder)).block_size == block
+    assert read_model_config(str(folder))[0].block_size == block
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Small training steps for the planner to predict, and samplers and objectives of somebody else for it to ask."""
+"""Small runs for the planner to predict, and the same runs with numbers; an objective of somebody else."""
 
 from collections.abc import Callable
 
@@ -7,27 +7,30 @@ from benchmarks.tensor_memory import TensorMemory
 from torch import nn
 from transformers import AutoModelForMaskedLM, PreTrainedConfig
 
+from dmpo_lightning import DMPO, WDCE, Backbone, ConfidenceSampler, LoRA
 from dmpo_lightning.functional import denoising_cross_entropy, draw_masks
 from dmpo_lightning.models.llada import LLaDAConfig
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.models.parts import enable_checkpointing
-from dmpo_lightning.objectives import LogProbEstimator, MaskedPass, Objective, ObjectiveFootprint
-from dmpo_lightning.planning import Memory, Settings, Sharding, Workload, estimate_memory
-from dmpo_lightning.planning.parameters import describe
+from dmpo_lightning.objectives import Objective
+from dmpo_lightning.planning.memory import Memory, rehearsed
+from dmpo_lightning.planning.network import NoTokenizer, quantize
+from dmpo_lightning.planning.run import Run
+from dmpo_lightning.planning.strategy import Sharding
 from dmpo_lightning.policy import Policy, evaluating
-from dmpo_lightning.samplers import Sampler
+from dmpo_lightning.samplers import Canvas, Sampler
 from dmpo_lightning.schedule import Schedule
 
 ROWS, PROMPT, LENGTH, REPLICATES = 4, 16, 32, 4
 SIZES = {"small": (128, 4, 2048), "large": (256, 6, 8192), "of a GPU": (512, 8, 32768)}
-"""Width, blocks, vocabulary."""
+"""Width, layers, vocabulary."""
 
 
 def small_config(size: str, **changes) -> LLaDAConfig:
-    width, blocks, vocab_size = SIZES[size]
+    width, layers, vocab_size = SIZES[size]
     settings = {
         "d_model": width,
-        "n_layers": blocks,
+        "n_layers": layers,
         "n_heads": width // 32,
         "mlp_hidden_size": 3 * width,
         "vocab_size": vocab_size,
@@ -39,41 +42,52 @@ def small_config(size: str, **changes) -> LLaDAConfig:
     return LLaDAConfig(**(settings | changes))
 
 
-def small_settings(**changes) -> Settings:
-    """Full fine-tuning in float32 on one CPU, two micro-batches per step."""
-    accumulation, rows = changes.pop("accumulation", 2), changes.pop("rows", ROWS)
-    work = Workload(
-        prompt_length=PROMPT,
-        completion_length=LENGTH,
-        schedule=Schedule(
-            group_size=rows, prompts_per_buffer=1, micro_batch_size=rows, accumulation=accumulation, ranks=1
-        ),
-        objective=ObjectiveFootprint(training=MaskedPass.over(LENGTH, replicates=REPLICATES)),
-    )
-    settings = {
-        "model": "small",
-        "dtype": "float32",
-        "random_weights": False,
-        "adapter": None,
-        "quantization": None,
-        "gradient_checkpointing": False,
-        "precision": None,
-        "strategy": "auto",
-        "devices": 1,
-        "nodes": 1,
-        "on_cpu": True,
-        "optimizer": "torch.optim.AdamW",
-        "momentum": 0.0,
-        "reference_copy": False,
-        "reference_refreshed": False,
-        "workload": work,
-    }
-    return Settings(**(settings | changes))
+def small_run(
+    config: PreTrainedConfig,
+    *,
+    dtype: str = "float32",
+    adapter: LoRA | None = None,
+    quantization: str | None = None,
+    checkpointing: bool = False,
+    precision: str = "32-true",
+    accumulation: int = 2,
+    rows: int = ROWS,
+    sharding: Sharding | None = None,
+    on_cpu: bool = True,
+    **options,
+) -> Run:
+    """A run of `DMPO`, in float32 on one CPU, two micro-batches per step."""
+    with torch.device("meta"):
+        model = AutoModelForMaskedLM.from_config(config, dtype=getattr(torch, dtype))
+        if quantization is not None:
+            quantize(model)
+        backbone = Backbone(
+            model,
+            tokenizer=NoTokenizer(config),
+            adapter=adapter,
+            quantization=quantization,
+            gradient_checkpointing=checkpointing,
+        )
+        settings = {
+            "objective": WDCE(reward_temperature=0.1, replicates=REPLICATES),
+            "sampler": ConfidenceSampler(block_length=16),
+            "completion_length": LENGTH,
+            "group_size": rows,
+            "micro_batch_size": rows,
+        }
+        module = DMPO(backbone, **(settings | options))
+    schedule = Schedule(rows, accumulation, rows, accumulation=accumulation)
+    return Run("small", module, schedule, PROMPT, LENGTH, sharding or Sharding("alone"), precision, on_cpu)
 
 
-def predicted(config: PreTrainedConfig, settings: Settings, sharding: Sharding | None = None) -> Memory:
-    architecture = describe(config, name="small", dtype=settings.dtype)
-    return estimate_memory(settings, architecture, sharding or Sharding("single device"))
+def training_peak(memory: Memory) -> float:
+    """Bytes at the worst moment of an optimizer step, without the reference and the rollouts."""
+    stays = sum(memory.resident[name] for name in ("weights", "gradients", "optimizer"))
+    return stays + max(memory.phases[name].peak for name in ("training", "optimizer step"))
+
+
+def planned(config: PreTrainedConfig, **changes) -> Memory:
+    return rehearsed(small_run(config, **changes))
 
 
 class SmallRun:
@@ -82,16 +96,26 @@ class SmallRun:
     def __init__(
         self,
         config: PreTrainedConfig,
-        settings: Settings,
         *,
+        dtype: str = "float32",
+        adapter: LoRA | None = None,
+        checkpointing: bool = False,
+        precision: str = "32-true",
+        accumulation: int = 2,
+        rows: int = ROWS,
         model: nn.Module | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.settings, self.rows = settings, settings.workload.schedule.group_size
-        with torch.device(device):
-            self.model: nn.Module = (_small_model(config, settings) if model is None else model).train()
+        self.precision, self.accumulation, self.rows = precision, accumulation, rows
+        if model is None:
+            with torch.device(device):
+                model = AutoModelForMaskedLM.from_config(config).to(getattr(torch, dtype))
+            if checkpointing:
+                enable_checkpointing(model)
+            model = model if adapter is None else adapter.apply(model)
+        self.model: nn.Module = model.train()
         self.policy = Policy(self.model, load_tokenizer("sudoku_tiny"), with_reference=False)
-        if settings.precision == "bf16-true":
+        if precision == "bf16-true":
             self.policy.to(torch.bfloat16)
         self.policy.to(device)
         self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad])
@@ -103,7 +127,7 @@ class SmallRun:
 
     def micro_batch(self, *, is_first: bool) -> None:
         mask = torch.ones_like(self.prompt, dtype=torch.bool)
-        with torch.autocast(self.prompt.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16-mixed"):
+        with torch.autocast(self.prompt.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
             log_probs = self.policy.completion_log_probs(self.prompt, mask, self.completion, self.masks)
             loss = denoising_cross_entropy(log_probs, self.masks, blocks=self.blocks).mean()
         del log_probs
@@ -112,7 +136,7 @@ class SmallRun:
         loss.backward()
 
     def step(self) -> None:
-        for number in range(self.settings.workload.schedule.accumulation):
+        for number in range(self.accumulation):
             self.micro_batch(is_first=number == 0)
         self.optimizer.step()
 
@@ -150,45 +174,39 @@ class SmallRun:
         return memory.peak - before
 
 
-def _small_model(config: PreTrainedConfig, settings: Settings) -> nn.Module:
-    model = AutoModelForMaskedLM.from_config(config).to(getattr(torch, settings.dtype))
-    if settings.gradient_checkpointing:
-        enable_checkpointing(model)
-    return model if settings.adapter is None else settings.adapter.apply(model)
-
-
-class UnstatedObjective(Objective):
-    """Of somebody else: trains, but does not say what it asks of the model."""
+class ForeignObjective(Objective):
+    """Of somebody else: scores each rollout in two forwards per buffer, and says nothing of it to anybody."""
 
     def __init__(self, *, replicates: int = 2) -> None:
         self.replicates = replicates
 
+    def _log_probs(self, policy, rows):
+        masks = draw_masks(rows.keys, length=rows.completion_ids.shape[1], replicates=self.replicates)
+        return policy.completion_log_probs(rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks)
+
     def prepare(self, policy, rollouts, *, rows_per_forward):
-        raise NotImplementedError
+        rows = rollouts.rows()
+        for start in range(0, len(rows), rows_per_forward):
+            for _ in range(2):
+                self._log_probs(policy, rows[start : start + rows_per_forward])
+        return {"weight": rollouts.reward}, {}
 
     def loss(self, policy, rows, targets, *, iteration, planned_rollouts):
-        raise NotImplementedError
+        # A count of what turned out so is a number that only a real run has.
+        log_probs = self._log_probs(policy, rows)
+        return -log_probs[log_probs < 0].sum() / max(1, int((log_probs < 0).sum())) - log_probs.mean(), {}
 
 
-class StatedObjective(UnstatedObjective):
-    """Of somebody else: three maskings of each rollout per buffer, in two forwards; no log_rnd."""
-
-    def footprint(self, *, completion_length, sampler, reference_is_current=False):
-        return ObjectiveFootprint(
-            training=MaskedPass.over(completion_length, replicates=self.replicates),
-            per_buffer=(MaskedPass(maskings=3, positions=3.0 * completion_length, forwards=2),),
-        )
-
-
-class UnstatedEstimator(LogProbEstimator):
-    """Of somebody else: does not say what it asks of the model."""
-
-    def rows_log_prob(self, policy, rows, *, reference):
-        raise NotImplementedError
-
-
-class UnstatedSampler(Sampler):
-    """Of somebody else, which is bounded by what any sampler asks for."""
+class ForeignSampler(Sampler):
+    """Of somebody else: from left to right, as long as the model is sure of anything."""
 
     def sample(self, policy, prompt_ids, prompt_mask, *, completion_length, keys):
-        raise NotImplementedError
+        canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length, keys)
+        for step in range(completion_length):
+            positions = torch.full((len(keys), 1), step)
+            draw = canvas.draw(canvas.logits(positions), positions, step, self.draw_options)
+            canvas.reveal(positions, draw, step)
+            # A question to the numbers: a token whose probability is below 2.
+            if not bool((draw.confidence < 2).any()):
+                break
+        return canvas.samples()

@@ -22,6 +22,7 @@ def said_by(name: str) -> list[tuple[str, str, str]]:
 COMMENTS = [each for name in shipped_configs() for each in said_by(name)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "gibibytes", "command"), COMMENTS)
 def test_a_comment_names_what_plan_prints(name, gibibytes, command, capsys):
     assert main([*shlex.split(command), "--json"]) in (0, None)

@@ -192,9 +192,19 @@ def tokenizer_source(model: Any) -> Any:
     return options.get("tokenizer") or options.get("model")
 
 
-def command_line(arguments: Sequence[str], **options: Any) -> DMPOCLI:
+class ParsedOnly(DMPOCLI):
+    """Stops when it has parsed, and seeds nothing."""
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _set_seed(self) -> None:
+        pass
+
+
+def command_line(arguments: Sequence[str], cli: type[DMPOCLI] = DMPOCLI, **options: Any) -> DMPOCLI:
     """Parses, and runs unless ``options`` of `LightningCLI` say otherwise."""
-    return DMPOCLI(
+    return cli(
         PolicyModule,
         LightningDataModule,
         subclass_mode_model=True,

@@ -69,15 +69,15 @@ class MaskedSFT(PolicyModule):
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         # This number counts over all epochs, so that each epoch meets fresh masks.
-        loss = self._loss(batch, number=self.trainer.fit_loop.total_batch_idx)
+        loss = self.loss(batch, number=self.trainer.fit_loop.total_batch_idx)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: DemonstrationBatch, batch_idx: int) -> None:
         # The same masks at every validation, so that the losses of two validations share their noise.
-        self.log("val/loss", self._loss(batch, number=-1), prog_bar=True, batch_size=len(batch), sync_dist=True)
+        self.log("val/loss", self.loss(batch, number=-1), prog_bar=True, batch_size=len(batch), sync_dist=True)
 
-    def _loss(self, batch: DemonstrationBatch, *, number: int) -> Tensor:
+    def loss(self, batch: DemonstrationBatch, *, number: int) -> Tensor:
         length, limit = batch.prompt_ids.shape[1] + batch.completion_ids.shape[1], self.policy.max_length
         if limit is not None and length > limit:
             raise ValueError(

@@ -2,9 +2,7 @@
 
 from dmpo_lightning.objectives.base import (
     Diagnostics,
-    MaskedPass,
     Objective,
-    ObjectiveFootprint,
     Targets,
     score_rollouts,
 )
@@ -18,9 +16,7 @@ __all__ = [
     "Diagnostics",
     "ElboEstimator",
     "LogProbEstimator",
-    "MaskedPass",
     "Objective",
-    "ObjectiveFootprint",
     "Targets",
     "TrajectoryEstimator",
     "score_rollouts",

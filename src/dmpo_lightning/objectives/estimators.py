@@ -15,10 +15,9 @@ from dmpo_lightning.functional import (
     trajectory_log_prob,
     trajectory_masks,
 )
-from dmpo_lightning.objectives.base import MaskedPass, score_rollouts
+from dmpo_lightning.objectives.base import score_rollouts
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import RolloutRows, Rollouts, check_counts
-from dmpo_lightning.samplers.base import Sampler
 
 
 class LogProbEstimator(ABC):
@@ -33,18 +32,6 @@ class LogProbEstimator(ABC):
 
     def validate(self, sampler: object) -> None:  # noqa: B027  optional hook
         """Raises ValueError where the estimate would mean nothing for rollouts of this sampler."""
-
-    def footprint(self, *, completion_length: int, sampler: Sampler) -> MaskedPass:
-        """What one estimate of all rollouts asks of the model, for `dmpo-lightning plan`. Training does not need it.
-
-        Raises:
-            ValueError: the estimator does not say.
-        """
-        raise ValueError(
-            f"`plan` cannot tell what {type(self).__name__} asks of the model; give it a method "
-            "`footprint(self, *, completion_length, sampler)` that returns a MaskedPass (see "
-            "dmpo_lightning.objectives.base)."
-        )
 
     @abstractmethod
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
@@ -118,9 +105,6 @@ class ElboEstimator(LogProbEstimator):
         check_replicates(samples, antithetic=antithetic, name="samples")
         self.samples, self.antithetic = samples, antithetic
 
-    def footprint(self, *, completion_length: int, sampler: Sampler) -> MaskedPass:
-        return MaskedPass.over(completion_length, replicates=self.samples)
-
     def rows_log_prob(self, policy: Policy, rows: RolloutRows, *, reference: bool) -> Float[Tensor, " rows"]:
         # No pass and no step is part of the key. All estimates of a rollout are on the same masks, those of the two
         # sides of log_rnd and the later ones of the `policy` baseline.
@@ -151,14 +135,6 @@ class TrajectoryEstimator(LogProbEstimator):
     def __init__(self, steps_per_forward: int = 4) -> None:
         check_counts(steps_per_forward=steps_per_forward)
         self.steps_per_forward = steps_per_forward
-
-    def footprint(self, *, completion_length: int, sampler: Sampler) -> MaskedPass:
-        """Each step is a masking whose log-probs are needed where it revealed a token, and nowhere else."""
-        steps = sampler.num_steps(completion_length)
-        at_once = min(steps, self.steps_per_forward)
-        return MaskedPass(
-            maskings=at_once, positions=completion_length * at_once / steps, forwards=-(-steps // at_once)
-        )
 
     def validate(self, sampler: object) -> None:
         if not getattr(sampler, "order_is_independent", False):

@@ -24,13 +24,12 @@ from dmpo_lightning.functional import (
     wdce_loss,
 )
 from dmpo_lightning.functional.losses import NegativeTerm
-from dmpo_lightning.objectives.base import Diagnostics, MaskedPass, ObjectiveFootprint, Targets
+from dmpo_lightning.objectives.base import Diagnostics, Targets
 from dmpo_lightning.objectives.estimators import LogProbEstimator, masked_log_probs
 from dmpo_lightning.objectives.weighted import WeightedObjective, Weighting
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rewards.functions import check_function
 from dmpo_lightning.rollout import RolloutRows, Rollouts
-from dmpo_lightning.samplers.base import Sampler
 from dmpo_lightning.tasks.base import check_choice
 
 BaselineName = Literal["none", "group", "negative", "policy"]
@@ -118,20 +117,6 @@ class WDCE(WeightedObjective):
         self.prompt_weight, self.baseline, self.baseline_scale = prompt_weight, baseline, baseline_scale
         self.negative_term, self.uninformative_groups = negative_term, uninformative_groups
         self.replicates, self.antithetic, self.weight_tolerance = replicates, antithetic, weight_tolerance
-
-    def footprint(
-        self, *, completion_length: int, sampler: Sampler, reference_is_current: bool = False
-    ) -> ObjectiveFootprint:
-        """The ``policy`` baseline scores the behaviour policy once per buffer, and the current one before each step."""
-        passes = self.log_rnd_passes(
-            completion_length=completion_length, sampler=sampler, reference_is_current=reference_is_current
-        )
-        training = MaskedPass.over(completion_length, replicates=self.replicates)
-        per_step: tuple[MaskedPass, ...] = ()
-        if self.baseline == "policy":
-            per_step = (self.estimator.footprint(completion_length=completion_length, sampler=sampler),)
-            passes += () if self.estimator.behaviour_is_recorded else per_step
-        return ObjectiveFootprint(training=training, per_buffer=passes, per_step=per_step)
 
     def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:
         weighting = self.weigh(policy, rollouts, rows_per_forward=rows_per_forward)

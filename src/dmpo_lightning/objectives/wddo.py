@@ -5,12 +5,11 @@ import math
 from torch import Tensor
 
 from dmpo_lightning.functional import Purpose, check_replicates, elbo, fold_in, wddo_loss
-from dmpo_lightning.objectives.base import Diagnostics, MaskedPass, ObjectiveFootprint, Targets, score_rollouts
+from dmpo_lightning.objectives.base import Diagnostics, Targets, score_rollouts
 from dmpo_lightning.objectives.estimators import LogProbEstimator, masked_log_probs
 from dmpo_lightning.objectives.weighted import WeightedObjective
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import RolloutRows, Rollouts
-from dmpo_lightning.samplers.base import Sampler
 
 
 class WDDO(WeightedObjective):
@@ -53,16 +52,6 @@ class WDDO(WeightedObjective):
             raise ValueError(f"`beta` must be positive and finite, got {beta}.")
         check_replicates(replicates, antithetic=antithetic)
         self.beta, self.replicates, self.antithetic = beta, replicates, antithetic
-
-    def footprint(
-        self, *, completion_length: int, sampler: Sampler, reference_is_current: bool = False
-    ) -> ObjectiveFootprint:
-        """The behaviour policy is scored once per buffer on the masks that the loss uses."""
-        own = MaskedPass.over(completion_length, replicates=self.replicates)
-        log_rnd = self.log_rnd_passes(
-            completion_length=completion_length, sampler=sampler, reference_is_current=reference_is_current
-        )
-        return ObjectiveFootprint(training=own, per_buffer=(*log_rnd, own))
 
     def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:
         weighting = self.weigh(policy, rollouts, rows_per_forward=rows_per_forward)

@@ -8,11 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dmpo_lightning.functional import adaptive_proximal_coefficient, effective_sample_size, importance_weights
-from dmpo_lightning.objectives.base import Diagnostics, MaskedPass, Objective
+from dmpo_lightning.objectives.base import Diagnostics, Objective
 from dmpo_lightning.objectives.estimators import ElboEstimator, LogProbEstimator
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import Rollouts
-from dmpo_lightning.samplers.base import Sampler
 
 
 @dataclass(frozen=True)
@@ -82,15 +81,6 @@ class WeightedObjective(Objective):
                 f"`group_size` must be at least 2: weights compare the rollouts of one prompt, got {group_size}."
             )
         self.estimator.validate(sampler)
-
-    def log_rnd_passes(
-        self, *, completion_length: int, sampler: Sampler, reference_is_current: bool
-    ) -> tuple[MaskedPass, ...]:
-        """The passes that log_rnd costs: one for each side of the difference that is neither recorded nor zero."""
-        if reference_is_current:
-            return ()
-        one = self.estimator.footprint(completion_length=completion_length, sampler=sampler)
-        return (one,) if self.estimator.behaviour_is_recorded else (one, one)
 
     def weigh(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> Weighting:
         """Estimates log_rnd, chooses c and weights the rollouts."""

@@ -1,34 +1,44 @@
-"""Memory per GPU: what stays for the whole run, and what each phase adds."""
+"""One rollout buffer, run without its numbers: its forwards, its arithmetic and its memory, phase by phase.
 
-from dataclasses import dataclass
+Code and allocations are those of training on a CPU (`Rehearsal`). Of a GPU it is assumed that attention never holds its
+scores, that dropout keeps booleans, and that optimizers update all weights at once.
+"""
 
-from dmpo_lightning.objectives import MaskedPass
-from dmpo_lightning.planning.activations import INT64, Activations, Head
-from dmpo_lightning.planning.parameters import Architecture, Parameters, adapted_linears, count_parameters
-from dmpo_lightning.planning.precision import Precision
-from dmpo_lightning.planning.settings import Settings
-from dmpo_lightning.planning.strategy import Sharding
-from dmpo_lightning.planning.workload import Workload
-from dmpo_lightning.samplers import SamplingFootprint
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmpo_lightning.data.demonstrations import DemonstrationBatch
+from dmpo_lightning.models.kv_cache import Columns
+from dmpo_lightning.models.parts import layers_of
+from dmpo_lightning.planning.rehearsal import Rehearsal, drop_by_booleans
+from dmpo_lightning.planning.run import Run
+from dmpo_lightning.policy import Policy, evaluating
+from dmpo_lightning.rewards.scores import Scores
+from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, Rollouts
 
 GIB = 1024**3
 RUNTIME = 1.0 * GIB
-"""CUDA context, cuBLAS work space and fragmentation, on top of tensors. The tests, on processors, cannot check it."""
-
-_STATES = {"AdamW": 2.0, "Adam": 2.0, "NAdam": 2.0, "RAdam": 2.0, "Adamax": 2.0, "RMSprop": 1.0, "Adagrad": 1.0}
-"""Optimizer states per parameter, in the parameter's own type."""
-_EIGHT_BIT = ("8bit", "8bits")
+"""CUDA context, cuBLAS work space and fragmentation, on top of tensors. The tests, on CPUs, cannot check it."""
+PHASES = ("training", "optimizer step", "sampling", "scoring")
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Bytes that a phase of the run needs beside what stays.
-
-    ``peak`` is its worst moment, which may be less than the sum of its ``parts``: not all of them exist at once.
+    """What a phase of one buffer takes on one rank: bytes at its worst moment beside what stays, of which ``parts`` are
+    known; calls of the model at most, rows of the largest, and the operations of all.
     """
 
-    parts: dict[str, float]
-    peak: float
+    peak: float = 0.0
+    forwards: int = 0
+    rows: int = 0
+    flops: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,11 +47,9 @@ class Memory:
 
     resident: dict[str, float]
     phases: dict[str, Phase]
-
-    @property
-    def resident_total(self) -> float:
-        """All that stays."""
-        return sum(self.resident.values())
+    checkpoint: float
+    """Bytes of a checkpoint, over all ranks: trained weights, the optimizer's states, a refreshed reference, rollouts.
+    """
 
     @property
     def worst_phase(self) -> str:
@@ -51,236 +59,264 @@ class Memory:
     @property
     def peak(self) -> float:
         """All tensors at the worst moment."""
-        return self.resident_total + self.phases[self.worst_phase].peak
+        return sum(self.resident.values()) + self.phases[self.worst_phase].peak
 
 
 @dataclass(frozen=True)
-class Contents:
-    """Bytes that a checkpoint holds, over all ranks but for the rollouts, which are those of one."""
+class Held:
+    """Bytes of a policy's weights: of the network with its adapters, of the reference's own, of those trained."""
 
-    weights: float
-    optimizer: float
+    network: float
     reference: float
-    rollouts: float
+    trained: float
+
+    @classmethod
+    def of(cls, policy: Policy) -> "Held":
+        """What a policy holds, whole."""
+        frozen = set(policy.reference.parameter_names(policy.model))
+        reference = _bytes(weight for name, weight in policy.named_parameters() if name in frozen)
+        return cls(_bytes(policy.parameters()) - reference, reference, _bytes(trained_weights(policy)))
 
 
-def checkpoint_contents(settings: Settings, architecture: Architecture, sharding: Sharding) -> Contents:
-    """What `PolicyModule` saves: what is trained, the optimizer's states, a renewed reference and the buffer."""
-    estimate = _Estimate(settings, architecture, sharding)
-    return Contents(
-        weights=estimate.gradient_bytes(),
-        optimizer=estimate.optimizer_bytes(),
-        reference=estimate.reference_bytes() if settings.reference_refreshed else 0.0,
-        rollouts=estimate.rollout_bytes(),
-    )
+def trained_weights(policy: Policy) -> list[Any]:
+    """The parameters that an optimizer gets."""
+    return [parameter for parameter in policy.parameters() if parameter.requires_grad]
 
 
-def estimate_memory(settings: Settings, architecture: Architecture, sharding: Sharding) -> Memory:
-    """The memory of one rank, from `Activations`, `Head` and the sharding rules."""
-    return _Estimate(settings, architecture, sharding).memory()
+def rehearsed(run: Run) -> Memory:
+    """The memory and the forwards of one rank."""
+    policy, rehearsal = run.module.policy, Rehearsal()
+    if run.dtype is not None and not run.is_mixed:
+        policy.to(run.dtype)
+    held = Held.of(policy)
+    if run.is_mixed and run.sharding.weights > 1:
+        # Strategies that divide weights cast them before they gather them, and the states follow the weights.
+        policy.to(run.dtype)
+    rehearsal.imagine(policy)
+    if not run.on_cpu:
+        drop_by_booleans(policy)
+    with rehearsal:
+        return on_ranks(run, held, RehearsedBuffer(run, rehearsal))
 
 
-class _Estimate:
-    """The arithmetic of `estimate_memory`, with what its terms share."""
+class Forwards:
+    """Counts the forwards of a policy. Of those without gradient each kind is run once.
 
-    def __init__(self, settings: Settings, architecture: Architecture, sharding: Sharding) -> None:
-        self.settings, self.architecture, self.sharding = settings, architecture, sharding
-        self.work: Workload = settings.workload.of_blocks(architecture.block_size)
-        self.parameters: Parameters = count_parameters(architecture, settings.adapter)
-        self.precision = Precision.of(
-            dtype=settings.dtype, trainer=settings.precision, quantization=settings.quantization
+    A sampler calls the model hundreds of times, mostly for as many tokens as before. What the later forwards take was
+    seen in the first, and none of them has numbers.
+    """
+
+    def __init__(self, policy: Policy, rehearsal: Rehearsal) -> None:
+        self.rehearsal, self.vocab_size, self.count, self.rows = rehearsal, policy.facts.vocab_size, 0, 0
+        self._seen: dict[Any, tuple[float, torch.dtype]] = {}
+        self._predictor, policy.predictor = policy.predictor, self.predictor  # type: ignore[method-assign]
+
+    @contextmanager
+    def predictor(self, reference: bool) -> Iterator[Any]:
+        """In the place of `Policy.predictor`."""
+        with self._predictor(reference) as predict:
+            yield partial(self._counted, predict, reference)
+
+    def _counted(
+        self, predict: Any, reference: bool, ids: Tensor, mask: Tensor | None, *, positions: Tensor, **options: Any
+    ) -> Tensor:
+        self.count, self.rows = self.count + 1, max(self.rows, len(ids))
+        at, scores = options.get("columns", Columns()), "targets" in options
+        # The longest attention to a growing cache is that of its last columns.
+        is_last = at.cache is not None and at.start + ids.shape[1] == at.cache.attention_mask.shape[1]
+        kind = reference, ids.shape, mask is None, scores, at.cache is None, is_last
+        if torch.is_grad_enabled() or kind not in self._seen:
+            before = self.rehearsal.flops
+            result: Tensor = predict(ids, mask, positions=positions, **options)
+            self._seen[kind] = self.rehearsal.flops - before, result.dtype
+            return result
+        flops, dtype = self._seen[kind]
+        self.rehearsal.flops += flops
+        return torch.zeros(positions.shape if scores else (*positions.shape, self.vocab_size), dtype=dtype)
+
+
+class RehearsedBuffer:
+    """One buffer of a run on one rank: its phases in their order, as its module runs them."""
+
+    def __init__(self, run: Run, rehearsal: Rehearsal) -> None:
+        self.run, self.rehearsal, self.policy = run, rehearsal, run.module.policy
+        self.forwards = Forwards(self.policy, rehearsal)
+        self.phases: dict[str, Phase] = {}
+        self.merged_bytes = self.rollout_bytes = 0.0
+        rollouts = None if run.module.sampler is None else self._sample(run.module)
+        buffer = None if rollouts is None else self._score(run.module, rollouts)
+        trained = trained_weights(self.policy)
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
+        self.state_bytes = self._optimize(trained)
+        self._train(trained, buffer)
+        self.phases = {name: self.phases[name] for name in PHASES if name in self.phases}
+
+    @contextmanager
+    def _phase(self, name: str, times: int = 1) -> Iterator[None]:
+        """Inside is what one of ``times`` equal parts of a phase runs. What was counted under the name is kept."""
+        rehearsal, forwards, earlier = self.rehearsal, self.forwards, self.phases.get(name, Phase())
+        forwards.count, forwards.rows = 0, earlier.rows
+        before, flops, rehearsal.peak = rehearsal.live, rehearsal.flops, rehearsal.live
+        yield
+        self.phases[name] = replace(
+            earlier,
+            peak=max(earlier.peak, rehearsal.peak - before),
+            forwards=earlier.forwards + times * forwards.count,
+            rows=forwards.rows,
+            flops=earlier.flops + times * (rehearsal.flops - flops),
         )
-        self.activations = Activations(architecture, self.precision, settings.adapter, settings.on_cpu)
-        is_learned = settings.adapter is None
-        self.head = Head(architecture.vocab_size, architecture.width, self.precision, is_learned)
 
-    def memory(self) -> Memory:
-        phases = {"training": self.training(), "optimizer step": self.optimizer_step()}
-        if self.work.sampling is not None:
-            phases["sampling"] = self.sampling(self.work.sampling)
-        if self.work.scoring_passes:
-            phases["scoring"] = self.scoring()
-        return Memory(self.resident(), phases)
+    def _autocast(self) -> Any:
+        return torch.autocast("cpu", self.run.dtype or torch.bfloat16, enabled=self.run.is_mixed)
 
-    # What stays -------------------------------------------------------------------------------------------------------
+    def _prompts(self, rows: int) -> tuple[Tensor, Tensor]:
+        prompts = torch.zeros(rows, self.run.prompt_length, dtype=torch.int64)
+        return prompts, torch.ones_like(prompts, dtype=torch.bool)
 
-    def resident(self) -> dict[str, float]:
-        # DDP reduces gradients through buckets, which hold a second copy of all of them.
-        buckets = 2 if self.sharding.bucketed else 1
-        return {
-            "weights": (self.base_bytes() + self.adapter_bytes()) / self.sharding.weights,
-            "reference": self.reference_bytes() / self.sharding.weights,
-            "gradients": self.gradient_bytes() / self.sharding.gradients * buckets,
-            "optimizer": 0.0 if self.sharding.offloads_optimizer else self.optimizer_bytes() / self.sharding.optimizer,
-            "rollouts": self.rollout_bytes(),
-        } | ({"merged weights": self.merged_bytes()} if self.settings.sample_merged else {})
+    def _sample(self, module: Any) -> Rollouts:
+        """The rollouts of a buffer, of which one forward's rows are sampled, and copied to all others."""
+        schedule, length = self.run.schedule, self.run.completion_length
+        count, shape = schedule.buffer_rollouts, (schedule.prompts_per_buffer, schedule.group_size)
+        rows = min(module.rows_per_forward or count, count)
+        (prompts, mask), keys = self._prompts(count), torch.arange(count)
+        if module.sample_merged:
+            before = self.rehearsal.live
+            with self.policy.merged():
+                self.merged_bytes = float(self.rehearsal.live - before)
+        merged = self.policy.merged() if module.sample_merged else nullcontext()
+        times = -(-count // rows) * schedule.sampling_rounds
+        with evaluating(self.policy), merged, self._autocast(), self._phase("sampling", times):
+            options: Any = {"completion_length": length, "keys": keys[:rows]}
+            samples = module.sampler.sample(self.policy, prompts[:rows], mask[:rows], **options)
+            # Where a sampler reveals more as it is surer, the most that it takes is what it says.
+            self.forwards.count = max(self.forwards.count, module.sampler.num_steps(length))
+        drawn = [each[keys % rows].unflatten(0, shape) for each in vars(samples).values()]
+        # Rewards that differ, but little: no group is left out, and no rollout is of negligible weight.
+        reward = (torch.linspace(0, 0.1, shape[1]) ** 2).expand(shape).clone()
+        first = slice(None, None, shape[1])
+        batch = PromptBatch(prompts[first], mask[first], keys[: shape[0]], [None] * shape[0], mask[first, 0])
+        self.rollout_bytes = _bytes([prompts[first], mask[first], *drawn])
+        return Rollouts(
+            prompts=batch,
+            completion_ids=drawn[0],
+            keys=keys.view(shape),
+            reveal_step=drawn[1],
+            sampled_log_prob=drawn[2],
+            scores=Scores(components={}, total=reward, failures=0),
+            order_is_independent=module.sampler.order_is_independent,
+            temperature=module.sampler.temperature,
+        )
 
-    def base_bytes(self) -> float:
-        # Quantisation reaches the blocks' linear layers alone, and neither embeddings, norms and biases nor the head.
-        linear = self.architecture.block_linear_parameters
-        return linear * self.precision.block_linear + (self.architecture.total - linear) * self.precision.weight
+    def _score(self, module: Any, rollouts: Rollouts) -> RolloutBuffer:
+        """The buffer with its targets. What is scored before each optimizer step counts as scoring too."""
+        schedule, policy = self.run.schedule, self.policy
+        rows = module.rows_per_forward or schedule.micro_batch_size
+        if module.reference_refresh_interval == 1:
+            policy.refresh_reference()
+        buffer = RolloutBuffer(num_iterations=1, micro_batch_size=schedule.micro_batch_size)
+        with evaluating(policy), self._autocast():
+            with self._phase("scoring"):
+                targets, _ = module.objective.prepare(policy, rollouts, rows_per_forward=rows)
+            buffer.fill(rollouts, dict(targets))
+            with self._phase("scoring", schedule.num_iterations):
+                while not buffer.needs_rollouts:
+                    groups = buffer.groups_of_next(schedule.accumulation)
+                    module.objective.before_step(policy, rollouts, buffer.targets, groups, rows_per_forward=rows)
+                    buffer.position += schedule.accumulation
+        buffer.position = 0
+        return buffer
 
-    def adapter_bytes(self) -> float:
-        return self.parameters.trainable_count * self.precision.adapter if self.settings.adapter else 0.0
+    def _optimize(self, trained: list[Any]) -> float:
+        """Bytes of the optimizer's states, which a first step makes. The second step is measured."""
+        optimizer: Any = self.run.module.optimizer_factory(trained)
+        if type(optimizer).__name__.lower().endswith(("8bit", "8bits")):
+            # Its kernels are those of a GPU. It keeps two states of one byte each.
+            self.phases["optimizer step"] = Phase()
+            return 2.0 * sum(parameter.numel() for parameter in trained)
+        for group in optimizer.param_groups:
+            if group.get("foreach", True) is None and not self.run.on_cpu:
+                group["foreach"] = True
+        optimizer.step()
+        with self._phase("optimizer step"):
+            optimizer.step()
+        return _bytes(value for state in optimizer.state.values() for value in state.values())
 
-    def merged_bytes(self) -> float:
-        """A merged copy has weights of its own for the adapted layers."""
-        if self.settings.adapter is None:
-            return 0.0
-        layers = adapted_linears(self.architecture, self.settings.adapter)
-        return self.precision.weight * sum(layer.in_features * layer.out_features for layer in layers)
+    def _train(self, trained: list[Any], buffer: RolloutBuffer | None) -> None:
+        """The forward and backward pass of a micro-batch, while gradients are held.
 
-    def reference_bytes(self) -> float:
-        """Full fine-tuning has a frozen copy. With adapters only a refreshed reference takes room."""
-        if self.settings.reference_copy:
-            return self.base_bytes()
-        return self.adapter_bytes() if self.settings.reference_refreshed else 0.0
+        Lightning clears them behind the first forward of an optimizer step. Where that is the only one, the backward
+        pass makes them anew, when the largest tensors are gone.
+        """
+        schedule, sharding = self.run.schedule, self.run.sharding
+        with self._phase("training", schedule.training_steps):
+            before = self.rehearsal.live
+            with self._autocast():
+                loss = self._demonstrated() if buffer is None else self._weighed(buffer)
+            kept = float(self.rehearsal.live - before)
+            if schedule.accumulation == 1 and sharding.gradients == 1:
+                for parameter in trained:
+                    parameter.grad = None
+            loss.backward()
+        self.phases["training"].parts["activations"] = kept
 
-    def trained_width(self) -> float:
-        return self.precision.adapter if self.settings.adapter else self.precision.weight
+    def _weighed(self, buffer: RolloutBuffer) -> Any:
+        iteration, rows, targets = buffer.next_micro_batch()
+        options: Any = {"iteration": iteration, "planned_rollouts": self.run.schedule.micro_batch_size}
+        return self.run.module.objective.loss(self.policy, rows, targets, **options)[0]
 
-    def gradient_bytes(self) -> float:
-        return self.parameters.trainable_count * self.trained_width()
+    def _demonstrated(self) -> Any:
+        rows = self.run.schedule.micro_batch_size
+        completions = torch.zeros(rows, self.run.completion_length, dtype=torch.int64)
+        batch = DemonstrationBatch(*self._prompts(rows), completions, torch.arange(rows))
+        return self.run.module.loss(batch, number=0)
 
-    def optimizer_bytes(self) -> float:
-        count, name = self.parameters.trainable_count, self.settings.optimizer.rpartition(".")[2]
-        if name.lower().endswith(_EIGHT_BIT):
-            # Two states of one byte each.
-            return 2.0 * count
+
+def on_ranks(run: Run, held: Held, buffer: RehearsedBuffer) -> Memory:
+    """What one of the ranks has of a buffer, by the rules of the strategy."""
+    sharding, trained = run.sharding, trained_weights(run.module.policy)
+    # The optimizer's are those of the weights as they are stored, which a gathering strategy has cast for the run.
+    stored = held.trained / _bytes(trained)
+    states, step = buffer.state_bytes * stored, buffer.phases["optimizer step"].peak * stored
+    whole = 4.0 * sum(parameter.numel() for parameter in trained)
+    if sharding.master_weights and held.trained < whole:
         # DeepSpeed steps a float32 copy of half-precision weights, so its states are float32 too.
-        if self.sharding.master_weights and self.trained_width() < 4:
-            return (_states(name, self.settings.momentum) + 1) * 4.0 * count
-        return _states(name, self.settings.momentum) * self.trained_width() * count
-
-    def rollout_bytes(self) -> float:
-        """Holds id, reveal step and log-prob of each completion token, and id and mask of each prompt token."""
-        if self.work.sampling is None:
-            return 0.0
-        completion, prompt = self.work.completion_length * (2 * INT64 + 4), self.work.prompt_length * (INT64 + 1)
-        return self.work.schedule.buffer_rollouts * completion + self.work.schedule.prompts_per_buffer * prompt
-
-    # What each phase adds ---------------------------------------------------------------------------------------------
-
-    def training(self) -> Phase:
-        work = self.work
-        columns = work.columns(work.objective.training.maskings)
-        tokens, positions = work.schedule.micro_batch_size * columns, work.training_positions
-        kept, block = self.kept(tokens, positions)
-        if work.block_size is not None:
-            # The mask of queries and keys, once for all blocks.
-            kept += tokens * columns * self.precision.attention
-        forward, backward = self.head.forward(positions), self.head.backward(positions)
-        # Without accumulation the optimizer has cleared the gradients, which `resident` counts, and the backward pass
-        # makes them again when the logits are gone.
-        freed = self.gradient_bytes() / self.sharding.gradients if work.schedule.accumulation == 1 else 0.0
-        held = self.weight_copies() | self.gathered(backward=True)
-        block += self.tied_gradient_bytes()
-        parts = {"activations": kept, "head": backward, "block in backward": block} | held
-        return Phase(parts, kept + sum(held.values()) + max(forward, max(backward, block) - freed))
-
-    def tied_gradient_bytes(self) -> float:
-        """The head's gradient waits for that of the embedding, if they are one weight, before both are added up."""
-        learned = self.settings.adapter is None and self.architecture.head_is_embedding
-        return self.architecture.head_parameters * self.trained_width() if learned else 0.0
-
-    def kept(self, tokens: float, positions: float) -> tuple[float, float]:
-        """Bytes that are kept until the backward pass, and bytes that the backward pass of a block adds."""
-        one_block, passing = self.activations.saved_per_token(), self.activations.backward_per_token()
-        head = positions * self.architecture.width * self.precision.compute
-        tail = tokens * self.activations.tail_per_token() + head
-        if self.settings.gradient_checkpointing:
-            return tokens * self.activations.inputs_per_token() + tail, tokens * (one_block + passing)
-        return tokens * one_block * self.architecture.blocks + tail, tokens * passing
-
-    def weight_copies(self) -> dict[str, float]:
-        """Autocast keeps a half-precision copy of each wide weight until the backward pass has used it."""
-        if not self.precision.autocast or self.precision.weight <= 2 or self.sharding.gathers:
-            return {}
-        linear = 0 if self.settings.quantization else self.architecture.block_linear_parameters
-        return {"weights in half precision": 2.0 * (linear + self.architecture.head_parameters)}
-
-    def gathered(self, *, backward: bool) -> dict[str, float]:
-        """Weights that exist for a while.
-
-        A layer stored in 4 bits is unpacked. Under sharding two blocks and all beside the blocks are whole at once, and
-        in the backward pass the gradients of a block, before they are divided. Where weights are gathered for
-        generation, all of them and the whole reference are there without a backward pass.
-        """
-        shape = self.architecture
-        largest = max((linear.in_features * linear.out_features for linear in shape.block_linears), default=0)
-        parts = {"layer out of 4 bits": 2.0 * largest} if self.settings.quantization else {}
-        if self.sharding.gathers:
-            # Embeddings, final norm and head are one unit (`shard_fsdp2`), which is there as long as a forward lasts.
-            outside = shape.total - shape.block_parameters * shape.blocks
-            blocks = 3 if backward and self.settings.adapter is None else 2
-            width = 2.0 if self.precision.autocast else self.precision.weight
-            if self.settings.gather_for_generation and not backward:
-                whole = width * shape.total * (2 if self.settings.reference_copy else 1)
-                parts["gathered weights"] = whole + self.adapter_bytes()
-            else:
-                parts["gathered weights"] = width * (outside + blocks * shape.block_parameters)
-        return parts
-
-    def sampling(self, asked: SamplingFootprint) -> Phase:
-        """Columns that see columns of their own need a mask of queries and keys."""
-        rows, columns = self.work.sampling_rows, self.work.sampling_columns
-        tokens, places = rows * columns, rows * asked.places
-        cache = {"key/value cache": self.cache_bytes(rows)} if asked.keeps_cache else {}
-        return self._without_gradient(
-            tokens,
-            self.head.sampling(places, asked),
-            in_blocks=self.mask_bytes(rows, columns) if asked.extra_columns else 0.0,
-            kept=cache,
-        )
-
-    def cache_bytes(self, rows: int) -> float:
-        """Rotated keys and values of every block for all columns of the rows, in buffers of their own."""
-        numbers = 2 * self.architecture.blocks * self.activations.key_width
-        return numbers * rows * self.work.cached_columns * self.precision.attention
-
-    def scoring(self) -> Phase:
-        """The largest of the passes without gradient."""
-        return max((self._scoring(each) for each in self.work.scoring_passes), key=lambda phase: phase.peak)
-
-    def _scoring(self, each: MaskedPass) -> Phase:
-        rollouts, columns = self.work.scored_rollouts, self.work.columns(each.maskings)
-        return self._without_gradient(
-            rollouts * columns,
-            self.head.scoring(rollouts * self.work.positions(each)),
-            in_blocks=self.mask_bytes(rollouts, columns) if self.work.block_size else 0.0,
-        )
-
-    def mask_bytes(self, rows: float, columns: int) -> float:
-        """A mask of queries and keys in the type of attention, and the two booleans that it is made of."""
-        return rows * columns**2 * (self.precision.attention + 2)
-
-    def _without_gradient(
-        self, tokens: float, logits: float, *, in_blocks: float = 0.0, kept: dict[str, float] | None = None
-    ) -> Phase:
-        """A forward whose worst moment is in a block, or at its logits, beside which the final hidden states exist.
-
-        ``in_blocks`` is there while the blocks run, and ``kept`` all the time.
-        """
-        passing, held = tokens * self.activations.passing_per_token(), self.gathered(backward=False) | (kept or {})
-        hidden = tokens * self.precision.stream * self.architecture.width
-        worst = max(passing + in_blocks, logits + hidden)
-        return Phase({"activations": passing, "logits": logits} | held, sum(held.values()) + worst)
-
-    def optimizer_step(self) -> Phase:
-        """On a GPU torch updates all parameters at once, which takes one more copy of them.
-
-        On a processor it updates one after another.
-        """
-        if self.sharding.offloads_optimizer:
-            return Phase({}, 0.0)
-        largest = self.architecture.largest_parameter if self.settings.adapter is None else 0
-        at_once = self.parameters.trainable_count / self.sharding.optimizer
-        temporary = (2 * largest if self.settings.on_cpu else at_once) * self.trained_width()
-        return Phase({"temporary": temporary}, temporary)
+        states = whole * (1 + states / held.trained)
+    if sharding.offloads_optimizer:
+        step = 0.0
+    resident = {
+        "weights": held.network / sharding.weights,
+        "reference": held.reference / sharding.weights,
+        # DDP reduces gradients through buckets, which hold a second copy of all of them.
+        "gradients": held.trained / sharding.gradients * (2 if sharding.bucketed else 1),
+        "optimizer": 0.0 if sharding.offloads_optimizer else states / sharding.optimizer,
+        "rollouts": buffer.rollout_bytes,
+    } | ({"merged weights": buffer.merged_bytes} if buffer.merged_bytes else {})
+    phases = buffer.phases | {"optimizer step": Phase(step / sharding.optimizer)}
+    if sharding.weights > 1:
+        phases = {name: _gathering(run, name, phase) for name, phase in phases.items()}
+    is_refreshed = getattr(run.module, "reference_refresh_interval", None) is not None
+    checkpoint = held.trained + states + is_refreshed * held.reference + buffer.rollout_bytes * run.schedule.ranks
+    return Memory(resident, phases, checkpoint)
 
 
-def _states(optimizer: str, momentum: float) -> float:
-    if optimizer == "SGD":
-        return 1.0 if momentum else 0.0
-    # An unknown optimizer counts as one of Adam's kind, the largest of those known.
-    return _STATES.get(optimizer, 2.0)
+def _gathering(run: Run, name: str, phase: Phase) -> Phase:
+    """A phase with the weights that are whole for a while where they are divided.
+
+    Embeddings, final norm and head are one unit (`shard_fsdp2`), which is there as long as a forward lasts. Beside it
+    are two layers, and in the backward pass of full fine-tuning the gradients of one before they are divided.
+    """
+    if not phase.forwards:
+        return phase
+    policy, is_training = run.module.policy, name == "training"
+    layers = [_bytes(layer.parameters()) for layer in layers_of(policy.model)]
+    gathered = _bytes(policy.model.parameters())
+    if is_training or not run.module.gather_for_generation:
+        gathered += (2 + (is_training and not policy.has_adapters)) * layers[0] - sum(layers)
+    else:
+        gathered += _bytes(policy.reference.parameters())
+    return replace(phase, peak=phase.peak + gathered, parts=phase.parts | {"gathered weights": gathered})
+
+
+def _bytes(tensors: Iterable[Any]) -> float:
+    return float(sum(each.numel() * each.element_size() for each in tensors))

@@ -1,81 +1,165 @@
-"""What a whole run takes: buffers, arithmetic, and the room of a checkpoint."""
+"""The run that a configuration describes, with its module as training makes it, but for the weights."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from dmpo_lightning.planning.memory import Contents
-from dmpo_lightning.planning.parameters import Architecture
-from dmpo_lightning.planning.settings import Settings
+import torch
+from jsonargparse import ArgumentParser
 
-REACHED = 300.0
-"""TFLOP/s of one GPU where nothing else is said: three tenths of what an H100 has on paper in bfloat16, which sampling
-reaches at best. It is an assumption and printed as one."""
+from dmpo_lightning.models.backbone import Backbone
+from dmpo_lightning.modules.base import PolicyModule
+from dmpo_lightning.planning.network import without_weights
+from dmpo_lightning.planning.strategy import Sharding, sharding_of
+from dmpo_lightning.schedule import Schedule
+
+PUBLISHED_PROMPT_CAP = 200
+"""Prompt tokens assumed where nothing says. It is the cap of the published recipe."""
+
+Options = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class WholeRun:
-    """Figures of the whole run. None where the configuration does not say how long it is.
+class Run:
+    """One run, whose ``module`` is a `DMPO` or a `MaskedSFT` with its weights on the meta device.
 
-    Args:
-        optimizer_steps: where the Trainer ends, by ``max_steps``.
-        buffers: rollout buffers of each rank until then, one more at least for each further epoch.
-        buffer_flops: of one buffer on one rank, from the products of weights and of attention. Caches of keys and
-            values are left out, so that it is a bound.
-        tflops: that a GPU is taken to reach, in 1e12 per second. None on a processor where nothing says.
-        checkpoint_bytes: of one checkpoint, over all ranks.
+    Without sampling (supervised fine-tuning) a buffer of the ``schedule`` is one optimizer step. ``prompt_length`` is
+    that of the longest prompt. ``max_steps`` is None without a limit. ``notes`` say what was assumed.
     """
 
-    optimizer_steps: int | None
-    buffers: int | None
-    buffer_flops: float
-    tflops: float | None
-    checkpoint_bytes: float
-
-    @classmethod
-    def of(
-        cls, settings: Settings, architecture: Architecture, contents: Contents, *, tflops: float | None
-    ) -> "WholeRun":
-        """The figures of a configuration whose memory is known."""
-        schedule, steps = settings.workload.schedule, settings.max_steps
-        return cls(
-            optimizer_steps=steps,
-            buffers=None if steps is None else -(-steps // schedule.optimizer_steps),
-            buffer_flops=_buffer_flops(settings, architecture),
-            tflops=tflops if tflops is not None or settings.on_cpu else REACHED,
-            # Each rank adds its rollouts. All else is there once, in parts or whole.
-            checkpoint_bytes=contents.weights
-            + contents.optimizer
-            + contents.reference
-            + contents.rollouts * settings.ranks,
-        )
+    model: str
+    module: Any
+    schedule: Schedule
+    prompt_length: int
+    completion_length: int
+    sharding: Sharding
+    precision: str = "32-true"
+    on_cpu: bool = False
+    max_steps: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
-    def hours(self) -> float | None:
-        """Of arithmetic, without rewards, waiting and evaluations."""
-        if self.buffers is None or self.tflops is None:
-            return None
-        return self.buffers * self.buffer_flops / (self.tflops * 1e12) / 3600
+    def is_mixed(self) -> bool:
+        """Whether the Trainer casts the inputs of layers, rather than the weights once and for all."""
+        return self.precision in ("16-mixed", "bf16-mixed", "16", "bf16")
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The type of which the Trainer's precision speaks, None for float32."""
+        names = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+        return names.get(self.precision.partition("-")[0])
 
 
-def _buffer_flops(settings: Settings, architecture: Architecture) -> float:
-    """Two operations per weight and token. The head is counted at the positions whose logits are taken."""
-    work = settings.workload.of_blocks(architecture.block_size)
-    rollouts, objective = work.schedule.buffer_rollouts, work.objective
-    length = work.length
-    # A backward pass computes the gradient of the inputs, and without an adapter that of the weights.
-    passes = 2 + (settings.adapter is None) + settings.gradient_checkpointing
-    shown = rollouts * work.schedule.num_iterations
-    tokens = passes * shown * work.columns(objective.training.maskings)
-    places = passes * shown * work.positions(objective.training)
-    for times, scored in ((rollouts, objective.per_buffer), (shown, objective.per_step)):
-        tokens += sum(times * each.forwards * work.columns(each.maskings) for each in scored)
-        places += sum(times * each.forwards * work.positions(each) for each in scored)
-    if work.sampling is not None:
-        # A step of a block-causal model computes its block alone, and once in a block's steps that before it too.
-        block = work.block_size
-        computed = length + work.sampling.extra_columns if block is None else block + 1
-        tokens += rollouts * work.sampling.forwards * computed
-        places += rollouts * work.sampling.forwards * work.sampling.places
-    # Scores and their sums over the values, each of a row's length times the width of the heads.
-    attention = 4 * length * architecture.heads * architecture.head_size * architecture.blocks
-    per_token = 2 * architecture.block_parameters * architecture.blocks + attention
-    return float(tokens * per_token + places * 2 * architecture.head_parameters)
+def read_run(config: Options, *, prompt_length: int | None = None) -> Run:
+    """Reads a merged configuration, a plain dictionary in which the parser has filled in all defaults.
+
+    Raises:
+        ValueError: nothing can be known about the model or the strategy. Settings that training would refuse.
+    """
+    trainer, options, data = config["trainer"], _init_args(config["model"]), _init_args(config.get("data"))
+    notes: list[str] = []
+    on_cpu = trainer.get("accelerator") == "cpu"
+    devices, nodes = _devices(trainer.get("devices"), [] if on_cpu else notes), int(trainer.get("num_nodes") or 1)
+    sharding = sharding_of(trainer.get("strategy") or "auto", devices=devices, nodes=nodes)
+    notes += [sharding.note] if sharding.note else []
+    model = options.get("model")
+    backbone = Backbone(model) if isinstance(model, str) else instantiate(model, Backbone)
+    _check(options, backbone, sharding)
+    blank = without_weights(backbone)
+    with torch.device("meta"):
+        module = instantiate(dict(config["model"], init_args=dict(options, model=blank)), PolicyModule)
+    ranks = Schedule(1, 1, 1, accumulation=int(trainer.get("accumulate_grad_batches") or 1), ranks=devices * nodes)
+    length, schedule = _schedule(module, data, ranks, notes)
+    if schedule.problem is not None:
+        raise ValueError(schedule.problem)
+    max_steps = int(trainer.get("max_steps") or -1)
+    return Run(
+        str(backbone.model),
+        module,
+        schedule,
+        prompt_length or data.get("max_prompt_length") or _assumed(module.policy.max_length, length, notes),
+        length,
+        sharding,
+        precision=str(trainer.get("precision") or "32-true"),
+        on_cpu=on_cpu,
+        # Lightning's -1 is no limit.
+        max_steps=max_steps if max_steps >= 0 else None,
+        notes=tuple(notes),
+    )
+
+
+def instantiate(spec: Any, wanted: type[Any]) -> Any:
+    """An object of a class from its ``class_path`` and ``init_args``, as the command line would make it."""
+    parser: Any = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=wanted)
+    # The method has this name since jsonargparse 4.49.
+    build = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    return build(parser.parse_object({"value": spec})).value
+
+
+def _check(options: Options, backbone: Backbone, sharding: Sharding) -> None:
+    """Raises ValueError for what no constructor refuses, but training."""
+    if not isinstance(backbone.model, str):
+        raise ValueError("`plan` needs `model.init_args.model` to be a hub id, a folder or an embedded name.")
+    if backbone.quantization is not None and sharding.divides:
+        raise ValueError(
+            f"`quantization` needs whole layers on each rank, but {sharding.name} divides them; use DDP "
+            "(`--config strategies/ddp.yaml`), or leave it out."
+        )
+    if options.get("gather_for_generation") and sharding.name.startswith("fsdp ("):
+        raise ValueError(
+            "`gather_for_generation` does not work under FSDP1; use FSDP2 (`--config strategies/fsdp2.yaml`)."
+        )
+
+
+def _schedule(module: Any, data: Options, ranks: Schedule, notes: list[str]) -> tuple[int, Schedule]:
+    """The length of a completion, and how rollouts or demonstrations are cut.
+
+    Our datamodules call a buffer's prompts ``prompts_per_buffer``. A plain loader of prompts has a ``batch_size``.
+    """
+    if module.sampler is None:
+        for name in ("completion_length", "batch_size"):
+            if not isinstance(data.get(name), int):
+                raise ValueError(f"`plan` needs `data.init_args.{name}`, got {data.get(name)!r}.")
+        # A demonstration stands alone, there is nothing to compare it with.
+        size, length = data["batch_size"], data["completion_length"]
+        return length, replace(ranks, prompts_per_buffer=size * ranks.accumulation, micro_batch_size=size)
+    prompts = data.get("prompts_per_buffer") or data.get("batch_size")
+    if prompts is None:
+        notes.append("one prompt per buffer is assumed, since the data has neither prompts_per_buffer nor batch_size")
+    return module.completion_length, replace(
+        ranks,
+        group_size=module.group_size,
+        prompts_per_buffer=max(1, (prompts or 1) // module.sampling_rounds),
+        sampling_rounds=module.sampling_rounds,
+        micro_batch_size=module.buffer.micro_batch_size,
+        num_iterations=module.buffer.num_iterations,
+    )
+
+
+def _assumed(max_length: int | None, completion_length: int, notes: list[str]) -> int:
+    """A length of prompts, where nothing says it. A small model may have less room beside the completion."""
+    room = PUBLISHED_PROMPT_CAP if max_length is None else max_length - completion_length
+    if room < 1:
+        raise ValueError(
+            f"`completion_length` {completion_length} leaves no room for a prompt in the {max_length} tokens of the "
+            f"model; at most {completion_length + room - 1} would."
+        )
+    length = min(PUBLISHED_PROMPT_CAP, room)
+    notes.append(f"prompts of {length} token{'s' * (length > 1)} are assumed; say --prompt_length N if yours differ")
+    return length
+
+
+def _devices(value: Any, notes: list[str]) -> int:
+    """A number of devices, a list of them, or a string of either."""
+    names = value if isinstance(value, list) else [part for part in str(value or "auto").split(",") if part.strip()]
+    if isinstance(value, list) or len(names) != 1:
+        return len(names)
+    if names[0].isdecimal():
+        return int(names[0])
+    notes.append(f"devices: {names[0]} counts as 1; say --trainer.devices N for more")
+    return 1
+
+
+def _init_args(spec: Options | None) -> Options:
+    return (spec or {}).get("init_args") or {}

@@ -18,7 +18,6 @@ class Sharding:
         master_weights: whether half-precision weights have a float32 copy beside the optimizer states (DeepSpeed).
         offloads_optimizer: whether the optimizer states lie in the memory of the machine.
         divides: whether the strategy is one that divides weights, on however many ranks. Quantised ones it must not.
-        gathers_in_forward_alone: whether weights cannot be gathered for generation (FSDP1).
         note: what is surprising about it, for people.
     """
 
@@ -30,13 +29,7 @@ class Sharding:
     master_weights: bool = False
     offloads_optimizer: bool = False
     divides: bool = False
-    gathers_in_forward_alone: bool = False
     note: str | None = None
-
-    @property
-    def gathers(self) -> bool:
-        """Whether weights are gathered block by block for each forward."""
-        return self.weights > 1
 
 
 def sharding_of(strategy: str | dict[str, Any], *, devices: int, nodes: int = 1) -> Sharding:
@@ -45,8 +38,8 @@ def sharding_of(strategy: str | dict[str, Any], *, devices: int, nodes: int = 1)
     Raises:
         ValueError: a strategy whose rules are not known.
     """
-    name, options = _named(strategy)
-    ranks, key = devices * nodes, name.rpartition(".")[2].lower()
+    name, options = (strategy, {}) if isinstance(strategy, str) else (strategy["class_path"], strategy.get("init_args"))
+    ranks, key, options = devices * nodes, name.rpartition(".")[2].lower(), options or {}
     if "deepspeed" in key or "zero" in key:
         return _deepspeed(key, options, ranks)
     if "modelparallel" in key or "fsdp2" in key:
@@ -55,17 +48,10 @@ def sharding_of(strategy: str | dict[str, Any], *, devices: int, nodes: int = 1)
         return _fsdp(key, options, devices, ranks)
     if "ddp" in key:
         # With views the gradients lie in the buckets themselves.
-        views = bool(options.get("gradient_as_bucket_view"))
-        return Sharding("ddp", bucketed=ranks > 1 and not views)
+        return Sharding("ddp", bucketed=ranks > 1 and not options.get("gradient_as_bucket_view"))
     if key in ("auto", "singledevicestrategy"):
         return Sharding("ddp", bucketed=True) if ranks > 1 else Sharding("single device")
     raise ValueError(f"`plan` knows the strategies auto, ddp, fsdp, fsdp2 and deepspeed (stage 1 to 3), got {name!r}.")
-
-
-def _named(strategy: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    if isinstance(strategy, str):
-        return strategy, {}
-    return strategy["class_path"], strategy.get("init_args") or {}
 
 
 def _fsdp2(shards: int | str, nodes: int) -> Sharding:
@@ -90,15 +76,7 @@ def _fsdp(key: str, options: dict[str, Any], devices: int, ranks: int) -> Shardi
         return Sharding("fsdp (no shard)", divides=True)
     # SHARD_GRAD_OP keeps whole weights between forward and backward.
     weights = 1 if plan == "SHARD_GRAD_OP" else shards
-    return Sharding(
-        f"fsdp ({plan.lower()})",
-        weights,
-        shards,
-        shards,
-        offloads_optimizer=offload,
-        divides=True,
-        gathers_in_forward_alone=True,
-    )
+    return Sharding(f"fsdp ({plan.lower()})", weights, shards, shards, offloads_optimizer=offload, divides=True)
 
 
 def _deepspeed(key: str, options: dict[str, Any], ranks: int) -> Sharding:

@@ -135,7 +135,7 @@ class Policy(nn.Module):
             # Flat indices counted rows of all columns, and count rows of the computed ones from here on.
             positions = positions // length * ids.shape[1] + positions % length - start
             native = {"columns": Columns(cache=cache, start=start)}
-        with self._predictor(reference) as predict:
+        with self.predictor(reference) as predict:
             return predict(ids, attention_mask, positions=positions, logit_bias=self._ban, **native).float()
 
     @property
@@ -181,7 +181,7 @@ class Policy(nn.Module):
         targets = completion_ids[:, None].expand_as(masks)[at]
         # The bias is the sampler's own: the density that scores must be the one that drew
         # (docs/decisions/003-banned-tokens.md).
-        with self._predictor(reference) as predict:
+        with self.predictor(reference) as predict:
             log_probs = predict(
                 rows.ids,
                 rows.attention_mask,
@@ -212,7 +212,7 @@ class Policy(nn.Module):
         return torch.where(reveal_step < 0, reveal_step, reveal_step % self.block_size)
 
     @contextmanager
-    def _predictor(self, reference: bool) -> Iterator[Any]:
+    def predictor(self, reference: bool) -> Iterator[Any]:
         """Inside, what to call for the predictions of the policy or of its reference."""
         if reference:
             with self.reference.of(self.model) as model:

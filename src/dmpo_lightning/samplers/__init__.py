@@ -1,6 +1,6 @@
 """Samplers, which unmask completions. `Sampler` says what one has to provide, and the rest is what to make it of."""
 
-from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint
+from dmpo_lightning.samplers.base import Sampler, Samples
 from dmpo_lightning.samplers.canvas import Canvas, Change, observed
 from dmpo_lightning.samplers.confidence import ConfidenceSampler
 from dmpo_lightning.samplers.draws import Draw, draw_tokens, step_uniforms
@@ -15,7 +15,6 @@ __all__ = [
     "RandomOrderSampler",
     "Sampler",
     "Samples",
-    "SamplingFootprint",
     "WinoSampler",
     "draw_tokens",
     "observed",

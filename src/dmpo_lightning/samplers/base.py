@@ -22,27 +22,6 @@ class Samples:
     """The log-prob of each token in the distribution that it was drawn from, 0 where that was greedy."""
 
 
-@dataclass(frozen=True)
-class SamplingFootprint:
-    """What a sampler asks of the model, at most. `dmpo-lightning plan` turns it into forwards and bytes.
-
-    Args:
-        forwards: calls of the model per completion.
-        places: positions of each row whose logits one forward returns.
-        temperature: of the draw. It decides how often the logits exist while tokens are drawn.
-        sorts: whether the probabilities of each place are sorted for the draw.
-        keeps_cache: whether keys and values of all columns are kept between forwards.
-        extra_columns: columns of a forward beside prompt and completion, each of which sees columns of its own.
-    """
-
-    forwards: int
-    places: int
-    temperature: float
-    sorts: bool = False
-    keeps_cache: bool = False
-    extra_columns: int = 0
-
-
 class Sampler(ABC):
     """Unmasks completions. A subclass says in which order. `RandomOrderSampler` is the shortest example.
 
@@ -127,19 +106,6 @@ class Sampler(ABC):
     def num_steps(self, completion_length: int) -> int:
         """The number of forwards that a completion takes at most."""
         return self.denoising_steps or completion_length
-
-    def footprint(self, completion_length: int) -> SamplingFootprint:
-        """What completions of this length ask of the model.
-
-        This is the bound that holds for every sampler that calls ``policy.logits`` once per step and keeps no cache: a
-        step may ask for all places. Override it where a sampler asks for fewer places, or runs more forwards.
-        """
-        return SamplingFootprint(
-            forwards=self.num_steps(completion_length),
-            places=completion_length,
-            temperature=self.temperature,
-            sorts=self.top_p is not None,
-        )
 
     @abstractmethod
     def sample(

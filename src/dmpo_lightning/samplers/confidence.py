@@ -4,7 +4,7 @@ The schedule is static, or parallel as far as confidence allows. Both work with 
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from dmpo_lightning.functional.randomness import Purpose, fold_in, uniforms
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint, reveal_counts
+from dmpo_lightning.samplers.base import Sampler, Samples, reveal_counts
 from dmpo_lightning.samplers.block_causal import Step, decode_blocks
 from dmpo_lightning.samplers.canvas import Canvas
 from dmpo_lightning.samplers.draws import Draw
@@ -101,14 +101,6 @@ class ConfidenceSampler(Sampler):
     def order_is_independent(self) -> bool:  # type: ignore[override]
         """From left to right the order is the same for all tokens, if each step sees what a replay of it sees."""
         return self.remasking == "sequential" and self.is_static and self.cache == "none" and not self.early_exit
-
-    def footprint(self, completion_length: int) -> SamplingFootprint:
-        """A step asks for the logits of one block."""
-        return replace(
-            super().footprint(completion_length),
-            places=self.block_length or completion_length,
-            keeps_cache=self.cache != "none",
-        )
 
     def validate_policy(self, policy: Policy) -> None:
         super().validate_policy(policy)

@@ -1,7 +1,5 @@
 """Unmasking in a uniformly random order."""
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -9,7 +7,7 @@ from torch import Tensor
 from dmpo_lightning.functional.masking import position_ranks
 from dmpo_lightning.functional.randomness import Purpose, fold_in, uniforms
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint, reveal_counts
+from dmpo_lightning.samplers.base import Sampler, Samples, reveal_counts
 from dmpo_lightning.samplers.block_causal import Step, decode_blocks
 from dmpo_lightning.samplers.canvas import Canvas
 from dmpo_lightning.samplers.draws import Draw
@@ -35,11 +33,6 @@ class RandomOrderSampler(Sampler):
     """
 
     order_is_independent = True
-
-    def footprint(self, completion_length: int) -> SamplingFootprint:
-        """A step asks for logits only at the positions that it reveals."""
-        most = max(self._counts(completion_length))
-        return replace(super().footprint(completion_length), places=most)
 
     def sample(
         self,

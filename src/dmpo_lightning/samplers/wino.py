@@ -1,6 +1,6 @@
 """Wide-in, narrow-out decoding (WINO, arXiv 2507.18578): many tokens at once, the doubtful ones taken back."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,7 +9,7 @@ from torch import Tensor
 from dmpo_lightning.functional.masking import position_ranks
 from dmpo_lightning.models.layers import padded_position_ids
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.samplers.base import Sampler, Samples, SamplingFootprint
+from dmpo_lightning.samplers.base import Sampler, Samples
 from dmpo_lightning.samplers.canvas import Canvas
 from dmpo_lightning.samplers.draws import log_odds
 
@@ -53,11 +53,6 @@ class WinoSampler(Sampler):
             if not 0 < value <= 1:
                 raise ValueError(f"`{name}` must be a probability in (0, 1], got {value}.")
         self.threshold, self.verification_threshold = threshold, verification_threshold
-
-    def footprint(self, completion_length: int) -> SamplingFootprint:
-        """A step asks for the logits of one block, whose shadows stand in as many columns more."""
-        block = self.block_length or completion_length
-        return replace(super().footprint(completion_length), places=block, extra_columns=block)
 
     def validate_policy(self, policy: Policy) -> None:
         if not policy.is_native or policy.lookback or policy.block_size is not None:

@@ -1,0 +1,209 @@
+"""A network on the meta device, from its configuration alone: no weights are read, and none are held."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from dmpo_lightning.models.backbone import Backbone
+from dmpo_lightning.models.loading import EMBEDDED_MODELS, fetch, read_config, with_named_block
+from dmpo_lightning.models.lora import LoRA, base_of, is_adapter, matching_names
+from dmpo_lightning.models.parts import head_name, linear_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_SDAR_4B = {"hidden_size": 2560, "intermediate_size": 9728}
+_SDAR_1_7B = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16}
+PUBLISHED: tuple[tuple[str, str, dict[str, int]], ...] = (
+    ("GSAI-ML/LLaDA-8B-", "llada", {}),
+    ("GSAI-ML/LLaDA-1.5", "llada", {}),
+    ("GSAI-ML/iLLaDA-8B-", "illada", {}),
+    ("Dream-org/Dream-v0-", "Dream", {}),
+    ("apple/DiffuCoder-7B-", "Dream", {}),
+    ("JetLM/SDAR-1.7B-", "sdar", _SDAR_1_7B),
+    ("JetLM/SDAR-4B-", "sdar", _SDAR_4B),
+    ("JetLM/SDAR-8B-", "sdar", {}),
+    ("Gen-Verse/TraDo-4B-", "sdar", _SDAR_4B),
+    ("Gen-Verse/TraDo-8B-", "sdar", {}),
+    ("OpenMOSS-Team/DiRL-8B-", "sdar", {}),
+)
+"""Hub ids by their beginning, their family, and where the published configuration differs from the family's default.
+
+All are bfloat16.
+"""
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Per weight: 4 bits, one 8-bit scale per 64 weights, one float32 scale per 256 of those (double quantisation)."""
+
+
+def without_weights(backbone: Backbone) -> Backbone:
+    """The backbone that builds the same network on the meta device. Under `torch.device("meta")` it needs no memory.
+
+    Raises:
+        ValueError: no configuration can be had, or an unknown ``dtype``.
+    """
+    from transformers import AutoModelForMaskedLM
+
+    source = str(backbone.model)
+    base = base_of(source) if is_adapter(source) else source
+    config, stored = read_model_config(base)
+    # Fresh weights are drawn in float32, whatever the checkpoint's type is (`load_model`).
+    automatic = "float32" if backbone.random_weights else stored
+    dtype = getattr(torch, automatic if backbone.dtype == "auto" else backbone.dtype.removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"`dtype` must be auto or the name of a torch dtype such as bfloat16, got {backbone.dtype!r}.")
+    with torch.device("meta"):
+        model: Any = AutoModelForMaskedLM.from_config(config, dtype=dtype)
+        if backbone.quantization is not None:
+            quantize(model)
+        if base != source:
+            model = _stored_adapter(Path(source), model).apply(model, base)
+    tokenizer: Any = NoTokenizer(config)
+    name = str(dtype).removeprefix("torch.")
+    return replace(backbone, model=model, tokenizer=tokenizer, dtype=name, compile_blocks=False)
+
+
+class NoTokenizer:
+    """Stands for a tokenizer, which cannot be had without the model's files. It decodes everything to nothing."""
+
+    def __init__(self, config: Any) -> None:
+        mask = getattr(config, "mask_token_id", None)
+        self.vocab_size = getattr(config, "logit_width", config.vocab_size)
+        self.mask_token_id, self.pad_token_id = mask or 3, 0
+        # Unknown tokens are 0, which therefore must not end completions.
+        self.eos_token_id = 1 if mask != 1 else 2
+
+    def get_vocab(self) -> dict[str, int]:
+        """One token, by which no family is recognised."""
+        return {"": self.vocab_size - 1}
+
+    def batch_decode(self, rows: list[list[int]], **options: Any) -> list[str]:
+        """As many empty texts as there are rows."""
+        return [""] * len(rows)
+
+
+def _stored_adapter(folder: Path, model: nn.Module) -> LoRA:
+    """The adapter of a PEFT configuration.
+
+    PEFT ignores targets that the model does not have, as in adapters of d1, which name Llama's layers. A pattern in
+    place of names is taken for all linear layers of the blocks.
+    """
+    stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    targets, names = stored.get("target_modules"), linear_names(model)
+    if isinstance(targets, list):
+        targets = [target for target in targets if matching_names(target, names, head=None)]
+    else:
+        targets = None
+    return LoRA(r=stored["r"], dropout=stored.get("lora_dropout") or 0.0, targets=targets)
+
+
+def read_model_config(source: str) -> tuple["PreTrainedConfig", str]:
+    """The configuration of a hub id, a folder or an embedded model, and the type of its weights.
+
+    Raises:
+        ValueError: no configuration can be had.
+    """
+    from huggingface_hub import hf_hub_download
+    from transformers import AutoConfig
+
+    # The published models are known without the hub, so that planning needs no network.
+    for beginning, model_type, differences in PUBLISHED:
+        if source.startswith(beginning) and not Path(source).is_dir():
+            config = AutoConfig.for_model(model_type, **differences)
+            return with_named_block(config, source, differences), "bfloat16"
+    if Path(source).is_dir() or source in EMBEDDED_MODELS:
+        folder = Path(fetch(source))
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"`plan` needs the model's config.json, and the folder {str(folder)!r} has none.")
+    else:
+        try:
+            folder = Path(hf_hub_download(source, "config.json")).parent
+        # The hub's errors are of many classes, all of these two kinds.
+        except (OSError, ValueError) as error:
+            known = ", ".join(f"{beginning}*" for beginning, *_ in PUBLISHED)
+            raise ValueError(
+                f"`plan` needs the configuration of {source!r}, which is neither a folder nor to be had from the hub. "
+                f"Known without network: {known}, {', '.join(EMBEDDED_MODELS)}."
+            ) from error
+    config = read_config(folder, source)
+    return config, str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+
+
+def counted(model: nn.Module) -> tuple[dict[str, int], dict[str, int]]:
+    """Parameters by module type, all and trained ones. A head that is the embedding counts once."""
+    total: Counter[str] = Counter()
+    trained: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        plain, adapts = re.subn(r"\.lora_[AB]\.\w+", "", name.removeprefix("base_model.model."))
+        # A reference may be a frozen adapter, which is counted as memory and not as part of the network.
+        if adapts and not parameter.requires_grad:
+            continue
+        kind = _module_type(plain.replace(".base_layer", "").rpartition(".")[0]) + " (LoRA)" * adapts
+        count = getattr(parameter, "unpacked", parameter.numel())
+        total[kind] += count
+        trained[kind] += count * parameter.requires_grad
+    # Adapters behind what they adapt, as a reader looks for them.
+    order = sorted(total, key=lambda kind: kind.endswith("(LoRA)"))
+    return {kind: total[kind] for kind in order}, {kind: trained[kind] for kind in order if trained[kind]}
+
+
+def _module_type(module: str) -> str:
+    """The name without the layer's number: ``blocks.q_proj`` of ``model.transformer.blocks.3.q_proj``.
+
+    Where nothing is numbered it is the last part.
+    """
+    numbered = re.search(r"(\w+)\.\d+\.(.+)$", module)
+    return f"{numbered[1]}.{numbered[2]}" if numbered else module.rpartition(".")[2]
+
+
+def quantize(model: nn.Module) -> None:
+    """Does to a network on the meta device what loading it in 4 bits and PEFT's preparation do to a real one.
+
+    All linear layers but the head are stored in 4 bits, and all else is raised to float32.
+    """
+    head = head_name(model)
+    for name in linear_names(model):
+        if name != head:
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, FourBitLinear(model.get_submodule(name)))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+
+
+class FourBitLinear(nn.Linear):
+    """Stands for bitsandbytes' layer, whose kernels need real numbers. It stores as much and multiplies in bfloat16."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        stored = torch.empty(int(layer.weight.numel() * NF4_BYTES), dtype=torch.uint8, device="meta")
+        packed: Any = nn.Parameter(stored, requires_grad=False)
+        packed.unpacked = layer.weight.numel()
+        self.weight = packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = _FourBitProduct.apply(x.bfloat16(), self.weight, (self.out_features, self.in_features)).to(x.dtype)
+        return product if self.bias is None else product + self.bias.to(x.dtype)
+
+
+class _FourBitProduct(torch.autograd.Function):
+    """A product with weights that are unpacked for it, once in each direction, and not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stored: Tensor, shape: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(stored)
+        ctx.shape = shape
+        return x @ stored.new_empty(shape, dtype=x.dtype).T
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor, None, None]:
+        (stored,) = ctx.saved_tensors
+        return incoming @ stored.new_empty(ctx.shape, dtype=incoming.dtype), None, None
