@@ -28,5 +28,5 @@ class EntropyBounded(Sampler):
             entropy, order = Categorical(logits=logits).entropy().masked_fill(~masked, float("inf")).sort(dim=1)
             # The sum of the entropies but the largest bounds what the tokens say about each other, in nats.
             chosen = masked.scatter(1, order, entropy.cumsum(1) - entropy <= self.bound) & masked
-            canvas.reveal_where(canvas.whole, chosen, canvas.draw(logits, positions, step, self.draw_options), step)
+            canvas.reveal_where(canvas.whole, chosen, canvas.draw(logits, positions, step, self), step)
         return canvas.samples()

@@ -73,13 +73,13 @@ def test_null_takes_an_option_of_an_object_back(capsys):
         "--model.model.adapter",
         "null",
         "--model.sampler.denoising_steps=null",
-        "--model.objective.target_ess=null",
+        "--model.objective.uninformative_groups=null",
     ]
     options = printed(capsys, *RECIPE, *null)
     assert options["model"]["adapter"] is None
     assert options["sampler"]["init_args"]["denoising_steps"] is None
     assert options["sampler"]["init_args"]["block_length"] == 32
-    assert options["objective"]["init_args"]["target_ess"] is None
+    assert options["objective"]["init_args"]["uninformative_groups"] is None
 
 
 def test_the_later_of_two_values_wins(capsys):
@@ -121,7 +121,7 @@ def test_a_baseline_of_ones_own_is_named_by_its_path(capsys, tmp_path, monkeypat
 NULLABLE = [
     "--model.sampler.denoising_steps",
     "--model.sampler.init_args.block_length",
-    "--model.objective.target_ess",
+    "--model.objective.uninformative_groups",
     "--model.objective.estimator",
     "--model.objective.init_args.weight_tolerance",
     "--data.max_prompt_length",

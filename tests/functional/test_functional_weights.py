@@ -2,13 +2,11 @@
 
 import math
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dmpo_lightning.functional import (
-    adaptive_proximal_coefficient,
     effective_sample_size,
     equal_reward_groups,
     importance_weights,
@@ -33,17 +31,6 @@ def test_proximal_coefficient_is_a_power_of_the_density_ratio():
         torch.tensor([[0.0, math.log(9)]]), torch.zeros(1, 2), reward_temperature=1.0, proximal_coefficient=0.5
     )
     torch.testing.assert_close(weights, torch.tensor([[0.5, 1.5]]))
-
-
-def test_proximal_coefficient_may_differ_from_group_to_group():
-    # Ratios 1 and 9 in both groups; c = 1/2 gives 2 (1, 3) / 4, c = 1 gives 2 (1, 9) / 10.
-    weights = importance_weights(
-        torch.tensor([[0.0, math.log(9)]]).repeat(2, 1),
-        torch.zeros(2, 2),
-        reward_temperature=1.0,
-        proximal_coefficient=torch.tensor([[0.5], [1.0]]),
-    )
-    torch.testing.assert_close(weights, torch.tensor([[0.5, 1.5], [0.2, 1.8]]))
 
 
 def test_groups_do_not_see_each_other():
@@ -89,46 +76,6 @@ def test_ess_is_one_over_the_group_size_when_one_rollout_carries_everything():
 def test_ess_by_hand():
     # (1 + 3)^2 / (2 (1 + 9)) = 16 / 20.
     torch.testing.assert_close(effective_sample_size(torch.tensor([[1.0, 3.0]])), torch.tensor([0.8]))
-
-
-def test_adaptive_coefficient_by_hand():
-    # Two rollouts with log ratio d have ESS (1 + x)^2 / (2 (1 + x^2)) at x = exp(c d); 0.8 is reached at x = 3.
-    # With d = log 81, c = log 3 / log 81 = 1/4.
-    coefficient = adaptive_proximal_coefficient(
-        NO_LOG_RND, torch.tensor([[0.0, math.log(81)]]), reward_temperature=1.0, target_ess=0.8
-    )
-    torch.testing.assert_close(coefficient, torch.tensor([[0.25]]), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("target_ess", [0.2, 0.5, 0.9])
-@pytest.mark.parametrize("reward_temperature", [0.01, 0.1])
-def test_adaptive_coefficient_reaches_the_target_in_every_group(target_ess, reward_temperature):
-    generator = torch.Generator().manual_seed(0)
-    log_rnd = 3 * torch.randn(20, 8, generator=generator)
-    reward = torch.rand(20, 8, generator=generator)
-    options = {"reward_temperature": reward_temperature}
-    coefficient = adaptive_proximal_coefficient(log_rnd, reward, target_ess=target_ess, **options)
-    reached = effective_sample_size(importance_weights(log_rnd, reward, proximal_coefficient=coefficient, **options))
-    assert coefficient.shape == (20, 1)
-    assert (coefficient < 1).any()
-    assert len(coefficient[coefficient < 1].unique()) > 1
-    shortened = coefficient.squeeze(-1) < 1
-    torch.testing.assert_close(reached[shortened], torch.full_like(reached[shortened], target_ess), rtol=0, atol=1e-4)
-    assert (reached[~shortened] >= target_ess).all()
-
-
-def test_adaptive_coefficient_is_one_where_the_full_step_keeps_enough_samples():
-    reward = torch.tensor([[0.0, 0.1], [0.0, 10.0], [0.5, 0.5]])
-    coefficient = adaptive_proximal_coefficient(torch.zeros(3, 2), reward, reward_temperature=1.0, target_ess=0.8)
-    assert coefficient[[0, 2]].tolist() == [[1.0], [1.0]]
-    assert coefficient[1] < 1
-
-
-def test_adaptive_coefficient_stays_positive_when_no_step_is_short_enough():
-    coefficient = adaptive_proximal_coefficient(
-        NO_LOG_RND, torch.tensor([[0.0, 1.0]]), reward_temperature=1e-3, target_ess=1.0
-    )
-    assert 0 < coefficient.item() < 1e-3
 
 
 def test_rewards_within_a_millionth_are_equal():

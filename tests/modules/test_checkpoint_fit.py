@@ -140,7 +140,7 @@ def test_dmpo_evaluates_the_weights_of_supervised_fine_tuning_but_does_not_conti
     "made",
     [
         WDCE(reward_temperature=0.1, baseline="group", replicates=2, estimator=TrajectoryEstimator(2)),
-        WDDO(reward_temperature=0.5, target_ess=0.5, beta=0.3),
+        WDDO(reward_temperature=0.5, proximal_coefficient=0.5, beta=0.3),
         ElboEstimator(2, antithetic=False),
         ConfidenceSampler(block_length=4, factor=0.5, cache="prefix"),
         RandomOrderSampler(temperature=0.5, denoising_steps=2),

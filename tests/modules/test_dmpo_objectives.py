@@ -164,7 +164,6 @@ def test_scales_of_the_baseline_that_cannot_be_are_refused(options, said):
         pytest.param(WDCE(reward_temperature=0.2, replicates=4, baseline="negative"), {}, marks=pytest.mark.slow),
         pytest.param(WDCE(reward_temperature=0.2, replicates=4, baseline="policy"), {}, marks=pytest.mark.slow),
         pytest.param(WDCE(reward_temperature=0.03, replicates=4, baseline="none"), {}, marks=pytest.mark.slow),
-        pytest.param(WDCE(reward_temperature=0.2, replicates=4, target_ess=0.5), {}, marks=pytest.mark.slow),
         pytest.param(WDDO(reward_temperature=0.2, replicates=4), {}, marks=pytest.mark.slow),
         pytest.param(
             WDCE(reward_temperature=0.2, replicates=4, baseline="group", estimator=TrajectoryEstimator()),
@@ -179,7 +178,6 @@ def test_scales_of_the_baseline_that_cannot_be_are_refused(options, said):
         "negative",
         "policy",
         "none",
-        "adaptive",
         "wddo",
         "trajectory",
         "prompts by reward",

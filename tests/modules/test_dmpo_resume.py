@@ -28,9 +28,7 @@ OBJECTIVES = {
             reward_temperature=0.1, replicates=2, baseline="group", baseline_scale=0.5, prompt_weight="reward"
         )
     },
-    "masks": {
-        "objective": WDCE(reward_temperature=0.1, replicates=3, baseline="none", antithetic=False, target_ess=0.5)
-    },
+    "masks": {"objective": WDCE(reward_temperature=0.1, replicates=3, baseline="none", antithetic=False)},
     "wddo": {"objective": WDDO(reward_temperature=0.1, replicates=2)},
     "trajectory": {
         "objective": WDCE(reward_temperature=0.1, replicates=2, baseline="group", estimator=TrajectoryEstimator()),

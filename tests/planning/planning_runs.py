@@ -204,7 +204,7 @@ class ForeignSampler(Sampler):
         canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length, keys)
         for step in range(completion_length):
             positions = torch.full((len(keys), 1), step)
-            draw = canvas.draw(canvas.logits(positions), positions, step, self.draw_options)
+            draw = canvas.draw(canvas.logits(positions), positions, step, self)
             canvas.reveal(positions, draw, step)
             # A question to the numbers: a token whose probability is below 2.
             if not bool((draw.confidence < 2).any()):

@@ -32,7 +32,7 @@ class LeftToRight(Sampler):
         canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length, keys)
         for step in range(completion_length):
             at = torch.full((len(keys), 1), step)
-            canvas.reveal(at, canvas.draw(canvas.logits(at), at, step, self.draw_options), step)
+            canvas.reveal(at, canvas.draw(canvas.logits(at), at, step, self), step)
         return canvas.samples()
 
 

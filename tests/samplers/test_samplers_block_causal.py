@@ -105,7 +105,8 @@ def decode_plainly(policy: Policy, sampler, prompt: list[int], key: torch.Tensor
             logits = logits + policy._ban
             step = (block - first) * size + within
             uniform = step_uniforms(key, step, LENGTH)[0, places]
-            draw = draw_tokens(logits, uniform, **sampler.draw_options)
+            options = {name: getattr(sampler, name) for name in ("temperature", "top_k", "top_p")}
+            draw = draw_tokens(logits, uniform, **options)
             for place in chosen_places(sampler, places, draw.confidence.tolist(), key, step, within, size):
                 ids[start + place] = draw.tokens[places.index(place)].item()
                 steps[place], log_probs[place] = step, draw.log_prob[places.index(place)].item()

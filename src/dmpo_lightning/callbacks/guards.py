@@ -168,7 +168,7 @@ def effective_rollouts(history: History, least: float) -> Finding | None:
         return None
     return ess, (
         f"Of {history.group} rollouts of a group {ess * history.group:.2f} carry the weight (weight/ess {ess:.3f}): "
-        "the policy is told to copy single completions. Raise `reward_temperature`, set `target_ess`, lower "
+        "the policy is told to copy single completions. Raise `reward_temperature`, lower "
         "`proximal_coefficient`, or refresh the reference (`reference_refresh_interval`)."
     )
 

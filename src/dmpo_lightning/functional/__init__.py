@@ -19,7 +19,6 @@ from dmpo_lightning.functional.masking import (
 )
 from dmpo_lightning.functional.randomness import Purpose, fold_in, inverse_cdf, row_keys, uniforms
 from dmpo_lightning.functional.weights import (
-    adaptive_proximal_coefficient,
     effective_sample_size,
     equal_reward_groups,
     importance_weights,
@@ -29,7 +28,6 @@ from dmpo_lightning.functional.weights import (
 
 __all__ = [
     "Purpose",
-    "adaptive_proximal_coefficient",
     "antithetic_pair",
     "block_weights",
     "check_replicates",

@@ -27,7 +27,7 @@ def negative_baseline(
     reward: Float[Tensor, "batch group"],
     *,
     reward_temperature: float,
-    proximal_coefficient: float | Float[Tensor, "batch 1"] = 1.0,
+    proximal_coefficient: float = 1.0,
 ) -> Float[Tensor, "batch group"]:
     """The weights that the opposite reward, -r, would give with the same c: the worst rollouts are pushed down most.
 

@@ -15,7 +15,7 @@ def importance_weights(
     reward: Float[Tensor, "batch group"],
     *,
     reward_temperature: float,
-    proximal_coefficient: float | Float[Tensor, "batch 1"] = 1.0,
+    proximal_coefficient: float = 1.0,
 ) -> Float[Tensor, "batch group"]:
     """Weights that turn rollouts of the behaviour policy into rollouts of the target ``p_ref exp(r / alpha) / Z``.
 
@@ -43,36 +43,6 @@ def effective_sample_size(weights: Float[Tensor, "batch group"]) -> Float[Tensor
     It is 1 where all rollouts weigh the same, and 1/G where one of them has all the weight.
     """
     return weights.sum(-1) ** 2 / (weights.shape[-1] * (weights**2).sum(-1))
-
-
-def adaptive_proximal_coefficient(
-    log_rnd: Float[Tensor, "batch group"],
-    reward: Float[Tensor, "batch group"],
-    *,
-    reward_temperature: float,
-    target_ess: float,
-    iterations: int = 40,
-) -> Float[Tensor, "batch 1"]:
-    """The largest c in (0, 1] of each group whose effective sample size is at least ``target_ess``.
-
-    The effective sample size falls with c, so bisection finds it.
-    """
-
-    def ess(coefficient: Float[Tensor, "batch 1"]) -> Float[Tensor, "batch 1"]:
-        weights = importance_weights(
-            log_rnd, reward, reward_temperature=reward_temperature, proximal_coefficient=coefficient
-        )
-        return effective_sample_size(weights)[:, None]
-
-    low = torch.zeros_like(log_rnd[:, :1], dtype=torch.float32)
-    high = torch.ones_like(low)
-    full_step = ess(high) >= target_ess
-    for _ in range(iterations):
-        middle = (low + high) / 2
-        enough = ess(middle) >= target_ess
-        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
-    # `low` always met the target, unless it is still 0; c must be positive even then.
-    return torch.where(full_step, 1.0, low.clamp(min=torch.finfo(torch.float32).tiny))
 
 
 def equal_reward_groups(reward: Float[Tensor, "batch group"]) -> Bool[Tensor, " batch"]:

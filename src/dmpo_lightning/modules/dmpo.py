@@ -122,7 +122,7 @@ class DMPO(PolicyModule):
         buffer = RolloutBuffer(num_iterations=num_iterations, micro_batch_size=micro_batch_size)
         check_counts(completion_length=completion_length, sampling_rounds=sampling_rounds)
         check_counts(reference_refresh_interval=reference_refresh_interval, rows_per_forward=rows_per_forward)
-        objective.validate(group_size=group_size, completion_length=completion_length, sampler=sampler)
+        objective.validate(group_size=group_size, sampler=sampler)
         sampler.validate(completion_length)
         samplers = validation_samplers if validation_samplers is not None else {"sampled": sampler}
         lengths = (completion_length,) if evaluation_lengths is None else tuple(evaluation_lengths)

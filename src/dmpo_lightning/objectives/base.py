@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import RolloutRows, Rollouts
+from dmpo_lightning.samplers import Sampler
 
 Targets = dict[str, Tensor]
 """Named tensors ``[batch group ...]``. A micro-batch gets some rows of them, flattened over the first two axes."""
@@ -28,8 +29,8 @@ def score_rollouts(
 class Objective(ABC):
     """Turns rollouts into weights and a loss. All that it may know is in the rollouts. `WDCE` is the usual one."""
 
-    def validate(self, *, group_size: int, completion_length: int, sampler: object) -> None:  # noqa: B027  optional hook
-        """Raises ValueError where the objective cannot work with such groups, completions or sampler."""
+    def validate(self, *, group_size: int, sampler: Sampler) -> None:  # noqa: B027  optional hook
+        """Raises ValueError where the objective cannot work with such groups or sampler."""
 
     @abstractmethod
     def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:

@@ -18,6 +18,7 @@ from dmpo_lightning.functional import (
 from dmpo_lightning.objectives.base import score_rollouts
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import RolloutRows, Rollouts, check_counts
+from dmpo_lightning.samplers import Sampler
 
 
 class LogProbEstimator(ABC):
@@ -27,10 +28,7 @@ class LogProbEstimator(ABC):
     of a difference share their masks and most of the noise cancels. The masks are drawn again and never stored.
     """
 
-    behaviour_is_recorded = False
-    """Whether log p_old is known from sampling, so that it costs no forward."""
-
-    def validate(self, sampler: object) -> None:  # noqa: B027  optional hook
+    def validate(self, sampler: Sampler) -> None:  # noqa: B027  optional hook
         """Raises ValueError where the estimate would mean nothing for rollouts of this sampler."""
 
     @abstractmethod
@@ -130,23 +128,21 @@ class TrajectoryEstimator(LogProbEstimator):
         ValueError: ``steps_per_forward`` is below 1.
     """
 
-    behaviour_is_recorded = True
-
     def __init__(self, steps_per_forward: int = 4) -> None:
         check_counts(steps_per_forward=steps_per_forward)
         self.steps_per_forward = steps_per_forward
 
-    def validate(self, sampler: object) -> None:
-        if not getattr(sampler, "order_is_independent", False):
+    def validate(self, sampler: Sampler) -> None:
+        if not sampler.order_is_independent:
             raise ValueError(
                 f"Trajectory log-probs need a sampler whose order ignores the tokens, got {sampler!r}; "
                 "use RandomOrderSampler or an ElboEstimator."
             )
-        if getattr(sampler, "temperature", 1.0) == 0:
+        if sampler.temperature == 0:
             raise ValueError(
                 "Trajectory log-probs need a sampling `temperature` above 0, got 0: greedy samples have no density."
             )
-        if getattr(sampler, "top_k", None) is not None or getattr(sampler, "top_p", None) is not None:
+        if sampler.top_k is not None or sampler.top_p is not None:
             raise ValueError(
                 "Trajectory log-probs need samples of the whole distribution: leave out `top_k` and `top_p`, or use an "
                 "ElboEstimator."

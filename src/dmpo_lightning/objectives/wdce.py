@@ -26,7 +26,7 @@ from dmpo_lightning.functional import (
 from dmpo_lightning.functional.losses import NegativeTerm
 from dmpo_lightning.objectives.base import Diagnostics, Targets
 from dmpo_lightning.objectives.estimators import LogProbEstimator, masked_log_probs
-from dmpo_lightning.objectives.weighted import WeightedObjective, Weighting
+from dmpo_lightning.objectives.weighted import WeightedObjective
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rewards.functions import check_function
 from dmpo_lightning.rollout import RolloutRows, Rollouts
@@ -76,7 +76,6 @@ class WDCE(WeightedObjective):
             The gradient errs by about that share, or by a few times as much where rollouts pull against each other, as
             `benchmarks/weight_tolerance.py` measures. 0 leaves out rollouts of zero signal alone and changes nothing.
         proximal_coefficient: c, see `WeightedObjective`.
-        target_ess: see `WeightedObjective`.
         estimator: of log-probs, see `WeightedObjective`.
 
     Raises:
@@ -95,14 +94,12 @@ class WDCE(WeightedObjective):
         replicates: int = 4,
         antithetic: bool = True,
         weight_tolerance: float = 1e-4,
-        proximal_coefficient: float | None = None,
-        target_ess: float | None = None,
+        proximal_coefficient: float = 1.0,
         estimator: LogProbEstimator | None = None,
     ) -> None:
         super().__init__(
             reward_temperature=reward_temperature,
             proximal_coefficient=proximal_coefficient,
-            target_ess=target_ess,
             estimator=estimator,
         )
         check_baseline(baseline, baseline_scale)
@@ -119,17 +116,17 @@ class WDCE(WeightedObjective):
         self.replicates, self.antithetic, self.weight_tolerance = replicates, antithetic, weight_tolerance
 
     def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:
-        weighting = self.weigh(policy, rollouts, rows_per_forward=rows_per_forward)
-        weights = weighting.weights * self._prompt_weights(rollouts.reward)
-        signal = self._signal(weights, self._baseline(weights, weighting, rollouts), rollouts)
-        targets = {"weight": weights, "signal": signal, "log_rnd": weighting.log_rnd}
+        # Diagnostics are those within groups, where prompts that hardly count have an effective sample size too.
+        within, log_rnd, diagnostics = self.weigh(policy, rollouts, rows_per_forward=rows_per_forward)
+        weights = within * self._prompt_weights(rollouts.reward)
+        signal = self._signal(weights, self._baseline(weights, log_rnd, rollouts), rollouts)
+        targets = {"weight": weights, "signal": signal, "log_rnd": log_rnd}
         if self.baseline == "policy":
             # Only now is the policy still the one that sampled.
             targets["behaviour_log_prob"] = self.estimator.behaviour_log_prob(
                 policy, rollouts, rows_per_forward=rows_per_forward
             )
-        # Within groups, where prompts that hardly count have an effective sample size too.
-        return targets, weighting.diagnostics()
+        return targets, diagnostics
 
     def _prompt_weights(self, reward: Tensor) -> float | Tensor:
         """What the prompts count for ``[batch 1]``, with mean 1 over the buffers of all ranks."""
@@ -145,18 +142,18 @@ class WDCE(WeightedObjective):
             return signal
         return signal.masked_fill(equal_reward_groups(rollouts.reward)[:, None], 0)
 
-    def _baseline(self, weights: Tensor, weighting: Weighting, rollouts: Rollouts) -> Tensor:
+    def _baseline(self, weights: Tensor, log_rnd: Tensor, rollouts: Rollouts) -> Tensor:
         if callable(self.baseline):
-            return called_baseline(self.baseline, weights, weighting.log_rnd, rollouts)
+            return called_baseline(self.baseline, weights, log_rnd, rollouts)
         if self.baseline == "none":
             return no_baseline(rollouts.reward)
         if self.baseline == "negative":
             return negative_baseline(
                 weights,
-                weighting.log_rnd,
+                log_rnd,
                 rollouts.reward,
                 reward_temperature=self.reward_temperature,
-                proximal_coefficient=weighting.coefficient,
+                proximal_coefficient=self.proximal_coefficient,
             )
         # `policy` starts as `group`: until `before_step` refreshes it, the policy is the one that sampled, and its
         # weights are all 1.

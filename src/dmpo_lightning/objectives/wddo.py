@@ -24,7 +24,6 @@ class WDDO(WeightedObjective):
         replicates: the number of maskings of D per rollout. It must be even when ``antithetic`` is true.
         antithetic: draw the maskings in pairs.
         proximal_coefficient: c, see `WeightedObjective`.
-        target_ess: see `WeightedObjective`.
         estimator: of log-probs, see `WeightedObjective`.
 
     Raises:
@@ -38,14 +37,12 @@ class WDDO(WeightedObjective):
         beta: float = 1.0,
         replicates: int = 4,
         antithetic: bool = True,
-        proximal_coefficient: float | None = None,
-        target_ess: float | None = None,
+        proximal_coefficient: float = 1.0,
         estimator: LogProbEstimator | None = None,
     ) -> None:
         super().__init__(
             reward_temperature=reward_temperature,
             proximal_coefficient=proximal_coefficient,
-            target_ess=target_ess,
             estimator=estimator,
         )
         if not 0 < beta < math.inf:
@@ -54,11 +51,10 @@ class WDDO(WeightedObjective):
         self.beta, self.replicates, self.antithetic = beta, replicates, antithetic
 
     def prepare(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> tuple[Targets, Diagnostics]:
-        weighting = self.weigh(policy, rollouts, rows_per_forward=rows_per_forward)
+        weights, log_rnd, diagnostics = self.weigh(policy, rollouts, rows_per_forward=rows_per_forward)
         # Estimated on the masks of the loss. On others the noise of the masking is larger than the difference.
         behaviour = score_rollouts(lambda rows: self._elbo(policy, rows), rollouts, rows_per_forward)
-        targets = {"weight": weighting.weights, "behaviour_elbo": behaviour, "log_rnd": weighting.log_rnd}
-        return targets, weighting.diagnostics()
+        return {"weight": weights, "behaviour_elbo": behaviour, "log_rnd": log_rnd}, diagnostics
 
     def loss(
         self, policy: Policy, rows: RolloutRows, targets: Targets, *, iteration: int, planned_rollouts: int

@@ -1,39 +1,16 @@
 """Importance weights of a rollout buffer, which WDCE and WDDO share."""
 
 import math
-from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dmpo_lightning.functional import adaptive_proximal_coefficient, effective_sample_size, importance_weights
+from dmpo_lightning.functional import effective_sample_size, importance_weights
 from dmpo_lightning.objectives.base import Diagnostics, Objective
 from dmpo_lightning.objectives.estimators import ElboEstimator, LogProbEstimator
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import Rollouts
-
-
-@dataclass(frozen=True)
-class Weighting:
-    """The importance weights of a buffer and what they were made of."""
-
-    log_rnd: Float[Tensor, "batch group"]
-    coefficient: float | Float[Tensor, "batch 1"]
-    """The proximal coefficient c: one for all groups, or one per group where ``target_ess`` chooses it."""
-    weights: Float[Tensor, "batch group"]
-    """They have mean 1 over each group."""
-
-    def diagnostics(self) -> Diagnostics:
-        """What tells early that a run goes wrong: effective sample size, the spread of log_rnd within groups, and c."""
-        return {
-            "weight/ess": effective_sample_size(self.weights).mean(),
-            "weight/max": self.weights.amax(-1).mean(),
-            "policy/log_rnd": self.log_rnd.mean(),
-            # Not NaN, because `validate` asks for two rollouts at least.
-            "policy/log_rnd_spread": self.log_rnd.std(-1).mean(),
-            "weight/proximal_coefficient": torch.as_tensor(self.coefficient, dtype=torch.float32).mean(),
-        }
+from dmpo_lightning.samplers import Sampler
 
 
 class WeightedObjective(Objective):
@@ -41,22 +18,18 @@ class WeightedObjective(Objective):
 
     Args:
         reward_temperature: alpha, above 0. A smaller one trusts the reward more.
-        proximal_coefficient: c in (0, 1], the power to which the density ratio is raised. 1, the default, aims at the
-            target itself.
-        target_ess: chooses c for each group, as the largest whose effective sample size reaches this share, in (0, 1].
-            Not together with c.
+        proximal_coefficient: c in (0, 1], the power to which the density ratio is raised. 1 aims at the target itself.
         estimator: how log p_ref - log p_old is estimated. None takes an `ElboEstimator`.
 
     Raises:
-        ValueError: a value is outside its range, or two values exclude each other.
+        ValueError: a value is outside its range.
     """
 
     def __init__(
         self,
         *,
         reward_temperature: float,
-        proximal_coefficient: float | None = None,
-        target_ess: float | None = None,
+        proximal_coefficient: float = 1.0,
         estimator: LogProbEstimator | None = None,
     ) -> None:
         # Written so that NaN, which compares as false with everything, fails.
@@ -65,31 +38,39 @@ class WeightedObjective(Objective):
                 f"`reward_temperature` (alpha) must be positive and finite, got {reward_temperature}; for weights that "
                 "depend on the reward alone set `reference_refresh_interval` 1 beside it, by which log_rnd is zero."
             )
-        if proximal_coefficient is not None and target_ess is not None:
-            raise ValueError("Set `proximal_coefficient` or `target_ess`, not both: the second chooses the first.")
-        for name, value in (("proximal_coefficient", proximal_coefficient), ("target_ess", target_ess)):
-            if value is not None and not 0 < value <= 1:
-                raise ValueError(f"`{name}` must be in (0, 1], got {value}.")
-        self.reward_temperature = reward_temperature
-        self.proximal_coefficient, self.target_ess = proximal_coefficient, target_ess
+        if not 0 < proximal_coefficient <= 1:
+            raise ValueError(f"`proximal_coefficient` must be in (0, 1], got {proximal_coefficient}.")
+        self.reward_temperature, self.proximal_coefficient = reward_temperature, proximal_coefficient
         # Rollouts of any sampler have an ELBO, while trajectories need an order that ignores the tokens.
         self.estimator = estimator or ElboEstimator()
 
-    def validate(self, *, group_size: int, completion_length: int, sampler: object) -> None:
+    def validate(self, *, group_size: int, sampler: Sampler) -> None:
         if group_size < 2:
             raise ValueError(
                 f"`group_size` must be at least 2: weights compare the rollouts of one prompt, got {group_size}."
             )
         self.estimator.validate(sampler)
 
-    def weigh(self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int) -> Weighting:
-        """Estimates log_rnd, chooses c and weights the rollouts."""
-        log_rnd, reward = self.estimator.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward), rollouts.reward
-        alpha = self.reward_temperature
-        coefficient: float | Tensor = self.proximal_coefficient or 1.0
-        if self.target_ess is not None:
-            coefficient = adaptive_proximal_coefficient(
-                log_rnd, reward, reward_temperature=alpha, target_ess=self.target_ess
-            )
-        weights = importance_weights(log_rnd, reward, reward_temperature=alpha, proximal_coefficient=coefficient)
-        return Weighting(log_rnd, coefficient, weights)
+    def weigh(
+        self, policy: Policy, rollouts: Rollouts, *, rows_per_forward: int
+    ) -> tuple[Float[Tensor, "batch group"], Float[Tensor, "batch group"], Diagnostics]:
+        """The importance weights, with mean 1 over each group, the log_rnd that they come from, and what to log.
+
+        What is logged tells early that a run goes wrong: the effective sample size, and the spread of log_rnd within
+        groups.
+        """
+        log_rnd = self.estimator.log_rnd(policy, rollouts, rows_per_forward=rows_per_forward)
+        weights = importance_weights(
+            log_rnd,
+            rollouts.reward,
+            reward_temperature=self.reward_temperature,
+            proximal_coefficient=self.proximal_coefficient,
+        )
+        diagnostics = {
+            "weight/ess": effective_sample_size(weights).mean(),
+            "weight/max": weights.amax(-1).mean(),
+            "policy/log_rnd": log_rnd.mean(),
+            # Not NaN, because `validate` asks for two rollouts at least.
+            "policy/log_rnd_spread": log_rnd.std(-1).mean(),
+        }
+        return weights, log_rnd, diagnostics

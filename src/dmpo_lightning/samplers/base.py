@@ -8,7 +8,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.samplers.draws import DrawOptions
 
 
 @dataclass
@@ -69,11 +68,6 @@ class Sampler(ABC):
             raise ValueError(f"`top_p` must be a probability in (0, 1], or null for all tokens, got {top_p}.")
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.denoising_steps, self.block_length = denoising_steps, block_length
-
-    @property
-    def draw_options(self) -> DrawOptions:
-        """From which distribution tokens are drawn."""
-        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
 
     def validate(self, completion_length: int) -> None:
         """Raises ValueError where the sampler cannot unmask completions of this many tokens."""

@@ -51,7 +51,7 @@ class Decoding:
     """The state of `decode_blocks`: which rows still go on, and the block and step that they are at."""
 
     def __init__(self, sampler: Sampler, whole: Canvas, choose: Choice) -> None:
-        self.options, self.whole, self.choose = sampler.draw_options, whole, choose
+        self.sampler, self.whole, self.choose = sampler, whole, choose
         assert whole.policy.block_size is not None
         self.size = whole.policy.block_size
         self.counts = counts_per_block(sampler.denoising_steps, whole.length, self.size)
@@ -78,7 +78,7 @@ class Decoding:
         positions = canvas.positions(block)
         nearest = positions.clamp(0, canvas.length - 1)
         step = Step(canvas, nearest, canvas.masked(block), number, self.counts[self.within])
-        draw = canvas.draw(self._logits(positions), nearest, number, self.options)
+        draw = canvas.draw(self._logits(positions), nearest, number, self.sampler)
         chosen = self.choose(draw, step) & step.masked
         # The number by which draws are keyed leaves room for one token per step.
         canvas.reveal_where(block, chosen, draw, number, done=self.number * len(self.counts) + self.within)

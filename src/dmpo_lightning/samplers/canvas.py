@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.policy import Policy
-from dmpo_lightning.samplers.base import Samples
-from dmpo_lightning.samplers.draws import Draw, DrawOptions, draw_tokens, most_likely, step_uniforms
+from dmpo_lightning.samplers.base import Sampler, Samples
+from dmpo_lightning.samplers.draws import Draw, draw_tokens, most_likely, step_uniforms
 
 
 @dataclass(frozen=True)
@@ -196,15 +196,18 @@ class Canvas:
         logits: Float[Tensor, "*at vocab"],
         positions: Int[Tensor, "*at"],
         step: int,
-        options: DrawOptions,
+        sampler: Sampler,
         rows: Int[Tensor, "*at"] | None = None,
     ) -> Draw:
-        """Draws a token at each of the positions that `logits` was asked for, from the uniforms of this step."""
-        if options["temperature"] == 0:
+        """Draws a token at each of the positions that `logits` was asked for, from the uniforms of this step.
+
+        Temperature, ``top_k`` and ``top_p`` are those of the ``sampler``.
+        """
+        if sampler.temperature == 0:
             return most_likely(logits)
         uniform = step_uniforms(self.keys, step, self.length)
         uniform = uniform.gather(1, positions) if rows is None else uniform[rows, positions]
-        return draw_tokens(logits, uniform, **options)
+        return draw_tokens(logits, uniform, temperature=sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p)
 
     def reveal(self, positions: Int[Tensor, "rows positions"], draw: Draw, step: int) -> None:
         """Writes tokens that were drawn for some positions of every row, and says that the step is done."""

@@ -18,7 +18,7 @@ from dmpo_lightning.samplers.base import Sampler, Samples, reveal_counts
 from dmpo_lightning.samplers.block_causal import Step, decode_blocks
 from dmpo_lightning.samplers.canvas import Canvas
 from dmpo_lightning.samplers.draws import Draw
-from dmpo_lightning.samplers.transfer import best, best_of, sure_enough
+from dmpo_lightning.samplers.transfer import above_threshold, best_of, within_factor
 from dmpo_lightning.tasks.base import check_choice
 
 CacheMode = Literal["none", "prefix", "dual"]
@@ -144,7 +144,7 @@ class ConfidenceSampler(Sampler):
     def _choose(self, draw: Draw, step: Step) -> Bool[Tensor, "rows block"]:
         """What a step in a block-causal model's own block reveals."""
         if not self.is_static:
-            return sure_enough(draw, step.masked, threshold=self.threshold, factor=self.factor)
+            return self.sure_enough(draw, step.masked)
         return best_of(self.scores(draw, step.canvas, step.positions, step.number), step.masked, step.count)
 
     def scores(
@@ -157,6 +157,13 @@ class ConfidenceSampler(Sampler):
             return -positions.double()
         noise = uniforms(fold_in(fold_in(canvas.keys, Purpose.REMASKING), step), canvas.length)
         return noise.gather(1, positions)
+
+    def sure_enough(self, draw: Draw, masked: Bool[Tensor, "rows block"]) -> Bool[Tensor, "rows block"]:
+        """The candidates that ``threshold`` or ``factor`` keeps, at least one in each row."""
+        if self.threshold is not None:
+            return above_threshold(draw.confidence, masked, self.threshold)
+        assert self.factor is not None
+        return within_factor(draw.confidence, masked, self.factor)
 
     def diagnostics(self, reveal_step: Int[Tensor, "*rows length"]) -> dict[str, Tensor]:
         """The share of positions that an early exit filled in without computing them."""
@@ -188,13 +195,16 @@ class Block:
         step computes the logits of these positions alone.
         """
         steps = self.sampler.num_steps(self.canvas.length) * self.length // self.canvas.length
-        masked = self._all_positions()
+        masked = self.canvas.positions(self._columns)
         for step, count in enumerate(reveal_counts(self.length, steps)):
             # Counted over all blocks, so that no two steps of a completion share their draws.
             key_step = self.start // self.length * steps + step
-            draw = self._draw(self._logits_of_all(masked) if step == 0 else self._logits(masked), masked, key_step)
-            ranking = best(self.sampler.scores(draw, self.canvas, masked, key_step), masked.shape[1])
-            # The rest goes back to its order from left to right, by which `best` decides between equal scores.
+            logits = self._logits_of_all(masked) if step == 0 else self._logits(masked)
+            draw = self.canvas.draw(logits, masked, key_step, self.sampler)
+            del logits  # else they would be alive beside those of the next step
+            scores = self.sampler.scores(draw, self.canvas, masked, key_step)
+            # Of equal scores the left one comes first, so the rest goes back to its order from left to right.
+            ranking = scores.argsort(dim=1, descending=True, stable=True)
             chosen, rest = ranking[:, :count], ranking[:, count:].sort(dim=1).values
             self.canvas.reveal(masked.gather(1, chosen), draw.at(chosen), key_step)
             masked = masked.gather(1, rest)
@@ -205,39 +215,31 @@ class Block:
         Draws are keyed by the number of the step, which counts from the first position of the block. A completion
         therefore does not depend on how many steps other rows took in this block or in earlier ones.
         """
-        positions = self._all_positions()
-        draw = self._draw(self._logits_of_all(positions), positions, self.start)
-        self._reveal_sure(draw, torch.ones_like(positions, dtype=torch.bool), self.start)
+        canvas, sampler, columns = self.canvas, self.sampler, self._columns
+        positions = canvas.positions(columns)
+        # The logits get no name, which would keep them alive beside those of the next step.
+        draw = canvas.draw(self._logits_of_all(positions), positions, self.start, sampler)
+        chosen = sampler.sure_enough(draw, torch.ones_like(positions, dtype=torch.bool))
+        canvas.reveal_where(columns, chosen, draw, self.start)
         for step in range(self.start + 1, self.start + self.length):
-            masked = self.canvas.masked(self._columns)
+            masked = canvas.masked(columns)
             # Rows have different numbers of masked positions, so these are listed in pairs of row and position. The
             # list has to be counted, for which the host waits for the device: once per step, and nothing else waits.
             rows, offsets = masked.nonzero(as_tuple=True)
-            if not self.canvas.policy.anywhere(len(rows) > 0):
+            if not canvas.policy.anywhere(len(rows) > 0):
                 break
             # Other ranks go on, and their forwards gather weights from this rank too.
             if not len(rows):
                 self._logits(*torch.zeros(2, 1, dtype=torch.long, device=masked.device))
                 continue
-            # The logits get no name, which would keep them alive beside those of the next step.
-            draw = self._draw(self._logits(self.start + offsets, rows), self.start + offsets, step, rows)
-            self._reveal_sure(draw.spread(masked), masked, step)
+            at = self.start + offsets
+            draw = canvas.draw(self._logits(at, rows), at, step, sampler, rows).spread(masked)
+            canvas.reveal_where(columns, sampler.sure_enough(draw, masked), draw, step)
 
     @property
     def _columns(self) -> slice:
         first = self.canvas.start + self.start
         return slice(first, first + self.length)
-
-    def _all_positions(self) -> Int[Tensor, "rows block"]:
-        positions = torch.arange(self.start, self.start + self.length, device=self.canvas.keys.device)
-        return positions.expand(len(self.canvas.keys), -1)
-
-    def _reveal_sure(self, draw: Draw, masked: Bool[Tensor, "rows block"], step: int) -> None:
-        chosen = sure_enough(draw, masked, threshold=self.sampler.threshold, factor=self.sampler.factor)
-        self.canvas.reveal_where(self._columns, chosen, draw, step)
-
-    def _draw(self, logits: Tensor, positions: Tensor, step: int, rows: Tensor | None = None) -> Draw:
-        return self.canvas.draw(logits, positions, step, self.sampler.draw_options, rows)
 
     def _logits_of_all(self, positions: Int[Tensor, "rows block"]) -> Float[Tensor, "rows block vocab"]:
         """Logits of the block's first step, which computes every column and fills the cache, if there is one.

@@ -1,21 +1,12 @@
 """Draws one candidate token per position, exactly, from logits and keyed uniforms."""
 
 from dataclasses import dataclass
-from typing import TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dmpo_lightning.functional.randomness import Purpose, fold_in, inverse_cdf, uniforms
-
-
-class DrawOptions(TypedDict):
-    """From which distribution `draw_tokens` draws."""
-
-    temperature: float
-    top_k: int | None
-    top_p: float | None
 
 
 @dataclass

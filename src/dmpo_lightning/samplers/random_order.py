@@ -51,7 +51,7 @@ class RandomOrderSampler(Sampler):
         start = 0
         for step, count in enumerate(self._counts(completion_length)):
             positions = order[:, start : start + count]
-            draw = canvas.draw(canvas.logits(positions), positions, step, self.draw_options)
+            draw = canvas.draw(canvas.logits(positions), positions, step, self)
             canvas.reveal(positions, draw, step)
             start += count
         return canvas.samples()

@@ -5,11 +5,10 @@ the rows one by one.
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dmpo_lightning.functional.masking import position_ranks
-from dmpo_lightning.samplers.draws import Draw
 
 
 def best_of(
@@ -17,11 +16,6 @@ def best_of(
 ) -> Bool[Tensor, "rows block"]:
     """Chooses the ``count`` highest scores among each row's masked positions, or all where there are fewer."""
     return (position_ranks((-scores).masked_fill(~masked, torch.inf)) < count) & masked
-
-
-def best(scores: Float[Tensor, "rows block"], count: int) -> Int[Tensor, "rows {count}"]:
-    """The indices of each row's ``count`` highest scores, from the highest down. Of equal scores the left is first."""
-    return scores.argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def above_threshold(
@@ -55,13 +49,3 @@ def within_factor(
     count, total = passes.long().cumprod(1).sum(1), masked.sum(1)
     count = torch.where(count >= total - 1, total, count)
     return torch.zeros_like(masked).scatter_(1, order, rank < count[:, None]) & masked
-
-
-def sure_enough(
-    draw: Draw, masked: Bool[Tensor, "rows block"], *, threshold: float | None, factor: float | None
-) -> Bool[Tensor, "rows block"]:
-    """Chooses by the one of the two rules above that is given a number."""
-    if threshold is not None:
-        return above_threshold(draw.confidence, masked, threshold)
-    assert factor is not None
-    return within_factor(draw.confidence, masked, factor)

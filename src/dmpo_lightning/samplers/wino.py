@@ -99,7 +99,7 @@ class ShadowedBlock:
             if not canvas.policy.anywhere(bool(masked.any())):
                 break
             logits = self._logits(block, masked)
-            draw = canvas.draw(logits, positions, step, self.sampler.draw_options)
+            draw = canvas.draw(logits, positions, step, self.sampler)
             chosen = accepted(draw.log_odds, masked, self.sampler.threshold)
             # Nothing is written yet: what is verified are the tokens that earlier steps revealed.
             verified = log_odds(logits, canvas.ids[:, block])
