@@ -76,10 +76,13 @@ def test_each_strategy_is_ddp_and_a_restart_changes_nothing_and_the_export_holds
     name = "adapter_model.safetensors" if adapter == "lora" else "model.safetensors"
     expected = load_file(other / "exported" / name)
     assert len(expected) == (56 if adapter == "lora" else 39)
-    for found in (load_file(folder / "exported" / name), load_file(tmp_path / name)):
-        assert found.keys() == expected.keys()
-        for tensor, value in expected.items():
-            assert float((found[tensor] - value).abs().max()) < (1e-6 if adapter == "lora" else 1e-4), tensor
+    called_back, from_checkpoint = load_file(folder / "exported" / name), load_file(tmp_path / name)
+    assert called_back.keys() == from_checkpoint.keys() == expected.keys()
+    # Adam enlarges what ZeRO-3 sums in another order.
+    tolerance = 1e-6 if adapter == "lora" and kind != "zero3" else 1e-4
+    for tensor, value in expected.items():
+        assert float((called_back[tensor] - value).abs().max()) < tolerance, tensor
+        assert float((called_back[tensor] - from_checkpoint[tensor]).abs().max()) < 1e-6, tensor
 
 
 @pytest.mark.slow
