@@ -12,6 +12,7 @@ from dmpo_lightning import GSM8K, Math500
 from dmpo_lightning.evaluation.batch import EvaluatedBatch
 from dmpo_lightning.evaluation.metrics import EvaluationMetrics
 from dmpo_lightning.evaluation.values import BatchValues, majority, pass_at
+from dmpo_lightning.samplers import Samples
 from dmpo_lightning.tasks.base import Verdict
 from dmpo_lightning.tasks.latex import canonical, equivalent
 
@@ -74,7 +75,9 @@ def batch_of(scores, seconds=1.0, **weights):
     """What an evaluation found of some prompts, with a value for each completion."""
     scores = torch.as_tensor(scores)
     values = BatchValues(scores == 1, {"score": scores}, {}, {}, weights)
-    facts = {"prompt_index": [], "completions": [], "verdicts": None, "samples": None, "completion_length": 8}
+    nothing = torch.zeros(0, 8, dtype=torch.int64)
+    facts = {"prompt_index": [], "completions": [], "verdicts": None, "completion_length": 8}
+    facts["samples"] = Samples(nothing, nothing, nothing.float())
     return EvaluatedBatch(**facts, examples=[{}] * len(scores), values=values, tokens=30 * len(scores), seconds=seconds)
 
 
