@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from dmpo_lightning.tasks.base import Verdict
@@ -52,7 +51,7 @@ def behave(what, value=None):  # noqa: PLR0911, PLR0912  one line per behaviour
     if what == "close all files":
         os.closerange(3, 256)
     if what == "import":
-        return importlib.import_module(value).VALUE
+        return importlib.import_module(value).value()
     return lambda: None
 
 
@@ -60,14 +59,6 @@ def hold_the_interpreter(after=0.2):
     """One operation on integers, during which no other thread runs."""
     time.sleep(after)
     return len(str((9**9**7) ** 9))
-
-
-def import_again_and_again():
-    """Tries a module that does not exist, a hundred times in ten seconds."""
-    for _ in range(100):
-        with suppress(ImportError):
-            importlib.import_module("no_such_module")
-        time.sleep(0.1)
 
 
 def refuse():

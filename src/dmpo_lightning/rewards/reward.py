@@ -55,8 +55,8 @@ class Reward:
         batched: whether ``score`` takes equally long lists of examples and completions instead, and returns one result
             for each. If it raises, all of them fail.
         workers: processes that score, for which ``score`` must be picklable. 0 scores in this one.
-        time_limit: seconds for one call of ``score`` and ``check``, in workers only. A call that takes longer is
-            killed.
+        time_limit: seconds for one call of ``score`` and ``check``, in workers only, with what the call itself imports.
+            A call that takes longer is killed.
         check: from an example and a completion to a `Verdict`, which is reported beside the score. It reads completions
             with their special tokens where these are given.
 

@@ -1,6 +1,5 @@
 r"""Exact equality of LaTeX answers by computer algebra, in a worker process that is killed if need be.
 
-
 math-verify reads LaTeX well, but calls more equal than is: numbers to six decimals, differences that are tiny beside 1,
 ``2516_7`` and ``2516_8``, a tuple and a set, ``[2]`` and 2. So what an answer consists of is compared here, math-verify
 is asked about single expressions without decimals, and what it calls equal is proved.
@@ -9,8 +8,12 @@ is asked about single expressions without decimals, and what it calls equal is p
 import logging
 import re
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any, NamedTuple
+
+# Imported here, and so before the first comparison, of which importing would be a part.
+from math_verify import LatexExtractionConfig, parse, verify
+from sympy import Eq, Expr, MatrixBase, Number, simplify
+from sympy.core.relational import Relational
 
 from dmpo_lightning.tasks import latex
 from dmpo_lightning.tasks.numbers import plain
@@ -41,12 +44,10 @@ class AlgebraicEquality:
         time_limit: seconds per comparison. One that takes longer is logged and counts as not equal.
 
     Raises:
-        ValueError: math-verify is not installed, or a time limit that is not positive.
+        ValueError: a time limit that is not positive.
     """
 
     def __init__(self, time_limit: float = 2.0) -> None:
-        if find_spec("math_verify") is None:
-            raise ValueError("`algebra` needs math-verify; install it with `pip install dmpo-lightning[math]`.")
         self._pool = WorkerPool(equal, workers=1, time_limit=time_limit)
         self._known: dict[tuple[str, str], bool] = {}
 
@@ -160,8 +161,6 @@ def _equal_expressions(gold: str, answer: str) -> bool:
 
 
 def _proved(gold: str, answer: str) -> bool:
-    from math_verify import LatexExtractionConfig, parse, verify
-
     # It warns that its own time limits are off, for which the pool has one.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     reader = [LatexExtractionConfig()]
@@ -180,9 +179,6 @@ def _as_fraction(match: re.Match[str]) -> str:
 
 def _same(gold: Any, answer: Any) -> bool:
     """Whether two expressions that math-verify calls equal are so exactly."""
-    from sympy import Eq, Expr, MatrixBase, Number
-    from sympy.core.relational import Relational
-
     # As math-verify does: `x = 5` states 5, where the other answer is no equation.
     if isinstance(answer, Eq) and not isinstance(gold, Relational):
         answer = answer.rhs
@@ -205,8 +201,6 @@ def _same(gold: Any, answer: Any) -> bool:
 
 def _same_relation(gold: Any, answer: Any) -> bool:
     """Whether one is the other, or turned around, or both sides times a constant."""
-    from sympy import Eq, simplify
-
     difference, other = gold.lhs - gold.rhs, answer.lhs - answer.rhs
     if difference == 0 or other == 0:
         return False
@@ -219,7 +213,5 @@ def _same_relation(gold: Any, answer: Any) -> bool:
 
 
 def _is_zero(difference: Any) -> bool:
-    from sympy import simplify
-
     difference = simplify(difference.doit())
     return bool(difference == 0 or (difference.is_number and difference.equals(0) is True))

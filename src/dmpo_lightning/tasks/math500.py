@@ -2,10 +2,10 @@ r"""MATH and its test selection MATH-500: competition problems with a LaTeX answ
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from importlib.util import find_spec
 from typing import Any
 
 from dmpo_lightning.tasks import hendrycks, latex
-from dmpo_lightning.tasks.algebra import AlgebraicEquality
 from dmpo_lightning.tasks.answers import final_answer, first_block, has_layout, last_box, last_boxed, unbox
 from dmpo_lightning.tasks.base import Example, Verdict
 from dmpo_lightning.tasks.benchmark import EVAL_FORMAT, MATH_EXPERT, TRAIN_FORMAT, Benchmark
@@ -23,7 +23,6 @@ class Math500(Benchmark):
     Args:
         data, benchmark: as in `Benchmark`.
         algebra: whether ``verified`` asks math-verify about answers that `latex` calls unequal, see `algebra`.
-        algebra_time_limit: seconds for one such comparison. It is then killed and the answers are not equal.
 
     Raises:
         ValueError: as in `Benchmark`, or math-verify is needed and missing.
@@ -39,12 +38,17 @@ class Math500(Benchmark):
         data: Mapping[str, Sequence[Example]] | None = None,
         *,
         algebra: bool = False,
-        algebra_time_limit: float = 2.0,
         **benchmark: Any,
     ) -> None:
         super().__init__(data, **benchmark)
-        self.algebra = algebra
-        self._algebra = AlgebraicEquality(algebra_time_limit) if algebra else None
+        self.algebra, self._algebra = algebra, None
+        if algebra:
+            if find_spec("math_verify") is None:
+                raise ValueError("`algebra` needs math-verify; install it with `pip install dmpo-lightning[math]`.")
+            # It brings sympy.
+            from dmpo_lightning.tasks.algebra import AlgebraicEquality
+
+            self._algebra = AlgebraicEquality()
 
     def task_text(self, example: Example) -> str:
         return str(example["problem"])

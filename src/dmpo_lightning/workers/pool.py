@@ -17,11 +17,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ExtensionFileLoader, ModuleSpec, SourceFileLoader
 from multiprocessing.connection import Connection, wait
-from types import ModuleType
 from typing import Any
 
 from dmpo_lightning.workers.local_modules import LocalModules, local_modules
@@ -32,8 +28,6 @@ LIFE_SIGN = 0.5
 """Seconds after which a silent worker is looked after."""
 PING_SECONDS = 5.0
 """Seconds in which an idle worker must answer. One whose last call left a thread that holds everything up does not."""
-IMPORT_SECONDS = 300.0
-"""For one import, which may be of a large library from a slow disk."""
 _PING = b"?"
 
 
@@ -58,7 +52,8 @@ class WorkerPool:
     Args:
         function: importable by its module and name, or an instance of an importable class. Its value must be picklable.
         workers: number of processes.
-        time_limit: seconds per call, without the imports that it makes. None waits for ever.
+        time_limit: seconds per call. None waits for ever. What the function's module imports is imported before the
+            first call, and what a call imports is a part of that call.
 
     Raises:
         ValueError: no workers, or a time limit that is not positive.
@@ -236,7 +231,7 @@ def _serve(pipe: Connection, finders: Sequence[LocalModules], pickled: bytes, ti
         return function(*pickle.loads(asked))
 
     pipe.send_bytes(_answer(begin))
-    watch = _Watch(time_limit)
+    nowhere = open(os.devnull, "w")  # noqa: SIM115  as long as the process
     while True:
         try:
             asked = pipe.recv_bytes()
@@ -246,9 +241,11 @@ def _serve(pipe: Connection, finders: Sequence[LocalModules], pickled: bytes, ti
         if asked == _PING:
             pipe.send_bytes(_answer(lambda: None))
             continue
-        watch.start()
+        if time_limit is not None:
+            # A thread of C, which needs no lock of the interpreter and no parent.
+            faulthandler.dump_traceback_later(time_limit, exit=True, file=nowhere)
         answer = _answer(call)
-        watch.stop()
+        faulthandler.cancel_dump_traceback_later()
         pipe.send_bytes(answer)
 
 
@@ -259,57 +256,6 @@ def _answer(function: Callable[[], Any]) -> bytes:
     # Whatever a foreign function raises is for the parent to count, an exit included.
     except BaseException as error:
         return pickle.dumps((None, f"{type(error).__name__}: {error}"))
-
-
-class _Watch(MetaPathFinder):
-    """Ends the process when a call takes longer than the time limit, even where the parent is gone and cannot kill it.
-
-    A function often imports a library where it needs it, in the first call of each process. A limit made for calls
-    would end every process in its first one, so that the watch stops while a module is executed for the first time.
-    """
-
-    def __init__(self, time_limit: float | None) -> None:
-        self.time_limit = time_limit
-        self.deadline: float | None = None
-        self.nowhere = open(os.devnull, "w")  # noqa: SIM115  as long as the process
-        sys.meta_path.insert(0, self)
-
-    def start(self) -> None:
-        if self.time_limit is not None:
-            self.deadline = time.monotonic() + self.time_limit
-            self._end_in(self.time_limit)
-
-    def stop(self) -> None:
-        self.deadline = None
-        faulthandler.cancel_dump_traceback_later()
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """What the other finders find. The loader of a file stops the watch, others load what is in memory."""
-        others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
-        spec = next((spec for spec in others if spec is not None), None)
-        if spec is not None and isinstance(spec.loader, SourceFileLoader | ExtensionFileLoader):
-            spec.loader.exec_module = partial(self._unwatched, spec.loader.exec_module)  # type: ignore[method-assign]
-        return spec
-
-    def _unwatched(self, load: Callable[[ModuleType], None], module: ModuleType) -> None:
-        deadline = self.deadline
-        # Modules that this one imports are part of it, and other threads are none of the call's.
-        if deadline is None or threading.current_thread() is not threading.main_thread():
-            return load(module)
-        self.deadline, left = None, deadline - time.monotonic()
-        self._end_in(IMPORT_SECONDS)
-        try:
-            load(module)
-        finally:
-            self.deadline = time.monotonic() + left
-            self._end_in(left)
-        return None
-
-    def _end_in(self, seconds: float) -> None:
-        # A thread of C, which needs no lock of the interpreter.
-        faulthandler.dump_traceback_later(max(seconds, 0.001), exit=True, file=self.nowhere)
 
 
 def _end_with_parent() -> None:
