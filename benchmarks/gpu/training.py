@@ -13,7 +13,7 @@ from benchmarks.gpu.bench import Bench, Figure
 from dmpo_lightning import DMPO, WDCE, Backbone, ConfidenceSampler, ElboEstimator, LoRA, PromptLoader
 from dmpo_lightning.models.parts import compile_layers, enable_checkpointing, layers_of
 from dmpo_lightning.planning.memory import rehearsed
-from dmpo_lightning.planning.network import NoTokenizer, quantize
+from dmpo_lightning.planning.network import quantize, stand_in_tokenizer
 from dmpo_lightning.planning.run import Run
 from dmpo_lightning.planning.strategy import Sharding
 from dmpo_lightning.policy import Policy
@@ -70,7 +70,7 @@ def planned(
         if options.get("quantization"):
             quantize(model)
         module = DMPO(
-            Backbone(model, tokenizer=NoTokenizer(config), **options),
+            Backbone(model, tokenizer=stand_in_tokenizer(config), **options),
             objective=objective(bench),
             sampler=sampler(bench),
             completion_length=size.completion_length,

@@ -14,7 +14,7 @@ from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.models.parts import enable_checkpointing
 from dmpo_lightning.objectives import Objective
 from dmpo_lightning.planning.memory import Memory, rehearsed
-from dmpo_lightning.planning.network import NoTokenizer, quantize
+from dmpo_lightning.planning.network import quantize, stand_in_tokenizer
 from dmpo_lightning.planning.run import Run
 from dmpo_lightning.planning.strategy import Sharding
 from dmpo_lightning.policy import Policy, evaluating
@@ -63,7 +63,7 @@ def small_run(
             quantize(model)
         backbone = Backbone(
             model,
-            tokenizer=NoTokenizer(config),
+            tokenizer=stand_in_tokenizer(config),
             adapter=adapter,
             quantization=quantization,
             gradient_checkpointing=checkpointing,

@@ -142,6 +142,12 @@ def test_small_tensors_have_numbers_and_what_comes_of_large_ones_is_zeros():
         assert (large.T.shape, rehearsal.live) == ((2**10, 2**10), 2**22 + 4 * 8)
 
 
+def test_memory_that_nobody_wrote_to_is_zeros():
+    """A cache may be read where the forward that would fill it is left out."""
+    with Rehearsal():
+        assert not torch.full((2**12,), torch.nan).new_empty(2**12).any()
+
+
 def test_a_run_has_as_many_columns_as_it_says():
     run = small_run(small_config("small"))
     assert (run.prompt_length, run.completion_length, run.schedule.buffer_rollouts) == (PROMPT, LENGTH, 2 * ROWS)

@@ -17,7 +17,7 @@ from dmpo_lightning.models.lora import LoRA, base_of, is_adapter, matching_names
 from dmpo_lightning.models.parts import head_name, linear_names
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 _SDAR_4B = {"hidden_size": 2560, "intermediate_size": 9728}
 _SDAR_1_7B = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16}
@@ -64,28 +64,22 @@ def without_weights(backbone: Backbone) -> Backbone:
             quantize(model)
         if base != source:
             model = _stored_adapter(Path(source), model).apply(model, base)
-    tokenizer: Any = NoTokenizer(config)
     name = str(dtype).removeprefix("torch.")
-    return replace(backbone, model=model, tokenizer=tokenizer, dtype=name, compile_blocks=False)
+    return replace(backbone, model=model, tokenizer=stand_in_tokenizer(config), dtype=name, compile_blocks=False)
 
 
-class NoTokenizer:
-    """Stands for a tokenizer, which cannot be had without the model's files. It decodes everything to nothing."""
+def stand_in_tokenizer(config: Any) -> "PreTrainedTokenizerBase":
+    """A tokenizer of four tokens, in place of the model's, which cannot be had without its files."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
 
-    def __init__(self, config: Any) -> None:
-        mask = getattr(config, "mask_token_id", None)
-        self.vocab_size = getattr(config, "logit_width", config.vocab_size)
-        self.mask_token_id, self.pad_token_id = mask or 3, 0
-        # Unknown tokens are 0, which therefore must not end completions.
-        self.eos_token_id = 1 if mask != 1 else 2
-
-    def get_vocab(self) -> dict[str, int]:
-        """One token, by which no family is recognised."""
-        return {"": self.vocab_size - 1}
-
-    def batch_decode(self, rows: list[list[int]], **options: Any) -> list[str]:
-        """As many empty texts as there are rows."""
-        return [""] * len(rows)
+    width, mask = getattr(config, "logit_width", config.vocab_size), getattr(config, "mask_token_id", None) or 3
+    # Unknown tokens are 0 in a rehearsal, which therefore must not end completions.
+    tokens = {0: "<unknown>", width - 1: "<last>", (1 if mask != 1 else 2): "<end>", mask: "<mask>"}
+    words = Tokenizer(WordLevel({token: number for number, token in tokens.items()}, unk_token="<unknown>"))
+    names = {"pad_token": "<unknown>", "eos_token": "<end>", "mask_token": "<mask>"}
+    return PreTrainedTokenizerFast(tokenizer_object=words, **names)
 
 
 def _stored_adapter(folder: Path, model: nn.Module) -> LoRA:

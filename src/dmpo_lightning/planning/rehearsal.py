@@ -120,7 +120,7 @@ class Rehearsal(TensorMemory):
         is_known = not any(isinstance(tensor, Ghost) for tensor in given)
         # What is new is looked at before it is made. A view costs nothing, and must be one of the same storage.
         if is_known and given and (func.is_view or all(tensor.numel() <= KNOWN_NUMBERS for tensor in given)):
-            return func(*args, **kwargs)
+            return _known(func, args, kwargs)
         try:
             result = func(*_mapped(_shape, args), **({} if given else {"device": _META}) | _mapped(_shape, kwargs))
         # Kernels without shapes of their own, and questions such as `nonzero` and `item`, whose answer is in numbers.
@@ -129,8 +129,14 @@ class Rehearsal(TensorMemory):
         if func._schema.is_mutable and result is not None:
             return kwargs["out"] if "out" in kwargs else args[0]
         if not given and all(leaf.numel() <= KNOWN_NUMBERS for leaf in tree_leaves(result)):
-            return func(*args, **kwargs)
+            return _known(func, args, kwargs)
         return tree_map(_ghost if func.is_view else _settled, result)
+
+
+def _known(func: Any, args: Any, kwargs: Any) -> Any:
+    """The result with its numbers. What nobody has written yet is zeros, since whoever writes it may be left out."""
+    result = func(*args, **kwargs)
+    return result.zero_() if "empty" in func.__name__ else result
 
 
 def drop_by_booleans(module: nn.Module) -> None:
