@@ -7,12 +7,11 @@ from scipy.stats import chisquare
 from dmpo_lightning.functional import uniforms
 from dmpo_lightning.samplers.draws import draw_tokens
 
-VOCAB, DRAWS, TEMPERATURE, CELLS = 126_464, 200_000, 0.2, 500
+VOCAB, DRAWS, TEMPERATURE, CELLS = 126_464, 20_000, 0.2, 100
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_200_000_draws_pass_the_chi_square_test():
+def test_20_000_draws_pass_the_chi_square_test():
     """Tokens in the order of their probability, cut into cells of about equal probability."""
     logits = 0.4 * torch.randn(VOCAB, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     probability = (logits.double() / TEMPERATURE).softmax(-1)
