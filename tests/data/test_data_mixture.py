@@ -207,8 +207,8 @@ def test_the_answer_check_is_that_of_the_task_and_there_is_none_unless_all_have_
 
 def test_the_scores_of_each_task_are_handed_on_under_its_own_names():
     scores = mixture().reward(mixed_examples(), TEXTS)
-    assert {task: part.rows for task, part in scores.parts.items()} == {"sudoku": [0], "echo": [1, 2]}
-    echoed = scores.parts["echo"].scores
+    assert scores.rows == {"sudoku": [0], "echo": [1, 2]}
+    echoed = scores.parts["echo"]
     assert set(echoed.components) == {"right"}
     assert echoed.total.tolist() == scores.total[1:].tolist()
     assert echoed.accuracy == "right"
@@ -229,6 +229,12 @@ def test_a_task_may_call_a_component_accuracy():
     assert values.scores["named/accuracy"].nan_to_num(-1).tolist() == [[1, 0], [-1, -1]]
     assert values.scores["named/a/b"].nan_to_num(-1).tolist() == [[2, 2], [-1, -1]]
     assert values.scores["accuracy"].tolist() == [[1, 0], [0, 1]]
+
+
+def test_a_task_of_which_every_completion_fails_is_scored_and_is_not_accurate():
+    scores = mixture().reward(mixed_examples(), [["", ""], ["bad", "bad"], ["bad", "bad"]])
+    assert scores.failures == 4
+    assert batch_values(scores, {}).scores["echo/accuracy"].nan_to_num(-1).tolist() == [[-1, -1], [0, 0], [0, 0]]
 
 
 @pytest.mark.parametrize("task", [["a"], None, 3, "b", {"a": 1}])

@@ -38,44 +38,30 @@ class BatchValues:
 
 def batch_values(scores: Scores, measures: Measures) -> BatchValues:
     """The values of a batch. A mixture has those of each task too, named ``task/value``."""
+    values = scores.named
     if not scores.parts:
-        return _task_values(scores, measures)
-    rows = {task: part.rows for task, part in scores.parts.items()}
+        correct = (values["accuracy"] if scores.verdicts is None else values["correct"]) == 1
+        votes = _votes(correct, values["accuracy"], scores.verdicts)
+        return BatchValues(correct, values, dict(measures), votes, _weights(scores))
     tasks = {
-        task: _task_values(part.scores, {name: value[part.rows] for name, value in measures.items()})
+        task: batch_values(part, {name: value[scores.rows[task]] for name, value in measures.items()})
         for task, part in scores.parts.items()
     }
-    correct, accuracy = torch.zeros_like(scores.total, dtype=torch.bool), torch.zeros_like(scores.total)
-    for task, places in rows.items():
-        correct[places], accuracy[places] = tasks[task].correct, tasks[task].scores["accuracy"]
+    correct = torch.zeros_like(scores.total, dtype=torch.bool)
+    for task, each in tasks.items():
+        correct[scores.rows[task]] = each.correct
 
     def named(tables: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-        return named_by_task(tables, rows, len(scores.total))
+        return named_by_task(tables, scores.rows, len(scores.total))
 
     return BatchValues(
-        correct=correct,
-        scores={
-            "reward": scores.total,
-            "accuracy": accuracy,
-            **named({task: values.scores for task, values in tasks.items()}),
-        },
-        measures={**measures, **named({task: values.measures for task, values in tasks.items()})},
-        votes=_votes(correct, accuracy, scores.verdicts) | named({task: each.votes for task, each in tasks.items()}),
-        weights=named({task: values.weights for task, values in tasks.items()}),
+        correct,
+        scores=values,
+        measures={**measures, **named({task: each.measures for task, each in tasks.items()})},
+        votes=_votes(correct, values["accuracy"], scores.verdicts)
+        | named({task: each.votes for task, each in tasks.items()}),
+        weights=named({task: each.weights for task, each in tasks.items()}),
     )
-
-
-def _task_values(scores: Scores, measures: Measures) -> BatchValues:
-    # A score function that returns a bare number has a component `reward`, which takes the total's place here.
-    values = {"reward": scores.total, **scores.components}
-    if "accuracy" not in values and scores.accuracy in values:
-        values["accuracy"] = values[scores.accuracy]
-    elif "accuracy" not in values and scores.components:
-        raise ValueError(f"`accuracy` {scores.accuracy!r} is none of the reward's components: {sorted(values)}.")
-    accuracy = values.setdefault("accuracy", torch.zeros_like(scores.total))
-    correct = (accuracy if scores.verdicts is None else values["correct"]) == 1
-    votes = _votes(correct, accuracy, scores.verdicts)
-    return BatchValues(correct, values, dict(measures), votes, _weights(scores))
 
 
 def _weights(scores: Scores) -> dict[str, Float[Tensor, " prompts"]]:

@@ -6,7 +6,6 @@ Imports no torch, so that worker processes start fast.
 import functools
 import inspect
 import math
-import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -184,15 +183,3 @@ def _module(function: Callable[..., Any]) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     return str(getattr(function, "__module__", None) or type(function).__module__)
-
-
-def check_picklable(call: Callable[..., Any]) -> None:
-    """Raises ValueError for a score that cannot be handed to worker processes."""
-    try:
-        pickle.dumps(call)
-    # Pickling runs foreign code, which may raise anything.
-    except Exception as error:
-        raise ValueError(
-            f"`score` must be picklable to be called in worker processes: {error}. Define it at the top level of a "
-            "module, or as a class with __call__."
-        ) from error

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from dmpo_lightning.rewards.reward import Reward
-from dmpo_lightning.rewards.scores import Scores, TaskScores, named_by_task
+from dmpo_lightning.rewards.scores import Scores, named_by_task
 from dmpo_lightning.tasks.base import Example, Verdict
 
 
@@ -40,18 +40,15 @@ class MixtureReward(Reward):
         for row, example in enumerate(examples):
             rows.setdefault(self._task_of(example), []).append(row)
         parts = {
-            task: TaskScores(
-                places,
-                self.rewards[task](
-                    [examples[row] for row in places],
-                    [completions[row] for row in places],
-                    [numbers[row] for row in places],
-                    raw=[(raw or completions)[row] for row in places],
-                ),
+            task: self.rewards[task](
+                [examples[row] for row in own],
+                [completions[row] for row in own],
+                [numbers[row] for row in own],
+                raw=[(raw or completions)[row] for row in own],
             )
-            for task, places in rows.items()
+            for task, own in rows.items()
         }
-        return _joined(parts, len(examples), len(completions[0]), has_verdicts=self.check is not None)
+        return _joined(parts, rows, has_verdicts=self.check is not None)
 
     def _score_one(self, example: Example, completion: str) -> Any:
         return self.rewards[self._task_of(example)].score(example, completion)  # type: ignore[arg-type]
@@ -77,27 +74,23 @@ class MixtureReward(Reward):
             reward.close()
 
 
-def _joined(parts: dict[str, TaskScores], prompts: int, group: int, *, has_verdicts: bool) -> Scores:
+def _joined(parts: dict[str, Scores], rows: dict[str, list[int]], *, has_verdicts: bool) -> Scores:
     """The scores of all prompts, put together from those of each task."""
-    total = torch.zeros(prompts, group, dtype=torch.float32)
-    accuracy = torch.zeros_like(total)
+    count = sum(map(len, rows.values()))
+    total, accuracy = torch.zeros(2, count, next(iter(parts.values())).total.shape[1], dtype=torch.float32)
     verdicts: dict[int, list[Verdict]] = {}
-    tables = {}
     for task, part in parts.items():
-        scores = part.scores
         # A mixture calls the weighted sum `reward`; a component of that name would stand in its place.
-        scores.components.pop("reward", None)
-        own = scores.components | {"reward": scores.total}
-        own["accuracy"] = own.get(scores.accuracy, torch.zeros_like(scores.total))
-        total[part.rows], accuracy[part.rows] = scores.total, own["accuracy"]
-        verdicts |= zip(part.rows, scores.verdicts or (), strict=False)
-        tables[task] = own
-    named = named_by_task(tables, {task: part.rows for task, part in parts.items()}, prompts)
+        part.components.pop("reward", None)
+        total[rows[task]], accuracy[rows[task]] = part.total, part.named["accuracy"]
+        verdicts |= zip(rows[task], part.verdicts or (), strict=False)
+    named = named_by_task({task: part.named for task, part in parts.items()}, rows, count)
     return Scores(
         {"accuracy": accuracy} | named,
         total,
-        sum(part.scores.failures for part in parts.values()),
+        sum(part.failures for part in parts.values()),
         accuracy="accuracy",
-        verdicts=[verdicts[row] for row in range(prompts)] if has_verdicts else None,
+        verdicts=[verdicts[row] for row in range(count)] if has_verdicts else None,
         parts=parts,
+        rows=rows,
     )

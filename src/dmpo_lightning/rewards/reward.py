@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,6 @@ from dmpo_lightning.rewards.functions import (
     ScoreError,
     ScoreFunction,
     check_function,
-    check_picklable,
 )
 from dmpo_lightning.rewards.scores import Scores
 from dmpo_lightning.tasks.base import Example, Task, Verdict
@@ -39,8 +39,8 @@ class Reward:
     """A score function with weights for its components, and perhaps a check of the answer.
 
     A completion fails if scoring or checking it raises, takes longer than the time limit, ends its worker, or gives
-    anything but numbers of at most 1e30, of which single precision can take the sum. It is logged with its prompt's
-    index, counted, gets ``failure_score``, and is not correct.
+    anything but numbers of at most 1e30. It is logged with its prompt's index, counted, gets ``failure_score``, and is
+    not correct.
 
     Args:
         score: from an example and a completion to a number, or to named components (a task's ``score``, for one).
@@ -87,7 +87,7 @@ class Reward:
         if not 0 <= max_failure_share <= 1:
             raise ValueError(f"`max_failure_share` must be in [0, 1], got {max_failure_share}.")
         for name, weight in (weights or {}).items():
-            if not abs(weight) * max(abs(failure_score), 1) <= LARGEST:
+            if not abs(weight) <= LARGEST:
                 raise ValueError(f"`weights` must be finite, and at most {LARGEST:g}, got {weight} for {name!r}.")
         if time_limit is not None and not workers:
             raise ValueError(
@@ -109,7 +109,14 @@ class Reward:
         self._pool = None
         if self.workers:
             self._pool = WorkerPool(self._judge, workers=self.workers, time_limit=self.time_limit)
-            check_picklable(self._judge)
+            try:
+                pickle.dumps(self._judge)
+            # Pickling runs foreign code, which may raise anything.
+            except Exception as error:
+                raise ValueError(
+                    f"`score` must be picklable to be called in worker processes: {error}. Define it at the top level "
+                    "of a module, or as a class with __call__."
+                ) from error
 
     @classmethod
     def of_task(cls, task: Task, weights: Mapping[str, float] | None = None, **options: Any) -> "Reward":
@@ -151,7 +158,7 @@ class Reward:
         if self.batched and calls:
             calls = [tuple(zip(*calls, strict=True))]
         results = [self._judge(*call) for call in calls] if self._pool is None else self._pool.map(calls)
-        judged = [self._bounded(each) for each in self._of_each(results, len(rows))]
+        judged = self._of_each(results, len(rows))
         failed = [(index, each) for (index, _), each in zip(rows, judged, strict=True) if isinstance(each, ScoreError)]
         self._count(failed, len(rows))
         return self._scores(judged, (len(examples), len(completions[0]) if completions else 0))
@@ -180,13 +187,6 @@ class Reward:
             return results
         (result,) = results
         return [result] * count if isinstance(result, ScoreError) else result
-
-    def _bounded(self, judged: Judgement | ScoreError) -> Judgement | ScoreError:
-        """A failure in place of numbers whose weighted sum is too large."""
-        if isinstance(judged, ScoreError) or self.weights is None:
-            return judged
-        sizes = [abs(weight * judged.components.get(name, 0.0)) for name, weight in self.weights.items()]
-        return judged if sum(sizes) <= LARGEST else ScoreError(f"the weighted scores must be at most {LARGEST:g}")
 
     def _count(self, failures: Sequence[tuple[int, ScoreError]], scored: int) -> None:
         for index, error in failures[:LOGGED_IN_FULL]:

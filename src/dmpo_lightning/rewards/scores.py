@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,17 +25,27 @@ class Scores:
     """The component that is reported as accuracy. ``reward`` is the total."""
     verdicts: list[list[Verdict]] | None = None
     """What the check says, where there is one."""
-    parts: dict[str, "TaskScores"] = field(default_factory=dict)
+    parts: dict[str, "Scores"] = field(default_factory=dict)
     """Of a mixture, the scores of each task under its own names. Empty where there is one task."""
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    """The positions of each task's prompts in the batch."""
 
+    @property
+    def named(self) -> dict[str, Float[Tensor, "batch group"]]:
+        """All by name: ``reward``, its components and ``accuracy``.
 
-@dataclass(frozen=True)
-class TaskScores:
-    """The scores of one task of a mixture."""
+        A score function that returns a bare number has a component ``reward``, which takes the total's place.
 
-    rows: list[int]
-    """The places of its prompts in the batch."""
-    scores: Scores
+        Raises:
+            ValueError: the accuracy is none of the components.
+        """
+        values = {"reward": self.total, **self.components}
+        if "accuracy" in values:
+            return values
+        # Where every completion failed, none of them has named a component.
+        if self.accuracy not in values and self.failures < self.total.numel():
+            raise ValueError(f"`accuracy` {self.accuracy!r} is none of the reward's components: {sorted(values)}.")
+        return values | {"accuracy": values.get(self.accuracy, torch.zeros_like(self.total))}
 
 
 def named_by_task(
