@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from benchmarks.options import check_quarters
 from dmpo_lightning import DMPO, WDCE, Backbone, ConfidenceSampler, PromptLoader, load_tokenizer
 from dmpo_lightning.callbacks.progress import ProgressLine
-from dmpo_lightning.callbacks.samples import LoggingExtras, RolloutsOnScreen
+from dmpo_lightning.callbacks.samples import LoggingExtras
 
 
 class Switch:
@@ -132,7 +132,7 @@ def _fit(options: argparse.Namespace, switch: Switch, folder: str) -> None:
     )
     module.switch = switch
     loggers: list[Logger] = [switched(kind, switch)(folder) for kind in (TensorBoardLogger, CSVLogger)]
-    callbacks = [switched(kind, switch)() for kind in (ProgressLine, LoggingExtras, RolloutsOnScreen)]
+    callbacks = [switched(kind, switch)() for kind in (ProgressLine, LoggingExtras)]
     trainer = Trainer(
         accelerator="cpu",
         max_steps=4 * options.buffers,

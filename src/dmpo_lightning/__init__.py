@@ -47,7 +47,6 @@ _HOMES = {
     "Guards": "callbacks.guards",
     "LoggingExtras": "callbacks.samples",
     "ProgressLine": "callbacks.progress",
-    "RolloutsOnScreen": "callbacks.samples",
     "RunMeter": "modules.observers",
     "SavePretrained": "callbacks.save_pretrained",
     "SkipNonFiniteSteps": "modules.non_finite",

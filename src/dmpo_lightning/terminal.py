@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -29,6 +29,15 @@ def escaped(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
+def shortened(text: str, characters: int = 600) -> str:
+    """The text on one line, of a long one a third from its beginning and the rest from its end, where answers are."""
+    # Cut before it is escaped: a hostile text may have a million characters, each of which becomes ten.
+    if len(text) > characters:
+        head = characters // 3
+        text = f"{text[:head]} ... {text[len(text) - (characters - head) :]}"
+    return escaped(text)
+
+
 def show_traceback(record: logging.LogRecord) -> bool:
     """A filter for loggers, which keeps every record and makes its traceback `printable`."""
     if record.exc_info:
@@ -50,14 +59,6 @@ def terminal_size(stream: TextIO) -> tuple[int, int]:
         columns, rows = 0, 0
     # Some terminals, such as those of containers, say that they have none.
     return columns or 80, rows or 24
-
-
-def coloured(text: str, code: str, stream: TextIO) -> str:
-    """The text in a colour (a number of SGR, such as 32 for green) where the stream is a terminal that shows colours.
-
-    ``NO_COLOR`` in the environment forbids it (https://no-color.org).
-    """
-    return f"\x1b[{code}m{text}\x1b[0m" if is_terminal(stream) and not os.environ.get("NO_COLOR") else text
 
 
 def number(value: float) -> str:
@@ -125,10 +126,6 @@ class _Above:
                 self._stream.flush()
                 self._bar.refresh(nolock=True)
         return len(text)
-
-    def writelines(self, lines: Iterable[str]) -> None:
-        for each in lines:
-            self.write(each)
 
     def finish(self) -> None:
         """Ends the line that was begun."""

@@ -71,6 +71,11 @@ def test_a_curve_names_a_sampler_that_was_evaluated():
         BeforeAfterReport(SAMPLERS, curve={"val/sampled/accuracy": "hot"})
 
 
+def test_without_a_curve_each_of_both_samplers_has_its_own_metric():
+    report = BeforeAfterReport(SAMPLERS)
+    assert report.curve == {"val/sampled/accuracy": "temperature_1", "val/greedy/accuracy": "greedy"}
+
+
 def test_each_metric_of_the_curve_has_the_base_of_its_own_sampler(tmp_path):
     samplers = SAMPLERS | {"cool": ConfidenceSampler(denoising_steps=4, temperature=0.1)}
     curve = {"val/greedy/accuracy": "greedy", "val/cool/accuracy": "cool", "val/sampled/accuracy": "temperature_1"}

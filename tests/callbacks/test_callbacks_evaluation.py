@@ -43,9 +43,9 @@ def test_an_interrupted_run_leaves_readable_lines(tmp_path):
 def test_validate_test_and_predict_write_the_same_records(tmp_path):
     written = {}
     for verb in ("validate", "test", "predict"):
-        run = trainer(tmp_path / verb, callbacks=[EvaluationReport("here/a.jsonl")])
+        run = trainer(tmp_path / verb, callbacks=[EvaluationReport()])
         getattr(run, verb)(module(), loader(4, shuffle=False))
-        written[verb] = lines(tmp_path / verb / "here" / "a.jsonl")
+        written[verb] = lines(tmp_path / verb / "completions.jsonl")
     assert written["validate"] == written["test"] == written["predict"]
     assert [record["index"] for record in written["test"]] == [index for index in range(6) for _ in range(2)]
     assert {record["sampler"] for record in written["test"]} == {"sampled", "greedy"}
@@ -120,9 +120,9 @@ def test_a_template_is_stated_in_place_of_the_instruction_that_it_replaces():
 
 
 def test_each_fact_is_one_line_that_no_terminal_obeys():
-    lines = fact_lines({"instruction": "Say:\n" + 20 * "line\n", "sampler": {"\x1b[31mred": "A()"}, "n": 3})
+    lines = fact_lines({"instruction": "Say:\n" + 200 * "line\n", "sampler": {"\x1b[31mred": "A()"}, "n": 3})
     assert lines == [
-        r"instruction  Say:\n" + 15 * r"line\n" + "... (105 characters)",
+        r"instruction  Say:\n" + 39 * r"line\n" + " ... " + 80 * r"line\n",
         r"sampler      \x1b[31mred: A()",
         "n            3",
     ]

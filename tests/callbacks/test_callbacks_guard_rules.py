@@ -13,7 +13,6 @@ HEALTHY = {
     "policy/entropy": 0.5,
     "policy/log_rnd": -0.4,
     "policy/log_rnd_spread": 0.3,
-    "completion/distinct": 0.9,
     "completion/empty": 0.0,
     "completion/repetition": 0.05,
     "completion/truncated": 0.1,
@@ -22,7 +21,6 @@ THRESHOLDS = {
     "reward_drop": 4.0,
     "informative_groups": 0.01,
     "entropy": 0.02,
-    "distinct": 0.01,
     "effective_rollouts": 1.1,
     "repetition": 0.5,
     "empty": 0.5,
@@ -81,10 +79,10 @@ def test_a_healthy_run_is_left_alone():
 
 def test_a_solved_task_is_no_collapse():
     """All completions right and alike, sure of themselves: the reward says that it is as it should be."""
-    sure = {"policy/entropy": 0.001, "completion/distinct": 0.25, "weight/ess": 1.0}
+    sure = {"policy/entropy": 0.001, "weight/ess": 1.0}
     assert found(changed([0.4, 0.4, *[0.97] * 10], **sure)) == set()
     assert found(changed([*[0.4] * 10, 0.97], **sure)) == set(), "a rise that most of the window does not show yet"
-    assert found(changed([0.4] * 12, **sure)) == {"entropy", "distinct"}
+    assert found(changed([0.4] * 12, **sure)) == {"entropy"}
 
 
 def test_a_reward_that_falls_by_more_than_its_errors_is_found_with_both_numbers():
@@ -137,7 +135,6 @@ def test_vanished_information_is_told_apart_from_a_solved_task():
     ("change", "guard", "number"),
     [
         ({"policy/entropy": 0.005}, "entropy", "from 0.500 to 0.005 nats"),
-        ({"completion/distinct": 0.25}, "distinct", "1.00 of 4 are distinct"),
         ({"weight/ess": 0.26}, "effective_rollouts", "1.04 carry"),
         ({"completion/repetition": 0.8}, "repetition", "80%"),
         ({"completion/empty": 0.7}, "empty", "70%"),

@@ -19,7 +19,7 @@ UNBOUNDED = WDCE(
     negative_term="log_likelihood",
     uninformative_groups="train",
 )
-COLLAPSE = {"reward_drop", "entropy", "distinct", "repetition", "log_rnd"}
+COLLAPSE = {"reward_drop", "entropy", "repetition", "log_rnd"}
 """What a policy that writes one token for ever shows, if its reward is `variety`."""
 
 
@@ -104,11 +104,11 @@ def test_rewards_that_are_all_the_same_are_told(tmp_path):
     assert "too hard or too easy" in guards.events[0]["message"]
 
 
-def test_greedy_rollouts_are_told_by_their_completions(tmp_path):
-    guards = only(distinct=0.01)
+def test_greedy_rollouts_are_told_by_groups_without_information(tmp_path):
+    """All completions of a prompt are the same, and so are their rewards."""
+    guards = only(informative_groups=0.01)
     run(tmp_path, guards, steps=3, sampler=ConfidenceSampler(temperature=0.0, denoising_steps=2))
-    assert names(guards) == {"distinct"}
-    assert "All completions" in guards.events[0]["message"]
+    assert names(guards) == {"informative_groups"}
 
 
 def test_one_rollout_with_all_the_weight_is_told(tmp_path):
@@ -153,7 +153,7 @@ def test_a_restart_within_a_step_or_behind_one_changes_neither_guards_nor_weight
 
 
 def test_a_second_run_starts_anew(tmp_path):
-    guards = only(distinct=0.01)
+    guards = only(informative_groups=0.01)
     for _ in range(2):
         run(tmp_path, guards, steps=3, sampler=ConfidenceSampler(temperature=0.0, denoising_steps=1))
         assert len(guards.events) == 1

@@ -17,10 +17,17 @@ from uuid import uuid4
 
 import pytest
 from dmpo_runs import loader, module, trainer
+from lightning.pytorch import Callback
 
-from dmpo_lightning import Backbone, DemonstrationsDataModule, LatinSquareDemonstrations, MaskedSFT, ProgressLine
-from dmpo_lightning.callbacks.samples import RolloutsOnScreen
+from dmpo_lightning import (
+    Backbone,
+    DemonstrationsDataModule,
+    LatinSquareDemonstrations,
+    MaskedSFT,
+    ProgressLine,
+)
 from dmpo_lightning.commands.fit import is_news
+from dmpo_lightning.modules.observers import RolloutObserver
 from dmpo_lightning.terminal import BottomLine, number
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -108,11 +115,11 @@ def on_terminal(monkeypatch):
     return make
 
 
-def run(tmp_path, *callbacks, **options):
+def run(tmp_path, *callbacks, every_n_buffers=20, **options):
     fit = trainer(
         tmp_path,
         enable_progress_bar=True,
-        callbacks=[ProgressLine(refresh_interval=0, plain_interval=0), *callbacks],
+        callbacks=[ProgressLine(refresh_interval=0, plain_interval=0, every_n_buffers=every_n_buffers), *callbacks],
         **{"max_steps": 8, "max_epochs": -1, "val_check_interval": 4, "check_val_every_n_epoch": None} | options,
     )
     dmpo = module()
@@ -120,7 +127,7 @@ def run(tmp_path, *callbacks, **options):
     return fit, dmpo
 
 
-class Talks(RolloutsOnScreen):
+class Talks(Callback):
     """Speaks in the middle of the run, through each of the ways to a terminal."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -133,7 +140,7 @@ class Talks(RolloutsOnScreen):
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (140, 30)])
 def test_the_screen_of_a_run(tmp_path, on_terminal, steady_clock, columns, rows):
     terminal = on_terminal(columns, rows)
-    run(tmp_path, Talks(every_n_buffers=1, characters=60))
+    run(tmp_path, Talks(), every_n_buffers=1)
     text = terminal.end()
     frames = re.split(r"[\r\n]", text)
     sampled = [frame for frame in frames if re.match(r"4/8 .* sampling \d", frame)]
@@ -213,7 +220,7 @@ def test_the_streams_are_given_back_after_an_exception(tmp_path, on_terminal):
     terminal = on_terminal(80, 24)
     before = sys.stdout, sys.stderr
 
-    class Fails(RolloutsOnScreen):
+    class Fails(RolloutObserver):
         def on_rollouts(self, *arguments):
             raise OSError("no space left")
 

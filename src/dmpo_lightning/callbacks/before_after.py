@@ -2,19 +2,19 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from dmpo_lightning.callbacks.completion_records import example_records
-from dmpo_lightning.callbacks.preemption import leave_untrained
-from dmpo_lightning.callbacks.progress import announce, note_phase
-from dmpo_lightning.callbacks.samples import shortened
-from dmpo_lightning.data.prompts import PromptLoader
+from dmpo_lightning.callbacks.facts import named_means
+from dmpo_lightning.callbacks.preemption import Preemption
+from dmpo_lightning.callbacks.progress import ProgressLine
+from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.evaluation.batch import MEASURES, EvaluatedBatch
 from dmpo_lightning.evaluation.metrics import EvaluationMetrics
 from dmpo_lightning.modules.dmpo import DMPO
@@ -27,15 +27,13 @@ from dmpo_lightning.rollout import PromptBatch
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.tasks.answers import before_end
 from dmpo_lightning.tasks.base import Example, Task
-from dmpo_lightning.terminal import escaped
+from dmpo_lightning.terminal import escaped, shortened
 
 Result = dict[str, tuple[float, float]]
 """Mean and standard error of each score component."""
 CURVE = "learning_curve.png"
 EXAMPLES = 64
 """How many of the test split are recorded."""
-CHARACTERS = 600
-"""Of a text that no task draws."""
 
 
 class BeforeAfterReport(Callback):
@@ -153,21 +151,22 @@ class BeforeAfterReport(Callback):
         limit = trainer.limit_test_batches
         batches = min(limit if isinstance(limit, int) else int(limit * len(loader)), len(loader))
         what, plural = {BEFORE: "the base", AFTER: "the trained model"}[moment], "s" * (len(names) > 1)
-        count = _examples(loader, batches)
-        announce(trainer, f"Evaluating {what} on {count} held-out examples with {len(names)} sampler{plural} ...")
+        count = round(len(loader.kept) * batches / len(loader))
+        bar = trainer.progress_bar_callback
+        say: Callable[[str], None] = bar.announce if isinstance(bar, ProgressLine) else rank_zero_info
+        say(f"Evaluating {what} on {count} held-out examples with {len(names)} sampler{plural} ...")
         for number, prompts in enumerate(islice(loader, batches)):
             # Lightning moves the batches of its own loops only.
             batch = prompts.to(trainer.strategy.root_device)
             for position, name in enumerate(names):
-                note_phase(trainer, "evaluating", number * len(names) + position, batches * len(names))
-                yield (
-                    name,
-                    prompts,
-                    module.evaluator.evaluate_batch(batch, self.samplers[name], module.completion_length),
-                )
+                if isinstance(bar, ProgressLine):
+                    bar.note_phase("evaluating", number * len(names) + position, batches * len(names))
+                sampler = self.samplers[name]
+                yield name, prompts, module.evaluator.evaluate_batch(batch, sampler, module.completion_length)
             # It may take minutes, of which a job that is told to end has none.
             if moment == BEFORE:
-                leave_untrained(trainer)
+                for each in callbacks_of(trainer, Preemption):
+                    each.leave_untrained(trainer)
 
     def _record(self, folder: Path, moment: str, records: list[dict[str, Any]], examples: list[Example]) -> None:
         """Writes examples, and finds one that was learnt."""
@@ -197,8 +196,8 @@ class BeforeAfterReport(Callback):
             "rollouts": rollouts,
             "seed": seed,
             "weights": "final",
-            "before": {name: _named(result) for name, result in self.before.items()},
-            "after": {name: _named(result) for name, result in self.after.items()},
+            "before": {name: named_means(result) for name, result in self.before.items()},
+            "after": {name: named_means(result) for name, result in self.after.items()},
         }
 
     def bases(self) -> dict[str, tuple[str, float]]:
@@ -226,7 +225,7 @@ def learnt_example(task: Task, example: Example, before: str, after: str) -> str
         prompt = task.prompt(example)
         asked = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
         said = {"prompt": asked} | {moment: before_end(answer) for moment, answer in answers.items()}
-        lines = [f"{name}: {shortened(text, CHARACTERS)}" for name, text in said.items()]
+        lines = [f"{name}: {shortened(text)}" for name, text in said.items()]
     else:
         drawings = {"question": question} | {name: task.drawn(example, text) or "" for name, text in answers.items()}
         columns = [[title, *drawing.splitlines()] for title, drawing in drawings.items()]
@@ -234,13 +233,3 @@ def learnt_example(task: Task, example: Example, before: str, after: str) -> str
         rows = zip_longest(*columns, fillvalue="")
         lines = ["    ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return "\n".join(["An example that was learnt:", *lines])
-
-
-def _examples(loader: PromptLoader, batches: int) -> int:
-    """How many examples so many batches hold, over all ranks."""
-    whole = len(loader.dataset) - loader.dropped
-    return whole if batches >= len(loader) else round(whole * batches / len(loader))
-
-
-def _named(result: Result) -> dict[str, dict[str, float]]:
-    return {component: {"mean": mean, "standard_error": error} for component, (mean, error) in result.items()}

@@ -9,18 +9,16 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from dmpo_lightning.callbacks.facts import task_facts
+from dmpo_lightning.callbacks.facts import named_means, task_facts
 from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.evaluation.metrics import EvaluationResult
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.reports.lines import replace
-from dmpo_lightning.reports.record import EVALUATION
+from dmpo_lightning.reports.record import COMPLETIONS, EVALUATION
 from dmpo_lightning.samplers import Sampler
-from dmpo_lightning.terminal import escaped
+from dmpo_lightning.terminal import escaped, shortened
 
-LONGEST_TEXT = 80
-"""Characters of a text of several lines, such as an instruction, below the printed table."""
 NOTHING = (math.nan, math.nan)
 """Mean and error of a task of which no example was evaluated."""
 
@@ -35,13 +33,9 @@ class EvaluationReport(Callback):
     it has evaluated.
 
     The command line adds the callback by itself. Validation while fitting prints and writes nothing.
-
-    Args:
-        completions: the file of completions, relative to the run directory.
     """
 
-    def __init__(self, completions: str = "completions.jsonl") -> None:
-        self.completions = completions
+    def __init__(self) -> None:
         self._file: Path | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,7 +49,7 @@ class EvaluationReport(Callback):
         # On all ranks, because it is a broadcast (docs/decisions/016-equal-forwards.md).
         directory = run_directory(trainer)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._file = directory / self.completions
+            self._file = directory / COMPLETIONS
             if trainer.is_global_zero:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 self._file.write_text("", encoding="utf-8")
@@ -83,7 +77,7 @@ class EvaluationReport(Callback):
         if trainer.state.fn == TrainerFn.FITTING or not isinstance(pl_module, DMPO):
             return
         # On all ranks, because it is a broadcast.
-        directory, written = run_directory(trainer), [self.completions]
+        directory, written = run_directory(trainer), [COMPLETIONS]
         if not trainer.is_global_zero:
             return
         if trainer.state.fn != TrainerFn.PREDICTING:
@@ -159,15 +153,9 @@ def table(task: str | dict[str, str] | None, results: list[EvaluationResult]) ->
 
 
 def fact_lines(facts: dict[str, Any]) -> list[str]:
-    """One line per fact, of a text of several lines its beginning. ``evaluation.json`` has it all."""
+    """One line per fact, of a long text its beginning and end. ``evaluation.json`` has it all."""
     width = max(map(len, facts))
-    return [f"{name.ljust(width)}  {_one_line(_text(value))}" for name, value in facts.items()]
-
-
-def _one_line(text: str) -> str:
-    if "\n" not in text or len(text) <= LONGEST_TEXT:
-        return escaped(text)
-    return f"{escaped(text[:LONGEST_TEXT])}... ({len(text)} characters)"
+    return [f"{name.ljust(width)}  {shortened(_text(value))}" for name, value in facts.items()]
 
 
 def _text(value: Any) -> str:
@@ -179,11 +167,10 @@ def _text(value: Any) -> str:
 
 
 def _plain(result: EvaluationResult) -> dict[str, Any]:
-    means = {name: {"mean": mean, "standard_error": error} for name, (mean, error) in result.means.items()}
     return {
         "sampler": result.sampler,
         "length": result.length,
         "n": result.prompts,
         "tokens_per_second": result.tokens_per_second,
-        "means": means,
+        "means": named_means(result.means),
     }

@@ -2,6 +2,7 @@
 
 import math
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -85,6 +86,11 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
+
+
+def named_means(means: Mapping[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
+    """Means and their standard errors as JSON has them."""
+    return {name: {"mean": mean, "standard_error": error} for name, (mean, error) in means.items()}
 
 
 def _sizes(trainer: Trainer) -> dict[str, int]:

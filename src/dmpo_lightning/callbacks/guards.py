@@ -12,7 +12,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dmpo_lightning.callbacks.records import record_warning
+from dmpo_lightning.callbacks.records import RunRecorder
+from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.distributed.ranks import means_over_ranks
 from dmpo_lightning.modules.observers import RolloutObserver
 from dmpo_lightning.rollout import RolloutBuffer
@@ -144,23 +145,6 @@ def entropy(history: History, least: float) -> Finding | None:
     )
 
 
-def distinct(history: History, least: float) -> Finding | None:
-    """The completions of a prompt are nearly all the same, and no better than at the start."""
-    share = history.mean("completion/distinct")
-    if share is None or history.group < 2:
-        return None
-    # One text is always distinct. 0 is a group of equal texts, 1 a group in which all differ.
-    others = (share * history.group - 1) / (history.group - 1)
-    if others >= least or history.has_risen:
-        return None
-    said = "All completions" if others <= 0 else "Nearly all completions"
-    return share, (
-        f"{said} of a prompt are the same text: {share * history.group:.2f} of {history.group} are distinct on "
-        "average, while the reward has not risen. Raise the `temperature` of the rollouts' `sampler` (a greedy one "
-        "belongs into `validation_samplers`), or go back to a checkpoint with more variety and lower the learning rate."
-    )
-
-
 def effective_rollouts(history: History, least: float) -> Finding | None:
     """One rollout of each group has nearly all the weight."""
     ess = history.mean("weight/ess")
@@ -204,7 +188,6 @@ RULES: dict[str, Rule] = {
     "reward_drop": reward_drop,
     "informative_groups": informative_groups,
     "entropy": entropy,
-    "distinct": distinct,
     "effective_rollouts": effective_rollouts,
     "repetition": _too_many(
         "completion/repetition",
@@ -240,8 +223,6 @@ class Guards(RolloutObserver):
         reward_drop: standard errors, of the running reward and of its best, by which the two lie apart.
         informative_groups: the least share of groups whose rewards differ, while the reward has not risen.
         entropy: the least share of the first buffer's entropy, while the reward has not risen.
-        distinct: the least variety of a group's completions, while the reward has not risen. 0 is all the same, 1 all
-            different.
         effective_rollouts: the least number of rollouts of a group that carry its weight.
         repetition: the largest share of repeated 4-grams.
         empty: the largest share of empty completions.
@@ -260,7 +241,6 @@ class Guards(RolloutObserver):
         reward_drop: float | None = 4.0,
         informative_groups: float | None = 0.01,
         entropy: float | None = 0.02,
-        distinct: float | None = 0.01,
         effective_rollouts: float | None = 1.1,
         repetition: float | None = 0.5,
         empty: float | None = 0.5,
@@ -317,7 +297,8 @@ class Guards(RolloutObserver):
                 event = {"step": trainer.global_step, "buffer": buffer.number, "name": name, "value": value}
                 self.events.append({**event, "message": message})
                 rank_zero_warn(f"Guard {name}, at optimizer step {trainer.global_step}: {message}")
-                record_warning(trainer, module, self.events[-1])
+                for recorder in callbacks_of(trainer, RunRecorder):
+                    recorder.note_warning(trainer, module, self.events[-1])
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen and said, as plain values. Empty before the first buffer, and where nothing is trained."""

@@ -13,7 +13,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from dmpo_lightning.distributed.internals import (
-    callbacks_of,
     is_accumulating,
     replace_original_handlers,
     validate_before_training,
@@ -39,13 +38,11 @@ class Preemption(Callback):
 
     A SLURM job is put back into the queue after Lightning's requeue signal, which a job script has sent before its time
     is up. That is SIGUSR1 unless `SLURMEnvironment` says otherwise. After SIGTERM, SLURM itself decides.
-
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
-        self._step = 0
         self._validation_is_due = self._validates_again = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -63,7 +60,6 @@ class Preemption(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._listen(trainer)
         self.leave_untrained(trainer)
-        self._step = trainer.global_step
         is_due, self._validation_is_due = self._validation_is_due, False
         if is_due and trainer.enable_validation:
             self._validates_again = True
@@ -81,23 +77,12 @@ class Preemption(Callback):
         # Only noted: a handler may run in the middle of a step, of which no checkpoint can be continued.
         self.received = number
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         # Between two steps gradients are being accumulated, which no checkpoint holds.
-        if trainer.global_step != self._step:
-            self._step = trainer.global_step
+        if not is_accumulating(trainer):
             self._leave_if_told(trainer, validation_is_due=validates_now(trainer))
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         if trainer.sanity_checking:
             self.leave_untrained(trainer)
         # A validation may fall between two micro-batches, where there are gradients that no checkpoint holds.
@@ -126,7 +111,8 @@ class Preemption(Callback):
         if self._validates_again:
             rank_zero_info(f"Left after signal {received}, in the validation that the checkpoint had left open.")
         else:
-            path, self._validation_is_due = self._path(trainer), validation_is_due
+            directory = getattr(trainer.checkpoint_callback, "dirpath", None) or checkpoint_directory(trainer)
+            path, self._validation_is_due = Path(directory) / FILE_NAME, validation_is_due
             trainer.save_checkpoint(path)
             rank_zero_info(f"Saved to {path} after signal {received}, at optimizer step {trainer.global_step}.")
         self._exit(trainer, received)
@@ -146,12 +132,6 @@ class Preemption(Callback):
         """The validation is made when the run continues."""
         self._validation_is_due = state_dict["validation_is_due"]
 
-    def _path(self, trainer: Trainer) -> str:
-        directory = getattr(trainer.checkpoint_callback, "dirpath", None)
-        if directory is None:
-            directory = checkpoint_directory(trainer)
-        return str(Path(directory) / FILE_NAME)
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore(trainer)
 
@@ -164,12 +144,6 @@ class Preemption(Callback):
             signal.signal(each, previous)
         replace_original_handlers(trainer, self._previous)
         self._previous = {}
-
-
-def leave_untrained(trainer: Trainer) -> None:
-    """Ends a run that was told to, in the midst of what a callback does before training. All ranks call it together."""
-    for each in callbacks_of(trainer, Preemption):
-        each.leave_untrained(trainer)
 
 
 def requeue_signal(strategy: Any) -> int | None:

@@ -8,14 +8,14 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 
 from dmpo_lightning.callbacks.facts import model_line
+from dmpo_lightning.callbacks.samples import samples_text
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.observers import RolloutObserver
-from dmpo_lightning.rollout import RolloutBuffer
+from dmpo_lightning.rollout import RolloutBuffer, check_counts
 from dmpo_lightning.terminal import BottomLine, escaped, is_terminal, number
 
 OF_BUFFERS = {
@@ -35,17 +35,20 @@ class ProgressLine(ProgressBar, RolloutObserver):
     On a terminal it is one line of tqdm's at the bottom: optimizer steps, the time left, what is being done, with
     denoising steps while completions are sampled, mean reward, validation accuracy, effective sample size, the share of
     informative groups and rollouts per second. A narrow terminal shows the beginning of it. Elsewhere, as in the log of
-    a job, a plain line is written for rollout buffers and for each validation. Both go to standard error
-    (docs/decisions/036-progress.md).
+    a job, a plain line is written for rollout buffers and for each validation. Now and then the best and the worst
+    completion of a prompt are shown. All goes to standard error (docs/decisions/036-progress.md).
 
     Args:
         refresh_interval: seconds between two states of the line on a terminal, at least.
         plain_interval: seconds between two lines in a log, at least. Validations are written in any case.
+        every_n_buffers: how often completions are shown, beginning with the first buffer.
     """
 
-    def __init__(self, refresh_interval: float = 0.1, plain_interval: float = 10.0) -> None:
+    def __init__(self, refresh_interval: float = 0.1, plain_interval: float = 10.0, every_n_buffers: int = 20) -> None:
         super().__init__()
+        check_counts(every_n_buffers=every_n_buffers)
         self.refresh_interval, self.plain_interval = refresh_interval, plain_interval
+        self.every_n_buffers = every_n_buffers
         self._is_enabled = True
         self._line: BottomLine | None = None
         self._module: PolicyModule | None = None
@@ -110,10 +113,10 @@ class ProgressLine(ProgressBar, RolloutObserver):
         self._measures |= shown
         self._show_training(module)
         self._write_plain()
+        if self._is_enabled and buffer.number % self.every_n_buffers == 0:
+            self.announce(samples_text(module, buffer))
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         self._step = trainer.global_step
         if not isinstance(pl_module, DMPO) or pl_module.buffer.needs_rollouts:
             self._note_pace(trainer)
@@ -222,20 +225,6 @@ class ProgressLine(ProgressBar, RolloutObserver):
 
     def _time_left(self) -> list[str]:
         return [] if self._ends is None else [f"{duration(max(0.0, self._ends - perf_counter()))} left"]
-
-
-def announce(trainer: Trainer, text: str) -> None:
-    """Says something on rank 0, above the line if there is one."""
-    if isinstance(bar := trainer.progress_bar_callback, ProgressLine):
-        bar.announce(text)
-    else:
-        rank_zero_info(text)
-
-
-def note_phase(trainer: Trainer, phase: str, done: int = 0, total: int | None = None) -> None:
-    """Shows in the line what a callback is doing, and how much of it is done."""
-    if isinstance(bar := trainer.progress_bar_callback, ProgressLine):
-        bar.note_phase(phase, done, total)
 
 
 def _accuracies(module: LightningModule) -> dict[str, tuple[float, float]]:

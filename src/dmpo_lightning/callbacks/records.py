@@ -14,7 +14,6 @@ from torch import Tensor
 
 from dmpo_lightning.callbacks.completion_records import rollout_records
 from dmpo_lightning.callbacks.facts import run_facts
-from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.observers import RolloutObserver
@@ -142,9 +141,7 @@ class RunRecorder(RolloutObserver):
             if sum(sizes[position:]) > self.max_bytes // trainer.world_size:
                 path.unlink()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any) -> None:
         if self._open is None or not isinstance(pl_module, DMPO):
             return
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
@@ -209,12 +206,6 @@ class RunRecorder(RolloutObserver):
                     ),
                     stacklevel=2,
                 )
-
-
-def record_warning(trainer: Trainer, module: LightningModule, warning: Mapping[str, Any]) -> None:
-    """Has the run's record say what a guard has said, where there is one. All ranks call it together."""
-    for recorder in callbacks_of(trainer, RunRecorder):
-        recorder.note_warning(trainer, module, warning)
 
 
 def _scalars(trainer: Trainer) -> dict[str, float]:

@@ -1,21 +1,20 @@
 """A few rollouts of a buffer, to be read by people: on the screen, and in the tables of loggers."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dmpo_lightning.callbacks.completion_records import prompt_texts
-from dmpo_lightning.callbacks.progress import announce
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.observers import RolloutObserver
 from dmpo_lightning.rollout import RolloutBuffer, check_counts
-from dmpo_lightning.terminal import escaped, number, printable
+from dmpo_lightning.terminal import number, printable, shortened
 
-LONGEST_TEXT = 4000
-"""Characters of a prompt or completion that a logger gets."""
+CHARACTERS = 300
+"""Of a prompt or completion on a screen."""
 
 
 @dataclass(frozen=True)
@@ -42,38 +41,21 @@ def best_and_worst(module: LightningModule, buffer: RolloutBuffer, prompts: int)
     return shown
 
 
-class RolloutsOnScreen(RolloutObserver):
-    """Prints the best and the worst completion of a few prompts, with their rewards and weights, on rank 0.
-
-    Args:
-        every_n_buffers: how often, beginning with the first buffer.
-        prompts: of each such buffer.
-        characters: of a longer prompt or completion the beginning and the end are shown.
-    """
-
-    def __init__(self, every_n_buffers: int = 20, prompts: int = 1, characters: int = 300) -> None:
-        check_counts(every_n_buffers=every_n_buffers, prompts=prompts, characters=characters)
-        self.every_n_buffers, self.prompts, self.characters = every_n_buffers, prompts, characters
-
-    def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
-        if buffer.number % self.every_n_buffers or not trainer.is_global_zero:
-            return
-        lines, prompt = [f"Rollouts of buffer {buffer.number + 1}:"], None
-        for sample in best_and_worst(module, buffer, self.prompts):
-            if sample.prompt != prompt:
-                prompt = sample.prompt
-                lines.append(f"  prompt {shortened(prompt, self.characters)}")
-            facts = f"reward {number(sample.reward)}, weight {number(sample.weight)}"
-            lines.append(f"  {facts}: {shortened(sample.completion, self.characters)}")
-        announce(trainer, "\n".join(lines))
+def samples_text(module: LightningModule, buffer: RolloutBuffer) -> str:
+    """The best and the worst completion of a buffer's first prompt with rewards and weights, to be read on a screen."""
+    samples = best_and_worst(module, buffer, prompts=1)
+    lines = [f"Rollouts of buffer {buffer.number + 1}:", f"  prompt {shortened(samples[0].prompt, CHARACTERS)}"]
+    for each in samples:
+        facts = f"reward {number(each.reward)}, weight {number(each.weight)}"
+        lines.append(f"  {facts}: {shortened(each.completion, CHARACTERS)}")
+    return "\n".join(lines)
 
 
 class LoggingExtras(RolloutObserver):
     """Gives TensorBoard, W&B and MLflow prompts with their best and worst completion, in ``completion/text``.
 
     They are of rank 0's rollouts. Loggers of scalars alone, such as that of CSV files, get the scalars they always
-    get. The command line adds this callback by itself. A logger that fails here gets nothing more of it: a warning says
-    so, and the run goes on.
+    get. The command line adds this callback by itself. A logger that fails here ends no run: a warning says so.
 
     Args:
         every_n_buffers: how often, beginning with the first buffer.
@@ -83,27 +65,17 @@ class LoggingExtras(RolloutObserver):
     def __init__(self, every_n_buffers: int = 10, prompts: int = 4) -> None:
         check_counts(every_n_buffers=every_n_buffers, prompts=prompts)
         self.every_n_buffers, self.prompts = every_n_buffers, prompts
-        self._failed: set[int] = set()
 
     def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
         if buffer.number % self.every_n_buffers or not trainer.is_global_zero or not trainer.loggers:
             return
-        samples = [
-            replace(each, prompt=each.prompt[-LONGEST_TEXT:], completion=each.completion[-LONGEST_TEXT:])
-            for each in best_and_worst(module, buffer, self.prompts)
-        ]
+        samples = best_and_worst(module, buffer, self.prompts)
         for logger in trainer.loggers:
-            if id(logger) in self._failed:
-                continue
             try:
                 log_samples(logger, samples, trainer.global_step)
             # Services and disks fail in as many ways as there are loggers, and training need not end for a text.
             except Exception as error:
-                self._failed.add(id(logger))
-                rank_zero_warn(
-                    f"{type(logger).__name__} gets no more completions, because some failed: {type(error).__name__}: "
-                    f"{error}"
-                )
+                rank_zero_warn(f"{type(logger).__name__} did not take completions: {type(error).__name__}: {error}")
 
 
 def log_samples(logger: Any, samples: Sequence[Sample], step: int) -> None:
@@ -129,12 +101,3 @@ def _markdown(samples: Sequence[Sample]) -> str:
         for text in (each.prompt, each.completion):
             parts.append("\n".join(f"    {line}" for line in printable(text).split("\n")))
     return "\n\n".join(parts)
-
-
-def shortened(text: str, characters: int) -> str:
-    """The text on one line, of a long one a third from its beginning and the rest from its end, where answers are."""
-    # Cut before it is escaped: a hostile text may have a million characters, each of which becomes ten.
-    if len(text) > characters:
-        head = characters // 3
-        text = f"{text[:head]} ... {text[len(text) - (characters - head) :]}"
-    return escaped(text)

@@ -1,5 +1,6 @@
 """Shows a completion while it is unmasked: live on a terminal, one line per step elsewhere."""
 
+import os
 import time
 from dataclasses import dataclass, field
 from typing import TextIO
@@ -7,7 +8,7 @@ from unicodedata import east_asian_width
 
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers import Change
-from dmpo_lightning.terminal import coloured, escaped, is_terminal, printable, terminal_size
+from dmpo_lightning.terminal import escaped, is_terminal, printable, terminal_size
 
 GREEN, YELLOW, DIM = "1;32", "1;33", "2"
 """Of a token that was just revealed, of one to which the model gives less than a half, and of a masked position."""
@@ -90,3 +91,11 @@ class Denoising:
             if colour in (GREEN, YELLOW):
                 changed = len(lines) - 1
         return lines, changed
+
+
+def coloured(text: str, code: str, stream: TextIO) -> str:
+    """The text in a colour (a number of SGR, such as 32 for green) where the stream is a terminal that shows colours.
+
+    ``NO_COLOR`` in the environment forbids it (https://no-color.org).
+    """
+    return f"\x1b[{code}m{text}\x1b[0m" if is_terminal(stream) and not os.environ.get("NO_COLOR") else text

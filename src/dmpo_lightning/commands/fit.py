@@ -23,14 +23,14 @@ from dmpo_lightning.callbacks.evaluation import EvaluationReport
 from dmpo_lightning.callbacks.guards import Guards
 from dmpo_lightning.callbacks.progress import ProgressLine
 from dmpo_lightning.callbacks.records import RunRecorder
-from dmpo_lightning.callbacks.samples import LoggingExtras, RolloutsOnScreen
+from dmpo_lightning.callbacks.samples import LoggingExtras
 from dmpo_lightning.commands.last_checkpoint import LAST, check_exists, check_trusted, newest_checkpoint
 from dmpo_lightning.distributed.internals import is_spawned, reserve_folders
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.run_directory import continue_in_place, link_latest
 from dmpo_lightning.terminal import escaped
 
-ADDED: tuple[type[Callback], ...] = (LoggingExtras, RunRecorder, RolloutsOnScreen, EvaluationReport, Guards)
+ADDED: tuple[type[Callback], ...] = (LoggingExtras, RunRecorder, EvaluationReport, Guards)
 """Callbacks of every run from the command line, unless it has one of that class: what a run leaves and shows."""
 # Class paths nest, and the last one named before the key is the one that refused it.
 REFUSED = re.compile(r".*given class_path '([\w.]+)\.(\w+)'.*Option '(?P<key>[\w.]+)' is not accepted", re.DOTALL)

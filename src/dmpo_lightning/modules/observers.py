@@ -46,9 +46,7 @@ class RunMeter(RolloutObserver):
         seen = float(getattr(module, "rollouts_seen", self._rollouts))
         module.log_dict(values | {"rollouts/seen": seen}, batch_size=1)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         buffer: Any = getattr(pl_module, "buffer", None)
         is_used_up = buffer is not None and buffer.needs_rollouts
         device = trainer.strategy.root_device

@@ -20,13 +20,11 @@ from dmpo_lightning.terminal import shown
 
 TITLES = {"val": "Learning curves", "weight": "Weights", "completion": "Completions", "train": "Training"}
 """Headings of nouns. Others are their own."""
-MOST_ROWS = 200
-"""Of a table."""
 COUNT = 12
 """Completions of each kind and run, at most."""
 MOST_BYTES = 2_000_000
 """Of all completions of a page."""
-MOST_TOKENS, LONGEST_TOKEN = 4096, 100
+LONGEST_TOKEN = 100
 
 
 def write_report(folders: Sequence[Path], output: Path, axis: str = "step") -> list[Panel]:
@@ -155,7 +153,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
 
 def _rows(columns: Sequence[Mapping[str, str]]) -> list[list[str]]:
     names = dict.fromkeys(name for column in columns for name in column)
-    return [[name, *(column.get(name, "") for column in columns)] for name in names][:MOST_ROWS]
+    return [[name, *(column.get(name, "") for column in columns)] for name in names]
 
 
 def before_and_after(runs: Sequence[Run]) -> str:
@@ -186,9 +184,8 @@ def guards(runs: Sequence[Run]) -> str:
     ]
     if not rows:
         return ""
-    more = f"<p>{len(rows) - MOST_ROWS} more are in metrics.jsonl.</p>" if len(rows) > MOST_ROWS else ""
     headings = [*(["run"] if len(runs) > 1 else []), "step", "guard", "what it saw"]
-    return f"<h2>Guards</h2>{table(headings, rows[:MOST_ROWS])}{more}"
+    return f"<h2>Guards</h2>{table(headings, rows)}"
 
 
 def viewer_items(runs: Sequence[Run], count: int = COUNT) -> list[dict[str, Any]]:
@@ -221,14 +218,13 @@ def viewer_items(runs: Sequence[Run], count: int = COUNT) -> list[dict[str, Any]
 
 def _pane(each: Completion) -> dict[str, Any]:
     facts = ({} if each.reward is None else {"reward": each.reward}) | dict(each.facts)
-    about, cut = ", ".join(f"{name} {value:.4g}" for name, value in facts.items()), len(each.tokens) - MOST_TOKENS
     return {
         "title": shown(f"Completion {each.moment}".strip(), 100),
-        "about": shown(f"{about}; {cut} more tokens" if cut > 0 else about, 2000),
+        "about": shown(", ".join(f"{name} {value:.4g}" for name, value in facts.items()), 2000),
         "text": "" if each.tokens else shown(each.text),
-        "tokens": [shown(token, LONGEST_TOKEN) for token in each.tokens[:MOST_TOKENS]],
-        "steps": list(each.steps[:MOST_TOKENS]),
-        "confidences": [rounded(value) for value in each.confidences[:MOST_TOKENS]],
+        "tokens": [shown(token, LONGEST_TOKEN) for token in each.tokens],
+        "steps": list(each.steps),
+        "confidences": [rounded(value) for value in each.confidences],
     }
 
 

@@ -17,8 +17,6 @@ AXES = {"step": "optimizer step", "rollouts": "rollouts seen", "seconds": "secon
 """What a report can be plotted over."""
 MOST_POINTS = 400
 """Of a measure, over all runs. More are averaged, neighbour by neighbour, because nobody sees them apart."""
-MOST_PANELS = 100
-"""Of a page. Those that people look at first come first."""
 FIRST = ("val", "reward", "weight", "policy", "completion", "gradient", "train")
 """Nouns in the order in which people look at them. Others follow by name."""
 ERROR = "_stderr"
@@ -90,7 +88,7 @@ def panels(runs: Sequence[Run], axis: str = "step") -> list[Panel]:
         for (noun, name), series in lines.items()
         if any(each.y for each in series)
     ]
-    return sorted(drawn, key=_order)[:MOST_PANELS]
+    return sorted(drawn, key=_order)
 
 
 def _order(panel: Panel) -> tuple[int, str, bool, str]:

@@ -10,6 +10,7 @@ from dmpo_lightning.reports.lines import read_file, read_lines
 RUN, METRICS, ROLLOUTS = "run.json", "metrics.jsonl", "rollouts"
 """What `RunRecorder` writes into a run directory: what the run is, its scalars, its rollouts."""
 SUMMARY, EVALUATION, REPORT = "summary.json", "evaluation.json", "report.html"
+COMPLETIONS = "completions.jsonl"
 BEFORE, AFTER = "before", "after"
 """The names of files within `ROLLOUTS` that hold held-out examples, of before a fit and of after it."""
 RECENT = 16
