@@ -50,7 +50,6 @@ FILES = {
         (["export", "--ckpt_path", "no.ckpt", "--output", "x"], "No checkpoint file 'no.ckpt'"),
         (["fit", *TINY, "--data=dmpo_lightning.GSM8KDataModule", "--data.path=~/no.jsonl"], "home/no.jsonl"),
         (["fit", *TINY, "--trainer.logger.init_args.save_dir=bad.yaml/x"], "bad.yaml/x/sudoku_tiny"),
-        (["fit", *TINY, "--trainer.strategy=ddp_spawn", "--trainer.devices=2"], "spawned ranks are sent the run as a"),
         (["fit", *TINY, "--model.group_size=1"], "`group_size` must be at least 2"),
         (["fit", *TINY, "--model.objective.proximal_coefficient=2"], "`proximal_coefficient` must be in (0, 1], got 2"),
         (["fit", *TINY, "--model.sampler.block_length=6"], "must be a multiple of `block_length`, got 20 and 6"),

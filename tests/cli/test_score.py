@@ -109,12 +109,12 @@ def test_an_unknown_task_is_an_error_in_one_line(tmp_path, capsys, task):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "row 1: not JSON"),
-        ("[]", "row 1: not a JSON object but list"),
+        ("{", "line 1: not JSON"),
+        ("[]", "line 1: not a JSON object but list"),
         ("{}", "row 1: column 'completion' is missing"),
         ('{"completion": 3, "question": "", "ground_truth": 1}', "`completion` must be a text"),
         ('{"completion": "x"}', "a record needs `example`"),
-        ("", "holds no usable row"),
+        ("", "holds no row"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
@@ -157,24 +157,10 @@ def test_of_a_mixture_one_task_is_scored(tmp_path, capsys):
 )
 def test_a_bad_record_is_named_with_its_line(tmp_path, task, record):
     file = write(tmp_path / "a.jsonl", record | {"completion": "1"})
-    with pytest.raises(ValueError, match=r"a\.jsonl, row 1: .*Mend the row"):
+    with pytest.raises(ValueError, match=r"a\.jsonl, row 1: .*Mend or remove the row"):
         score_file(make_task(task, "verified"), file)
 
 
 def test_a_task_that_needs_arguments_is_refused():
     with pytest.raises(ValueError, match="cannot be made without arguments"):
         make_task("dmpo_lightning.Task", "verified")
-
-
-def test_bad_rows_are_left_out_only_where_that_is_asked_for(tmp_path, capsys):
-    file = tmp_path / "a.jsonl"
-    good = json.dumps({"question": "", "ground_truth": 4.0, "completion": "<answer>4</answer>"})
-    file.write_text(f"{good}\nnot JSON\n{good}\n")
-    arguments = ["score", "--task", "gsm8k", "--file", str(file), "--json"]
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert "row 2: not JSON" in error
-    assert "or pass --on_bad_row skip" in error
-    assert main([*arguments, "--on_bad_row", "skip"]) == 0
-    summary = json.loads(capsys.readouterr().out)
-    assert (summary["n"], summary["correct"], summary["skipped"], summary["check"]) == (2, 2, 1, "verified")

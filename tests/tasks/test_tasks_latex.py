@@ -168,6 +168,6 @@ def test_every_real_gold_answer_is_kept_and_met(test_data):
     task = Math500()
     file = test_data / "math500" / "test.jsonl"
     answers = [json.loads(line)["answer"] for line in file.read_text(encoding="utf-8").splitlines()]
-    examples = load_file(file, Parser(Math500.from_row, Math500.columns))[0]
+    examples = load_file(file, Parser(Math500.from_row, Math500.columns))
     assert [example["answer"] for example in examples] == answers
     assert all(task.check(each, f"<answer>\\boxed{{{each['answer']}}}</answer>").correct for each in examples)

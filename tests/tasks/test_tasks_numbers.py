@@ -183,6 +183,6 @@ def test_a_row_without_one_gold_number_is_named(tmp_path, answer):
 
 def test_every_real_gold_number_is_read(test_data):
     for split, size in (("train", 7473), ("test", 1319)):
-        examples, _ = load_file(test_data / "gsm8k" / f"{split}.jsonl", Parser(GSM8K.from_row, GSM8K.columns))
+        examples = load_file(test_data / "gsm8k" / f"{split}.jsonl", Parser(GSM8K.from_row, GSM8K.columns))
         assert len(examples) == size
         assert all(one_number(example["answer"]) is not None for example in examples)

@@ -25,7 +25,7 @@ from dmpo_lightning.callbacks.progress import ProgressLine
 from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.callbacks.samples import LoggingExtras
 from dmpo_lightning.commands.last_checkpoint import LAST, check_exists, check_trusted, newest_checkpoint
-from dmpo_lightning.distributed.internals import is_spawned, reserve_folders
+from dmpo_lightning.distributed.internals import reserve_folders
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.run_directory import continue_in_place, link_latest
 from dmpo_lightning.terminal import escaped
@@ -129,13 +129,7 @@ class DMPOCLI(LightningCLI):
         for callback_class in ADDED:
             if not any(isinstance(callback, callback_class) for callback in callbacks):
                 callbacks.append(callback_class())
-        trainer = super().instantiate_trainer(**{**options, "callbacks": callbacks})
-        if is_spawned(trainer.strategy):
-            raise ValueError(
-                "`--trainer.strategy`: spawned ranks are sent the run as a pickle, in which modules of this folder and "
-                "functions without a name are missing; use ddp (`--config strategies/ddp.yaml`)."
-            )
-        return trainer
+        return super().instantiate_trainer(**{**options, "callbacks": callbacks})
 
     def _choose_checkpoint(self) -> None:
         """Replaces ``last`` by the newest checkpoint of all runs of that name, so that a requeued job needs no other

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmpo_lightning.tasks.json_lines import NOT_UTF8, numbered_lines
+from dmpo_lightning.tasks.json_lines import numbered_lines
 from dmpo_lightning.terminal import escaped, printable
 
 if TYPE_CHECKING:
@@ -104,16 +104,16 @@ def _prompts(options: argparse.Namespace) -> Iterator["Prompt"]:
             f"`--prompts_file` must be a file with a prompt per line, or - for standard input, got {name}."
         )
     elif path.suffix == ".jsonl":
-        for number, record, problem in numbered_lines(path):
-            if problem is not None or not isinstance(record, dict) or "prompt" not in record:
-                raise ValueError(f"{name}, line {number}: {problem or 'no object with `prompt`'}.")
+        for number, record in numbered_lines(path):
+            if not isinstance(record, dict) or "prompt" not in record:
+                raise ValueError(f"{name}, line {number}: no object with `prompt`.")
             yield record["prompt"]
     else:
         try:
             # `splitlines` would also cut at characters such as U+2028.
             yield from (line for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
         except UnicodeDecodeError as error:
-            raise ValueError(f"{name} is {NOT_UTF8}.") from error
+            raise ValueError(f"{name} is not UTF-8; convert the file.") from error
 
 
 def _loaded(options: argparse.Namespace) -> tuple["Policy", Mapping[str, Any]]:

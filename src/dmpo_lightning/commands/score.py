@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from dmpo_lightning.data.sources import OnBadRow, Parser, load_file
+from dmpo_lightning.data.sources import Parser, load_file
 from dmpo_lightning.tasks.base import Task, Verdict
 from dmpo_lightning.tasks.benchmark import Benchmark
 from dmpo_lightning.tasks.countdown import Countdown
@@ -24,7 +24,7 @@ def run(arguments: Sequence[str]) -> None:
     options = make_parser().parse_args(arguments)
     task = make_task(options.task, options.check, algebra=options.algebra)
     summary = {"task": options.task, "check": options.check} | score_file(
-        task, Path(options.file), only=options.only or options.task, on_bad_row=options.on_bad_row
+        task, Path(options.file), only=options.only or options.task
     )
     if options.json:
         print(json.dumps(summary))
@@ -68,23 +68,18 @@ def _imported(path: str) -> type[Task]:
     return task
 
 
-def score_file(task: Task, path: Path, *, only: str | None = None, on_bad_row: OnBadRow = "error") -> dict[str, Any]:
+def score_file(task: Task, path: Path, *, only: str | None = None) -> dict[str, Any]:
     """Counts what the check says of the completions in a JSONL file.
 
     Its records hold ``question``, ``ground_truth`` and ``completion``, or are those of `EvaluationReport`. The
     completions of several samplers or lengths are counted by themselves too, in ``samplers``. Of a mixture only the
-    completions of the task ``only`` are counted. Bad rows that were left out are counted as ``skipped``.
+    completions of the task ``only`` are counted.
 
     Raises:
         ValueError: a file or a line that cannot be read, named.
     """
     # Checked while the file is read, so that an error names the line.
-    parser = Parser(lambda record: _record(task, record, only), ("completion",), on_bad_row)
-    try:
-        records, skipped = load_file(path, parser)
-    except ValueError as error:
-        # The loader speaks to configurations.
-        raise ValueError(str(error).replace("set on_bad_row: skip", "pass --on_bad_row skip")) from error
+    records = load_file(path, Parser(lambda record: _record(task, record, only), ("completion",)))
     others = {record["task"] for record in records} - {None, only}
     runs: dict[str, list[Verdict]] = {}
     for record in records:
@@ -93,8 +88,6 @@ def score_file(task: Task, path: Path, *, only: str | None = None, on_bad_row: O
     if not runs:
         raise ValueError(f"{path} holds completions of the tasks {sorted(others)}; name one of them by `--only`.")
     summary = _summary(task, [verdict for verdicts in runs.values() for verdict in verdicts])
-    if skipped:
-        summary["skipped"] = skipped
     if len(runs) > 1:
         summary["samplers"] = {run: _summary(task, verdicts) for run, verdicts in runs.items()}
     return summary
@@ -140,6 +133,5 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--algebra", action="store_true", help="math500: also compare by math-verify")
     parser.add_argument("--file", required=True, help="completions, one JSON object per line")
     parser.add_argument("--only", metavar="NAME", help="of a mixture: its name of the task")
-    parser.add_argument("--on_bad_row", choices=get_args(OnBadRow), default="error", help="what to do with a bad row")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, cast
 from dmpo_lightning.data.sources import (
     Examples,
     HeldOutSplits,
-    OnBadRow,
     Parser,
     SplitLoader,
     hub_loader,
@@ -39,7 +38,6 @@ class BenchmarkDataModule(TaskDataModule):
         revision: of the dataset on the hub.
         sizes: most examples of a split, drawn by the seed.
         seed: of what is held out and of those draws.
-        on_bad_row: ``error``, or ``skip`` and count.
         rewards: which score components the reward has, ``published`` or ``verified``.
         check: which variant of the check gives the accuracy. None, for Sudoku alone, has the score say it.
         prompt_style: ``train`` or ``eval``, as published. Training and evaluation have the same.
@@ -66,7 +64,6 @@ class BenchmarkDataModule(TaskDataModule):
         revision: str | None = None,
         sizes: dict[str, int] | None = None,
         seed: int = 0,
-        on_bad_row: OnBadRow = "error",
         rewards: Variant = "verified",
         check: Variant | None = "verified",
         prompt_style: PromptStyle = "train",
@@ -83,7 +80,7 @@ class BenchmarkDataModule(TaskDataModule):
             self._source(
                 None if path is None else Path(path),
                 revision,
-                Parser(self.benchmark.from_row, self.benchmark.columns, on_bad_row),
+                Parser(self.benchmark.from_row, self.benchmark.columns),
             ),
             key=self.key,
             sizes=sizes,
@@ -240,8 +237,6 @@ class SudokuDataModule(BenchmarkDataModule):
 
     Args:
         blanks: least and most blank cells of a generated puzzle.
-        split_by: ``puzzle`` drops only the puzzles that are held out themselves, as published. Solutions of a file then
-            leak.
         options: of `BenchmarkDataModule`. Without a ``path`` puzzles are generated, ``sizes`` of each split: 4096, 512
             and 1024 unless it says otherwise.
     """
@@ -249,19 +244,12 @@ class SudokuDataModule(BenchmarkDataModule):
     benchmark = Sudoku
     hold_out_test = True
 
-    def __init__(
-        self,
-        *,
-        blanks: tuple[int, int] = (8, 12),
-        split_by: Literal["solution", "puzzle"] = "solution",
-        **options: Any,
-    ) -> None:
-        check_choice("split_by", split_by, ("solution", "puzzle"))
-        self.blanks, self.split_by = blanks, split_by
+    def __init__(self, *, blanks: tuple[int, int] = (8, 12), **options: Any) -> None:
+        self.blanks = blanks
         super().__init__(**options)
 
     def key(self, example: Mapping[str, Any]) -> str:
-        return str(example[self.split_by])
+        return str(example["solution"])
 
     def _source(self, path: Path | None, revision: str | None, parser: Parser) -> SplitLoader:
         if path is not None:

@@ -4,18 +4,16 @@ import csv
 import json
 import logging
 import random
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from dmpo_lightning.tasks.base import check_choice, check_sizes
-from dmpo_lightning.tasks.json_lines import NOT_UTF8, numbered_lines
+from dmpo_lightning.tasks.base import check_sizes
+from dmpo_lightning.tasks.json_lines import numbered_lines
 
-OnBadRow = Literal["error", "skip"]
 Row = Mapping[str, Any]
 Examples = list[dict[str, Any]]
 SplitLoader = Callable[[str], Examples | None]
@@ -23,9 +21,6 @@ SplitLoader = Callable[[str], Examples | None]
 HELD_OUT = 256
 """Examples held out of training for a split that the source lacks, where `sizes` says nothing."""
 SUFFIXES = (".jsonl", ".csv", ".parquet")
-
-_UNDECODED = re.compile("[\udc80-\udcff]")
-"""Bytes that are not UTF-8, as ``surrogateescape`` reads them."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,54 +32,37 @@ class Parser:
     Args:
         parse: makes an example of a row. Its ValueError, LookupError, TypeError or OverflowError marks the row as bad.
         columns: that every row must have.
-        on_bad_row: ``error`` stops at the first bad row, ``skip`` leaves bad rows out and counts them.
-
-    Raises:
-        ValueError: another ``on_bad_row``.
     """
 
     parse: Callable[[Row], Row]
     columns: Sequence[str] = ()
-    on_bad_row: OnBadRow = "error"
 
-    def __post_init__(self) -> None:
-        check_choice("on_bad_row", self.on_bad_row, get_args(OnBadRow))
-
-    def examples(self, source: str, rows: Iterable[tuple[int, "Row | str"]]) -> tuple[Examples, int]:
-        """The examples of numbered rows, in their order, and how many bad rows were left out.
+    def examples(self, source: str, rows: Iterable[tuple[int, Row]]) -> Examples:
+        """The examples of numbered rows, in their order.
 
         Raises:
-            ValueError: a bad row, named by ``source`` and number, or none but bad rows.
+            ValueError: a bad row, named by ``source`` and number, or no row at all.
         """
-        examples, skipped = [], 0
+        examples = []
         for number, row in rows:
             try:
-                # Readers cannot raise for a row and go on, so they hand on what is wrong with it as text.
-                if isinstance(row, str):
-                    raise ValueError(row)
                 missing = [column for column in self.columns if row.get(column) is None]
                 if missing:
                     raise ValueError(f"column {missing[0]!r} is missing, there are {sorted(map(str, row))}")
                 examples.append(dict(self.parse(row)))
             except (ValueError, LookupError, TypeError, OverflowError) as error:
-                if self.on_bad_row == "error":
-                    cause = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-                    raise ValueError(
-                        f"{source}, row {number}: {cause}. Mend the row, or set on_bad_row: skip."
-                    ) from error
-                skipped += 1
-        if skipped:
-            logger.warning("Skipped %d bad rows of %s; %d are left.", skipped, source, len(examples))
+                cause = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+                raise ValueError(f"{source}, row {number}: {cause}. Mend or remove the row.") from error
         if not examples:
-            raise ValueError(f"{source} holds no usable row ({skipped} bad ones); give a file with data.")
-        return examples, skipped
+            raise ValueError(f"{source} holds no row; give a file with data.")
+        return examples
 
 
-def load_file(path: Path, parser: Parser) -> tuple[Examples, int]:
+def load_file(path: Path, parser: Parser) -> Examples:
     """What `Parser.examples` makes of a JSONL, CSV or parquet file.
 
     Raises:
-        ValueError: no such file, another format, and as the parser does.
+        ValueError: no such file, another format, a file that cannot be read, and as the parser does.
     """
     if not path.is_file():
         raise ValueError(f"No data file {path}; give `path` a file or folder that exists, or leave it out for the hub.")
@@ -111,7 +89,7 @@ def local_loader(path: Path, parser: Parser) -> SplitLoader:
         files = {path.stem if path.stem in ("validation", "test") else "train": path}
     else:
         raise ValueError(f"No file or folder {path}; give `path` one that exists, or leave it out.")
-    return lambda split: load_file(files[split], parser)[0] if split in files else None
+    return lambda split: load_file(files[split], parser) if split in files else None
 
 
 def hub_loader(
@@ -142,13 +120,13 @@ def hub_loader(
                 f"Could not load {theirs} of {identifier} (revision {revision or 'latest'}) from the hub: "
                 f"{type(error).__name__}: {error}. Check the connection, or download the files and set `path`."
             ) from error
-        return parser.examples(f"{identifier}[{theirs}]", enumerate(rows, 1))[0]
+        return parser.examples(f"{identifier}[{theirs}]", enumerate(rows, 1))
 
     return load
 
 
-def _numbered_rows(path: Path) -> Iterator[tuple[int, "Row | str"]]:
-    """Rows with their numbers, of lines or in a parquet file of rows. A text in place of a row says what is wrong."""
+def _numbered_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """Rows with their numbers, of lines or in a parquet file of rows."""
     if path.suffix == ".parquet":
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
@@ -161,26 +139,17 @@ def _numbered_rows(path: Path) -> Iterator[tuple[int, "Row | str"]]:
     elif path.suffix == ".csv":
         # A byte order mark, as spreadsheets write it, would become part of the first column's name. Line ends are the
         # reader's business, because quoted fields may hold some.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            yield from _csv_rows(csv.DictReader(file))
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            try:
+                yield from ((reader.line_num, row) for row in reader)
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise ValueError(f"{path} cannot be read as CSV ({error}); mend it, or write it as .jsonl.") from error
     else:
-        for number, value, problem in numbered_lines(path):
-            if isinstance(value, dict):
-                yield number, value
-            else:
-                yield number, problem or f"not a JSON object but {type(value).__name__}"
-
-
-def _csv_rows(reader: "csv.DictReader[str]") -> Iterator[tuple[int, "Row | str"]]:
-    while True:
-        try:
-            row: Row | str = next(reader)
-        except StopIteration:
-            return
-        # A field above the reader's limit, for one. The reader goes on behind it.
-        except csv.Error as error:
-            row = f"not CSV ({error})"
-        yield reader.line_num, NOT_UTF8 if _UNDECODED.search(json.dumps(row, ensure_ascii=False)) else row
+        for number, row in numbered_lines(path):
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: not a JSON object but {type(row).__name__}.")
+            yield number, row
 
 
 class HeldOutSplits(Mapping[str, Examples]):

@@ -108,11 +108,6 @@ def replace_original_handlers(trainer: Trainer, handlers: Mapping[Any, Any]) -> 
     originals.update({number: each for number, each in handlers.items() if number in originals})
 
 
-def is_spawned(strategy: Any) -> bool:
-    """Whether a strategy sends the run to new processes as a pickle, as ``ddp_spawn`` does."""
-    return getattr(strategy, "_start_method", None) in ("spawn", "forkserver")
-
-
 def divide_data_among_all_ranks(strategy: Any) -> None:
     """Gives `ModelParallelStrategy` its data-parallel size, which is public only at construction, when the number of
     ranks is not known yet.

@@ -43,9 +43,8 @@ class JsonlPairs(Task):
     def pairs(self) -> list[Example]:
         """All pairs, in the order of the file."""
         pairs: list[Example] = []
-        for number, pair, unreadable in numbered_lines(self.path):
-            problem = unreadable or _problem(pair)
-            if problem is not None:
+        for number, pair in numbered_lines(self.path):
+            if (problem := _problem(pair)) is not None:
                 raise ValueError(f"{self.path}, line {number}: {problem}; mend or remove the line.")
             pairs.append(pair)
         if not pairs:

@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-NOT_UTF8 = "not UTF-8 (convert the file, such as by `iconv -f latin1 -t utf-8`)"
 
+def numbered_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """Each line's number and value. Blank lines are left out, and a byte order mark is no part of the first one.
 
-def numbered_lines(path: str | Path) -> Iterator[tuple[int, Any, str | None]]:
-    """For each line its number, its value, and what is wrong with it, which is None if it could be read.
-
-    Blank lines are left out, and a byte order mark at the beginning is no part of the first one.
+    Raises:
+        ValueError: a line that cannot be read, named.
     """
     # As bytes, because Python's own lines of text end at a carriage return too, and those of `splitlines` at characters
     # such as U+2028, which JSON leaves as they are within a text.
@@ -19,10 +18,12 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, Any, str | None]]:
         for number, line in enumerate(file, 1):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if text.strip():
-                    yield number, json.loads(text), None
-            except UnicodeDecodeError:
-                yield number, None, NOT_UTF8
-            # Deeply nested brackets end in a RecursionError, which is a bad line and no reason to stop.
+                value = json.loads(text) if text.strip() else None
+            except UnicodeDecodeError as error:
+                remedy = "convert the file, such as by `iconv -f latin1 -t utf-8`"
+                raise ValueError(f"{path}, line {number}: not UTF-8; {remedy}.") from error
+            # Deeply nested brackets end in a RecursionError.
             except (ValueError, RecursionError) as error:
-                yield number, None, f"not JSON ({error})"
+                raise ValueError(f"{path}, line {number}: not JSON ({error}); mend or remove the line.") from error
+            if text.strip():
+                yield number, value
