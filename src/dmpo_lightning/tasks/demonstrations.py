@@ -1,19 +1,21 @@
 """Prompts with completions for supervised fine-tuning: from a file, and made so that they leave something to learn."""
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from dmpo_lightning.tasks.answers import tag_text
 from dmpo_lightning.tasks.arithmetic import ExpressionError, exact_value, integers
-from dmpo_lightning.tasks.base import Example, Message, Split, Task, check_choice, fill_template
+from dmpo_lightning.tasks.base import Example, Message, Split, Task, check_choice
 from dmpo_lightning.tasks.countdown_puzzles import generate, puzzle_key, random_expression
 from dmpo_lightning.tasks.json_lines import numbered_lines
-from dmpo_lightning.tasks.sudoku import CELLS, blank_out, keeps_clues, latin_squares
+from dmpo_lightning.tasks.sudoku import blank_out, keeps_clues, latin_squares
+
+NUMBERS, LARGEST, LARGEST_TARGET = 3, 9, 99
+"""Of a demonstrated Countdown puzzle."""
 
 
 class JsonlPairs(Task):
@@ -44,8 +46,13 @@ class JsonlPairs(Task):
         """All pairs, in the order of the file."""
         pairs: list[Example] = []
         for number, pair in numbered_lines(self.path):
-            if (problem := _problem(pair)) is not None:
-                raise ValueError(f"{self.path}, line {number}: {problem}; mend or remove the line.")
+            fields = pair if isinstance(pair, dict) else {}
+            # What a conversation must be is checked where it becomes tokens.
+            if not (isinstance(fields.get("prompt"), str | list) and isinstance(fields.get("completion"), str)):
+                raise ValueError(
+                    f"{self.path}, line {number}: needs `prompt` (a string, or a list of messages) and a string "
+                    f"`completion`, got {str(pair)[:120]}; mend or remove the line."
+                )
             pairs.append(pair)
         if not pairs:
             raise ValueError(f"{self.path} holds no pair; give a file with a prompt and a completion per line.")
@@ -73,74 +80,35 @@ class JsonlPairs(Task):
         return {"exact": float(completion.strip() == example["completion"].strip())}
 
 
-def _problem(pair: Any) -> str | None:
-    """What keeps a value from being a pair. None if nothing does."""
-    prompt: Any = pair.get("prompt") if isinstance(pair, dict) else None
-    completion = pair.get("completion") if isinstance(pair, dict) else None
-    if not isinstance(completion, str) or not (isinstance(prompt, str) or _is_conversation(prompt)):
-        return (
-            f"needs `prompt` and a string `completion`, got {json.dumps(pair)[:120]} (a prompt is a string, or a list "
-            "of messages with the strings `role` and `content`)"
-        )
-    texts = [completion, *([prompt] if isinstance(prompt, str) else (message["content"] for message in prompt))]
-    # JSON can write them, but no tokenizer can read them.
-    if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
-        return "holds half a surrogate pair, which is no character"
-    return None
-
-
-def _is_conversation(prompt: Any) -> bool:
-    return (
-        isinstance(prompt, list)
-        and len(prompt) > 0
-        and all(
-            isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
-            for message in prompt
-        )
-    )
-
-
 class LatinSquareDemonstrations(Task):
     """Demonstrations for supervised fine-tuning that teach the format and *Latin squares*, not Sudoku.
 
     Half of the Latin squares break the boxes of Sudoku, and ``corruption`` of the blanks are answered with a random
     digit. A model of them therefore has something to learn that no sampling temperature gives it.
 
+    A puzzle has 8 to 13 blanks. The prompt is its 16 digits, 0 for a blank.
+
     Args:
-        blanks: least and most blank cells.
-        size: number of training pairs.
+        size: number of training pairs. Validation and test hold a tenth as many.
         corruption: share in [0, 1] of the blanks whose answer is a random digit.
         seed: of all of it.
-        prompt_template: the user's turn. ``{puzzle}`` is replaced by 16 digits, 0 for a blank.
     """
 
     accuracy = "latin"
 
-    def __init__(
-        self,
-        *,
-        blanks: tuple[int, int] = (8, 13),
-        size: int = 100_000,
-        corruption: float = 0.2,
-        seed: int = 0,
-        prompt_template: str = "{puzzle}",
-    ) -> None:
-        if not 1 <= blanks[0] <= blanks[1] <= CELLS:
-            raise ValueError(f"`blanks` must be two counts with 1 <= least <= most <= {CELLS}, got {blanks}.")
+    def __init__(self, *, size: int = 100_000, corruption: float = 0.2, seed: int = 0) -> None:
         if not 0 <= corruption <= 1:
             raise ValueError(f"`corruption` must be in [0, 1], got {corruption}.")
-        self.blanks, self.size, self.corruption, self.seed = blanks, size, corruption, seed
-        self.prompt_template = prompt_template
+        self.size, self.corruption, self.seed = size, corruption, seed
 
     def examples(self, split: Split) -> Sequence[Example]:
-        """``{"puzzle", "completion"}`` pairs. Validation and test hold a tenth as many as training."""
-        check_choice("split", split, get_args(Split))
+        """``{"puzzle", "completion"}`` pairs."""
         generator = random.Random(f"{self.seed}-latin-{split}")
-        return [self._example(generator) for _ in range(self.size if split == "train" else max(1, self.size // 10))]
+        return [self._example(generator) for _ in range(_size(self.size, split))]
 
     def _example(self, generator: random.Random) -> Example:
         square = generator.choice(latin_squares())
-        puzzle = blank_out(square, generator.randint(*self.blanks), generator)
+        puzzle = blank_out(square, generator.randint(8, 13), generator)
         answer = "".join(
             generator.choice("1234") if clue == "0" and generator.random() < self.corruption else digit
             for clue, digit in zip(puzzle, square, strict=True)
@@ -148,7 +116,7 @@ class LatinSquareDemonstrations(Task):
         return {"puzzle": puzzle, "completion": f"<answer>{answer}</answer>"}
 
     def prompt(self, example: Example) -> str:
-        return fill_template(self.prompt_template, {"puzzle": example["puzzle"]})
+        return str(example["puzzle"])
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
         answer, puzzle = tag_text(completion), example["puzzle"]
@@ -163,18 +131,16 @@ class CountdownDemonstrations(Task):
     and all others hit it. A model of them can do the task and most often does not, at no sampling temperature: the
     lower it is, the more answers are sums.
 
-    No puzzle that `CountdownDataModule` holds out with the same ``seed``, ``held_out`` as its ``sizes``, ``largest``,
-    ``largest_target`` and ``brackets: false`` is in any demonstration.
+    A puzzle has three numbers from 1 to 9 and a target from 1 to 99, and the prompt is ``2 3 7=13``. No puzzle that
+    `CountdownDataModule` holds out is in any demonstration, with the same ``seed``, ``held_out`` as its ``sizes``,
+    ``largest: 9``, ``largest_target: 99`` and ``brackets: false``.
 
     Args:
-        count: of the numbers of a puzzle.
-        largest: number. The least is 1.
-        largest_target: of a puzzle. The least is 1.
-        size: number of training pairs.
+        size: number of training pairs. Validation and test hold a tenth as many: other demonstrations, to watch the
+            loss.
         sums: the share of demonstrations that add up, in [0, 1].
         held_out: puzzles of the splits validation and test, see above.
         seed: of all of it.
-        prompt_template: the user's turn, see `Countdown`.
 
     Raises:
         ValueError: ``sums`` is outside its range.
@@ -185,33 +151,21 @@ class CountdownDemonstrations(Task):
     def __init__(
         self,
         *,
-        count: int = 3,
-        largest: int = 9,
-        largest_target: int = 99,
         size: int = 100_000,
         sums: float = 0.7,
         held_out: Mapping[str, int] | None = None,
         seed: int = 0,
-        prompt_template: str = "{numbers}={target}",
     ) -> None:
         if not 0 <= sums <= 1:
             raise ValueError(f"`sums` must be in [0, 1], got {sums}.")
-        self.count, self.largest, self.largest_target = count, largest, largest_target
         self.size, self.sums, self.seed = size, sums, seed
         self.held_out = {"validation": 256, "test": 256} | dict(held_out or {})
-        self.prompt_template = prompt_template
 
     def examples(self, split: Split) -> Sequence[Example]:
-        """``{"numbers", "target", "completion"}``. Validation and test hold a tenth as many as training.
-
-        Validation and test here are other demonstrations, to watch the loss, and hold none of the held-out puzzles
-        either.
-        """
-        check_choice("split", split, get_args(Split))
+        """``{"numbers", "target", "completion"}``."""
         generator = random.Random(f"{self.seed}-demonstrations-{split}")
         excluded = self._held_out_keys()
-        size = self.size if split == "train" else max(1, self.size // 10)
-        return [self._example(generator, excluded) for _ in range(size)]
+        return [self._example(generator, excluded) for _ in range(_size(self.size, split))]
 
     def _held_out_keys(self) -> set[str]:
         keys: set[str] = set()
@@ -219,9 +173,9 @@ class CountdownDemonstrations(Task):
         for split in ("test", "validation"):
             puzzles = generate(
                 self.held_out[split],
-                count=(self.count, self.count),
-                largest=self.largest,
-                largest_target=self.largest_target,
+                count=(NUMBERS, NUMBERS),
+                largest=LARGEST,
+                largest_target=LARGEST_TARGET,
                 brackets=False,
                 seed=f"{self.seed}-{split}",
                 excluded=keys,
@@ -231,17 +185,17 @@ class CountdownDemonstrations(Task):
 
     def _example(self, generator: random.Random, excluded: set[str]) -> Example:
         while True:
-            numbers = [generator.randint(1, self.largest) for _ in range(self.count)]
+            numbers = [generator.randint(1, LARGEST) for _ in range(NUMBERS)]
             expression, target = random_expression(numbers, generator)
             example: Example = {"numbers": numbers, "target": target}
-            if 1 <= target <= self.largest_target and puzzle_key(example) not in excluded:
+            if 1 <= target <= LARGEST_TARGET and puzzle_key(example) not in excluded:
                 break
         if generator.random() < self.sums:
             expression = "+".join(map(str, numbers))
         return {**example, "completion": f"<answer>{expression}</answer>"}
 
     def prompt(self, example: Example) -> str:
-        return fill_template(self.prompt_template, {name: example[name] for name in ("numbers", "target")})
+        return f"{' '.join(map(str, example['numbers']))}={example['target']}"
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
         """``valid``: an expression that uses the numbers once each. ``right``: it has the target's value too."""
@@ -252,3 +206,9 @@ class CountdownDemonstrations(Task):
         except ExpressionError:
             return {"valid": 0.0, "right": 0.0}
         return {"valid": float(is_valid), "right": float(is_valid and value == example["target"])}
+
+
+def _size(size: int, split: Split) -> int:
+    """The number of pairs of a split, of which training has ``size``."""
+    check_choice("split", split, get_args(Split))
+    return size if split == "train" else max(1, size // 10)

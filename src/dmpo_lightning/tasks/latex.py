@@ -46,7 +46,6 @@ _SPACED_LIST = re.compile(r"[0-9],\s+[0-9]")
 _MIXED = re.compile(r"(-?)([0-9]+)\x00?(?:\\frac\{([0-9]+)\}\{([0-9]+)\}|(?<=\x00)([0-9]+)/([0-9]+))")
 _FRACTION = re.compile(r"\\frac\{(-?[0-9.]+)\}\{(-?[0-9.]+)\}")
 _KEPT_BLANK = "\x00"
-# In this order: `\$` before `$`, or its backslash would stay behind.
 _SYNONYMS = {
     "\\dfrac": "\\frac",
     "\\tfrac": "\\frac",
@@ -65,23 +64,12 @@ _SYNONYMS = {
     "\u00b7": "\\cdot ",
     "\u03c0": "\\pi",
     "\u221e": "\\infty",
-    "^{\\circ}": "",
-    "^\\circ": "",
-    "\\degree": "",
-    "\u00b0": "",
-    "\\$": "",
-    "\u00a3": "",
-    "\u20ac": "",
-    "\\pounds": "",
-    "\\euro": "",
-    "\\%": "",
-    "%": "",
-    "$": "",
-    "\\(": "",
-    "\\)": "",
-    "\\[": "",
-    "\\]": "",
 }
+# `\$` before `$`, or its backslash would stay behind.
+_DROPPED = (
+    *("^{\\circ}", "^\\circ", "\\degree", "\u00b0", "\\$", "\u00a3", "\u20ac", "\\pounds", "\\euro", "\\%", "%", "$"),
+    *("\\(", "\\)", "\\[", "\\]"),
+)
 
 
 def equivalent(first: str, second: str) -> bool:
@@ -110,6 +98,8 @@ def normalise(text: str) -> str:
     text = plain(text).translate(VULGAR).strip()
     for spelling, other in _SYNONYMS.items():
         text = text.replace(spelling, other)
+    for dropped in _DROPPED:
+        text = text.replace(dropped, "")
     text = _BLANK.sub(" ", _SPACING.sub("", text)).strip().rstrip(".")
     # Units first: behind a number words go, elsewhere they are the answer.
     text = _BARE_UNIT.sub("", _UNIT.sub("", _INNER_POWER.sub(r"\1", text)))

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from itertools import islice, permutations
 from typing import Any, get_args
@@ -250,25 +250,19 @@ class Sudoku(Benchmark):
         check_choice("split", split, get_args(Split))
         generator = random.Random(f"{self.seed}-{split}")
         puzzles: dict[str, str] = {}
-        for attempt, (puzzle, solution) in enumerate(self._candidates(split, generator)):
-            puzzles[puzzle] = solution
-            if len(puzzles) == self.sizes[split]:
-                return [{"puzzle": puzzle, "solution": solution} for puzzle, solution in puzzles.items()]
-            # Candidates come again and again once all puzzles have been found.
-            if attempt > 100 * self.sizes[split]:
-                raise ValueError(
-                    f"Found only {len(puzzles)} different {split} puzzles with {self.blanks[0]}-{self.blanks[1]} "
-                    f"blanks, but `sizes` asks for {self.sizes[split]}; ask for fewer or widen `blanks`."
-                )
-        raise AssertionError("candidates never end")
-
-    def _candidates(self, split: Split, generator: random.Random) -> Iterator[tuple[str, str]]:
-        while True:
+        # Bounded, because candidates come again and again once all puzzles have been found.
+        for _ in range(100 * self.sizes[split] + 2):
             solution, blanks = generator.choice(self.grids[split]), generator.randint(*self.blanks)
             puzzle = blank_out(solution, blanks, generator)
             while len(solutions(puzzle)) != 1:
                 puzzle = blank_out(solution, blanks, generator)
-            yield puzzle, solution
+            puzzles[puzzle] = solution
+            if len(puzzles) == self.sizes[split]:
+                return [{"puzzle": puzzle, "solution": solution} for puzzle, solution in puzzles.items()]
+        raise ValueError(
+            f"Found only {len(puzzles)} different {split} puzzles with {self.blanks[0]}-{self.blanks[1]} blanks, but "
+            f"`sizes` asks for {self.sizes[split]}; ask for fewer or widen `blanks`."
+        )
 
     def drawn(self, example: Example, completion: str | None) -> str:
         """The grid, with a point for each cell without a digit."""
