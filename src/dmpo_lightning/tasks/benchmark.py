@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, get_args
 
+from dmpo_lightning.tasks.answers import has_layout
 from dmpo_lightning.tasks.base import (
     Example,
     Message,
@@ -53,7 +54,7 @@ class Benchmark(Task):
 
     Args:
         data: examples by split. A split that is missing is an error when it is asked for.
-        rewards: which components `score` returns for training. `reward_weights` adds them up.
+        rewards: which components `score` returns for training. The reward is their sum.
         check: which variant of the check gives the component ``correct``, the accuracy.
         prompt_style: ``train`` asks for reasoning and answer in tags, ``eval`` for a box inside the answer tag.
         system_prompt: a system turn before the user's. None sends none, as published.
@@ -72,8 +73,8 @@ class Benchmark(Task):
     """
 
     accuracy = "correct"
-    components: ClassVar[Mapping[Variant, tuple[str, ...]]]
-    """Names of the training components of each variant."""
+    verified_rewards: ClassVar[tuple[float, float]] = (0.5, 2.0)
+    """What reasoning and answer in tags are worth, and a right answer, in the rewards ``verified``."""
     columns: ClassVar[tuple[str, ...]]
     """What a row of a data file must hold."""
     fields: ClassVar[tuple[str, ...]]
@@ -114,8 +115,6 @@ class Benchmark(Task):
         self.instruction = self.instructions[prompt_style] if instruction is None else instruction
         self.prompt_template = prompt_template
         self.prefill = PREFILLS[prompt_style] if prefill is None else prefill
-        # Named, because the check has components too, which are no part of the reward.
-        self.reward_weights = dict.fromkeys(self.components[rewards], 1.0)
 
     def examples(self, split: Split) -> Sequence[Example]:
         if split not in self.data:
@@ -178,9 +177,13 @@ class Benchmark(Task):
     def published_components(self, example: Example, completion: str) -> dict[str, float]:
         """The training components of d1 and DMPO."""
 
-    @abstractmethod
     def verified_components(self, completion: str, verdict: Verdict) -> dict[str, float]:
-        """The training components that we hold to be right, given what `verified_check` says of the completion."""
+        """The training components that we hold to be right, given what `verified_check` says of the completion.
+
+        The default has ``format`` and ``correctness``, of `verified_rewards`.
+        """
+        layout, right = self.verified_rewards
+        return {"format": layout * has_layout(completion), "correctness": right * verdict.correct}
 
     @abstractmethod
     def published_check(self, example: Example, completion: str) -> Verdict:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dmpo_lightning.tasks.answers import final_answer, first_block, has_layout, last_block, last_boxed, unbox
+from dmpo_lightning.tasks.answers import final_answer, first_block, last_block, last_boxed, unbox
 from dmpo_lightning.tasks.arithmetic import ExpressionError, exact_value, integers, operands, python_value
 from dmpo_lightning.tasks.base import Example, Verdict
 from dmpo_lightning.tasks.benchmark import EVAL_FORMAT, TRAIN_FORMAT, Benchmark
@@ -50,7 +50,7 @@ class Countdown(Benchmark):
     expression of ``+ - * /`` and parentheses that reaches the target in exact rational arithmetic.
     """
 
-    components = {"published": ("equation",), "verified": ("format", "correctness")}
+    verified_rewards = (0.1, 1.0)
     columns = ()
     fields = ("numbers", "target")
     instructions = {"train": TRAIN_FORMAT.removesuffix("\n"), "eval": _EVAL_REQUEST + EVAL_FORMAT}
@@ -63,9 +63,6 @@ class Countdown(Benchmark):
         if block is None:
             return {"equation": 0.0}
         return {"equation": 1.0 if published_hit(example, block.strip()) else 0.1}
-
-    def verified_components(self, completion: str, verdict: Verdict) -> dict[str, float]:
-        return {"format": 0.1 * has_layout(completion), "correctness": float(verdict.correct)}
 
     def published_check(self, example: Example, completion: str) -> Verdict:
         """As d1 evaluates: the last box, a text without boxes as a whole, else the first answer tag."""

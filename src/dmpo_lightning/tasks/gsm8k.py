@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dmpo_lightning.tasks.answers import final_answer, first_block, has_layout, tag_text
+from dmpo_lightning.tasks.answers import final_answer, first_block, tag_text
 from dmpo_lightning.tasks.base import Example, Verdict
 from dmpo_lightning.tasks.benchmark import EVAL_FORMAT, MATH_EXPERT, TRAIN_FORMAT, Benchmark
 from dmpo_lightning.tasks.numbers import one_number
@@ -34,10 +34,6 @@ class GSM8K(Benchmark):
     compares floats. ``verified`` compares the one number of the last answer exactly, see `numbers.one_number`.
     """
 
-    components = {
-        "published": ("tags", "soft_format", "strict_format", "integer", "correctness"),
-        "verified": ("format", "correctness"),
-    }
     columns = ("question", "answer")
     fields = ("question",)
     instructions = {"train": TRAIN_FORMAT, "eval": f"{MATH_EXPERT} \n{EVAL_FORMAT}"}
@@ -54,9 +50,6 @@ class GSM8K(Benchmark):
             "integer": 0.5 * answer.isdigit(),
             "correctness": 2.0 * (answer == example["answer"]),
         }
-
-    def verified_components(self, completion: str, verdict: Verdict) -> dict[str, float]:
-        return {"format": 0.5 * has_layout(completion), "correctness": 2.0 * verdict.correct}
 
     def published_check(self, example: Example, completion: str) -> Verdict:
         """As d1 evaluates. A gold answer that is no float is never met."""

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from dmpo_lightning.tasks import hendrycks, latex
-from dmpo_lightning.tasks.answers import final_answer, first_block, has_layout, last_box, last_boxed, unbox
+from dmpo_lightning.tasks.answers import final_answer, first_block, last_box, last_boxed, unbox
 from dmpo_lightning.tasks.base import Example, Verdict
 from dmpo_lightning.tasks.benchmark import EVAL_FORMAT, MATH_EXPERT, TRAIN_FORMAT, Benchmark
 
@@ -28,7 +28,6 @@ class Math500(Benchmark):
         ValueError: as in `Benchmark`, or math-verify is needed and missing.
     """
 
-    components = {"published": ("format", "correctness"), "verified": ("format", "correctness")}
     columns = fields = ("problem",)
     # The quotation mark behind the format, and the blanks as they are, stand in the published prompts.
     instructions = {"train": f"{TRAIN_FORMAT}\n\n{MATH_EXPERT} ", "eval": f'{MATH_EXPERT}\n{EVAL_FORMAT}" \n'}
@@ -57,9 +56,6 @@ class Math500(Benchmark):
         boxed = unbox(last_boxed(completion))
         right = hendrycks.equivalent(completion if boxed is None else boxed, example["answer"])
         return {"format": published_format(completion), "correctness": 2.0 * right}
-
-    def verified_components(self, completion: str, verdict: Verdict) -> dict[str, float]:
-        return {"format": 0.5 * has_layout(completion), "correctness": 2.0 * verdict.correct}
 
     def published_check(self, example: Example, completion: str) -> Verdict:
         """As d1 evaluates: the last box, else the first answer tag."""

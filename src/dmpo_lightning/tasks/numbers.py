@@ -5,6 +5,7 @@ All ``verified`` checks read them in one spelling each.
 
 import re
 from fractions import Fraction
+from unicodedata import numeric
 
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"), "-")
 _TIMES = dict.fromkeys(map(ord, "\u00d7\u00b7\u22c5\u2217\u2219\u2022\u2715\u2716\uff0a"), "*")
@@ -14,14 +15,8 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u2061\u2062"
 _CHARACTERS = _DASHES | _DIVIDE | _OTHERS | _INVISIBLE
 OPERATORS = _CHARACTERS | _TIMES
 """For `str.translate`: signs of arithmetic as ASCII. The dots among them mean other things outside arithmetic."""
-VULGAR = {
-    ord(character): f" {numerator}/{denominator}"
-    for character, numerator, denominator in [
-        *(("\u00bd", 1, 2), ("\u2153", 1, 3), ("\u2154", 2, 3), ("\u00bc", 1, 4), ("\u00be", 3, 4)),
-        *(("\u2155", 1, 5), ("\u2156", 2, 5), ("\u2157", 3, 5), ("\u2158", 4, 5), ("\u2159", 1, 6)),
-        *(("\u215a", 5, 6), ("\u215b", 1, 8), ("\u215c", 3, 8), ("\u215d", 5, 8), ("\u215e", 7, 8)),
-    ]
-}
+_FRACTIONS = "\u00bd\u2153\u2154\u00bc\u00be\u2155\u2156\u2157\u2158\u2159\u215a\u215b\u215c\u215d\u215e"
+VULGAR = {ord(character): f" {Fraction(numeric(character)).limit_denominator(8)}" for character in _FRACTIONS}
 """For `str.translate`: fractions of one character."""
 # Blanks that a text does not break at. Between groups of three digits they separate thousands, as a plain one may not.
 _HARD_BLANK = r"(?:(?<!\\)\\[,:;> ]|~|\{,\}|[\u00a0\u2007\u2008\u2009\u200a\u202f])"

@@ -36,7 +36,6 @@ Your step-by-step solving process
 </answer>
 """
 _ENDS = ("<|eot_id|>", "<|endoftext|>")
-_FIRST_CELLS = re.compile(rf"(?:\s*\S){{0,{CELLS}}}")
 _WORD_OF_DIGITS = re.compile(rf"(?<!\w)\d{{{CELLS}}}(?!\w)")
 
 
@@ -112,14 +111,8 @@ def published_answer(completion: str) -> str:
     """
     # The order is that of the published patterns.
     places = (_fenced, _tagged, _behind_tag, _digits_before_tag, _digits_anywhere)
-    answer = next((text for place in places if (text := _first_cells(place(completion)))), "")
+    answer = next((text for place in places if (text := "".join(place(completion).split())[:CELLS])), "")
     return answer.ljust(CELLS, "0") if answer else ""
-
-
-def _first_cells(text: str) -> str:
-    """The first 16 characters that are no white space."""
-    match = _FIRST_CELLS.match(text)
-    return "".join(match.group().split()) if match else ""
 
 
 def first_digits(text: str) -> str:
@@ -205,7 +198,8 @@ class Sudoku(Benchmark):
             more puzzles than exist.
     """
 
-    components = dict.fromkeys(("published", "verified"), ("cells", "solved"))
+    # The published reward. `solved` is for the log, or for weights of one's own.
+    reward_weights = {"cells": 1.0}
     columns = ("Puzzle", "Solution")
     fields = ("puzzle",)
     unchecked_accuracy = "solved"
@@ -226,8 +220,6 @@ class Sudoku(Benchmark):
         self.blanks, self.seed = blanks, seed
         self.sizes = {"train": 4096, "validation": 512, "test": 1024} | check_sizes(sizes)
         self.is_generated = data is None
-        # The published reward. `solved` is for the log, or for weights of one's own.
-        self.reward_weights = {"cells": 1.0}
         if self.check_name == "published":
             self.accuracy = "correct_cells"
 
