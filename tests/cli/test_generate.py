@@ -66,16 +66,14 @@ def test_checkpoint_adapter_and_exported_folder_agree_with_the_module(trained, c
 
 def test_prompts_come_from_options_files_and_standard_input(tmp_path, capsys, monkeypatch):
     model = ["--model", "sudoku_tiny", "--completion_length", "20", "--json"]
-    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n\n{OTHER}\n")
     (tmp_path / "prompts.jsonl").write_text(
         json.dumps({"prompt": PROMPT}) + "\n" + json.dumps({"prompt": [{"role": "user", "content": OTHER}]}) + "\n"
     )
     expected = [each["text"] for each in answers(capsys, *model, "--prompt", PROMPT, "--prompt", OTHER)]
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{PROMPT}\n"))
     assert [each["text"] for each in answers(capsys, *model)] == expected[:1]
-    for name in ("prompts.txt", "prompts.jsonl"):
-        found = answers(capsys, *model, "--prompts_file", tmp_path / name)
-        assert [each["text"] for each in found] == expected
+    found = answers(capsys, *model, "--prompts_file", tmp_path / "prompts.jsonl")
+    assert [each["text"] for each in found] == expected
     assert main(["generate", *model[:4], "--prompt", PROMPT, "--prompt", OTHER]) == 0
     assert capsys.readouterr().out == f"--- 0 {PROMPT}\n{expected[0]}\n--- 1 {OTHER}\n{expected[1]}\n"
 
@@ -121,13 +119,8 @@ def test_the_sampler_of_a_run_is_taken_and_changed():
     assert (type(other).__name__, other.temperature) == ("RandomOrderSampler", 1.0)
 
 
-@pytest.mark.parametrize(
-    "saved",
-    [{"held": {}, "lacking": ["sampler"]}, {"sampler": {"class": "os.system", "temperature": 1}}],
-    ids=["of the version before", "foreign"],
-)
-def test_a_sampler_that_a_checkpoint_cannot_choose_is_asked_for(saved):
-    stored = held_arguments({"arguments": saved})
+def test_a_sampler_that_a_checkpoint_cannot_choose_is_asked_for():
+    stored = held_arguments({"arguments": {"sampler": {"class": "os.system", "temperature": 1}}})
     with pytest.raises(ValueError, match=r"a sampler of its own .*, which .* pass it by --sampler"):
         make_sampler(["--sampler.temperature=0"], stored)
     assert make_sampler(["--sampler", "ConfidenceSampler"], stored).temperature == 1.0

@@ -127,17 +127,16 @@ def test_each_task_drops_its_own_long_prompts():
         def examples(self, split):
             return [{"word": "1" * (1 + number)} for number in range(self.count)]
 
-    module = mixture({"growing": TaskDataModule(Growing(), on_long_prompt="drop"), "echo": echo()})
+    module = mixture({"growing": TaskDataModule(Growing(), max_prompt_length=13), "echo": echo()})
     loader = module.test_dataloader()
-    loader.limit_prompt_length(13)  # 10 of the template and 3 digits
-    assert loader.dropped == 4
+    assert loader.dropped == 4  # 10 tokens of the template and 3 digits remain
     kept = [example for batch in loader for example in batch[~batch.is_filler].examples]
     assert Counter(example["task"] for example in kept) == {"growing": 3, "echo": 7}
 
 
 def test_the_error_of_a_long_prompt_names_the_task():
     with pytest.raises(ValueError, match="Task 'sudoku': Prompt 0 of the dataset has 26 tokens"):
-        mixture().test_dataloader().limit_prompt_length(20)
+        mixture().test_dataloader().check_prompt_length(20)
 
 
 @pytest.mark.parametrize(

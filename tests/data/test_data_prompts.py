@@ -1,4 +1,3 @@
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -93,7 +92,7 @@ def test_a_batch_moves_as_a_whole():
     moved = batch.to("meta")
     tensors = [moved.prompt_ids, moved.prompt_mask, moved.prompt_index, moved.is_filler]
     assert all(tensor.device.type == "meta" for tensor in tensors)
-    assert moved.examples is batch.examples
+    assert moved.examples == batch.examples
     assert batch.prompt_ids.device.type == "cpu"
 
 
@@ -238,40 +237,27 @@ def test_a_prompt_that_is_too_long_is_an_error_that_names_its_row():
     with pytest.raises(
         ValueError, match=r"Prompt 2 of the dataset has 13 tokens, but at most 12 are allowed \(2 of 7 prompts"
     ):
-        loader(max_prompt_length=12)
+        loader().check_prompt_length(12)
 
 
-def test_prompts_that_are_too_long_can_be_dropped_and_are_counted():
-    made = loader(max_prompt_length=12, on_long_prompt="drop", shuffle=False)
+def test_prompts_above_a_stated_length_are_left_out_and_counted():
+    made = loader(max_prompt_length=12, shuffle=False)
+    made.check_prompt_length(12)
     assert made.dropped == 2
     assert indices(made) == [[0, 1], [3, 4], [6, 0]]
     assert [batch.is_filler.tolist() for batch in made][-1] == [False, True]
     assert len(made) == 3
 
 
-def test_a_limit_set_later_counts_each_dropped_prompt_once():
-    made = loader(max_prompt_length=12, on_long_prompt="drop")
-    made.limit_prompt_length(11)
-    assert made.dropped == 4
-    made.limit_prompt_length(11)
-    assert made.dropped == 4
-
-
-def test_a_limit_that_no_prompt_exceeds_changes_nothing():
+def test_a_length_that_no_prompt_exceeds_changes_nothing():
     made = loader(max_prompt_length=13, shuffle=False)
     assert made.dropped == 0
     assert len(made) == 4
 
 
-def test_dropping_every_prompt_is_an_error():
+def test_leaving_out_every_prompt_is_an_error():
     with pytest.raises(ValueError, match="All 7 prompts are longer than 5 tokens"):
-        loader(max_prompt_length=5, on_long_prompt="drop")
-
-
-def test_a_misspelt_way_with_long_prompts_is_an_error_at_construction(monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it: annotations are not checked
-    with pytest.raises(ValueError, match="`on_long_prompt` must be one of error, drop, got 'dropp'"):
-        loader(on_long_prompt="dropp")
+        loader(max_prompt_length=5)
 
 
 def test_an_empty_dataset_is_an_error():

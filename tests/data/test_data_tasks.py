@@ -54,16 +54,6 @@ def test_any_task_makes_a_data_module():
     assert len(made.train_dataloader()) == 6
 
 
-def test_a_prompt_that_is_too_long_is_an_error_when_its_loader_is_built():
-    with pytest.raises(ValueError, match="Prompt 0 of the dataset has 26 tokens, but at most 20"):
-        module(max_prompt_length=20).train_dataloader()
-
-
-def test_a_misspelt_way_with_long_prompts_is_an_error_at_construction():
-    with pytest.raises(ValueError, match="`on_long_prompt` must be one of error, drop, got 'dropp'"):
-        module(on_long_prompt="dropp")
-
-
 def test_an_empty_check_is_an_error_at_construction():
     with pytest.raises(ValueError, match="`check` must be one of published, verified, got ''"):
         module(check="")

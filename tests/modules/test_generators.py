@@ -125,14 +125,3 @@ def test_the_training_loader_is_refused_for_evaluation(tmp_path):
     shared = loader()
     with pytest.raises(ValueError, match="given for evaluation too"):
         trainer(tmp_path, max_epochs=1).fit(module(), shared, shared)
-
-
-def test_dropping_long_prompts_applies_to_the_models_own_limit(tmp_path):
-    from dmpo_runs import TOKENIZER
-
-    from dmpo_lightning import PromptLoader
-
-    data = [{"prompt": "1" * length, "digit": "1"} for length in (4, 300, 4)]
-    prompts = PromptLoader(data, TOKENIZER, batch_size=2, on_long_prompt="drop")
-    trainer(tmp_path, max_steps=1).fit(module(), prompts)
-    assert prompts.dropped == 1

@@ -19,7 +19,7 @@ from dmpo_lightning.distributed.internals import (
     validates_now,
 )
 from dmpo_lightning.distributed.ranks import gather_ranks
-from dmpo_lightning.modules.run_directory import checkpoint_directory
+from dmpo_lightning.modules.run_directory import run_directory
 
 FILE_NAME = "preempted.ckpt"
 
@@ -111,7 +111,7 @@ class Preemption(Callback):
         if self._validates_again:
             rank_zero_info(f"Left after signal {received}, in the validation that the checkpoint had left open.")
         else:
-            directory = getattr(trainer.checkpoint_callback, "dirpath", None) or checkpoint_directory(trainer)
+            directory = getattr(trainer.checkpoint_callback, "dirpath", None) or run_directory(trainer) / "checkpoints"
             path, self._validation_is_due = Path(directory) / FILE_NAME, validation_is_due
             trainer.save_checkpoint(path)
             rank_zero_info(f"Saved to {path} after signal {received}, at optimizer step {trainer.global_step}.")

@@ -4,6 +4,7 @@ import argparse
 import inspect
 from collections.abc import Sequence
 from importlib import import_module
+from pkgutil import resolve_name
 
 from dmpo_lightning.commands.arguments import COMMANDS, LIGHT, shipped_configs
 from dmpo_lightning.models.loading import EMBEDDED_MODELS
@@ -89,5 +90,4 @@ def _options(command: str) -> list[str]:
 
 def _arguments(prefix: str, path: str) -> list[str]:
     """Options of the arguments of a class. Data differ from task to task, and have none here."""
-    module, _, name = path.rpartition(".")
-    return [f"--{prefix}.{each}" for each in inspect.signature(getattr(import_module(module), name)).parameters]
+    return [f"--{prefix}.{each}" for each in inspect.signature(resolve_name(path)).parameters]

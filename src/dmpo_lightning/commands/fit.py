@@ -142,7 +142,7 @@ class DMPOCLI(LightningCLI):
             if options["ckpt_path"] is None and self.subcommand != "fit":
                 raise ValueError("`--ckpt_path last` found no checkpoint; pass its path, or leave it out.")
         elif path is not None and not trusted:
-            check_trusted(str(path), weights_only=options.get("weights_only") is True)
+            check_trusted(str(path))
 
     # The hooks below are called once the Trainer exists, whose ranks can choose together
     # (docs/decisions/027-last-checkpoint.md).

@@ -87,33 +87,18 @@ def _name(answer: "Generation", options: argparse.Namespace) -> str:
 
 
 def _prompts(options: argparse.Namespace) -> Iterator["Prompt"]:
-    """The prompts in the order of the options, else all of standard input.
-
-    A file has a prompt per line: a text, or in ``.jsonl`` an object whose ``prompt`` is a text or a conversation.
-    """
+    """The prompts in the order of the options, else all of standard input."""
     yield from options.prompt
-    name, path = options.prompts_file, Path(options.prompts_file or "")
-    if name is None:
-        # A terminal would wait for somebody who does not know that he is asked.
-        if not options.prompt and not sys.stdin.isatty() and (text := sys.stdin.read().rstrip("\n")):
-            yield text
-    elif name == "-":
-        yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
-    elif not path.is_file():
-        raise ValueError(
-            f"`--prompts_file` must be a file with a prompt per line, or - for standard input, got {name}."
-        )
-    elif path.suffix == ".jsonl":
-        for number, record in numbered_lines(path):
+    if options.prompts_file is not None:
+        if not Path(options.prompts_file).is_file():
+            raise ValueError(f"`--prompts_file` must be a file of JSON lines, got {options.prompts_file}.")
+        for number, record in numbered_lines(options.prompts_file):
             if not isinstance(record, dict) or "prompt" not in record:
-                raise ValueError(f"{name}, line {number}: no object with `prompt`.")
+                raise ValueError(f"{options.prompts_file}, line {number}: no object with `prompt`.")
             yield record["prompt"]
-    else:
-        try:
-            # `splitlines` would also cut at characters such as U+2028.
-            yield from (line for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{name} is not UTF-8; convert the file.") from error
+    # A terminal would wait for somebody who does not know that he is asked.
+    elif not options.prompt and not sys.stdin.isatty() and (text := sys.stdin.read().rstrip("\n")):
+        yield text
 
 
 def _loaded(options: argparse.Namespace) -> tuple["Policy", Mapping[str, Any]]:
@@ -198,7 +183,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--model", help="hub id, folder (of a model or an adapter) or embedded name; with --ckpt_path its base's place")
     add("--ckpt_path", help="checkpoint file or folder of a run, read as data")
     add("--prompt", action="append", default=[], metavar="TEXT", help="can be given several times")
-    add("--prompts_file", metavar="FILE", help="a prompt per line, or .jsonl with `prompt`; - is standard input")
+    add("--prompts_file", metavar="FILE", help="JSON lines, each with a `prompt`: a text or a conversation")
     add("--prefill", default="", metavar="TEXT", help="what the answer's turn starts with")
     add("--completions", type=int, default=1, help="answers to each prompt (default 1)")
     add("--completion_length", type=int, help=f"tokens of an answer (default: the run's, else at most {LENGTH})")

@@ -13,26 +13,19 @@ from dmpo_lightning.checkpoints.reading import newest_readable, why_unfit, why_u
 from dmpo_lightning.checkpoints.writing import remove_partial
 
 LAST = "last"
-OF_LIGHTNING = ("best", "hpc")
-"""Names that Lightning itself looks up among the checkpoints of the run."""
 
 
 def check_exists(path: str | None) -> None:
     """Raises ValueError for a checkpoint that does not exist, so that a run ends before its model is loaded."""
-    if path is None or path in (LAST, *OF_LIGHTNING) or _is_elsewhere(path) or Path(path).exists():
+    if path in (None, LAST) or _is_elsewhere(path) or Path(path).exists():
         return
     raise ValueError(
         f"`--ckpt_path` must be a checkpoint of a run, a file or a folder, or `last`; got {path}, which does not exist."
     )
 
 
-def check_trusted(path: str, *, weights_only: bool) -> None:
-    """Raises ValueError for a checkpoint that could run code where it is opened.
-
-    ``weights_only`` is whether Lightning was told to read data alone, as it does by itself only on this machine.
-    """
-    if path in OF_LIGHTNING or (_is_elsewhere(path) and weights_only):
-        return
+def check_trusted(path: str) -> None:
+    """Raises ValueError for a checkpoint that could run code where it is opened."""
     trust = "if you trust who wrote it, add --trust_checkpoint"
     if _is_elsewhere(path):
         problem = f"it is not on this machine, where it could be checked; download it, or {trust}."

@@ -4,8 +4,8 @@ import argparse
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from dmpo_lightning.data.sources import Parser, load_file
@@ -56,10 +56,9 @@ def make_task(name: str, check: str, *, algebra: bool = False) -> Task:
 
 
 def _imported(path: str) -> type[Task]:
-    module, _, name = path.rpartition(".")
     try:
-        task = getattr(import_module(module), name) if module else None
-    except (ImportError, AttributeError):
+        task = resolve_name(path)
+    except (ImportError, AttributeError, ValueError):
         task = None
     if not (isinstance(task, type) and issubclass(task, Task)):
         raise ValueError(

@@ -82,26 +82,20 @@ class MixturePromptLoader(PromptLoader):
         first = next(iter(self.loaders.values()))
         examples = [_named(name, example) for name, loader in self.loaders.items() for example in loader.dataset]
         super().__init__(examples, first.tokenizer, batch_size=batch_size, shuffle=first.shuffle)
-        self._gather()
-
-    def limit_prompt_length(self, limit: int) -> None:
-        """As each of the loaders does it, which the error names."""
-        for name, loader in self.loaders.items():
-            with named(f"Task {name!r}"):
-                loader.limit_prompt_length(limit)
-        self._gather()
-
-    def _tokenized(self) -> list[list[int]]:
-        return [ids for loader in self.loaders.values() for ids in loader.token_ids]
-
-    def _gather(self) -> None:
-        """What the loaders kept, as positions in the mixture."""
         starts = accumulate((len(loader.dataset) for loader in self.loaders.values()), initial=0)
         # `accumulate` ends with the total, where no loader starts.
         kept = zip(self.loaders.items(), starts, strict=False)
         self._by_task = {name: [start + index for index in loader.kept] for (name, loader), start in kept}
         self.kept = [index for indices in self._by_task.values() for index in indices]
-        self.dropped = sum(loader.dropped for loader in self.loaders.values())
+
+    def check_prompt_length(self, limit: int) -> None:
+        """As each of the loaders does it, which the error names."""
+        for name, loader in self.loaders.items():
+            with named(f"Task {name!r}"):
+                loader.check_prompt_length(limit)
+
+    def _tokenized(self) -> list[list[int]]:
+        return [ids for loader in self.loaders.values() for ids in loader.token_ids]
 
     def _order(self) -> list[int]:
         if not self.shuffle or self._overfits:

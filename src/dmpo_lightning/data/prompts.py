@@ -1,9 +1,10 @@
 """Prompt batches: tokenised, padded left, sharded over ranks, repeated for the rollout buffer, resumable."""
 
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -13,13 +14,12 @@ from dmpo_lightning.data.tokens import named, tokenize_prompt
 from dmpo_lightning.distributed.ranks import own_rank
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.rollout import PromptBatch
-from dmpo_lightning.tasks.base import Message, check_choice
+from dmpo_lightning.tasks.base import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PromptFunction = Callable[[Any], "str | Sequence[Message]"]
-LongPrompts = Literal["error", "drop"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +56,12 @@ class PromptLoader:
         prefill: what the assistant's turn starts with. It is part of the prompt, not of the completion.
         shuffle: whether each epoch has a new keyed order, as in training.
         seed: of that order. None takes the module's seed.
-        max_prompt_length: in tokens. None leaves it to the model's own limit.
-        on_long_prompt: ``error`` names the first prompt above the limit, ``drop`` leaves such prompts out and counts
-            them in `dropped`.
+        max_prompt_length: leaves out the prompts with more tokens, and counts them in `dropped`. None takes all, and a
+            prompt that the model has no room for is an error.
 
     Raises:
-        ValueError: an empty dataset, a batch size below 1, another ``on_long_prompt``, a prompt longer than allowed or
-            that is none, named by its row.
+        ValueError: an empty dataset, a batch size below 1, only prompts longer than allowed, or one that is none, named
+            by its row.
 
     Example:
         ```python
@@ -82,23 +81,22 @@ class PromptLoader:
         shuffle: bool = True,
         seed: int | None = None,
         max_prompt_length: int | None = None,
-        on_long_prompt: LongPrompts = "error",
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1 prompt, got {batch_size}.")
         if len(dataset) == 0:
             raise ValueError("`dataset` is empty; DMPO needs at least one prompt.")
-        check_choice("on_long_prompt", on_long_prompt, get_args(LongPrompts))
         self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
         self.tokenizer = load_tokenizer(tokenizer)
         self.prompt, self.prefill = prompt or _own_prompt, prefill
-        # All at once, so that a prompt that is too long is an error now and not in the middle of the run.
+        # All at once, so that a prompt that is none is an error now and not in the middle of the run.
         self.token_ids: list[list[int]] = self._tokenized()
-        self.kept = list(range(len(dataset)))
-        self.dropped = 0
-        self.on_long_prompt = on_long_prompt
-        if max_prompt_length is not None:
-            self.limit_prompt_length(max_prompt_length)
+        longest = math.inf if max_prompt_length is None else max_prompt_length
+        self.kept = [row for row, ids in enumerate(self.token_ids) if len(ids) <= longest]
+        if not self.kept:
+            raise ValueError(f"All {len(dataset)} prompts are longer than {longest} tokens; raise `max_prompt_length`.")
+        if self.dropped:
+            logger.warning("Dropped %d of %d prompts of more than %d tokens.", self.dropped, len(dataset), longest)
         self._limit_batches: int | float = 1.0
         self._overfits = False
         self.repeats, self.is_training = 1, False
@@ -112,23 +110,19 @@ class PromptLoader:
                 ids.append(tokenize_prompt(self.tokenizer, self.prompt(example), self.prefill))
         return ids
 
-    def limit_prompt_length(self, limit: int) -> None:
-        """Drops prompts above ``limit`` tokens, or raises a ValueError that names the first. Prompts are never cut."""
-        too_long = [index for index in self.kept if len(self.token_ids[index]) > limit]
-        if too_long and self.on_long_prompt == "error":
-            row = too_long[0]
-            raise ValueError(
-                f"Prompt {row} of the dataset has {len(self.token_ids[row])} tokens, but at most {limit} are allowed "
-                f"({len(too_long)} of {len(self.dataset)} prompts are too long); raise `max_prompt_length`, shorten "
-                "the completion, or set on_long_prompt: drop."
-            )
-        self.kept = [index for index in self.kept if len(self.token_ids[index]) <= limit]
-        self.dropped += len(too_long)
+    @property
+    def dropped(self) -> int:
+        """How many prompts are left out because they are too long."""
+        return len(self.dataset) - len(self.kept)
+
+    def check_prompt_length(self, limit: int) -> None:
+        """Raises a ValueError that names the first prompt above ``limit`` tokens. Prompts are never cut."""
+        too_long = [row for row in self.kept if len(self.token_ids[row]) > limit]
         if too_long:
-            logger.warning("Dropped %d of %d prompts of more than %d tokens.", len(too_long), len(self.dataset), limit)
-        if not self.kept:
             raise ValueError(
-                f"All {len(self.dataset)} prompts are longer than {limit} tokens; raise `max_prompt_length`."
+                f"Prompt {too_long[0]} of the dataset has {len(self.token_ids[too_long[0]])} tokens, but at most "
+                f"{limit} are allowed ({len(too_long)} of {len(self.dataset)} prompts are too long); shorten the "
+                f"completion, or leave such prompts out by max_prompt_length: {limit}."
             )
 
     def bind(

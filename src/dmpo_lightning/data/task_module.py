@@ -1,14 +1,14 @@
 """Prompts for `DMPO` as LightningDataModules, with the reward that goes with them."""
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule
 
-from dmpo_lightning.data.prompts import LongPrompts, PromptLoader
+from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.rewards.reward import Reward
-from dmpo_lightning.tasks.base import Split, Task, check_choice
+from dmpo_lightning.tasks.base import Split, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,13 +67,11 @@ class TaskDataModule(PromptDataModule):
             for each component if it states none.
         reward_options: further arguments of `Reward.of_task`: ``workers``, ``time_limit``, ``failure_score``,
             ``max_failure_share``.
-        max_prompt_length: in tokens. None leaves it to the model's own limit.
-        on_long_prompt: ``error`` or ``drop``, see `PromptLoader`.
+        max_prompt_length: leaves out longer prompts, see `PromptLoader`.
         options: ``tokenizer``, ``prompts_per_buffer`` and ``evaluation_batch_size`` of `PromptDataModule`.
 
     Raises:
-        ValueError: another ``on_long_prompt``. When a loader is built: no tokenizer, an empty split or a prompt that is
-            too long.
+        ValueError: no tokenizer, or an empty split (when a loader is built).
     """
 
     def __init__(
@@ -83,12 +81,10 @@ class TaskDataModule(PromptDataModule):
         reward_weights: dict[str, float] | None = None,
         reward_options: dict[str, Any] | None = None,
         max_prompt_length: int | None = None,
-        on_long_prompt: LongPrompts = "error",
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        check_choice("on_long_prompt", on_long_prompt, get_args(LongPrompts))
-        self.task, self.max_prompt_length, self.on_long_prompt = task, max_prompt_length, on_long_prompt
+        self.task, self.max_prompt_length = task, max_prompt_length
         self.reward = Reward.of_task(task, reward_weights, **(reward_options or {}))
 
     def make_loader(self, split: Split, batch_size: int) -> PromptLoader:
@@ -102,5 +98,4 @@ class TaskDataModule(PromptDataModule):
             prefill=self.task.prefill,
             shuffle=split == "train",
             max_prompt_length=self.max_prompt_length,
-            on_long_prompt=self.on_long_prompt,
         )

@@ -138,12 +138,8 @@ class ControlTokens:
     """The tokens of a tokenizer that are no text: special tokens and the ends of turns, but for the unknown token."""
 
     ids: frozenset[int]
-    id_of: Mapping[str, int]
-    """By their text, without blanks around it."""
     within_text: "re.Pattern[str]"
     """Where a text spells one."""
-    in_template: "re.Pattern[str]"
-    """Where the tokenizer reads one, with the blanks around it that belong to it."""
 
 
 def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> ControlTokens:
@@ -159,24 +155,14 @@ def _control_tokens(tokenizer: "PreTrainedTokenizerBase", size: int) -> ControlT
     names = {name for name, token in added.items() if token.special} | set(tokenizer.all_special_tokens)
     names |= family.control_tokens if family else set()
     names = {name for name in names if name.strip() and name in vocabulary and name != tokenizer.unk_token}
-    # The longest first, as the beginning of a token may be one too. A pattern of nothing would match everywhere.
-    ordered = sorted(names, key=len, reverse=True)
-    spelled, read = [], []
-    for name in ordered:
-        token = added.get(name)
-        # Tokens that are looked for in normalised text may be written in capitals, too.
-        text = f"(?i:{re.escape(name)})" if token is not None and token.normalized else re.escape(name)
-        spelled.append(text)
-        left, right = (token.lstrip, token.rstrip) if token is not None else (False, False)
-        read.append((r"\s*" if left else "") + text + (r"\s*" if right else ""))
-    never = r"(?!)"
-    return ControlTokens(
-        ids=frozenset(vocabulary[name] for name in names),
-        id_of={name.strip().casefold(): vocabulary[name] for name in reversed(ordered)}
-        | {name.strip(): vocabulary[name] for name in names},
-        within_text=re.compile("|".join(spelled) or never),
-        in_template=re.compile("|".join(read) or never),
-    )
+    # Tokens that are looked for in normalised text may be written in capitals, too.
+    patterns = [
+        f"(?i:{re.escape(name)})" if name in added and added[name].normalized else re.escape(name)
+        # The longest first, as the beginning of a token may be one too.
+        for name in sorted(names, key=len, reverse=True)
+    ]
+    # A pattern of nothing would match everywhere.
+    return ControlTokens(frozenset(vocabulary[name] for name in names), re.compile("|".join(patterns) or r"(?!)"))
 
 
 def _chat_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], prefill: str) -> list[int]:
@@ -203,7 +189,7 @@ def _raw_ids(tokenizer: "PreTrainedTokenizerBase", text: str, prefill: str) -> l
 
 def _hidden(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], prefill: str
-) -> tuple[list[Message], dict[int, str]]:
+) -> tuple[list[Message], dict[str, str]]:
     """Messages with each control token that they spell hidden behind a single character, and what these characters
     stand for.
 
@@ -219,20 +205,18 @@ def _hidden(
         {name: controls.within_text.sub(lambda match: stand_ins[match.group()], text) for name, text in message.items()}
         for message in messages
     ]
-    return hidden, {ord(character): text for text, character in stand_ins.items()}
+    return hidden, {character: text for text, character in stand_ins.items()}
 
 
-def _ids_around(tokenizer: "PreTrainedTokenizerBase", rendered: str, originals: Mapping[int, str]) -> list[int]:
+def _ids_around(tokenizer: "PreTrainedTokenizerBase", rendered: str, originals: Mapping[str, str]) -> list[int]:
     """Ids of a text whose control tokens count, but for those that are hidden in it."""
-    controls = control_tokens(tokenizer)
     ids: list[int] = []
-    start = 0
-    for match in controls.in_template.finditer(rendered):
-        ids += text_ids(tokenizer, rendered[start : match.start()].translate(originals))
-        name = match.group().strip()
-        ids.append(controls.id_of[name] if name in controls.id_of else controls.id_of[name.casefold()])
-        start = match.end()
-    return ids + text_ids(tokenizer, rendered[start:].translate(originals))
+    for part in re.split(f"([{''.join(originals)}])", rendered):
+        if part in originals:
+            ids += text_ids(tokenizer, originals[part])
+        elif part:
+            ids += tokenizer(part, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def _shortened(value: Any) -> str:

@@ -84,11 +84,7 @@ def rebuilt(value: Any) -> Any:
 
 def held_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of the arguments of its module, in plain types."""
-    arguments = dict(checkpoint.get(ARGUMENTS) or {})
-    # The version before listed those that were code of the user's own by their names alone.
-    if "held" in arguments:
-        return arguments["held"] | {name: {CLASS: "another class"} for name in arguments["lacking"]}
-    return arguments
+    return dict(checkpoint.get(ARGUMENTS) or {})
 
 
 def loaded_arguments(module_class: Any, checkpoint: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

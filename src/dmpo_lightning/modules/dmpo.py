@@ -208,7 +208,7 @@ class DMPO(PolicyModule):
                 raise ValueError(problem)
         limit = self.prompt_limit(self.completion_length)
         if limit is not None:
-            loader.limit_prompt_length(limit)
+            loader.check_prompt_length(limit)
         loader.bind(
             repeats=schedule.training_steps,
             seed=self.seed,

@@ -39,7 +39,7 @@ class Evaluator:
         self.results: list[EvaluationResult] = []
         """Those of the last evaluation, on every rank."""
         self.dropped_prompts = 0
-        """Prompts of the last evaluation that were too long for the model."""
+        """Prompts of the last evaluation that were left out as too long."""
         self._own_reward = _as_reward(reward)
         self._metrics: dict[tuple[str, int], EvaluationMetrics] = {}
 
@@ -81,7 +81,7 @@ class Evaluator:
             return evaluate(module.policy, self.reward, batch, sampling)
 
     def start(self, loaders: Any) -> None:
-        """Refuses or drops prompts that the model cannot take, before the first is sampled."""
+        """Refuses prompts that the model cannot take, before the first is sampled."""
         self.dropped_prompts = 0
         for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
             if not isinstance(loader, PromptLoader):
@@ -96,7 +96,7 @@ class Evaluator:
             # All lengths are evaluated on the same prompts, which must fit beside the longest.
             limit = self.module.prompt_limit(max(self.lengths))
             if limit is not None:
-                loader.limit_prompt_length(limit)
+                loader.check_prompt_length(limit)
             self.dropped_prompts += loader.dropped
         # Made anew for each evaluation, since sums would go on over the next one.
         runs = [(name, length) for name in self.samplers for length in self.lengths]

@@ -16,26 +16,12 @@ LATEST = "latest"
 
 
 def run_directory(trainer: Trainer) -> Path:
-    """The directory of this run, beside whose ``checkpoints`` its other files go. All ranks call it together.
+    """The directory of this run, in whose ``checkpoints`` `ModelCheckpoint` writes by itself, and beside them all else.
 
-    Lightning's ``log_dir`` is that of a version for its loggers of files alone. For any other, such as those of W&B and
-    MLflow, it is the folder that all runs share. `ModelCheckpoint` adds name and version, and so does this.
+    All ranks call it together. Lightning's ``log_dir`` is that of a version for its loggers of files alone. For any
+    other, such as those of W&B and MLflow, it is the folder that all runs share. `ModelCheckpoint` adds name and
+    version, and so does this.
     """
-    if trainer.logger is None or isinstance(trainer.logger, TensorBoardLogger | CSVLogger):
-        # A broadcast.
-        return Path(trainer.log_dir or trainer.default_root_dir)
-    return _version_directory(trainer)
-
-
-def checkpoint_directory(trainer: Trainer) -> Path:
-    """Where `ModelCheckpoint` writes by itself, and ``--ckpt_path last`` looks. All ranks call it together.
-
-    It is that of the version and not of the logger's files, which may lie deeper (``sub_dir`` of TensorBoard).
-    """
-    return _version_directory(trainer) / "checkpoints"
-
-
-def _version_directory(trainer: Trainer) -> Path:
     logger: Any = trainer.logger
     own = Path(trainer.default_root_dir)
     if logger is not None:
