@@ -143,9 +143,12 @@ def test_the_error_of_a_long_prompt_names_the_task():
     ("options", "message"),
     [
         ({"datamodules": {"a/b": echo()}}, "without a slash"),
-        ({"weights": {"sudoku": 1.0}}, r"must name the tasks \['echo', 'sudoku'\], got \['sudoku'\]"),
-        ({"weights": {"sudoku": 1.0, "echo": 0.0}}, "must be positive"),
-        ({"weights": {"sudoku": 1.0, "echo": math.nan}}, "must be positive"),
+        (
+            {"weights": {"sudoku": 1.0}},
+            r"must name the tasks \['echo', 'sudoku'\] and be positive, got {'sudoku': 1.0}",
+        ),
+        ({"weights": {"sudoku": 1.0, "echo": 0.0}}, "and be positive"),
+        ({"weights": {"sudoku": 1.0, "echo": math.nan}}, "and be positive"),
     ],
 )
 def test_bad_settings_are_refused(options, message):

@@ -192,29 +192,6 @@ def test_a_trainer_fits_twice_with_a_datamodule(tmp_path):
     assert run.global_step == 24
 
 
-class Spoil(Callback):
-    """Makes the gradients of these steps infinite."""
-
-    def __init__(self, *steps):
-        self.steps = steps
-
-    def on_after_backward(self, trainer, pl_module):
-        if trainer.global_step in self.steps:
-            next(p for p in pl_module.parameters() if p.requires_grad).grad.fill_(torch.inf)
-
-
-@pytest.mark.parametrize(
-    ("steps", "spoilt", "fails"), [(1, (0,), True), (4, (2, 3), True), (4, (3,), False), (4, (1, 2), False)]
-)
-def test_a_run_whose_last_steps_were_left_out_ends_with_an_error(tmp_path, steps, spoilt, fails):
-    run = trainer(tmp_path, max_steps=steps, callbacks=[Spoil(*spoilt)])
-    if not fails:
-        run.fit(module(), loader())
-        return
-    with pytest.raises(RuntimeError, match=f"last {len(spoilt)} of {steps} optimizer steps"):
-        run.fit(module(), loader())
-
-
 def test_a_checkpoint_of_the_end_of_an_epoch_continues_with_the_next_one(tmp_path):
     """As `ModelCheckpoint` saves by default. Lightning gives a loader its state back within an epoch only."""
     prompts, rest = Prompts(), Prompts()

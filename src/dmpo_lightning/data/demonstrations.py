@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -34,10 +34,8 @@ class DemonstrationBatch:
         return len(self.index)
 
 
-class _Row(TypedDict):
-    prompt: list[int]
-    completion: list[int]
-    index: int
+_Row = tuple[int, list[int], list[int]]
+"""A pair: its number, and the tokens of its prompt and of its completion."""
 
 
 class DemonstrationsDataModule(LightningDataModule):
@@ -101,7 +99,7 @@ class DemonstrationsDataModule(LightningDataModule):
             completion = self._completion_ids(example["completion"])
         with named(f"The prompt of row {index}"):
             prompt = tokenize_prompt(self.tokenizer, self.task.prompt(example), self.task.prefill)
-        return {"prompt": prompt, "completion": completion, "index": index}
+        return index, prompt, completion
 
     def _completion_ids(self, completion: Any) -> list[int]:
         check_text(completion)
@@ -116,9 +114,9 @@ class DemonstrationsDataModule(LightningDataModule):
         return ids + [self._end_of_text] * (self.completion_length - len(ids))
 
     def _collate(self, rows: Sequence[_Row]) -> DemonstrationBatch:
-        prompt_ids, prompt_mask = pad_left([row["prompt"] for row in rows], self.tokenizer.pad_token_id)
-        completions = torch.tensor([row["completion"] for row in rows])
-        return DemonstrationBatch(prompt_ids, prompt_mask, completions, torch.tensor([row["index"] for row in rows]))
+        index, prompts, completions = zip(*rows, strict=True)
+        prompt_ids, prompt_mask = pad_left(prompts, self.tokenizer.pad_token_id)
+        return DemonstrationBatch(prompt_ids, prompt_mask, torch.tensor(completions), torch.tensor(index))
 
 
 def _end_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int]:

@@ -1,9 +1,9 @@
 """Several tasks in one run: prompts drawn by weight, each task with its own prompts, reward and accuracy."""
 
-import math
 import random
 from collections.abc import Mapping
 from itertools import accumulate
+from math import inf
 from typing import Any
 
 from dmpo_lightning.data.prompts import PromptLoader
@@ -42,13 +42,11 @@ class MixtureDataModule(PromptDataModule):
         super().__init__(**options)
         if not datamodules or any("/" in name for name in datamodules):
             raise ValueError(f"`datamodules` must name its tasks, without a slash, got {sorted(datamodules)}.")
-        if weights is not None and set(weights) != set(datamodules):
+        if weights is not None and (set(weights) != set(datamodules) or not all(0 < w < inf for w in weights.values())):
             raise ValueError(
-                f"`weights` must name the tasks {sorted(datamodules)}, got {sorted(weights)}; leave out a task of "
-                "weight 0."
+                f"`weights` must name the tasks {sorted(datamodules)} and be positive, got {weights}; leave out a task "
+                "of weight 0."
             )
-        if weights is not None and not all(weight > 0 and math.isfinite(weight) for weight in weights.values()):
-            raise ValueError(f"`weights` must be positive, got {weights}; leave out a task of weight 0.")
         self.datamodules, self.weights = datamodules, weights
         self.reward = MixtureReward({name: each.reward for name, each in datamodules.items()})
 

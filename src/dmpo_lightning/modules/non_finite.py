@@ -22,16 +22,10 @@ class SkipNonFiniteSteps(Callback):
     over all ranks, before clipping, of the steps that are taken.
 
     Args:
-        limit: steps in a row that may be left out. One more ends the run with a RuntimeError, and so does a run that
-            ends with two or more.
-
-    Raises:
-        ValueError: a negative limit.
+        limit: steps in a row that may be left out. One more ends the run with a RuntimeError.
     """
 
     def __init__(self, limit: int = 10) -> None:
-        if limit < 0:
-            raise ValueError(f"`limit` must be at least 0 steps, got {limit}.")
         self.limit = limit
         self.total = self.in_a_row = 0
         self.norm: float | None = None
@@ -71,19 +65,6 @@ class SkipNonFiniteSteps(Callback):
             if norm is not None:
                 pl_module.log("gradient/norm", norm, batch_size=1)
         self._engine_steps, self._engine_skipped = steps, skipped
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """All has been saved by now.
-
-        Raises:
-            RuntimeError: the run ended with steps that were left out, several in a row or all there were.
-        """
-        if self.in_a_row > 1 or (self.in_a_row and self.in_a_row == trainer.global_step):
-            raise RuntimeError(
-                f"The run's last {self.in_a_row} of {trainer.global_step} optimizer steps had gradients that are not "
-                "finite and were left out, so it did not train to its end. Look at rewards and weights, or lower the "
-                "learning rate, and continue from a checkpoint before them."
-            )
 
     def _skip(self, module: LightningModule, step: int) -> None:
         self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
