@@ -23,7 +23,7 @@ demo: .venv/.installed  ## DMPO on 4x4 Sudoku from the embedded base
 picture: demo  ## the demo's learning curve, as README shows it
 	cp runs/sudoku_tiny/latest/learning_curve.png docs/images/sudoku_tiny.png
 
-test: .venv/.installed-dev  ## the fast tier
+test: .venv/.installed-dev  ## the core tier: three minutes
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-all: .venv/.installed-dev  ## everything

@@ -10,6 +10,7 @@ from beartype._check.code import codemain
 from jaxtyping import install_import_hook
 
 from checked import CHECKED
+from tiers import LATER
 
 torch.set_num_threads(1)
 
@@ -18,6 +19,15 @@ torch.set_num_threads(1)
 assert hasattr(codemain, "getrandbits"), "beartype picks items in another way now"
 codemain.getrandbits = random.Random(0).getrandbits
 install_import_hook([f"dmpo_lightning.{name}" for name in CHECKED], "beartype.beartype")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves what is in `LATER` out of the core tier."""
+    later = tuple(Path(__file__).parent / name for name in LATER)
+    assert all(path.exists() for path in later)
+    for item in items:
+        if any(item.path == path or path in item.path.parents for path in later):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
