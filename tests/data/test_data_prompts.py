@@ -121,14 +121,7 @@ def test_each_epoch_has_a_new_order_that_the_seed_determines():
     epochs = [indices(first), indices(first), indices(first)]
     assert [indices(second), indices(second), indices(second)] == epochs
     assert len({str(epoch) for epoch in epochs}) == 3
-    assert indices(PromptLoader(DATASET, TOKENIZER, batch_size=2, seed=1).bind(repeats=2, seed=0)) != epochs[0]
-
-
-def test_a_seed_of_its_own_wins_over_the_modules():
-    own = PromptLoader(DATASET, TOKENIZER, batch_size=2, seed=5)
-    assert indices(own.bind(repeats=1, seed=0)) == indices(
-        PromptLoader(DATASET, TOKENIZER, batch_size=2).bind(repeats=1, seed=5)
-    )
+    assert indices(PromptLoader(DATASET, TOKENIZER, batch_size=2).bind(repeats=2, seed=1)) != epochs[0]
 
 
 def test_the_order_does_not_depend_on_the_repeats():

@@ -96,7 +96,7 @@ class EvaluationReport(Callback):
 def evaluation_facts(trainer: Trainer, module: DMPO) -> dict[str, Any]:
     """What the numbers depend on, ready for JSON. A fact is None where data or reward do not say."""
     of_task = task_facts(getattr(trainer, "datamodule", None))
-    if module.evaluator.has_own_reward:
+    if module.evaluator.own_reward is not None:
         of_task["rewards"] = module.evaluator.reward.name
     # The task may have a check, but a reward of one's own may be without.
     if module.evaluator.reward.check is None:

@@ -55,7 +55,6 @@ class PromptLoader:
         prompt: an example's user turn or conversation. None takes example["prompt"].
         prefill: what the assistant's turn starts with. It is part of the prompt, not of the completion.
         shuffle: whether each epoch has a new keyed order, as in training.
-        seed: of that order. None takes the module's seed.
         max_prompt_length: leaves out the prompts with more tokens, and counts them in `dropped`. None takes all, and a
             prompt that the model has no room for is an error.
 
@@ -79,14 +78,13 @@ class PromptLoader:
         prompt: PromptFunction | None = None,
         prefill: str = "",
         shuffle: bool = True,
-        seed: int | None = None,
         max_prompt_length: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1 prompt, got {batch_size}.")
         if len(dataset) == 0:
             raise ValueError("`dataset` is empty; DMPO needs at least one prompt.")
-        self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
+        self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, 0
         self.tokenizer = load_tokenizer(tokenizer)
         self.prompt, self.prefill = prompt or _own_prompt, prefill
         # All at once, so that a prompt that is none is an error now and not in the middle of the run.
@@ -132,13 +130,12 @@ class PromptLoader:
 
         Args:
             repeats: how often each batch is used.
-            seed: of the order, if the loader has none.
+            seed: of the order.
             limit_batches: batches, or the share of them, after which the Trainer ends an epoch.
             overfits: whether each epoch is the same, in the order of the dataset (`overfit_batches`).
             epoch: the epoch that a new loader starts with.
         """
-        self.repeats, self.is_training = repeats, True
-        self.seed = seed if self.seed is None else self.seed
+        self.repeats, self.seed, self.is_training = repeats, seed, True
         self._limit_batches, self._overfits = limit_batches, overfits
         if self._epoch < 0:
             self.start_epoch(epoch)

@@ -69,7 +69,9 @@ class Continuation:
         """
         state, loops = module.buffer.state_dict(), checkpoint["loops"]
         begun = self._begun(module.trainer)
-        rewind_loops(loops, since_step(loops, None if begun is None else begun.batches))
+        total = loops["fit_loop"]["epoch_loop.batch_progress"]["total"]
+        # Without a begun step, what is more than started is a batch that a callback has stopped before training saw it.
+        rewind_loops(loops, total["ready"] - (total["started"] if begun is None else begun.batches))
         rank, counters = {"buffer": state, "generators": generator_states()}, _counters(module)
         if begun is not None:
             before = {"position": 0} if begun.position is None else state | {"position": begun.position}
@@ -133,16 +135,6 @@ def layout(module: Any) -> dict[str, Any]:
 
 def _counters(module: Any) -> dict[str, int]:
     return {name: getattr(module, name) for name in COUNTERS}
-
-
-def since_step(loops: dict[str, Any], batches: int | None) -> int:
-    """The training batches that belong to no completed optimizer step.
-
-    They are those after the first ``batches``. None is that no step has begun, and then it is a batch that a callback
-    has stopped before training saw it.
-    """
-    total = loops["fit_loop"]["epoch_loop.batch_progress"]["total"]
-    return total["ready"] - (total["started"] if batches is None else batches)
 
 
 def rewind_loops(loops: dict[str, Any], batches: int) -> None:

@@ -40,7 +40,8 @@ class Evaluator:
         """Those of the last evaluation, on every rank."""
         self.dropped_prompts = 0
         """Prompts of the last evaluation that were left out as too long."""
-        self._own_reward = _as_reward(reward)
+        self.own_reward = _as_reward(reward)
+        """The one that was given, None for the datamodule's."""
         self._metrics: dict[tuple[str, int], EvaluationMetrics] = {}
 
     @property
@@ -53,11 +54,11 @@ class Evaluator:
             ValueError: there is neither.
         """
         theirs = _as_reward(getattr(getattr(self.module.trainer, "datamodule", None), "reward", None))
-        own = self._own_reward
+        own = self.own_reward
         unchecked = own is not None and own.check is None and own.accuracy == "reward"
         # The copy is kept, because a reward counts its failures over the whole run, and a new one would forget them.
         if own is not None and unchecked and theirs is not None and theirs.check is not None:
-            self._own_reward = own = own.with_check_of(theirs)
+            self.own_reward = own = own.with_check_of(theirs)
         reward = own or theirs
         if reward is None:
             raise ValueError(
@@ -65,11 +66,6 @@ class Evaluator:
                 "has one."
             )
         return reward
-
-    @property
-    def has_own_reward(self) -> bool:
-        """Whether a reward was given at construction."""
-        return self._own_reward is not None
 
     def evaluate_batch(self, batch: PromptBatch, sampler: Sampler, length: int) -> EvaluatedBatch:
         """Samples and scores completions of each prompt."""
