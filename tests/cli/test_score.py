@@ -114,7 +114,7 @@ def test_an_unknown_task_is_an_error_in_one_line(tmp_path, capsys, task):
         ("{}", "row 1: column 'completion' is missing"),
         ('{"completion": 3, "question": "", "ground_truth": 1}', "`completion` must be a text"),
         ('{"completion": "x"}', "a record needs `example`"),
-        ("", "holds no row"),
+        ("", "holds no usable row"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):

@@ -26,7 +26,7 @@ def test_jsonl_csv_and_parquet_hold_the_same_rows(tmp_path):
         ("a.jsonl", '{"m": 1}\n', r"row 1: column 'n' is missing, there are \['m'\]"),
         ("a.jsonl", '{"n": "x"}\n', r"row 1: invalid literal"),
         ("a.csv", "n\n1\nx\n", r"a\.csv, row 3: invalid literal"),
-        ("a.jsonl", "", "holds no row"),
+        ("a.jsonl", "", "holds no usable row"),
         ("a.txt", "", r"must end in one of \.jsonl"),
     ],
 )
@@ -55,6 +55,14 @@ def test_lines_end_at_line_feeds_alone(tmp_path):
     lines = [f'{{"n": 1, "text": "{text}"}}\r\n', '{"n": 2,\r"text": "b"}\n']
     (tmp_path / "a.jsonl").write_bytes(("\ufeff" + "".join(lines)).encode())
     assert load_file(tmp_path / "a.jsonl", Parser(dict)) == [{"n": 1, "text": text}, {"n": 2, "text": "b"}]
+
+
+def test_bad_rows_are_skipped_and_counted_if_asked(tmp_path, caplog):
+    (tmp_path / "a.jsonl").write_text('{"n": 1}\n{"m": 1}\n{"n": "x"}\n')
+    assert load_file(tmp_path / "a.jsonl", Parser(parse, ("n",), "skip")) == [{"n": 1}]
+    assert "Skipped 2 bad rows" in caplog.text
+    with pytest.raises(ValueError, match="`on_bad_row` must be one of error, skip, got 'eror'"):
+        Parser(parse, on_bad_row="eror")
 
 
 def test_a_wrong_path_and_a_folder_without_splits_are_errors(tmp_path):

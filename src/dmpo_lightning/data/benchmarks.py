@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, cast
 from dmpo_lightning.data.sources import (
     Examples,
     HeldOutSplits,
+    OnBadRow,
     Parser,
     SplitLoader,
     hub_loader,
@@ -38,6 +39,7 @@ class BenchmarkDataModule(TaskDataModule):
         revision: of the dataset on the hub.
         sizes: most examples of a split, drawn by the seed.
         seed: of what is held out and of those draws.
+        on_bad_row: ``error``, or ``skip`` and count.
         rewards: which score components the reward has, ``published`` or ``verified``.
         check: which variant of the check gives the accuracy. None, for Sudoku alone, has the score say it.
         prompt_style: ``train`` or ``eval``, as published. Training and evaluation have the same.
@@ -63,6 +65,7 @@ class BenchmarkDataModule(TaskDataModule):
         revision: str | None = None,
         sizes: dict[str, int] | None = None,
         seed: int = 0,
+        on_bad_row: OnBadRow = "error",
         rewards: Variant = "verified",
         check: Variant | None = "verified",
         prompt_style: PromptStyle = "train",
@@ -78,7 +81,7 @@ class BenchmarkDataModule(TaskDataModule):
             self._source(
                 None if path is None else Path(path),
                 revision,
-                Parser(self.benchmark.from_row, self.benchmark.columns),
+                Parser(self.benchmark.from_row, self.benchmark.columns, on_bad_row),
             ),
             key=self.key,
             sizes=sizes,

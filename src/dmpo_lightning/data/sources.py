@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from dmpo_lightning.tasks.base import check_sizes
+from dmpo_lightning.tasks.base import check_choice, check_sizes
 from dmpo_lightning.tasks.json_lines import numbered_lines
 
+OnBadRow = Literal["error", "skip"]
 Row = Mapping[str, Any]
 Examples = list[dict[str, Any]]
 SplitLoader = Callable[[str], Examples | None]
@@ -32,18 +33,26 @@ class Parser:
     Args:
         parse: makes an example of a row. Its ValueError, LookupError, TypeError or OverflowError marks the row as bad.
         columns: that every row must have.
+        on_bad_row: ``error`` stops at the first bad row, ``skip`` leaves bad rows out and counts them in a warning.
+
+    Raises:
+        ValueError: another ``on_bad_row``.
     """
 
     parse: Callable[[Row], Row]
     columns: Sequence[str] = ()
+    on_bad_row: OnBadRow = "error"
+
+    def __post_init__(self) -> None:
+        check_choice("on_bad_row", self.on_bad_row, get_args(OnBadRow))
 
     def examples(self, source: str, rows: Iterable[tuple[int, Row]]) -> Examples:
         """The examples of numbered rows, in their order.
 
         Raises:
-            ValueError: a bad row, named by ``source`` and number, or no row at all.
+            ValueError: a bad row, named by ``source`` and number, or no row that could be used.
         """
-        examples = []
+        examples, skipped = [], 0
         for number, row in rows:
             try:
                 missing = [column for column in self.columns if row.get(column) is None]
@@ -51,10 +60,15 @@ class Parser:
                     raise ValueError(f"column {missing[0]!r} is missing, there are {sorted(map(str, row))}")
                 examples.append(dict(self.parse(row)))
             except (ValueError, LookupError, TypeError, OverflowError) as error:
-                cause = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-                raise ValueError(f"{source}, row {number}: {cause}. Mend or remove the row.") from error
+                if self.on_bad_row == "error":
+                    cause = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+                    remedy = "Mend or remove the row; datamodules leave it out with on_bad_row: skip."
+                    raise ValueError(f"{source}, row {number}: {cause}. {remedy}") from error
+                skipped += 1
+        if skipped:
+            logger.warning("Skipped %d bad rows of %s; %d are left.", skipped, source, len(examples))
         if not examples:
-            raise ValueError(f"{source} holds no row; give a file with data.")
+            raise ValueError(f"{source} holds no usable row ({skipped} bad ones); give a file with data.")
         return examples
 
 
