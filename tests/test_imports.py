@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source; and what importing the package costs."""
+"""Who may import whom and other rules of the house, read from the source; and what importing the package costs."""
 
 import ast
 import re
@@ -185,6 +185,14 @@ def test_importing_loads_neither_torch_nor_lightning(module):
 def test_what_needs_no_torch_is_answered_without_it(argument):
     code = f"import sys; from dmpo_lightning.__main__ import main; status = main(['{argument}']); "
     assert run_python(code + "print(status, 'torch' in sys.modules)").splitlines()[-1] == "0 False"
+
+
+def test_no_function_but_constructors_has_more_than_seven_parameters():
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name != "__init__":
+                taken = [each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                assert len(set(taken) - {"self", "cls"}) <= 7, f"{file}: {node.name}"
 
 
 def test_every_public_name_resolves():
