@@ -415,6 +415,17 @@ def test_an_answer_check_that_raises_is_a_failure_and_no_answer(caplog):
     assert "prompt 7" in caplog.text
 
 
+def test_a_failure_gets_its_score_where_the_check_alone_is_weighed():
+    def check(example, completion):
+        return None if completion == "b" else Verdict(completion, True)
+
+    reward = Reward(lambda *_: 0.5, check=check, weights={"correct": 2.0}, failure_score=-1.0)
+    scores = reward(EXAMPLES[:1], [["a", "b"]])
+    assert scores.components["correct"].tolist() == [[1, 0]]
+    # What is no Verdict is a failure too, and None is none.
+    assert (scores.failures, scores.total.tolist()) == (1, [[2, -2]])
+
+
 def test_half_precision_as_the_default_changes_no_score():
     torch.set_default_dtype(torch.bfloat16)
     try:

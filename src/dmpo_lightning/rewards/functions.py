@@ -105,7 +105,7 @@ class Judge:
         try:
             numbers = named_numbers(self.score(example, completion))
             verdict = None if self.check is None else self.check(example, raw)
-            if not isinstance(verdict, Verdict | None):
+            if self.check is not None and not isinstance(verdict, Verdict):
                 raise TypeError(f"the check must return a Verdict, got {verdict!r}")
             return Judgement(numbers, verdict)
         except KeyboardInterrupt:

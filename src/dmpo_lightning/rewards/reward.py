@@ -51,7 +51,8 @@ class Reward:
             it is ``correct`` of the check.
         max_failure_share: of all completions scored so far, counting at least 100. Above it the last error stops the
             run.
-        failure_score: of a failed completion, in every component that the others have of the score function.
+        failure_score: of a failed completion, in every component that the others have of the score function, and of
+            the check in the reward alone.
         batched: whether ``score`` takes equally long lists of examples and completions instead, and returns one result
             for each. If it raises, all of them fail.
         workers: processes that score, for which ``score`` must be picklable. 0 scores in this one.
@@ -226,7 +227,10 @@ class Reward:
             accuracy = accuracy if accuracy in ("reward", *components) else "correct"
         if len(failures) < len(judged):
             self._check_weights(components)
-        return Scores(components, self._total(components, own), len(failures), accuracy, verdicts)
+        failed = torch.tensor([isinstance(each, ScoreError) for each in judged], dtype=torch.bool).view(shape)
+        # Weights may be of the check alone, by whose components a failed completion is merely not correct.
+        weighed = {name: values.masked_fill(failed, self.failure_score) for name, values in components.items()}
+        return Scores(components, self._total(weighed, own), len(failures), accuracy, verdicts)
 
     def _table(self, rows: Sequence[Mapping[str, float] | ScoreError], shape: tuple[int, int]) -> dict[str, Tensor]:
         """Components by name. What a completion does not have is NaN."""
