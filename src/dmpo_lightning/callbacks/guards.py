@@ -307,7 +307,9 @@ class Guards(RolloutObserver):
         return {"events": list(self.events), "history": asdict(self._history), "buffer": self._buffer}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where the state was taken, with the thresholds of this run."""
+        """Goes on where the state was taken, with the thresholds of this run. One of an older version is left out."""
+        if "buffer" not in state_dict:
+            return
         self.events, self._buffer = list(state_dict["events"]), state_dict["buffer"]
         best = state_dict["history"]["best"]
         now = {"window": self._history.window, "errors": self._history.errors, "best": best and tuple(best)}

@@ -74,7 +74,10 @@ class RunRecorder(RolloutObserver):
         return {"open": self._open, "lines": self._lines, "seconds": self._seconds_by_now()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._open, self._lines, self._seconds = state_dict["open"], state_dict["lines"], state_dict["seconds"]
+        self._seconds = state_dict["seconds"]
+        # An older checkpoint counts no lines, so that all that there are stay, and describes its buffer otherwise.
+        is_older = "lines" not in state_dict
+        self._open, self._lines = (None, 1 << 32) if is_older else (state_dict["open"], state_dict["lines"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start(trainer, pl_module)

@@ -197,7 +197,7 @@ class PolicyModule(LightningModule):
         """Divides the transformer layers, and the rest, among the ranks under FSDP1 and FSDP2; the reference alike.
 
         Raises:
-            ValueError: quantised weights.
+            ValueError: quantised weights, or weights that a callback averages.
         """
         # Lightning calls this hook for each of fit, validate, test and predict, and weights can be divided only once.
         trainer = attached_trainer(self)
@@ -208,6 +208,11 @@ class PolicyModule(LightningModule):
             raise ValueError(
                 f"`quantization` needs whole layers on each rank, but {type(strategy).__name__} divides them; use DDP "
                 "(`--config strategies/ddp.yaml`), or leave it out."
+            )
+        for callback in self._averaging:
+            raise ValueError(
+                f"{type(callback).__name__} averages whole weights, but {type(strategy).__name__} divides them among "
+                "ranks; use DDP, or leave the callback out."
             )
         if isinstance(strategy, ModelParallelStrategy):
             mesh, half = strategy.device_mesh["data_parallel"], trainer.precision == "bf16-mixed"
@@ -298,6 +303,11 @@ class PolicyModule(LightningModule):
     def on_train_epoch_end(self) -> None:
         self._keep_frozen_weights()
 
+    @property
+    def _averaging(self) -> list[Any]:
+        """Lightning's callbacks that average weights."""
+        return [*callbacks_of(self.trainer, WeightAveraging), *callbacks_of(self.trainer, StochasticWeightAveraging)]
+
     @torch.no_grad()
     def _keep_frozen_weights(self) -> None:
         """Weights that are not trained are not averaged: base and reference stay what they are.
@@ -305,8 +315,7 @@ class PolicyModule(LightningModule):
         The moving average of a weight that does not change drifts away from it by rounding, and that of a refreshed
         reference is none of its states.
         """
-        averaging: list[Any] = callbacks_of(self.trainer, WeightAveraging)
-        for callback in averaging + callbacks_of(self.trainer, StochasticWeightAveraging):
+        for callback in self._averaging:
             copy = averaged_module(callback)
             for own, averaged in zip(self.parameters(), copy.parameters() if copy else (), strict=bool(copy)):
                 if not own.requires_grad:
