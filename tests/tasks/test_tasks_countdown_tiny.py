@@ -127,6 +127,8 @@ def test_the_prompt_is_the_puzzle_inside_the_template():
     assert (task.facts()["instruction"], "prompt template" in Countdown().facts()) == (None, False)
 
 
-def test_a_template_without_its_places_is_an_error():
+def test_a_template_without_its_places_or_beside_an_instruction_is_an_error():
     with pytest.raises(ValueError, match=r"must contain \{numbers\} and \{target\}"):
         Countdown(prompt_template="{numbers}")
+    with pytest.raises(ValueError, match="`prompt_template` is the whole of the user's turn"):
+        Countdown(prompt_template=TEMPLATE, instruction="Solve:")

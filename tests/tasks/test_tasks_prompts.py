@@ -80,9 +80,8 @@ def test_train_is_the_default_style_and_has_no_prefill(kind):
 @pytest.mark.parametrize("kind", TASKS)
 def test_system_prompt_and_solved_examples_become_turns(kind, tokenizer):
     shots = [{"example": EXAMPLES[kind], "completion": "<reasoning>easy</reasoning>"}]
-    fields = " ".join(f"{{{field}}}" for field in kind.fields)
-    task = kind(system_prompt="Be brief.", prompt_template=f"Solve:\n\n{fields}", few_shot=shots)
-    question = turn(kind(prompt_template=f"Solve:\n\n{fields}").prompt(EXAMPLES[kind]))
+    task = kind(system_prompt="Be brief.", instruction="Solve:", few_shot=shots)
+    question = turn(f"Solve:\n\n{task.task_text(EXAMPLES[kind]).strip()}")
     assert chat_text(tokenizer, task.prompt(EXAMPLES[kind])) == (
         "<|startoftext|>"
         + turn("Be brief.", "system")
@@ -91,6 +90,12 @@ def test_system_prompt_and_solved_examples_become_turns(kind, tokenizer):
         + question
         + ASSISTANT
     )
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_an_empty_instruction_leaves_the_task_text_alone(kind):
+    task = kind(instruction="")
+    assert task.prompt(EXAMPLES[kind]) == task.task_text(EXAMPLES[kind])
 
 
 def test_a_solved_example_needs_both_parts():

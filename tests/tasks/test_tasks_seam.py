@@ -119,11 +119,10 @@ def test_a_benchmark_with_a_score_of_its_own_keeps_its_check():
 
 
 def test_facts_are_those_of_a_benchmarks_options():
-    facts = Math500(rewards="published", prompt_style="eval", system_prompt="Think.").facts()
+    facts = Math500(rewards="published", prompt_style="eval", system_prompt="Think.", instruction="").facts()
     assert facts["task"] == "Math500"
     assert (facts["rewards"], facts["check"], facts["prompt style"]) == ("published", "verified", "eval")
-    assert (facts["system prompt"], facts["prefill"]) == ("Think.", "<reasoning>")
-    assert facts["instruction"] == Math500.instructions["eval"]
+    assert (facts["system prompt"], facts["instruction"], facts["prefill"]) == ("Think.", "", "<reasoning>")
     assert Sudoku(check=None).facts()["check"] is None
 
 

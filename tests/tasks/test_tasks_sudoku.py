@@ -149,6 +149,11 @@ def test_a_template_without_the_puzzle_is_an_error():
         Sudoku(prompt_template="Solve it.")
 
 
+def test_a_template_beside_an_instruction_is_an_error():
+    with pytest.raises(ValueError, match="`prompt_template` is the whole of the user's turn"):
+        Sudoku(prompt_template="{puzzle}", instruction="Solve:")
+
+
 # Scores ---------------------------------------------------------------------------------------------------------------
 
 BLANKS = 12

@@ -44,6 +44,7 @@ class BenchmarkDataModule(TaskDataModule):
         check: which variant of the check gives the accuracy. None, for Sudoku alone, has the score say it.
         prompt_style: ``train`` or ``eval``, as published. Training and evaluation have the same.
         system_prompt: a system turn before the user's. None sends none, as published.
+        instruction: replaces the style's text before the task text. An empty one leaves it out.
         prompt_template: the whole of the user's turn instead, see `Benchmark`.
         few_shot: solved examples shown first, each ``{"example": ..., "completion": ...}``.
         prefill: what the assistant's turn starts with. None is the style's own.
@@ -70,6 +71,7 @@ class BenchmarkDataModule(TaskDataModule):
         check: Variant | None = "verified",
         prompt_style: PromptStyle = "train",
         system_prompt: str | None = None,
+        instruction: str | None = None,
         prompt_template: str | None = None,
         few_shot: list[dict[str, Any]] | None = None,
         prefill: str | None = None,
@@ -93,6 +95,7 @@ class BenchmarkDataModule(TaskDataModule):
             check=check,
             prompt_style=prompt_style,
             system_prompt=system_prompt,
+            instruction=instruction,
             prompt_template=prompt_template,
             few_shot=few_shot or (),
             prefill=prefill,

@@ -58,8 +58,9 @@ class Benchmark(Task):
         check: which variant of the check gives the component ``correct``, the accuracy.
         prompt_style: ``train`` asks for reasoning and answer in tags, ``eval`` for a box inside the answer tag.
         system_prompt: a system turn before the user's. None sends none, as published.
-        prompt_template: the whole of the user's turn instead of the style's. Each of `fields` stands in it in braces,
-            such as ``{question}``.
+        instruction: replaces the style's text before the task text. An empty one leaves it out.
+        prompt_template: the whole of the user's turn instead. Each of `fields` stands in it in braces, such as
+            ``{question}``.
         few_shot: solved examples shown first, each ``{"example": ..., "completion": ...}``, as turns of the
             conversation. Such a completion is the whole turn, prefill included.
         prefill: what the assistant's turn starts with. None is the style's own: nothing for ``train`` and
@@ -68,7 +69,7 @@ class Benchmark(Task):
 
     Raises:
         ValueError: an unknown variant or style, a few-shot entry without example or completion, a template without one
-            of its fields.
+            of its fields or beside an ``instruction``.
     """
 
     accuracy = "correct"
@@ -91,6 +92,7 @@ class Benchmark(Task):
         check: Variant | None = "verified",
         prompt_style: PromptStyle = "train",
         system_prompt: str | None = None,
+        instruction: str | None = None,
         prompt_template: str | None = None,
         few_shot: Sequence[Mapping[str, Any]] = (),
         prefill: str | None = None,
@@ -103,11 +105,14 @@ class Benchmark(Task):
             self.accuracy = self.unchecked_accuracy
         if prompt_template is not None:
             check_template(prompt_template, self.fields)
+            if instruction is not None:
+                raise ValueError("`prompt_template` is the whole of the user's turn; leave it out, or `instruction`.")
         for number, shot in enumerate(few_shot):
             if not {"example", "completion"} <= set(shot):
                 raise ValueError(f"`few_shot` {number} must hold `example` and `completion`, got {sorted(shot)}.")
         self.data, self.rewards, self.check_name = {} if data is None else data, rewards, check
         self.prompt_style, self.system_prompt, self.few_shot = prompt_style, system_prompt, few_shot
+        self.instruction = self.instructions[prompt_style] if instruction is None else instruction
         self.prompt_template = prompt_template
         self.prefill = PREFILLS[prompt_style] if prefill is None else prefill
 
@@ -134,7 +139,8 @@ class Benchmark(Task):
     def _user_turn(self, example: Example) -> str:
         if self.prompt_template is not None:
             return fill_template(self.prompt_template, {name: example[name] for name in self.fields})
-        return f"{self.instructions[self.prompt_style]}\n\n{self.task_text(example)}"
+        # An empty instruction leaves no blank lines behind.
+        return "\n\n".join(filter(None, (self.instruction, self.task_text(example))))
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
         """The training components of prefill and completion."""
@@ -158,7 +164,7 @@ class Benchmark(Task):
         return super().facts() | {
             "prompt style": self.prompt_style,
             "system prompt": self.system_prompt,
-            **({"instruction": self.instructions[self.prompt_style]} if self.prompt_template is None else turn),
+            **({"instruction": self.instruction} if self.prompt_template is None else turn),
             "few-shot examples": len(self.few_shot),
             "rewards": self.rewards,
         }
