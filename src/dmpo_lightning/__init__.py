@@ -44,6 +44,7 @@ _HOMES = {
     "BeforeAfterReport": "callbacks.before_after",
     "RunRecorder": "callbacks.records",
     "EvaluationReport": "callbacks.evaluation",
+    "CompletionWriter": "callbacks.evaluation",
     "Guards": "callbacks.guards",
     "LoggingExtras": "callbacks.samples",
     "ProgressLine": "callbacks.progress",

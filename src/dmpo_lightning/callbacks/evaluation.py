@@ -174,3 +174,7 @@ def _plain(result: EvaluationResult) -> dict[str, Any]:
         "tokens_per_second": result.tokens_per_second,
         "means": named_means(result.means),
     }
+
+
+CompletionWriter = EvaluationReport
+"""The name of the part that writes completions, which configurations still give."""
