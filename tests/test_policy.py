@@ -176,6 +176,19 @@ def test_a_refresh_makes_the_reference_the_policy_as_it_is_now():
     assert not torch.equal(log_probs(policy), refreshed)
 
 
+def test_a_refreshed_reference_equals_the_policy_until_a_weight_is_written_or_an_update_is_announced():
+    policy = tiny_policy()
+    assert not policy.reference_equals_policy()
+    policy.refresh_reference()
+    assert policy.reference_equals_policy()
+    # Nobody announces this.
+    perturb(policy.model)
+    assert not policy.reference_equals_policy()
+    policy.refresh_reference()
+    policy.reference.announce_update()
+    assert not policy.reference_equals_policy()
+
+
 def test_the_frozen_copy_takes_no_gradient_and_no_training_mode():
     policy = tiny_policy().train()
     assert policy.model.training

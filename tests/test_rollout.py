@@ -204,6 +204,13 @@ def test_a_buffer_hands_out_equal_micro_batches_pass_by_pass_and_then_wants_roll
     assert handed_out == [(0, keys) for keys in one_pass] + [(1, keys) for keys in one_pass]
 
 
+def test_the_groups_of_the_next_micro_batches_are_whole_where_these_cut_through_one():
+    buffer = full_buffer(micro_batch_size=3 * GROUP // 2)
+    assert [buffer.groups_of_next(1), buffer.groups_of_next(2)] == [slice(0, 2), slice(0, 3)]
+    buffer.next_micro_batch()
+    assert buffer.groups_of_next(1) == slice(1, 3)
+
+
 def test_a_new_buffer_and_a_cleared_one_want_rollouts():
     buffer = RolloutBuffer(num_iterations=2, micro_batch_size=4)
     assert buffer.needs_rollouts
