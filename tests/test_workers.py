@@ -82,13 +82,57 @@ def test_a_worker_killed_while_idle_is_replaced():
     pool.close()
 
 
-def test_a_thread_that_a_call_has_left_behind_costs_no_other_call():
-    """It holds the lock of the interpreter, so that the worker hears nothing more."""
+@pytest.mark.parametrize("length", [1_000_000, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_thread_that_holds_everything_up_before_a_call_begins_costs_no_other_call(length):
+    """It holds the lock of the interpreter, so that the worker hears nothing more, or only a part of a long text."""
     pool = WorkerPool(behave, workers=1, time_limit=2)
     assert pool.map([("leave a thread",)]) == ["left"]
     time.sleep(0.5)
-    assert pool.map([("return", 2), ("return", 3)]) == [2, 3]
+    assert pool.map([("return", "2" * length), ("return", 3)]) == ["2" * length, 3]
     pool.close()
+
+
+@pytest.mark.parametrize(
+    ("guilty", "innocent", "value", "named"),
+    [
+        ("leave a thread", ("sleep", 0.5), "slept", "hold_the_interpreter)'] of the call with ('leave a thread',)"),
+        ("leave a lock", ("take the lock",), "taken", "not known"),
+    ],
+)
+def test_a_call_that_an_earlier_one_makes_late_is_made_anew_and_the_earlier_one_named(
+    guilty, innocent, value, named, caplog
+):
+    pool = WorkerPool(behave, workers=1, time_limit=1)
+    assert pool.map([(guilty,), innocent, ("return", 3)]) == ["left", value, 3]
+    assert named in caplog.text
+    pool.close()
+
+
+def test_an_alarm_that_a_call_has_left_does_not_ring_and_a_fork_answers_once(pool):
+    pool = WorkerPool(behave, workers=1)
+    assert pool.map([("leave an alarm",), ("sleep", 0.4), ("fork", 1), *(("return", each) for each in range(9))]) == [
+        *("left", "slept", 1),
+        *range(9),
+    ]
+    pool.close()
+
+
+@pytest.mark.slow
+def test_a_call_that_stops_the_clock_of_the_worker_is_late_all_the_same():
+    pool = WorkerPool(behave, workers=1, time_limit=1)
+    late, after = pool.map([("stop the clock",), ("return", 2)])
+    assert isinstance(late, TimeLimitError)
+    assert after == 2
+    pool.close()
+
+
+def test_after_an_interrupt_no_worker_starts_any_more(pool):
+    (worker, _) = pool._workers
+    worker.is_stopped = True
+    with pytest.raises(RuntimeError, match="ended before its first call"):
+        worker.call(("return", 1))
+    assert worker.process is None
+    assert pool.map([("return", 1), ("return", 2)]) == [1, 2]
 
 
 def test_a_value_that_cannot_be_pickled_is_an_error(pool):
@@ -138,10 +182,13 @@ def test_workers_end_with_their_pool():
 
 
 PARENT = """
+import signal
 import sys
 from worker_functions import behave
 from dmpo_lightning.workers import WorkerPool
 if __name__ == "__main__":
+    # A shell without job control starts what is in its background deaf to it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     pool = WorkerPool(behave, workers=1)
     {}
 """
@@ -213,13 +260,14 @@ def test_a_worker_that_closes_its_pipe_fails_its_own_call_only(pool):
 
 def test_an_exit_by_an_exception_is_told_and_costs_no_worker():
     pool = WorkerPool(behave, workers=1)
-    before, exited, closed, interrupted, after = pool.map(
-        [("pid",), ("sys.exit", 7), ("GeneratorExit",), ("KeyboardInterrupt",), ("pid",)]
+    before, exited, closed, interrupted, unspeakable, after = pool.map(
+        [("pid",), ("sys.exit", 7), ("GeneratorExit",), ("KeyboardInterrupt",), ("unspeakable",), ("pid",)]
     )
-    assert [str(error) for error in (exited, closed, interrupted)] == [
+    assert [str(error) for error in (exited, closed, interrupted, unspeakable)] == [
         "SystemExit: 7",
         "GeneratorExit: ",
         "KeyboardInterrupt: ",
+        "Unspeakable",
     ]
     assert before == after
     pool.close()
@@ -228,9 +276,10 @@ def test_an_exit_by_an_exception_is_told_and_costs_no_worker():
 def test_an_interrupt_of_the_parent_ends_the_calls_under_way(tmp_path):
     with script(tmp_path, f"pool.map([('start and wait', {str(tmp_path / 'pids')!r})])") as parent:
         while not ((tmp_path / "pids").exists() and (tmp_path / "pids").read_text()):
+            assert parent.poll() is None
             time.sleep(0.05)
         parent.send_signal(signal.SIGINT)
-        parent.communicate(timeout=30)
+        parent.communicate(timeout=90)
     assert parent.returncode not in (0, None)
     assert all(ends(int(pid)) for pid in (tmp_path / "pids").read_text().split())
 

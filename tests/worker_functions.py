@@ -1,7 +1,9 @@
 """Functions for worker processes; importing them must not import torch."""
 
+import faulthandler
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -10,6 +12,17 @@ from pathlib import Path
 
 from dmpo_lightning.tasks.base import Verdict
 from dmpo_lightning.workers import WorkerPool
+
+LOCK = threading.Lock()
+
+
+class Unspeakable(BaseException):
+    """What cannot even be printed."""
+
+    def __str__(self):
+        raise ValueError
+
+    __repr__ = __str__
 
 
 def behave(what, value=None):  # noqa: PLR0911, PLR0912  one line per behaviour
@@ -44,6 +57,23 @@ def behave(what, value=None):  # noqa: PLR0911, PLR0912  one line per behaviour
     if what == "leave a thread":
         threading.Thread(target=hold_the_interpreter, daemon=True).start()
         return "left"
+    if what == "leave a lock":
+        LOCK.acquire()
+        return "left"
+    if what == "take the lock":
+        with LOCK:
+            return "taken"
+    if what == "leave an alarm":
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        return "left"
+    if what == "fork":
+        os.fork()
+        return value
+    if what == "stop the clock":
+        faulthandler.cancel_dump_traceback_later()
+        time.sleep(600)
+    if what == "unspeakable":
+        raise Unspeakable
     if what == "leave a child":
         if os.fork():
             os._exit(3)
@@ -81,6 +111,13 @@ def score(example, completion):
         what, _, value = completion.removeprefix("fail: ").partition(" ")
         return behave(what, float(value) if what == "sleep" else int(value or 1))
     return {"count": float(completion.count(example["word"])), "length": len(completion)}
+
+
+def score_later(example, completion):
+    async def later():
+        return 1.0
+
+    return later()
 
 
 def half(example, completion):

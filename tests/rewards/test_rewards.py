@@ -1,14 +1,19 @@
+import asyncio
 import copy
 import functools
 import logging
 import math
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
+import time
+from fractions import Fraction
 
 import jaxtyping
+import numpy
 import pytest
 import torch
 import yaml
@@ -55,7 +60,7 @@ def test_weights_scale_the_components_and_leave_the_others_to_the_log():
     assert scores.total.tolist() == [[1.5, 3, -1], [1.5, -0.5, 0]]
 
 
-@pytest.mark.parametrize("number", [float, int, bool])
+@pytest.mark.parametrize("number", [float, int, bool, numpy.bool_, numpy.float32, torch.tensor, Fraction])
 def test_a_function_that_returns_a_number_is_one_component(number):
     scores = Reward(lambda example, completion: number(example["word"] in completion))(EXAMPLES, TEXTS)
     assert set(scores.components) == {"reward"}
@@ -326,16 +331,49 @@ class NoException(BaseException):
     """As a library may use it to unwind its own stack."""
 
 
-@pytest.mark.parametrize("error", [NoException("x"), GeneratorExit(), SystemExit(2), RecursionError()], ids=repr)
-def test_whatever_a_score_function_raises_is_a_failure(error):
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(NoException("x"), GeneratorExit(), SystemExit(2), RecursionError(), KeyboardInterrupt()),
+        *(asyncio.CancelledError(), worker_functions.Unspeakable()),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("batched", [False, True])
+def test_whatever_a_score_function_raises_is_a_failure(error, batched):
     def score(example, completion):
-        if completion == "aa":
+        if "aa" in completion:
             raise error
         return 1.0
 
-    scores = Reward(score)(EXAMPLES, TEXTS)
-    assert scores.failures == 1
-    assert scores.total.tolist() == [[1, 0, 1], [1, 1, 1]]
+    scores = Reward(score, batched=batched, max_failure_share=1.0)(EXAMPLES, TEXTS)
+    assert scores.failures == (6 if batched else 1)
+    assert batched or scores.total.tolist() == [[1, 0, 1], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("catches", [False, True])
+def test_a_signal_of_the_user_ends_the_run_even_where_a_score_function_catches_it(number, catches):
+    def score(example, completion):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except BaseException:
+            if not catches:
+                raise
+        return 1.0
+
+    def leave(*_):
+        sys.exit(3)
+
+    handler = signal.default_int_handler if number == signal.SIGINT else leave
+    before = signal.signal(number, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+            Reward(score, max_failure_share=1.0)(EXAMPLES, TEXTS)
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_check_reads_the_special_tokens_and_may_be_killed():
@@ -347,15 +385,7 @@ def test_a_check_reads_the_special_tokens_and_may_be_killed():
     reward.close()
 
 
-def test_an_interrupt_is_not_a_failure():
-    def interrupted(example, completion):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        Reward(interrupted, max_failure_share=1.0)(EXAMPLES, TEXTS)
-
-
-@pytest.mark.parametrize("value", [None, "many", [1.0]], ids=repr)
+@pytest.mark.parametrize("value", [None, "many", "1.0", b"1", [1.0], torch.ones(2), numpy.ones(3)], ids=repr)
 @pytest.mark.parametrize("wrap", [lambda value: value, lambda value: {"count": value}], ids=["number", "component"])
 def test_a_score_that_is_no_number_is_a_failure(monkeypatch, value, wrap):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it: annotations are not checked
@@ -486,6 +516,63 @@ def test_a_function_of_python_itself_is_no_score(function):
 def test_a_function_that_does_not_take_an_example_and_a_completion_is_no_score(function):
     with pytest.raises(ValueError, match=r"`score` must be a function of an example and a completion, got "):
         Reward(function)
+
+
+async def later(example, completion):
+    return 1.0
+
+
+async def later_each(example, completion):
+    yield 1.0
+
+
+def each(example, completion):
+    yield 1.0
+
+
+class Later:
+    async def __call__(self, example, completion):
+        return 1.0
+
+    async def method(self, example, completion):
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    "function",
+    [later, later_each, each, Later(), Later().method, functools.partial(later), functools.partial(Later()), Later],
+)
+def test_a_function_that_is_run_later_and_a_class_are_no_score(function):
+    for make in (Reward, lambda score: Reward(components, check=score), lambda score: CombinedScore({"a": score})):
+        with pytest.raises(ValueError, match=r"`.+` must be a function of an example and a completion"):
+            make(function)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, lambda f: CombinedScore({"a": f}), lambda f: lambda *a: {"a": f(*a)}])
+@pytest.mark.parametrize(
+    "function", [later, later_each, each, lambda *_: asyncio.Future(loop=asyncio.new_event_loop())]
+)
+def test_a_score_that_has_yet_to_be_run_ends_the_run_at_the_first_call(function, wrap):
+    def score(example, completion):
+        return function(example, completion)
+
+    reward = Reward(wrap(score), max_failure_share=1.0)
+    with pytest.raises(ValueError, match=r"`\w+` returned a \w+: neither `async def` nor `yield` is run here"):
+        reward(EXAMPLES, TEXTS)
+
+
+def test_a_score_that_has_yet_to_be_run_ends_the_run_from_a_worker_too():
+    reward = Reward(worker_functions.score_later, workers=1, max_failure_share=1.0)
+    with pytest.raises(ValueError, match="`score` returned a coroutine"):
+        reward(EXAMPLES, TEXTS)
+    reward.close()
+
+
+def test_batched_scoring_may_yield_its_results():
+    def scores(examples, completions):
+        yield from map(len, completions)
+
+    assert Reward(scores, batched=True)(EXAMPLES, TEXTS).total.tolist() == [[1, 2, 2], [1, 1, 0]]
 
 
 @pytest.mark.parametrize(

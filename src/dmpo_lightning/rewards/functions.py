@@ -6,9 +6,12 @@ Imports no torch, so that worker processes start fast.
 import functools
 import inspect
 import math
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from dmpo_lightning.tasks.base import Example, Verdict
@@ -18,6 +21,10 @@ TAKES = ("an example", "a completion")
 LARGEST = 1e30
 """The largest score. Training computes in single precision, which ends at 3.4e38, with scores that are added up over a
 group and divided by the reward temperature."""
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+"""Signals by which people and schedulers end a run."""
+PROMISED = "neither `async def` nor `yield` is run here; return the result, of `asyncio.run(...)` if need be"
+_PROMISES = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
 ScoreFunction = Callable[[Example, str], "float | Mapping[str, float]"]
 BatchScoreFunction = Callable[[Sequence[Example], Sequence[str]], "Sequence[float | Mapping[str, float]]"]
 Check = Callable[[Example, str], Any]
@@ -69,9 +76,19 @@ class ScoreError(RuntimeError):
     @classmethod
     def of(cls, error: BaseException) -> "ScoreError":
         """The same for every exception, so that it can be pickled, whatever that exception is made of."""
-        failure = cls(repr(error))
+        if isinstance(error, PromiseError):
+            return error
+        try:
+            failure = cls(repr(error))
+        # Whoever raises it may have got its words wrong too.
+        except BaseException:
+            failure = cls(type(error).__name__)
         failure.__cause__ = error
         return failure
+
+
+class PromiseError(ScoreError):
+    """A function gave something that has yet to be run, for one completion as for any other."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +117,14 @@ class Judge:
         """Scores the completion and checks its text with special tokens.
 
         Whatever these functions raise is a failure of the completion, because one bad completion must not end a long
-        run, and a library may take itself for a program and exit. An interrupt is the user's.
+        run, and a library may take itself for a program and exit.
         """
         try:
             numbers = named_numbers(self.score(example, completion))
-            verdict = None if self.check is None else self.check(example, raw)
+            verdict = None if self.check is None else _value("check", self.check(example, raw))
             if self.check is not None and not isinstance(verdict, Verdict):
                 raise TypeError(f"the check must return a Verdict, got {verdict!r}")
             return Judgement(numbers, verdict)
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:
             return ScoreError.of(error)
 
@@ -126,15 +141,63 @@ class BatchJudge:
     ) -> "list[Judgement | ScoreError]":
         """As `Judge` does it. If the score function raises, or miscounts, all of them fail."""
         try:
-            values = list(self.score(examples, completions))
+            value = self.score(examples, completions)
+            # It may yield one result after the other.
+            values = list(value if inspect.isgenerator(value) else _value("score", value))
             if len(values) != len(completions):
                 raise ValueError(f"batched scoring must return {len(completions)} results, got {len(values)}")
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:
             return [ScoreError.of(error)] * len(completions)
         rows = zip(values, examples, completions, raw, strict=True)
         return [Judge(lambda *_, v=value: v, self.check)(*row) for value, *row in rows]  # type: ignore[arg-type]
+
+
+def call_each(judge: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """What a judge gives for each tuple of arguments, in this process.
+
+    A judge makes a failure of whatever is raised under it, an interrupt too. One that a signal from outside has raised
+    is the user's, and is raised here, even where a score function has caught it.
+    """
+    received: list[BaseException] = []
+
+    def noted(handler: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], None]:
+        def handle(number: int, frame: FrameType | None) -> None:
+            try:
+                handler(number, frame)
+            except BaseException as error:
+                received.append(error)
+                raise
+
+        return handle
+
+    # Only there handlers run, and can be set.
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {each: handler for each in STOPPING if is_main and callable(handler := signal.getsignal(each))}
+    ours = {each: noted(handler) for each, handler in handlers.items()}
+    results = []
+    try:
+        for each, handler in ours.items():
+            signal.signal(each, handler)
+        for call in calls:
+            results.append(judge(*call))
+            if received:
+                raise received[0]
+    finally:
+        for each, previous in handlers.items():
+            # A score function may have set one of its own.
+            if signal.getsignal(each) is ours[each]:
+                signal.signal(each, previous)
+    return results
+
+
+def _value(option: str, value: Any) -> Any:
+    """What a function returned. Raises PromiseError for what has yet to be run."""
+    if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
+        # Else Python warns that it was never awaited.
+        if inspect.iscoroutine(value):
+            value.close()
+        raise PromiseError(f"`{option}` returned a {type(value).__name__}: {PROMISED}.")
+    return value
 
 
 def named_numbers(value: Any) -> dict[str, float]:
@@ -142,10 +205,14 @@ def named_numbers(value: Any) -> dict[str, float]:
 
     Raises:
         ValueError: a number that is not finite, or too large for what is computed with it.
-        TypeError: what is no number.
+        TypeError: what is no number, a text of digits included.
+        PromiseError: what has yet to be run.
     """
+    value = _value("score", value)
     components = value.items() if isinstance(value, Mapping) else [("reward", value)]
-    numbers = {str(name): float(number) for name, number in components}
+    if any(isinstance(number, str | bytes) for _, number in components):
+        raise TypeError(f"the score must be a number, got {value!r:.200}")
+    numbers = {str(name): float(_value(str(name), number)) for name, number in components}
     if not numbers:
         raise ValueError("the score must hold at least one component, got none")
     if not all(map(math.isfinite, numbers.values())):
@@ -155,7 +222,9 @@ def named_numbers(value: Any) -> dict[str, float]:
     return numbers
 
 
-def check_function(option: str, function: Callable[..., Any], takes: tuple[str, ...]) -> None:
+def check_function(
+    option: str, function: Callable[..., Any], takes: tuple[str, ...], *, may_yield: bool = False
+) -> None:
     """Refuses what cannot be meant: a function of Python itself, or one that does not take what it will be given.
 
     A configuration names functions by dotted path. One that names ``os.system`` would hand it what a model wrote.
@@ -167,6 +236,13 @@ def check_function(option: str, function: Callable[..., Any], takes: tuple[str, 
     wanted = f"`{option}` must be a function of {' and '.join(takes) if len(takes) < 3 else ', '.join(takes)}"
     if _module(function).partition(".")[0] in sys.stdlib_module_names:
         raise ValueError(f"{wanted} of your own, got {name} of Python itself.")
+    if isinstance(function, type):
+        raise ValueError(f"{wanted}, got the class {name} itself; make an object of it.")
+    # An object is called by the method of its class.
+    bare = _innermost(function)
+    promises = _PROMISES[:2] if may_yield else _PROMISES
+    if any(is_promise(each) for each in (bare, type(bare).__call__) for is_promise in promises):
+        raise ValueError(f"{wanted} that returns its result, got {name}: {PROMISED}.")
     try:
         signature = inspect.signature(function)
     # Some functions of C extensions do not say what they take.
@@ -180,6 +256,11 @@ def check_function(option: str, function: Callable[..., Any], takes: tuple[str, 
 
 def _module(function: Callable[..., Any]) -> str:
     """Where the code lies that a call runs."""
+    function = _innermost(function)
+    return str(getattr(function, "__module__", None) or type(function).__module__)
+
+
+def _innermost(function: Callable[..., Any]) -> Callable[..., Any]:
     while isinstance(function, functools.partial):
         function = function.func
-    return str(getattr(function, "__module__", None) or type(function).__module__)
+    return function

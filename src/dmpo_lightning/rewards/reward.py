@@ -18,8 +18,10 @@ from dmpo_lightning.rewards.functions import (
     Check,
     Judge,
     Judgement,
+    PromiseError,
     ScoreError,
     ScoreFunction,
+    call_each,
     check_function,
 )
 from dmpo_lightning.rewards.scores import Scores
@@ -63,7 +65,8 @@ class Reward:
 
     Raises:
         ValueError: a time limit without workers, several workers for batched scoring, a score function that cannot be
-            pickled. At the first call: weights for a component that there is not.
+            pickled, a class, or a function of other arguments, of Python itself, or that has yet to be awaited. At the
+            first call: weights or an accuracy of a component that there is not, and what has yet to be awaited.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class Reward:
     ) -> None:
         for option, function in {"score": score, "check": check}.items():
             if function is not None:
-                check_function(option, function, TAKES)
+                check_function(option, function, TAKES, may_yield=batched and option == "score")
         # A NaN is not smaller either.
         if not abs(failure_score) <= LARGEST:
             raise ValueError(f"`failure_score` must be finite, and at most {LARGEST:g}, got {failure_score}.")
@@ -158,8 +161,11 @@ class Reward:
         calls: list[tuple[Any, ...]] = [row for _, row in rows]
         if self.batched and calls:
             calls = [tuple(zip(*calls, strict=True))]
-        results = [self._judge(*call) for call in calls] if self._pool is None else self._pool.map(calls)
+        results = call_each(self._judge, calls) if self._pool is None else self._pool.map(calls)
         judged = self._of_each(results, len(rows))
+        for each in judged:
+            if isinstance(each, PromiseError):
+                raise ValueError(str(each))
         failed = [(index, each) for (index, _), each in zip(rows, judged, strict=True) if isinstance(each, ScoreError)]
         self._count(failed, len(rows))
         return self._scores(judged, (len(examples), len(completions[0]) if completions else 0))
@@ -209,7 +215,7 @@ class Reward:
             index, error = failures[-1]
             raise RuntimeError(
                 f"The reward failed on {self._failed} of {self._scored} completions, more than the share of "
-                f"{self.max_failure_share} allowed; the last was one of prompt {index}."
+                f"{self.max_failure_share} allowed; the last was one of prompt {index}: {error!s:.300}"
             ) from (error.__cause__ or error)
 
     def _scores(self, judged: Sequence[Judgement | ScoreError], shape: tuple[int, int]) -> Scores:

@@ -5,10 +5,12 @@ standard library is imported, so that workers start fast (docs/decisions/037-wor
 """
 
 import faulthandler
+import logging
 import multiprocessing
 import os
 import pickle
 import queue
+import reprlib
 import signal
 import sys
 import threading
@@ -22,13 +24,16 @@ from typing import Any
 
 from dmpo_lightning.workers.local_modules import LocalModules, local_modules
 
+logger = logging.getLogger(__name__)
 # A fork would copy the locks of torch's threads.
 _CONTEXT = multiprocessing.get_context("spawn")
 LIFE_SIGN = 0.5
 """Seconds after which a silent worker is looked after."""
-PING_SECONDS = 5.0
-"""Seconds in which an idle worker must answer. One whose last call left a thread that holds everything up does not."""
-_PING = b"?"
+HEARING = 5.0
+"""Seconds in which a worker must begin a call, and have ended itself after the time limit. One in which a thread of an
+earlier call holds everything up does neither."""
+BUFFERED = 1 << 14
+"""Bytes that a pipe takes on every system before anybody has read them."""
 
 
 class CallError(RuntimeError):
@@ -53,7 +58,8 @@ class WorkerPool:
         function: importable by its module and name, or an instance of an importable class. Its value must be picklable.
         workers: number of processes.
         time_limit: seconds per call. None waits for ever. What the function's module imports is imported before the
-            first call, and what a call imports is a part of that call.
+            first call, and what a call imports is a part of that call. A call that is late, or ends its worker, in a
+            process that has served others is made once more in a fresh one, whose word counts.
 
     Raises:
         ValueError: no workers, or a time limit that is not positive.
@@ -111,14 +117,21 @@ class WorkerPool:
 
         # One thread waits for each worker, so that what a worker goes through can be read from top to bottom.
         with self._lock, ThreadPoolExecutor(self.workers) as threads:
+            for worker in self._workers:
+                worker.is_stopped = False
             try:
                 return list(threads.map(call, calls))
             # An interrupt leaves calls under way, for whose answers the threads would wait.
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 for worker in self._workers:
+                    worker.is_stopped = True
                     worker.kill()
                 raise
+
+
+_Answer = tuple[bytes | None, str, Sequence[str]]
+"""A pickled value, or None and what went wrong, and the names of the threads that are left running."""
 
 
 class _Worker:
@@ -128,33 +141,66 @@ class _Worker:
         self.function, self.time_limit = function, time_limit
         self.process: Any = None
         self.pipe: Any = None
+        self.is_stopped = False
+        """Whether nothing is to be started any more."""
+        self._left = ""
+        """The last call of this process that left threads behind, and their names."""
 
     def call(self, arguments: tuple[Any, ...]) -> Any:
-        """The value of a call, or how it failed. Arguments that cannot be pickled raise here, in the own process."""
+        """The value of a call, or how it failed. Arguments that cannot be pickled raise here, in the own process.
+
+        An earlier call may have left a thread, a lock or a process behind that holds up a later one or ends its worker.
+        So only a process that has served no other call is believed that a call did this itself.
+        """
         pickled = pickle.dumps(arguments)
-        if self.process is None or not self._is_responsive():
+        if self.process is not None and not self.process.is_alive():
             self.end()
-            self._start()
+        suspected = None
+        if self.process is not None:
+            suspected = self._made(arguments, pickled, HEARING)
+            if not isinstance(suspected, TimeLimitError | WorkerDiedError):
+                return suspected
+        left = self._left or "not known, a thread that has ended or a lock, say"
+        self._start()
+        result = self._made(arguments, pickled, None)
+        if suspected is not None and not isinstance(result, TimeLimitError | WorkerDiedError):
+            logger.warning(
+                "A worker process was replaced and a call made anew that is not to blame (%s). What an earlier call of "
+                "that process had left behind: %s.",
+                suspected,
+                left,
+            )
+        return result
+
+    def _made(self, arguments: tuple[Any, ...], pickled: bytes, hearing: float | None) -> Any:
+        """The value of a call, or how it failed. The worker must have begun it within ``hearing`` seconds."""
         started = time.monotonic()
-        answer = self._said(pickled)
+        limit = None if self.time_limit is None else self.time_limit + HEARING
+        answer = self._said(pickled, limit if hearing is None else hearing) and self._said(None, limit)
         if answer is not None:
-            value, problem = answer
-            return value if problem is None else CallError(problem)
+            value, problem, threads = answer
+            if threads:
+                self._left = f"{threads[:3]!r} of the call with {reprlib.repr(arguments)}"
+            return CallError(problem) if value is None else pickle.loads(value)
         seconds, code = time.monotonic() - started, self.process.exitcode
         self.end()
         if self.time_limit is not None and seconds >= self.time_limit:
             return TimeLimitError("the call took longer than the time limit")
-        how = "closed its pipe" if code is None else f"ended with exit code {code}"
+        how = "did not answer" if code is None else f"ended with exit code {code}"
         return WorkerDiedError(f"the worker process {how}")
 
     def _start(self) -> None:
         self.pipe, theirs = _CONTEXT.Pipe()
+        self._left = ""
         # Pickled here, because the worker must know first where the function's module is found.
         pickled = pickle.dumps(self.function)
         self.process = _CONTEXT.Process(
             target=_serve, args=(theirs, local_modules(), pickled, self.time_limit), daemon=True
         )
         self.process.start()
+        # `kill` may have come before there was a process.
+        if self.is_stopped:
+            self.kill()
         # Else the pipe would stay open when the process is gone.
         theirs.close()
         answer = self._said(None)
@@ -164,31 +210,39 @@ class _Worker:
                 "A worker process ended before its first call. What it is to call must be importable, and a "
                 'script that starts worker processes needs `if __name__ == "__main__":` around what it runs.'
             )
-        if answer[1] is not None:
+        if answer[0] is None:
             self.end()
             raise RuntimeError(f"A worker process could not start: {answer[1]}")
 
-    def _is_responsive(self) -> bool:
-        """Whether the process still lives and listens: a call that it never heard of would be counted as failed."""
-        return self._said(_PING, seconds=PING_SECONDS) is not None
-
-    def _said(self, asked: bytes | None, seconds: float | None = None) -> tuple[Any, str | None] | None:
-        """What the worker says next, a value and a problem. None where it has ended, or is silent for too long."""
+    def _said(self, asked: bytes | None, seconds: float | None = None) -> "_Answer | None":
+        """What the worker says next. None where it has ended, or is silent for too long."""
         deadline = None if seconds is None else time.monotonic() + seconds
         try:
             if asked is not None:
-                self.pipe.send_bytes(asked)
+                self._send(asked, seconds)
             while not self.pipe.poll(LIFE_SIGN):
                 # The end of the pipe may outlive the worker, in a process that it has forked.
                 has_ended = not self.process.is_alive() and not self.pipe.poll()
                 if has_ended or (deadline is not None and time.monotonic() > deadline):
                     return None
-            answer: tuple[Any, str | None] = pickle.loads(self.pipe.recv_bytes())
+            answer: _Answer = pickle.loads(self.pipe.recv_bytes())
             return answer
         except (EOFError, OSError):
             # Waits for the exit code.
             self.process.join(LIFE_SIGN)
             return None
+
+    def _send(self, asked: bytes, seconds: float | None) -> None:
+        if seconds is None or len(asked) <= BUFFERED:
+            self.pipe.send_bytes(asked)
+            return
+        # Beside this thread, which waits until the worker has read nearly all.
+        guard = threading.Timer(seconds, self.kill)
+        guard.start()
+        try:
+            self.pipe.send_bytes(asked)
+        finally:
+            guard.cancel()
 
     def kill(self) -> None:
         """Kills the process and what it started, which is in the group that it leads."""
@@ -231,31 +285,49 @@ def _serve(pipe: Connection, finders: Sequence[LocalModules], pickled: bytes, ti
         return function(*pickle.loads(asked))
 
     pipe.send_bytes(_answer(begin))
-    nowhere = open(os.devnull, "w")  # noqa: SIM115  as long as the process
+    nowhere, own = open(os.devnull, "w"), os.getpid()  # noqa: SIM115  as long as the process
     while True:
         try:
             asked = pipe.recv_bytes()
         # The parent has closed its end.
         except EOFError:
             return
-        if asked == _PING:
-            pipe.send_bytes(_answer(lambda: None))
-            continue
         if time_limit is not None:
             # A thread of C, which needs no lock of the interpreter and no parent.
             faulthandler.dump_traceback_later(time_limit, exit=True, file=nowhere)
+        pipe.send_bytes(_BEGUN)
         answer = _answer(call)
-        faulthandler.cancel_dump_traceback_later()
+        # A call has forked and come back in both processes.
+        if os.getpid() != own:
+            os._exit(0)
+        # An alarm that was left would ring in the next call.
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        # Sending is still a part of the call: a thread that it left may hold it up.
         pipe.send_bytes(answer)
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _answer(function: Callable[[], Any]) -> bytes:
-    """The value of a function, and what it raised."""
+    """The value of a function, what it raised, and the threads that it has left."""
+    before = threading.enumerate()
+    value, problem = None, ""
     try:
-        return pickle.dumps((function(), None))
+        value = pickle.dumps(function())
     # Whatever a foreign function raises is for the parent to count, an exit included.
     except BaseException as error:
-        return pickle.dumps((None, f"{type(error).__name__}: {error}"))
+        problem = described(error)
+    return pickle.dumps((value, problem, [each.name for each in threading.enumerate() if each not in before]))
+
+
+_BEGUN = _answer(lambda: None)
+
+
+def described(error: BaseException) -> str:
+    """What was raised, in words, even where the error's own words raise."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except BaseException:
+        return type(error).__name__
 
 
 def _end_with_parent() -> None:
