@@ -23,9 +23,6 @@ demo: .venv/.installed  ## DMPO on 4x4 Sudoku from the embedded base
 picture: demo  ## the demo's learning curve, as README shows it
 	cp runs/sudoku_tiny/latest/learning_curve.png docs/images/sudoku_tiny.png
 
-# Several processes of two threads each share two cores: threads that spin while they wait would take them from the others.
-test test-all: export OMP_WAIT_POLICY = PASSIVE
-
 test: .venv/.installed-dev  ## the core tier: three minutes
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(ARGS)
 

@@ -1,8 +1,13 @@
-"""Runs before any test module is imported: one thread, and shape annotations of the package checked at every call."""
+"""Runs before any test module is imported: threads wait without spinning, tests have one, and shape annotations of the
+package are checked at every call.
+"""
 
 import os
 import random
 from pathlib import Path
+
+# Before torch is imported. Tests share few cores, which threads that spin while they wait would take from each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch

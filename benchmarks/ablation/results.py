@@ -11,12 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot, sqrt
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 from benchmarks.ablation.grid import OF_RUN, Grid
 
 ROOT = Path(__file__).parents[2]
 RATES = ("sampled", "greedy")
+IDEAS = {
+    "as published": "as published",
+    "informative": "as published, without equal groups",
+    "likelihood": "bounded: p instead of log p",
+}
+"""Names of figures for the forms of the loss, by the second half of a method's name."""
 Setting = tuple[str, float, str]
 """Method, learning rate and schedule."""
 
@@ -169,28 +175,39 @@ def _seeds(settings: Mapping[Setting, list[Curve]]) -> list[int]:
 
 
 def draw(settings: Mapping[Setting, list[Curve]], methods: Sequence[str], path: Path) -> None:
-    """Rates over optimizer steps: a panel per learning rate and schedule, a line and a band of all seeds per method."""
+    """Rates over optimizer steps: a panel and a colour per idea, with each of its runs, their median, and how many
+    of them ended below the base.
+    """
     from matplotlib.figure import Figure
 
-    columns = _columns(settings)
-    figure = Figure(figsize=(4 * len(columns), 4), layout="constrained")
-    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
-    base = _runs(settings, methods[0])[0].better[0]
-    for panel, (lr, schedule) in zip(panels, columns, strict=True):
-        panel.axhline(base, color="black", linestyle="--", linewidth=1, label="base")
-        for number, method in enumerate(methods):
-            runs = settings.get((method, lr, schedule), [])
-            if runs:
-                steps = max((run.steps for run in runs), key=len)
-                rates = list(zip(*(_held(run, len(steps)) for run in runs), strict=True))
-                panel.plot(steps, list(map(mean, rates)), color=f"C{number}", linewidth=1.5, label=method)
-                panel.fill_between(steps, list(map(min, rates)), list(map(max, rates)), color=f"C{number}", alpha=0.15)
-        panel.set(title=f"learning rate {lr:g}, {schedule}", xlabel="optimizer step", ylim=(0, 1))
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("solve rate, the better of T = 1 and greedy")
-    lines = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=5, fontsize="small")
+    ideas: dict[str, list[str]] = defaultdict(list)
+    for method in methods:
+        ideas[_idea(method)].append(method)
+    figure = Figure(figsize=(9, 3.1 * -(-len(ideas) // 2)), layout="constrained")
+    panels = list(figure.subplots(-(-len(ideas) // 2), 2, sharex=True, sharey=True, squeeze=False).flat)
+    for panel in panels[len(ideas) :]:
+        panel.set_axis_off()
+    for number, ((idea, own), panel) in enumerate(zip(ideas.items(), panels, strict=False)):
+        runs = [run for method in own for run in _runs(settings, method)]
+        steps = max((run.steps for run in runs), key=len)
+        rates = [_held(run, len(steps)) for run in runs]
+        panel.axhline(runs[0].better[0], color="0.4", linestyle="--", linewidth=1)
+        panel.annotate("base", (steps[-1], runs[0].better[0]), (4, 3), textcoords="offset points", color="0.4")
+        panel.plot(steps, list(zip(*rates, strict=True)), color=f"C{number}", linewidth=0.7, alpha=0.4)
+        panel.plot(steps, list(map(median, zip(*rates, strict=True))), color=f"C{number}", linewidth=3)
+        panel.set_title(idea, loc="left", fontsize="medium", color=f"C{number}")
+        below = f"{sum(run.is_below() for run in runs)} of {len(runs)} runs end below the base"
+        panel.text(0.02, 0.04, below, transform=panel.transAxes, fontsize="small")
+        panel.set(xlim=(0, steps[-1] * 1.12), ylim=(0, 1))
+        panel.grid(alpha=0.2)
+    figure.supxlabel("optimizer step")
+    figure.supylabel("solve rate, the better of T = 1 and greedy")
     figure.savefig(path, dpi=100)
+
+
+def _idea(method: str) -> str:
+    """What methods of one panel share: their form of the loss. One without a form is called by its whole name."""
+    return IDEAS.get(method.partition(", ")[2], method)
 
 
 def _held(run: Curve, count: int) -> list[float]:

@@ -70,7 +70,9 @@ RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit status."""
     if arguments is None:
-        # This process is the program's alone.
+        # This process is the program's alone. Threads that spin while they wait take a busy CPU from those that work.
+        # OpenMP reads it once, when torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         sys.excepthook, arguments = lambda kind, error, where: _show_traceback(error), sys.argv[1:]
     try:
         status = _answer(arguments)

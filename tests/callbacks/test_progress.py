@@ -85,6 +85,7 @@ def played(text: str, columns: int, rows: int, folder: Path) -> str:
 def masked(text: str) -> str:
     """Without results, which differ a little between machines, and without what was sampled."""
     text = re.sub(r"(  reward \S+, weight \S+:).*", r"\1 ...", text)
+    text = re.sub(r"\d+ threads?", "# threads", text)
     return re.sub(r"\d\d:\d\d", "T", re.sub(r"-?\d+\.\d+|\d+ rollouts/s", "#", text))
 
 

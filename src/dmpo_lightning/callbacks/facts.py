@@ -7,6 +7,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
@@ -25,8 +26,9 @@ def model_line(trainer: Trainer, module: LightningModule) -> str:
     name = module.backbone.to_plain()["model"] if isinstance(module, PolicyModule) else type(module).__name__
     total, trained = parameter_counts(module)
     share = "all trained" if trained == total else f"{_millions(trained)} of them trained"
-    device = trainer.strategy.root_device.type
-    where = f"{device}, {trainer.world_size} rank{'s' * (trainer.world_size > 1)}"
+    where = trainer.strategy.root_device.type
+    ranks, threads = trainer.world_size, torch.get_num_threads()
+    where += f", {threads} thread{'s' * (threads > 1)}" * (where == "cpu") + f", {ranks} ranks" * (ranks > 1)
     seed = f", seed {module.seed}" if isinstance(module, PolicyModule) else ""
     return f"Model {name}: {_millions(total)} parameters, {share}; {where}{seed}."
 
