@@ -1,20 +1,37 @@
 """Nothing in a checkpoint file is executed; what no run can use is passed over; files are complete or absent."""
 
+import json
 import logging
 import os
 import resource
+import shutil
 import signal
+import zipfile
 from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from dmpo_runs import loader, module, trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, OnExceptionCheckpoint
 from torch.distributed.checkpoint import save
 
+from dmpo_lightning import DMPO, MaskedSFT
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.checkpoints.reading import load_data, newest_readable, read_weights, why_unfit, why_unsafe
+from dmpo_lightning.checkpoints.export import export_checkpoint
+from dmpo_lightning.checkpoints.reading import (
+    confine_paths,
+    load_data,
+    newest_readable,
+    read_weights,
+    why_damaged,
+    why_unfit,
+    why_unsafe,
+)
 from dmpo_lightning.checkpoints.writing import complete, partial_name, remove_partial, write_file
 
 WEIGHT = "policy.model.a"
@@ -54,6 +71,17 @@ def folder(path, *, lacks=()):
     return path
 
 
+def flip(path, *, entry="/data/0"):
+    """One bit, in the middle of an entry of an archive."""
+    with zipfile.ZipFile(path) as archive:
+        (info,) = [each for each in archive.infolist() if each.filename.endswith(entry)]
+    content = bytearray(path.read_bytes())
+    # Behind the entry's own head, which is padded.
+    name, extra = (int.from_bytes(content[info.header_offset + at :][:2], "little") for at in (26, 28))
+    content[info.header_offset + 30 + name + extra + info.file_size // 2] ^= 0x40
+    path.write_bytes(content)
+
+
 # What would be executed -----------------------------------------------------------------------------------------------
 
 
@@ -80,6 +108,83 @@ def test_a_folder_is_opened_only_where_it_is_trusted(tmp_path, kind):
     if kind == "FSDP":
         found = read_weights(saved, trust_checkpoint=True)
         assert torch.equal(found["state_dict"][WEIGHT], RUN["state_dict"][WEIGHT])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The checkpoint of a run of one step, and the folder in which it keeps its best one."""
+    root = tmp_path_factory.mktemp("finished")
+    keeps = ModelCheckpoint(root / "own", every_n_train_steps=1, filename="{step}", save_last=True)
+    run = trainer(root, max_steps=1, callbacks=[keeps], enable_checkpointing=True)
+    run.fit(module(), loader(), loader(shuffle=False))
+    return root / "own" / "last.ckpt"
+
+
+def with_code(path):
+    """The embedded model, whose configuration names code that makes a folder."""
+    shutil.copytree(str(files("dmpo_lightning") / "assets" / "sudoku_tiny"), path)
+    config = json.loads((path / "config.json").read_text())
+    config |= {"model_type": "other", "auto_map": {"AutoConfig": "code.Config", "AutoModelForMaskedLM": "code.Model"}}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "code.py").write_text(
+        f"import os\nos.mkdir({str(path.parent / 'exploded')!r})\nfrom transformers import PretrainedConfig\n"
+        "class Config(PretrainedConfig):\n    model_type = 'other'\n"
+    )
+    return path
+
+
+def fitted(path, root, *, fn="fit"):
+    run = trainer(root, max_steps=2)
+    data = (loader(),) if fn == "fit" else (loader(3, shuffle=False),)
+    getattr(run, fn)(module(), *data, ckpt_path=path)
+
+
+READERS = {
+    "DMPO": lambda path, root: DMPO.load_from_checkpoint(path),
+    "MaskedSFT": lambda path, root: MaskedSFT.load_from_checkpoint(path),
+    "export": lambda path, root: export_checkpoint(path, root / "out"),
+    "generate": lambda path, root: generated(path),
+}
+RUNNERS = {fn: lambda path, root, fn=fn: fitted(path, root, fn=fn) for fn in ("fit", "validate", "test", "predict")}
+
+
+def generated(path):
+    from dmpo_lightning.commands.generate import run
+
+    run(["--ckpt_path", str(path), "--prompt", "1", "--completion_length", "4"])
+
+
+@pytest.mark.parametrize("way", READERS)
+@pytest.mark.parametrize("stated", [True, False])
+def test_trust_in_code_is_the_callers_and_never_the_checkpoints(tmp_path, finished, caplog, way, stated):
+    held = {"model": str(with_code(tmp_path / "foreign")), "trust_remote_code": stated}
+    saved = load_data(finished)
+    foreign = written(tmp_path / "a.ckpt", saved | {"backbone": saved["backbone"] | held})
+    with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match=r"trust_remote_code|custom code"):
+        READERS[way](foreign, tmp_path)
+    assert ("The run trusted code" in caplog.text) == stated
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("way", [*READERS, *RUNNERS])
+@pytest.mark.parametrize("harm", ["flipped", "truncated", "pickle", "text", "weights are a list", "weights are words"])
+def test_every_way_that_opens_a_checkpoint_refuses_what_is_damaged_or_more_than_data(tmp_path, finished, way, harm):
+    path, content = tmp_path / "a.ckpt", load_data(finished)
+    name = next(iter(content["state_dict"]))
+    if harm == "pickle":
+        content["bomb"] = Bomb(tmp_path / "exploded")
+    elif harm.startswith("weights"):
+        content["state_dict"] = [1] if harm.endswith("list") else content["state_dict"] | {name: "x"}
+    written(path, content)
+    if harm == "flipped":
+        flip(path)
+    elif harm == "truncated":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif harm == "text":
+        path.write_text("hello")
+    with pytest.raises(ValueError, match=r"a\.ckpt'.*(it holds more than data|it holds no|damaged|must be a)"):
+        (READERS | RUNNERS)[way](path, tmp_path)
+    assert not (tmp_path / "exploded").exists()
 
 
 # What a run can use ---------------------------------------------------------------------------------------------------
@@ -155,6 +260,174 @@ def test_a_folder_takes_its_place_when_it_is_complete_and_replaces_the_one_befor
     target.rename(tmp_path / "last.ckpt.old")
     folder(partial_name(target))
     assert newest_readable(tmp_path) == tmp_path / "last.ckpt.old"
+
+
+@pytest.mark.parametrize("entry", ["/data/0", "/data.pkl", "/version"])
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path, entry):
+    path = written(tmp_path / "a.ckpt")
+    assert why_damaged(path) is None
+    flip(path, entry=entry)
+    if entry == "/data/0":  # which torch does not see
+        assert not torch.equal(torch.load(path, weights_only=True)["state_dict"][WEIGHT], RUN["state_dict"][WEIGHT])
+    for reason in (why_damaged(path), why_unsafe(path), why_unfit(path)):
+        assert reason == f"it is damaged: in a.ckpt, a{entry} has not the checksum with which it was written"
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DeepSpeed"])
+@pytest.mark.parametrize("harm", ["flipped", "truncated", "empty"])
+def test_a_damaged_part_of_a_folder_is_found_and_the_one_before_is_taken(tmp_path, caplog, kind, harm):
+    older, newest = folder(tmp_path / "a.ckpt"), folder(tmp_path / "b.ckpt")
+    os.utime(older, (1000, 1000))
+    part = newest / "__0_0.distcp"
+    if kind == "DeepSpeed":
+        (newest / "latest").write_text("checkpoint")
+        part = part.rename(newest / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    assert newest_readable(tmp_path) == newest
+    if harm == "flipped":
+        flip(part)
+    else:
+        part.write_bytes(part.read_bytes()[:-1] if harm == "truncated" else b"")
+    with pytest.raises(ValueError, match=rf"b\.ckpt' is truncated, damaged.*{part.name}"):
+        read_weights(newest, trust_checkpoint=True)
+    with caplog.at_level(logging.WARNING):
+        assert newest_readable(tmp_path) == older
+    assert part.name in caplog.text
+
+
+def test_an_archive_that_is_cut_behind_one_of_its_tensors_is_no_shorter_archive(tmp_path):
+    saved = tmp_path / "a.ckpt"
+    save({"state_dict": {"a": torch.ones(3), "b": torch.ones(3)}}, checkpoint_id=saved, no_dist=True)
+    part = saved / "__0_0.distcp"
+    assert why_damaged(saved) is None
+    whole = part.read_bytes()
+    part.write_bytes(whole[: len(whole) // 2 + 1])
+    assert "it has no end" in why_damaged(saved)
+    # Ranks look at a share each.
+    assert [why_damaged(saved, part=part, parts=2) is None for part in (0, 1)] == [False, True]
+
+
+# Which paths are believed ---------------------------------------------------------------------------------------------
+
+
+class OwnCheckpoint(ModelCheckpoint):
+    """One of a user's own."""
+
+
+def believed(path, callback, **state):
+    """What a callback believes of a state in a checkpoint at a path."""
+    states = {callback.state_key: callback.state_dict() | state, "EarlyStopping": {"wait_count": 1}}
+    confine_paths({"callbacks": states}, [callback], path)
+    assert states["EarlyStopping"] == {"wait_count": 1}
+    return states[callback.state_key]
+
+
+@pytest.mark.parametrize("kind", [ModelCheckpoint, OwnCheckpoint])
+def test_of_a_foreign_checkpoint_no_path_is_believed(tmp_path, kind):
+    own, other = tmp_path / "own", tmp_path / "other"
+    kept = written(own / "kept.ckpt")
+    state = {"dirpath": str(own), "best_model_path": str(kept), "best_k_models": {str(kept): torch.tensor(1.0)}}
+    assert believed(written(other / "foreign.ckpt"), kind(own), **state) == {}
+    # A link in the run's folder is no file of it.
+    (own / "link.ckpt").symlink_to(other / "foreign.ckpt")
+    assert believed(own / "link.ckpt", kind(own), **state) == {}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "local://{victim}",
+        "file://{victim}",
+        "memory://{victim}",
+        "{victim}",
+        "{own}/../victim.ckpt",
+        "{own}/link.ckpt",
+        "{own}/archive",
+        "{own}",
+        "{own}/gone.ckpt",
+        "victim.ckpt",
+        "",
+    ],
+)
+def test_of_an_own_checkpoint_only_checkpoints_in_its_folder_are_believed(tmp_path, path):
+    own, victim = tmp_path / "own", tmp_path / "victim.ckpt"
+    checkpoint = written(own / "last.ckpt")
+    victim.mkdir()
+    (own / "archive").mkdir()
+    (own / "link.ckpt").symlink_to(victim)
+    named = path.format(own=own, victim=victim)
+    for was in (str(own), str(tmp_path), "local:///", "/", named):
+        paths = dict.fromkeys(["best_model_path", "kth_best_model_path", "last_model_path"], named)
+        models = {named: torch.tensor(1.0)}
+        found = believed(checkpoint, ModelCheckpoint(own), **paths, best_k_models=models, dirpath=was)
+        assert [found[name] for name in paths] == ["", "", ""]
+        assert (found["best_k_models"], found["dirpath"]) == ({}, str(own))
+
+
+@pytest.mark.parametrize("was", ["own", "moved"])
+def test_a_run_that_goes_on_keeps_its_best_and_forgets_those_that_have_gone(tmp_path, was):
+    folder = tmp_path / "own"
+    scores = {"a": 3.0, "b": 5.0, "gone": 4.0, "c": 2.0}
+    for name in ("a", "b", "c", "last"):
+        written(folder / f"{name}.ckpt")
+    models = {str(tmp_path / was / f"{name}.ckpt"): torch.tensor(score) for name, score in scores.items()}
+    callback = ModelCheckpoint(folder, monitor="reward", mode="max", save_top_k=4)
+    names = {"best_model_path": "b", "kth_best_model_path": "c", "last_model_path": "last"}
+    paths = {name: str(tmp_path / was / f"{each}.ckpt") for name, each in names.items()}
+    found = believed(folder / "last.ckpt", callback, **paths, best_k_models=models, dirpath=str(tmp_path / was))
+    callback.load_state_dict(found)
+    assert {Path(path).stem: float(score) for path, score in callback.best_k_models.items()} == {
+        name: score for name, score in scores.items() if name != "gone"
+    }
+    assert [callback.best_model_path, callback.kth_best_model_path, callback.last_model_path] == [
+        str(folder / f"{name}.ckpt") for name in ("b", "c", "last")
+    ]
+
+
+def test_a_store_of_objects_keeps_its_best():
+    callback, bucket = ModelCheckpoint("s3-like"), "s3://bucket/run"
+    callback.dirpath = bucket
+    state = {"dirpath": bucket, "best_model_path": f"{bucket}/a.ckpt", "last_model_path": "s3://bucket/other/b.ckpt"}
+    found = believed(f"{bucket}/last.ckpt", callback, **state)
+    assert (found["best_model_path"], found["last_model_path"]) == (f"{bucket}/a.ckpt", "")
+    assert believed("s3://bucket/run/../other/last.ckpt", callback, **state) == {}
+
+
+def test_no_other_callback_of_lightning_keeps_a_path():
+    """This names the behaviour relied upon: of all states it is those of one class that name files."""
+    kinds = [each for each in vars(lightning_callbacks).values() if isinstance(each, type)]
+    keep = {each.__name__ for each in kinds if "load_state_dict" in vars(each) and each.__name__ != "Callback"}
+    assert keep == {
+        *("BackboneFinetuning", "BaseFinetuning", "EarlyStopping", "ModelCheckpoint", "StochasticWeightAveraging"),
+        *("Timer", "WeightAveraging"),
+    }
+    assert issubclass(OnExceptionCheckpoint, Checkpoint)
+    assert OnExceptionCheckpoint("somewhere").state_dict() == {}
+
+
+@pytest.mark.parametrize("field", ["best_model_path", "last_model_path"])
+def test_a_run_continues_a_foreign_checkpoint_and_removes_nothing_that_it_names(tmp_path, finished, field):
+    victim = tmp_path / "home" / "documents"
+    victim.mkdir(parents=True)
+    saved = load_data(finished)
+    (key,) = [key for key in saved["callbacks"] if key.startswith("ModelCheckpoint")]
+    saved["callbacks"][key][field] = f"local://{victim}"
+    foreign = written(tmp_path / "downloads" / "foreign.ckpt", saved)
+    keeps = ModelCheckpoint(tmp_path / "own", every_n_train_steps=1, filename="{step}", save_last=True)
+    run = trainer(tmp_path, max_steps=2, callbacks=[keeps], enable_checkpointing=True)
+    run.fit(module(), loader(), ckpt_path=foreign)
+    assert run.global_step == 2
+    assert victim.is_dir()
+    assert sorted(os.listdir(tmp_path / "own")) == ["last.ckpt", "step=2.ckpt"]
+
+
+def test_a_run_whose_folder_was_moved_keeps_as_many_checkpoints_as_before(tmp_path, finished):
+    shutil.copytree(finished.parent, tmp_path / "moved")
+    assert sorted(os.listdir(tmp_path / "moved")) == ["last.ckpt", "step=1.ckpt"]
+    keeps = ModelCheckpoint(tmp_path / "moved", every_n_train_steps=1, filename="{step}", save_last=True)
+    run = trainer(tmp_path, max_steps=2, callbacks=[keeps], enable_checkpointing=True)
+    run.fit(module(), loader(), ckpt_path=tmp_path / "moved" / "last.ckpt")
+    assert sorted(os.listdir(tmp_path / "moved")) == ["last.ckpt", "step=2.ckpt"]
+    assert (finished.parent / "step=1.ckpt").is_file()
 
 
 # Complete or absent ---------------------------------------------------------------------------------------------------

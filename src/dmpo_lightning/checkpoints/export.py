@@ -80,7 +80,8 @@ def named_backbone(plain: dict[str, Any], model: str | None, *, trust_remote_cod
         raise ValueError(f"The checkpoint describes its model in a way that is not understood: {error}.") from error
     if plain.get("trust_remote_code") and not trust_remote_code:
         logger.warning(
-            "The run trusted code that comes with %r. It is not executed now; add --trust_remote_code if you trust it.",
+            "The run trusted code that comes with %r. It is not executed now; add --trust_remote_code "
+            "(`trust_remote_code=True` in Python) if you trust it.",
             backbone.model,
         )
     if model is None and backbone.model not in EMBEDDED_MODELS and not Path(str(backbone.model)).is_dir():

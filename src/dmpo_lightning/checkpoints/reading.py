@@ -5,10 +5,13 @@ makes tensors and plain values alone. A folder, of FSDP or DeepSpeed, is unpickl
 that one which was not written by the run itself is opened only where it is trusted.
 """
 
+import io
 import logging
 import os
 import pickle
+import zipfile
 from collections.abc import Callable, Collection, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,12 @@ import torch
 SUFFIXES = (".ckpt", ".ckpt.old")
 """Of checkpoints. The second is left where a job was killed while a folder was being replaced."""
 
+PART = "it holds no checkpoint, or a part of one"
 logger = logging.getLogger(__name__)
 
 
 class UnfitCheckpointError(ValueError):
-    """A checkpoint of another model, adapter or kind of run than the one that is to go on from it."""
+    """A damaged checkpoint, or one of another model, adapter or kind of run than the one that is to go on from it."""
 
 
 def is_reference(name: str) -> bool:
@@ -42,16 +46,92 @@ def load_data(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise ValueError("it is no file")
+    return checked(path, partial(torch.load, path, map_location="cpu", weights_only=True, mmap=True))
+
+
+def checked(path: str | Path, load: Callable[[], Any]) -> dict[str, Any]:
+    """What ``load`` makes of a file of torch, which is looked at before.
+
+    Raises:
+        ValueError: it is damaged, holds more than data, or is no dictionary, or not of weights.
+    """
+    problem = why_damaged(Path(path))
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        saved = load() if problem is None else None
     # A file of anything else, or a damaged one, may raise any error of Python's and torch's.
     except Exception as error:
-        kind = "more than data" if isinstance(error, pickle.UnpicklingError) else "no checkpoint, or a part of one"
+        kind = "it holds more than data" if isinstance(error, pickle.UnpicklingError) else PART
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"it holds {kind}: {reason}") from error
+        raise ValueError(f"{kind}: {reason}") from error
+    if (problem := problem or why_misshapen(saved)) is not None:
+        raise ValueError(problem)
+    return dict(saved)
+
+
+def why_misshapen(saved: Any) -> str | None:
+    """What of a checkpoint is of another kind than it must be. None if nothing is."""
     if not isinstance(saved, dict):
-        raise ValueError(f"it holds no dictionary but {type(saved).__name__}")
-    return saved
+        return f"it holds no dictionary but {type(saved).__name__}"
+    for name in ("state_dict", "callbacks", "loops", "backbone", "arguments"):
+        if not isinstance(saved.get(name, {}), dict):
+            return f"its {name!r} must be a dictionary, got {type(saved[name]).__name__}"
+    for name, value in saved.get("state_dict", {}).items():
+        is_dense = isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_meta
+        if not (is_dense and value.is_floating_point()):
+            got = f"{value.dtype}, {value.layout}, {value.device}" if isinstance(value, torch.Tensor) else type(value)
+            return f"its weight {name!r} must be a dense tensor of floating-point numbers, got {got}"
+    return None
+
+
+def why_damaged(path: Path, *, part: int = 0, parts: int = 1) -> str | None:
+    """What of a checkpoint is not as it was written, by the checksums (CRC-32) in it. None if all is.
+
+    torch writes one for every tensor and does not read them. This takes about half a second per gigabyte. A folder's
+    list of its tensors (``.metadata``) has none, nor have files of torch before 1.6 and safetensors. Ranks may look at
+    one of several ``parts`` of a folder's files each.
+    """
+    files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.suffix in (".pt", ".distcp"))
+    found = (_damage(file.absolute(), file.stat().st_size, file.stat().st_ctime_ns) for file in files[part::parts])
+    return next(filter(None, found), None)
+
+
+@cache
+def _damage(file: Path, size: int, changed: int) -> str | None:
+    """What is damaged of a file. It is kept until the file changes: it is looked at to be chosen, and to be loaded."""
+    end = size
+    # A file of FSDP is an archive for each of its tensors, one behind the other. The list of an archive is at its end.
+    while True:
+        try:
+            with _Beginning(file, end) as beginning, zipfile.ZipFile(beginning) as archive:
+                beginning.seek(-22, os.SEEK_END)
+                # Python would pass over what follows an archive, which is a part of the next one.
+                if beginning.read(4) != b"PK\x05\x06":
+                    raise zipfile.BadZipFile("it has no end")
+                damaged, end = archive.testzip(), min(each.header_offset for each in archive.infolist())
+        # A damaged archive may raise any error.
+        except Exception as error:
+            with file.open("rb") as opened:
+                is_archive = end < size or b"PK".startswith(opened.read(2))
+            return f"{PART}: {file.name}: {error}" if is_archive else None
+        if damaged is not None:
+            return f"it is damaged: in {file.name}, {damaged} has not the checksum with which it was written"
+        if end == 0:
+            return None
+
+
+class _Beginning(io.FileIO):
+    """A file as if it ended before its ``end``."""
+
+    def __init__(self, path: Path, end: int) -> None:
+        super().__init__(path)
+        self.end = end
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return super().seek(offset + self.end) if whence == os.SEEK_END else super().seek(offset, whence)
+
+    def read(self, size: int | None = -1) -> bytes:
+        rest = self.end - self.tell()
+        return super().read(rest if size is None or size < 0 else min(size, rest))
 
 
 def why_unsafe(path: Path) -> str | None:
@@ -62,7 +142,7 @@ def why_unsafe(path: Path) -> str | None:
 def why_unfit(path: Path, *, keys: Collection[str] = (), continues: bool = False) -> str | None:
     """What a checkpoint lacks, or in which respect it is more than data. None if a run can use it.
 
-    Of a folder the facts beside the weights are read alone, and of DeepSpeed's nothing.
+    Of a folder the facts beside the weights are read alone, and of DeepSpeed's nothing but its checksums.
 
     Args:
         path: of a checkpoint.
@@ -70,17 +150,57 @@ def why_unfit(path: Path, *, keys: Collection[str] = (), continues: bool = False
         continues: whether training goes on. An evaluation needs the weights alone.
     """
     if path.is_dir() and is_deepspeed(path):
-        return None
+        return why_damaged(path)
     facts = path / "meta.pt" if path.is_dir() else path
     try:
         saved = load_data(facts)
     except ValueError as error:
         return str(error)
+    if (problem := why_damaged(path)) is not None:
+        return problem
     if continues and "lr_schedulers" not in saved:
         return "it holds weights alone, of which no run can be continued"
     missing = [key for key in keys if key not in saved] if continues else []
     # Such as one of supervised fine-tuning, where `DMPO` is to continue.
     return f"it has no {missing[0]!r}, so it is of another kind of run" if missing else None
+
+
+def confine_paths(saved: dict[str, Any], callbacks: Collection[Any], checkpoint: str | Path) -> list[str]:
+    """Empties states in a foreign checkpoint that `ModelCheckpoint` and its like would obey, and returns their names.
+
+    They remove what the paths in their states name, whatever that is. Of a ``checkpoint`` that lies in the folder of
+    one of these callbacks, names of files below that folder stay, wherever it was when they were noted.
+    """
+    states, folders = saved.get("callbacks", {}), [getattr(callback, "dirpath", None) for callback in callbacks]
+    is_own, emptied = any(folder and _is_below(checkpoint, folder) for folder in folders), []
+    for callback in callbacks:
+        # A class is the key in checkpoints of Lightning before 1.5.
+        for key in {callback.state_key, type(callback)} & set(states):
+            emptied += [type(callback).__name__] if states[key].get("best_model_path") and not is_own else []
+            states[key] = _own_paths(states[key], callback) if is_own else {}
+    return emptied
+
+
+def _own_paths(state: dict[str, Any], callback: Any) -> dict[str, Any]:
+    """The state of a `ModelCheckpoint` with the files that are in its folder. Those that have gone are forgotten."""
+    was, now = state.get("dirpath"), getattr(callback, "dirpath", None)
+    if was is None or now is None:
+        return {}
+
+    def own(path: str) -> str:
+        found = os.path.join(now, os.path.relpath(path, was)) if path else ""
+        is_there = found.endswith(callback.FILE_EXTENSION) and ("://" in found or os.path.exists(found))
+        return found if is_there and _is_below(found, now) else ""
+
+    paths = {name: own(path) for name, path in state.items() if name.endswith("_path")}
+    models = {own(path): score for path, score in state.get("best_k_models", {}).items()}
+    return state | paths | {"dirpath": now, "best_k_models": {path: models[path] for path in filter(None, models)}}
+
+
+def _is_below(path: str | Path, folder: str | Path) -> bool:
+    if "://" in str(folder):
+        return str(path).startswith(f"{folder}".rstrip("/") + "/") and ".." not in Path(path).parts
+    return Path(folder).resolve() in Path(path).resolve().parents
 
 
 def newest_readable(*folders: Path, why_unusable: Callable[[Path], str | None] = why_unfit) -> Path | None:
@@ -151,10 +271,10 @@ def read_weights(checkpoint: str | Path, *, trust_checkpoint: bool = False) -> d
     # torch and DeepSpeed have no error of their own for a folder that they cannot read.
     except (ValueError, RuntimeError, LookupError, EOFError, OSError, AssertionError) as error:
         raise ValueError(f"{str(checkpoint)!r} is truncated, damaged or no checkpoint at all: {error}.") from error
-    if not isinstance(saved.get("backbone"), dict):
+    if "backbone" not in saved or "state_dict" not in saved:
         raise ValueError(
-            f"{str(checkpoint)!r} was not written by DMPO or MaskedSFT, or holds weights alone; it does not say which "
-            "model it trained."
+            f"{str(checkpoint)!r} was not written by DMPO or MaskedSFT; it has no weights (`state_dict`), or does not "
+            "say which model it trained (`backbone`)."
         )
     return saved
 
@@ -162,6 +282,8 @@ def read_weights(checkpoint: str | Path, *, trust_checkpoint: bool = False) -> d
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         return load_data(path)
+    if (problem := why_damaged(path)) is not None:
+        raise ValueError(problem)
     if not is_deepspeed(path):
         return _torch_folder(path)
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
@@ -178,6 +300,7 @@ def _deepspeed_facts(path: Path) -> dict[str, Any]:
 
 def _torch_folder(path: Path) -> dict[str, Any]:
     """Weights of a folder. Lightning's strategies call them ``state_dict`` under FSDP2 and ``model`` under FSDP1."""
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
@@ -190,5 +313,9 @@ def _torch_folder(path: Path) -> dict[str, Any]:
             weights[name] = torch.empty(facts.size, dtype=facts.properties.dtype)
             saved.setdefault("state_dict", {})[rest] = weights[name]
     # Reads into the empty tensors, which are whole, whatever number of ranks has written the parts.
-    load(weights, storage_reader=reader)
+    try:
+        load(weights, storage_reader=reader)
+    # It is no `Exception`.
+    except CheckpointException as error:
+        raise ValueError(f"{PART}: {next(iter(error.failures.values()), error)[0]}") from error
     return saved

@@ -3,15 +3,17 @@
 A file or folder is written beside the old one, and takes its place when it is complete.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-from dmpo_lightning.checkpoints.reading import facts_beside_weights
+from dmpo_lightning.checkpoints.reading import UnfitCheckpointError, checked, facts_beside_weights, why_damaged
 from dmpo_lightning.checkpoints.writing import complete, partial_name, remove, write_file
 from dmpo_lightning.distributed.internals import divide_data_among_all_ranks, set_timeout_of_all_groups
+from dmpo_lightning.distributed.ranks import gather_ranks
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -32,6 +34,18 @@ class WholeFiles(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
         else:
             write_file(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        """As Lightning does it, of a local file once all of it was found to be as it was written.
+
+        Raises:
+            UnfitCheckpointError: it is damaged, or no checkpoint.
+        """
+        load = partial(super().load_checkpoint, path, *args, **options)
+        try:
+            return checked(path, load) if Path(path).is_file() else load()
+        except ValueError as error:
+            raise UnfitCheckpointError(f"Checkpoint {str(path)!r}: {error}; take the one before it.") from error
 
 
 def write_whole_files(strategy: Any) -> None:
@@ -61,9 +75,13 @@ class WholeFolders:
         """As Lightning's strategy does it. All ranks call it.
 
         Raises:
-            UnfitCheckpointError: it is one of another model or adapter. torch and DeepSpeed would raise any error in
-                the midst of reading it.
+            UnfitCheckpointError: it is damaged, or one of another model or adapter. torch and DeepSpeed would raise any
+                error in the midst of reading it.
         """
+        # The ranks of a machine share its files, and all hear what one of them has found.
+        own = why_damaged(Path(checkpoint_path), part=self.local_rank, parts=self.num_processes)
+        for problem in filter(None, gather_ranks(own)):
+            raise UnfitCheckpointError(f"Checkpoint {str(checkpoint_path)!r}: {problem}; take the one before it.")
         check_fit = getattr(self.lightning_module, "check_fit", None)
         # Other strategies read the weights once the module has looked at them.
         if check_fit is not None and self.restore_checkpoint_after_setup:

@@ -121,6 +121,6 @@ class Backbone:
         # Weights may have moved to another machine since.
         source = model or plain["model"]
         if source is None:
-            raise ValueError("The run was given its model as a module; say where its base is to be found with --model.")
+            raise ValueError("The run was given its model as a module; say where its base is now (`model=`, --model).")
         adapter = None if plain["adapter"] is None else LoRA(**plain["adapter"])
         return replace(cls(source), **(plain | {"model": source, "adapter": adapter}))

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dmpo_lightning.checkpoints.reading import read_weights
-from dmpo_lightning.distributed.internals import attached_trainer, averaged_module, callbacks_of
+from dmpo_lightning.checkpoints.export import named_backbone
+from dmpo_lightning.checkpoints.reading import confine_paths, read_weights
+from dmpo_lightning.distributed.internals import attached_trainer, averaged_module, callbacks_of, is_being_fitted
 from dmpo_lightning.distributed.ranks import check_same_start
 from dmpo_lightning.distributed.sharding import is_zero3, plain_name, shard_fsdp2, wrap_fsdp1
 from dmpo_lightning.distributed.strategies import ZeROStrategy, divides_weights, write_whole_files
@@ -112,13 +113,21 @@ class PolicyModule(LightningModule):
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | Path, map_location: Any = None, **arguments: Any
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        *,
+        trust_remote_code: bool = False,
+        trust_checkpoint: bool = False,
+        **arguments: Any,
     ) -> Any:
         """The module that wrote a checkpoint.
 
         Args:
             checkpoint_path: a file or folder, read as data, see `read_weights`.
             map_location: the device to put the module on. None is the CPU.
+            trust_remote_code: run code that comes with the base. What the checkpoint says of this is not believed.
+            trust_checkpoint: read a folder, which can run any code.
             arguments: of the constructor, in place of those that the checkpoint holds. It holds plain values, and
                 objectives and samplers of this package. ``optimizer``, ``lr_scheduler`` and ``reward`` are code, and
                 only needed to train. ``model`` is where the base is now.
@@ -127,17 +136,11 @@ class PolicyModule(LightningModule):
             ValueError: an argument that the checkpoint cannot say, or no checkpoint of this package; also
                 `UnfitCheckpointError`, for weights of another model or adapter.
         """
-        saved = read_weights(checkpoint_path)
+        saved = read_weights(checkpoint_path, trust_checkpoint=trust_checkpoint)
         model = arguments.pop("model", None)
         if model is None or isinstance(model, str):
-            try:
-                model = Backbone.from_plain(saved["backbone"], model=model)
-            except ValueError as error:
-                raise ValueError(
-                    "The checkpoint's run was given its model as a module; say where its base is with `model=`, as a "
-                    "name, a Backbone or a module."
-                ) from error
-        module = cls(model, **loaded_arguments(cls, saved, {"seed": saved["seed"]} | arguments))
+            model = named_backbone(saved["backbone"], model, trust_remote_code=trust_remote_code)
+        module = cls(model, **loaded_arguments(cls, saved, {"seed": saved.get("seed", 0)} | arguments))
         module.on_load_checkpoint(saved)
         module.load_state_dict(saved["state_dict"])
         return module.to(map_location or "cpu")
@@ -372,6 +375,10 @@ class PolicyModule(LightningModule):
         self.check_fit(checkpoint)
         self._stored_options = checkpoint.get("options")
         trainer = attached_trainer(self)
+        if trainer is not None and trainer.ckpt_path is not None:
+            emptied = confine_paths(checkpoint, callbacks_of(trainer, Checkpoint), trainer.ckpt_path)
+            if emptied and is_being_fitted(self):
+                rank_zero_info(f"{', '.join(emptied)}: begins anew, as the checkpoint lies in no folder of this run's.")
         restore_reference(self.policy, checkpoint, strategy=trainer and trainer.strategy)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
