@@ -68,6 +68,27 @@ def test_a_module_of_ones_own_is_no_backbone(capsys, tmp_path):
     assert (model["model"]["class_path"], model["tokenizer"]) == ("torch.nn.Identity", "sudoku_tiny")
 
 
+@pytest.mark.parametrize("before", ["name", "backbone"])
+def test_a_date_is_read_alike_whether_the_model_is_a_name_or_a_backbone(capsys, tmp_path, before):
+    own = {
+        "backbone": "model: {init_args: {model: {dtype: float32}}}",
+        "name": "model: {init_args: {model: DIR}}",
+        "date": "trainer: {logger: {init_args: {version: 2026-11-30}}}\nmodel: {init_args: {model: 2026-11-30}}",
+    }
+    for name, text in own.items():
+        (tmp_path / name).write_text(text)
+    config = printed_config(capsys, *TINY, "--config", str(tmp_path / before), "--config", str(tmp_path / "date"))
+    assert config["trainer"]["logger"]["init_args"]["version"] == "2026-11-30"
+    assert config["model"]["init_args"]["model"]["model"] == "2026-11-30"
+
+
+def test_a_configuration_that_names_a_model_names_others_that_lie_beside_it(capsys, tmp_path):
+    (tmp_path / "data.yaml").write_text("class_path: dmpo_lightning.SudokuDataModule\ninit_args: {blanks: [3, 5]}\n")
+    (tmp_path / "own.yaml").write_text("data: data.yaml\nmodel: {init_args: {model: ~/DIR}}\n")
+    config = printed_config(capsys, *TINY, "--config", str(tmp_path / "own.yaml"))
+    assert config["data"]["init_args"]["blanks"] == [3, 5]
+
+
 def test_null_takes_an_option_of_an_object_back(capsys):
     null = [
         "--model.model.adapter",

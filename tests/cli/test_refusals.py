@@ -21,6 +21,8 @@ FILES = {
     "bad.yaml": "a: [1\nb: }\n",
     "deep.yaml": "[" * 5000,
     "circle.yaml": "a: &a {b: *a}\n",
+    "empty.yaml": "",
+    "list.yaml": "- a\n",
 }
 
 
@@ -37,6 +39,12 @@ FILES = {
         (["fit", *TINY, "--config=bad.yaml"], "'bad.yaml' cannot be read: "),
         (["fit", *TINY, "--config=deep.yaml"], "'deep.yaml' cannot be read: "),
         (["fit", *TINY, "--config=circle.yaml"], "'circle.yaml' cannot be read: "),
+        (["fit", *TINY, "--config=empty.yaml"], "'empty.yaml' cannot be read: it must state options by name"),
+        (["plan", *TINY, "--config=list.yaml"], "'list.yaml' cannot be read: it must state options by name"),
+        (["fit", "--config", "overlays/sdar.yaml"], CONFIGURATION),
+        (["plan", "--config", "overlays/single_80gb.yaml"], "states the class that has prompts_per_buffer: pass"),
+        (["fit", *TINY, "--seed_everything=18446744073709551616"], "less than 2**32, got 18446744073709551616"),
+        (["plan", *TINY, "--seed_everything", "-1"], "`--seed_everything` must be at least 0 and less than 2**32"),
         (["fit", *TINY, "--config=misspelt.yaml"], GROUP),
         (["fit", *TINY, "--model.group_sizes=4"], GROUP),
         (["plan", *TINY, "--trainer.max_step=4"], STEPS),

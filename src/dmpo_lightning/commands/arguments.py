@@ -70,7 +70,9 @@ def resolve_arguments(arguments: Sequence[str]) -> list[str]:
             continue
         home = _at_home(value)
         if option in CONFIG:
-            resolved.append(f"--config={_as_merged(resolve_config(home))}")
+            source = resolve_config(home)
+            merged_text(_text_of(source), source)
+            resolved.append(f"--config={source}")
         elif option in MODEL_OPTIONS and not value.lstrip().startswith("{"):
             resolved.append(f"{option}.model={home}")
         elif value in NULLS and option.startswith(("--model.", "--data.")) and option.count(".") > 1:
@@ -95,36 +97,70 @@ def pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]
             yield argument, None, [argument]
 
 
-def _as_merged(source: str) -> str:
-    """A configuration as it is, or its text with home folders and the model's name as `resolve_arguments` writes them.
+def merged_text(text: str, name: str) -> str:
+    """The text of a configuration with home folders and the model's name as `resolve_arguments` writes them.
+
+    Everything else stays as it is written, because YAML leaves it to its readers what a date or 1e3 is.
 
     Raises:
-        ValueError: it is no YAML.
+        ValueError: it is no YAML, or does not state options by name and each of them once.
     """
     import yaml  # type: ignore[import-untyped]
 
     try:
-        text = Path(source).read_text(encoding="utf-8") if _is_file(source) else source
-        content = yaml.safe_load(text)
-        merged = _at_home(content)
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        _check_options(root, "it")
+        _resolve(root, loader)
+        stated = _stated(root)
+        _check_options(stated.get("trainer", root), "`trainer`")
+        options = _stated(stated.get("model")).get("init_args", stated.get("model"))
+        chosen = _stated(options).get("model")
+        if chosen is not None and chosen.id == "scalar" and not chosen.tag.endswith(":null"):
+            backbone = yaml.compose("model: NAME")
+            backbone.value = [(backbone.value[0][0], chosen)]
+            options.value = [(key, backbone if value is chosen else value) for key, value in options.value]
+        return str(yaml.serialize(root))
     # The reader goes down with the depth of a file.
-    except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         why = " ".join(str(error).split()) or "too deep"
-        raise ValueError(f"The configuration {source[:200]!r} cannot be read: {why}") from error
-    model = merged.get("model") if isinstance(merged, dict) else None
-    options = (model.get("init_args") or model) if isinstance(model, dict) else {}
-    if isinstance(options, dict) and isinstance(options.get("model"), str):
-        options["model"] = {"model": options["model"]}
-    return source if merged == content else json.dumps(merged)
+        raise ValueError(f"The configuration {name[:200]!r} cannot be read: {why}") from error
 
 
-def _at_home(value: Any) -> Any:
-    """A value with the home folder in place of ``~/``, which shells leave alone in files and behind an equals sign."""
-    if isinstance(value, dict):
-        return {name: _at_home(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_at_home(each) for each in value]
-    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
+def _check_options(node: Any, what: str) -> None:
+    if node is None or node.id != "mapping":
+        got = "nothing" if node is None or not node.value else "a list" if node.id == "sequence" else node.value
+        raise ValueError(f"{what} must state options by name, such as `max_steps: 100`, got {got}.")
+
+
+def _stated(node: Any) -> dict[str, Any]:
+    """What is stated in a mapping of a YAML by name, nothing in anything else."""
+    pairs_of = node.value if node is not None and node.id == "mapping" else []
+    return {key.value: value for key, value in pairs_of if key.id == "scalar"}
+
+
+def _resolve(node: Any, loader: Any) -> None:
+    """Writes home folders in the values of a YAML, and merges what it takes over by ``<<``."""
+    if node.id == "scalar":
+        node.value = _at_home(node.value)
+    elif node.id == "sequence":
+        for each in node.value:
+            _resolve(each, loader)
+    else:
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            if (name := str(key.value)) in lines:
+                raise ValueError(f"`{name}` is stated twice, in lines {lines[name]} and {key.start_mark.line + 1}.")
+            lines[name] = key.start_mark.line + 1
+            _resolve(value, loader)
+        loader.flatten_mapping(node)
+        # What is its own comes behind what it has taken over, and wins.
+        node.value = list({str(key.value): (key, value) for key, value in node.value}.values())
+
+
+def _at_home(text: str) -> str:
+    """A text with the home folder in place of ``~/``, which shells leave alone in files and behind an equals sign."""
+    return str(Path(text).expanduser()) if text.startswith("~/") else text
 
 
 def _is_file(source: str) -> bool:
@@ -133,6 +169,14 @@ def _is_file(source: str) -> bool:
         return Path(source).is_file()
     except (OSError, ValueError):
         return False
+
+
+def _text_of(source: str) -> str:
+    """The text of a configuration, which is a file or a text already."""
+    try:
+        return Path(source).read_text(encoding="utf-8") if _is_file(source) else source
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The configuration {source!r} cannot be read: {error}") from error
 
 
 def _null(option: str) -> str:

@@ -24,6 +24,7 @@ from dmpo_lightning.callbacks.guards import Guards
 from dmpo_lightning.callbacks.progress import ProgressLine
 from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.callbacks.samples import LoggingExtras
+from dmpo_lightning.commands.arguments import merged_text
 from dmpo_lightning.commands.last_checkpoint import LAST, check_exists, check_trusted, newest_checkpoint
 from dmpo_lightning.distributed.internals import reserve_folders
 from dmpo_lightning.modules.base import PolicyModule
@@ -54,6 +55,10 @@ class DMPOArgumentParser(LightningArgumentParser):
         # Else `--trainer.max_step` would mean `max_steps`, or another option in the next version of Lightning.
         super().__init__(*args, **{"allow_abbrev": False} | options)
 
+    def parse_string(self, content: str, path: Any = "", *arguments: Any, **options: Any) -> Any:
+        """As the parser reads a configuration, in which it merges a model's name and knows home folders."""
+        return super().parse_string(merged_text(content, str(path) or content), path, *arguments, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         parser = getattr(ex, "subcommand_parser", None) or self
         line = _remedy(message, parser) or " ".join(message.split())
@@ -64,16 +69,21 @@ class DMPOArgumentParser(LightningArgumentParser):
 
 def _remedy(message: str, parser: LightningArgumentParser) -> str:
     """One line on what is missing or misspelt, empty where something else is wrong."""
-    if missing := re.search(r"the following arguments are required: (.+)", message):
+    refused = REFUSED.match(message)
+    # An overlay that stands alone names no class, so that the base class is asked for its options.
+    is_overlay = refused is not None and refused[2] in ("PolicyModule", "LightningDataModule")
+    missing = refused if is_overlay else re.search(r"the following arguments are required: (?P<key>.+)", message)
+    if missing:
+        what = f"{'the class that has ' * is_overlay}{missing['key']}"
         return (
-            f"A configuration is missing, which states {missing[1]}: pass --config NAME_OR_FILE, such as --config "
+            f"A configuration is missing, which states {what}: pass --config NAME_OR_FILE, such as --config "
             "sudoku_tiny.yaml (`dmpo-lightning configs` lists those shipped)."
         )
     if unknown := re.search(r"unrecognized arguments: --(?P<key>[\w.]+)", message):
         options = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
         group = unknown["key"].rpartition(".")[0]
         where, names = "Options there", sorted(name for name in options if name.rpartition(".")[0] == group)
-    elif unknown := REFUSED.match(message):
+    elif unknown := refused:
         # With the arguments that the class passes on to its base classes.
         owner = getattr(import_module(unknown[1]), unknown[2])
         names = ArgumentParser().add_class_arguments(owner, fail_untyped=False)
@@ -167,6 +177,9 @@ class DMPOCLI(LightningCLI):
         """As Lightning does it, without its warning that arguments are passed in, as the entry point always does."""
         assert args is None or isinstance(args, list)
         self.config = parser.parse_args(args)
+        seed = self.config.get(f"{self.config.get('subcommand')}.seed_everything", self.config.get("seed_everything"))
+        if seed is not None and not 0 <= seed < 2**32:
+            raise ValueError(f"`--seed_everything` must be at least 0 and less than 2**32, got {seed}.")
         check_exists(self.config.get(f"{self.config.get('subcommand')}.ckpt_path"))
 
 
