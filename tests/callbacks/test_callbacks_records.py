@@ -2,12 +2,14 @@
 
 import copy
 import json
+import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from dmpo_runs import TOKENIZER, loader, module, trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from dmpo_lightning import RunRecorder
 from dmpo_lightning.modules.observers import RolloutObserver
@@ -134,11 +136,25 @@ def test_a_resumed_run_repeats_no_line_and_loses_none(recorded, tmp_path):
     assert [each["step"] for each in facts["resumed"]] == [10]
 
 
-def test_a_new_run_in_the_same_folder_begins_anew(tmp_path):
-    for _ in range(2):
-        fit(tmp_path, 4, callbacks=[RunRecorder()], val_check_interval=None)
-        assert len(rollouts(tmp_path)) == 8
-        assert len(metrics(tmp_path)) == 1
+def test_a_new_run_in_the_same_folder_leaves_the_record_that_it_finds(tmp_path):
+    """As programs with a Trainer of their own have it, whose runs have no directories."""
+    fit(tmp_path, 4, callbacks=[RunRecorder()], val_check_interval=None)
+    first = {name: (tmp_path / name).read_bytes() for name in ("run.json", "metrics.jsonl")}
+    save = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=4)
+    fit(tmp_path, 4, callbacks=[RunRecorder(), save], val_check_interval=None, enable_checkpointing=True)
+    assert len(rollouts(tmp_path)) == 8
+    assert len(metrics(tmp_path)) == 1
+    assert len(list((tmp_path / "rollouts_part1").iterdir())) == 1
+    for name, content in first.items():
+        stem, suffix = name.split(".")
+        assert (tmp_path / f"{stem}_part1.{suffix}").read_bytes() == content
+    # A checkpoint of another run than the one whose record is found there.
+    for name, content in first.items():
+        (tmp_path / name).write_bytes(content)
+    (checkpoint,) = (tmp_path / "kept").iterdir()
+    fit(tmp_path, 8, callbacks=[RunRecorder()], val_check_interval=None, checkpoint=checkpoint)
+    assert (tmp_path / "metrics_part2.jsonl").read_bytes() == first["metrics.jsonl"]
+    assert [line["step"] for line in metrics(tmp_path)] == [8]
 
 
 def test_the_oldest_rollouts_go_where_there_are_too_many_bytes(tmp_path):
@@ -149,12 +165,14 @@ def test_the_oldest_rollouts_go_where_there_are_too_many_bytes(tmp_path):
         assert sorted({record["buffer"] for record in rollouts(tmp_path / str(most))}) == left
 
 
-def test_rollouts_of_ranks_that_are_no_more_are_removed_too(tmp_path):
+def test_rollouts_that_come_again_are_removed_those_of_ranks_that_are_no_more_too(recorded, tmp_path):
+    shutil.copy(recorded[0] / "run.json", tmp_path)
     (tmp_path / "rollouts").mkdir()
-    for name in ("rank0-000001", "rank3-000000", "rank3-000001", "before"):
+    for name in ("rank0-000003", "rank3-000002", "rank3-000003", "before"):
         (tmp_path / f"rollouts/{name}.jsonl").write_text("")
-    fit(tmp_path, 4, callbacks=[RunRecorder()], val_check_interval=None)
-    assert {path.stem for path in (tmp_path / "rollouts").iterdir()} == {"rank0-000000", "before"}
+    # In the third of four buffers.
+    fit(tmp_path, 12, callbacks=[RunRecorder()], checkpoint=recorded[0] / "kept" / "step=10.ckpt", limit_val_batches=0)
+    assert {path.stem for path in (tmp_path / "rollouts").iterdir()} == {"rank3-000002", "before"}
 
 
 def test_fast_dev_run_writes_nothing(tmp_path):
@@ -162,14 +180,20 @@ def test_fast_dev_run_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+class Obstacles(Callback):
+    """Also root, who may write to any folder, can write to none of these."""
+
+    def on_train_start(self, trainer, pl_module):
+        folder = Path(trainer.default_root_dir)
+        (folder / "rollouts").write_text("a file")
+        (folder / "metrics.jsonl").symlink_to("/dev/full")
+        (folder / "run.json").mkdir()
+
+
 def test_a_run_whose_record_cannot_be_written_goes_on_and_says_so_once(tmp_path):
-    # Also root, who may write to any folder, can write to none of these.
-    (tmp_path / "rollouts").write_text("a file")
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    (tmp_path / "run.json").mkdir()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run = fit(tmp_path, 8, callbacks=[RunRecorder()])
+        run = fit(tmp_path, 8, callbacks=[Obstacles(), RunRecorder()])
     assert run.global_step == 8
     said = [str(each.message) for each in caught if "The run goes on without" in str(each.message)]
     assert sorted(text.split()[5] for text in said) == ["metrics.jsonl", "rollouts", "run.json"]

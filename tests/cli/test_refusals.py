@@ -1,10 +1,8 @@
 """What the command line refuses: one line with what to do about it, and status 2."""
 
 import os
-import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -154,46 +152,3 @@ def test_worker_processes_find_the_modules_of_the_working_directory(tmp_path, mo
         reward.close()
     finally:
         find_local_modules(Path(), ())
-
-
-def test_runs_that_start_at_once_have_a_folder_each(tmp_path):
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.loggers import CSVLogger
-
-    from dmpo_lightning.commands.fit import reserve_folders
-
-    trainers = [
-        Trainer(logger=CSVLogger(tmp_path, name="run"), accelerator="cpu", enable_progress_bar=False) for _ in range(8)
-    ]
-    threads = [threading.Thread(target=reserve_folders, args=[trainer]) for trainer in trainers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    names = {trainer.logger.version for trainer in trainers}
-    assert len(names) == 8
-    assert {each.name for each in (tmp_path / "run").iterdir()} == names
-    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d)?", name) for name in names)
-
-
-def test_loggers_of_one_run_share_its_folder(tmp_path):
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-
-    from dmpo_lightning.commands.fit import reserve_folders
-
-    loggers = [TensorBoardLogger(tmp_path, name="run"), CSVLogger(tmp_path, name="run"), CSVLogger(tmp_path / "else")]
-    reserve_folders(Trainer(logger=loggers, accelerator="cpu"))
-    assert loggers[0].log_dir == loggers[1].log_dir
-    assert len(list((tmp_path / "run").iterdir())) == 1
-
-
-def test_a_version_of_ones_own_is_kept(tmp_path):
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.loggers import CSVLogger
-
-    from dmpo_lightning.commands.fit import reserve_folders
-
-    trainer = Trainer(logger=CSVLogger(tmp_path, name="run", version="mine"), accelerator="cpu")
-    reserve_folders(trainer)
-    assert trainer.logger.version == "mine"

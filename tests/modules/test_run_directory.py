@@ -16,8 +16,7 @@ from lightning.pytorch.loggers.logger import Logger
 
 from dmpo_lightning import BeforeAfterReport, ConfidenceSampler, Preemption
 from dmpo_lightning.commands.last_checkpoint import newest_checkpoint
-from dmpo_lightning.distributed.internals import reserve_folders
-from dmpo_lightning.modules.run_directory import continue_in_place, link_latest, run_directory
+from dmpo_lightning.modules.run_directory import choose_directory, run_directory
 from tiers import slow_unless
 
 
@@ -89,46 +88,16 @@ def test_a_resumed_run_continues_in_its_directory(tmp_path, make):
         save = ModelCheckpoint(save_last=True, every_n_train_steps=2)
         flags = {"max_steps": steps, "callbacks": [save], "enable_checkpointing": True, "log_every_n_steps": 1}
         fit = trainer(tmp_path, logger=make(tmp_path, name="mine"), **flags)
-        if checkpoint is not None:
-            continue_in_place(fit, checkpoint)
+        choose_directory(fit, checkpoint)
         fit.fit(module(), loader(), ckpt_path=checkpoint)
         return run_directory(fit)
 
     first = run(4)
     assert run(8, first / "checkpoints/last.ckpt") == first
-    assert [each.name for each in (tmp_path / "mine").iterdir()] == ["version_0"]
+    assert [each.name for each in (tmp_path / "mine").iterdir()] == [first.name]
     if make is CSVLogger:
         rows = [(first / name).read_text().splitlines()[1:] for name in ("metrics_part1.csv", "metrics.csv")]
         assert [len(each) for each in rows] == [4, 4]
-
-
-def test_latest_leads_to_the_run_that_trained_last_and_takes_nothings_place(tmp_path):
-    def run(version=None, folder=tmp_path):
-        made = trainer(folder, logger=TensorBoardLogger(folder, name="mine", version=version))
-        reserve_folders(made)
-        link_latest(made)
-        return run_directory(made)
-
-    link = tmp_path / "mine" / "latest"
-    first = run()
-    assert (link.is_symlink(), link.resolve(), link.readlink().name) == (True, first.resolve(), str(link.readlink()))
-    assert run() != first
-    assert link.resolve() != first.resolve()
-    run(version=3)
-    assert str(link.readlink()) == "version_3"
-    (tmp_path / "other/mine/latest").mkdir(parents=True)
-    run(folder=tmp_path / "other")
-    assert not (tmp_path / "other/mine/latest").is_symlink()
-    assert not list(tmp_path.rglob(".latest*"))
-
-
-def test_a_version_of_ones_own_and_a_checkpoint_from_elsewhere_change_nothing(tmp_path):
-    own = trainer(tmp_path, logger=TensorBoardLogger(tmp_path, name="mine", version=7))
-    continue_in_place(own, tmp_path / "mine/version_0/checkpoints/last.ckpt")
-    assert own.logger.version == 7
-    other = trainer(tmp_path, logger=TensorBoardLogger(tmp_path, name="mine"))
-    continue_in_place(other, tmp_path / "other/version_3/checkpoints/last.ckpt")
-    assert other.logger.version == 0
 
 
 class Told(Callback):

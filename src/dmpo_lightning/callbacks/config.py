@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from dmpo_lightning.modules.options import differences, differences_text
 from dmpo_lightning.modules.run_directory import run_directory
+from dmpo_lightning.reports.lines import set_aside
 
 KEY = "cli_config"
 
@@ -41,8 +42,11 @@ class ConfigInCheckpoint(SaveConfigCallback):
         directory = run_directory(trainer)
         if trainer.is_global_zero:
             directory.mkdir(parents=True, exist_ok=True)
-            path = str(directory / self.config_filename)
-            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=self.multifile)
+            path = directory / self.config_filename
+            # Of an earlier part of this run, which was configured otherwise. An empty file keeps the place of a run.
+            if path.is_file() and path.read_text() not in ("", self.parser.dump(self.config, skip_none=False)):
+                set_aside(path)
+            self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=self.multifile)
         self.already_saved = True
 
     @cached_property

@@ -5,8 +5,10 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -18,8 +20,8 @@ from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.observers import RolloutObserver
 from dmpo_lightning.modules.run_directory import run_directory
-from dmpo_lightning.reports.lines import append, encoded, finite, keep_lines, read_file, replace
-from dmpo_lightning.reports.record import METRICS, ROLLOUTS, RUN
+from dmpo_lightning.reports.lines import append, encoded, finite, keep_lines, read_file, replace, set_aside
+from dmpo_lightning.reports.record import METRICS, ROLLOUTS, RUN, SUMMARY
 from dmpo_lightning.rollout import RolloutBuffer, check_counts
 from dmpo_lightning.terminal import escaped
 
@@ -60,8 +62,12 @@ class RunRecorder(RolloutObserver):
         resumed within the buffer does not log again.
         """
         self._losses: list[Tensor] = []
-        self._lines, self._seconds = 0, 0.0
-        """How many lines of metrics there are, and how long the run has taken, until now or until it was resumed."""
+        self._lines: int | None = 0
+        """How many lines of metrics there are. None are all that are found, of which an older checkpoint knows not."""
+        self._seconds = 0.0
+        """How long the run has taken, until now or until it was resumed."""
+        self._run: str | None = None
+        """By which a record and a checkpoint are known to be of one run."""
         self._started: float | None = None
         self._lost: set[str] = set()
 
@@ -71,13 +77,27 @@ class RunRecorder(RolloutObserver):
             self._forget()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"open": self._open, "lines": self._lines, "seconds": self._seconds_by_now()}
+        return {"open": self._open, "lines": self._lines, "seconds": self._seconds_by_now(), "run": self._run}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seconds = state_dict["seconds"]
-        # An older checkpoint counts no lines, so that all that there are stay, and describes its buffer otherwise.
-        is_older = "lines" not in state_dict
-        self._open, self._lines = (None, 1 << 32) if is_older else (state_dict["open"], state_dict["lines"])
+        self._seconds, self._lines = state_dict["seconds"], state_dict.get("lines")
+        # A checkpoint that counts no lines describes its buffer otherwise.
+        self._open = None if self._lines is None else state_dict["open"]
+        self._run = state_dict.get("run")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Before anything of this run is written there. Some strategies read the state of a resumed run later.
+        if trainer.ckpt_path is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._make_way(trainer, run_directory(trainer))
+
+    def _make_way(self, trainer: Trainer, directory: Path) -> None:
+        """The record of another run that is found in the directory gets another name."""
+        found = read_file(directory / RUN).get("run")
+        if trainer.ckpt_path is None or self._run not in (None, found):
+            for name in (RUN, METRICS, ROLLOUTS, SUMMARY) if trainer.is_global_zero else ():
+                self._try(name, partial(set_aside, directory / name))
+            found = None
+        self._run = found or uuid4().hex
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start(trainer, pl_module)
@@ -91,6 +111,10 @@ class RunRecorder(RolloutObserver):
             return
         # On all ranks, because it is a broadcast.
         directory = self._directory = run_directory(trainer)
+        if trainer.ckpt_path is not None:
+            self._make_way(trainer, directory)
+        # No rank writes before the directory is free.
+        trainer.strategy.barrier()
         self._started = time.perf_counter() - self._seconds
         collected = getattr(module, "buffers_collected", 0)
         if self._open is not None and self._open["buffer"] >= collected:
@@ -98,8 +122,11 @@ class RunRecorder(RolloutObserver):
             self._open = None
         self._try(ROLLOUTS, lambda: self._remove_rollouts(trainer, directory / ROLLOUTS, collected))
         if trainer.is_global_zero:
-            self._try(METRICS, lambda: keep_lines(directory / METRICS, self._lines))
+            self._try(METRICS, lambda: self._keep_lines(directory / METRICS))
             self._try(RUN, lambda: self._write_facts(trainer, module, directory))
+
+    def _keep_lines(self, path: Path) -> None:
+        self._lines = keep_lines(path, self._lines)
 
     def _remove_rollouts(self, trainer: Trainer, folder: Path, collected: int) -> None:
         """Those of buffers that come again, of this rank, and on rank 0 of ranks that there are no more."""
@@ -117,7 +144,7 @@ class RunRecorder(RolloutObserver):
             earlier = read_file(directory / RUN)
             resumed = [*earlier.get("resumed", []), {"at": now, "step": trainer.global_step}]
             times = {"started": earlier.get("started", now), "resumed": resumed}
-        content = finite({"format": FORMAT, **times, **run_facts(trainer, module)})
+        content = finite({"format": FORMAT, "run": self._run, **times, **run_facts(trainer, module)})
         replace(directory / RUN, json.dumps(content, indent=2).encode("ascii") + b"\n")
 
     def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
@@ -187,7 +214,7 @@ class RunRecorder(RolloutObserver):
         directory = self._directory
         if directory is None or not trainer.is_global_zero:
             return
-        self._lines += 1
+        self._lines = (self._lines or 0) + 1
         rollouts, seconds = getattr(module, "rollouts_seen", 0), round(self._seconds_by_now(), 3)
         progress = {"step": trainer.global_step, "rollouts": rollouts, "seconds": seconds}
         self._try(METRICS, lambda: append(directory / METRICS, encoded(finite({**progress, **line}))))

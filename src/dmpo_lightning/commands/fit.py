@@ -26,9 +26,8 @@ from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.callbacks.samples import LoggingExtras
 from dmpo_lightning.commands.arguments import merged_text
 from dmpo_lightning.commands.last_checkpoint import LAST, check_exists, check_trusted, newest_checkpoint
-from dmpo_lightning.distributed.internals import reserve_folders
 from dmpo_lightning.modules.base import PolicyModule
-from dmpo_lightning.modules.run_directory import continue_in_place, link_latest
+from dmpo_lightning.modules.run_directory import choose_directory, link_latest
 from dmpo_lightning.terminal import escaped
 
 ADDED: tuple[type[Callback], ...] = (LoggingExtras, RunRecorder, EvaluationReport, Guards)
@@ -44,6 +43,8 @@ KNOWN = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*does not have many workers.*",
     r".*Checkpoint directory .* exists and is not empty.*",
+    # They are kept (`continue_log`).
+    r".*Experiment logs directory .* exists and is not empty.*",
 )
 """Warnings that Lightning gives in a run without fault, and that nobody can do anything about."""
 
@@ -160,17 +161,14 @@ class DMPOCLI(LightningCLI):
     def before_validate(self) -> None:
         """Chooses the checkpoint, and then a directory."""
         self._choose_checkpoint()
-        reserve_folders(self.trainer)
+        choose_directory(self.trainer)
 
     before_test = before_predict = before_validate
 
     def before_fit(self) -> None:
-        """A resumed run continues in the directory of its checkpoint, any other has a new one of its own."""
+        """Chooses the checkpoint, and then a directory: a run that goes on has that of the checkpoint's run."""
         self._choose_checkpoint()
-        checkpoint = self.config_init[self.subcommand].get("ckpt_path")
-        if checkpoint is not None:
-            continue_in_place(self.trainer, checkpoint)
-        reserve_folders(self.trainer)
+        choose_directory(self.trainer, self.config_init[self.subcommand].get("ckpt_path"))
         link_latest(self.trainer)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

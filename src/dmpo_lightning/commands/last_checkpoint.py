@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from dmpo_lightning.checkpoints.reading import newest_readable, why_unfit, why_unsafe
 from dmpo_lightning.checkpoints.writing import remove_partial
+from dmpo_lightning.modules.run_directory import own_directories
 
 LAST = "last"
 
@@ -64,13 +65,12 @@ def newest_checkpoint(trainer: Trainer, module: LightningModule, *, continues: b
 
 
 def _newest_checkpoint(trainer: Trainer, module: LightningModule, *, continues: bool) -> str | None:
-    logger = trainer.logger
-    root = Path((logger and logger.save_dir) or trainer.default_root_dir)
-    # Where Lightning's `ModelCheckpoint` writes, which is below a version if there is a logger. Only there: next to
-    # the versions there may be runs of other names.
-    runs, pattern = (root, "checkpoints") if logger is None else (root / str(logger.name or ""), "*/checkpoints")
-    # The link `latest` leads to one of the others.
-    folders = sorted(each for each in runs.glob(pattern) if logger is None or not each.parent.is_symlink())
+    # Where Lightning's `ModelCheckpoint` writes. Next to the runs there may be those of other names.
+    directories, place = own_directories(trainer)
+    if trainer.logger is None:
+        # There own programs write, whose runs have no directories.
+        directories.append(Path(trainer.default_root_dir))
+    folders = [each / "checkpoints" for each in directories]
     # A `ModelCheckpoint` may write anywhere.
     callbacks = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
     own = [Path(callback.dirpath) for callback in callbacks if callback.dirpath]
@@ -78,6 +78,6 @@ def _newest_checkpoint(trainer: Trainer, module: LightningModule, *, continues: 
         remove_partial(*folders, *own)
     keys: Sequence[str] = getattr(module, "checkpoint_keys", ())
     newest = newest_readable(*folders, *own, why_unusable=lambda path: why_unfit(path, keys=keys, continues=continues))
-    where = " and ".join(map(str, [runs / pattern, *own]))
+    where = " and ".join(map(str, [place / "checkpoints", *own]))
     rank_zero_info(f"No checkpoint in {where}: starts afresh." if newest is None else f"Continues from {newest}.")
     return None if newest is None else str(newest.absolute())

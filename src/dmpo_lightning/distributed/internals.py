@@ -4,8 +4,8 @@ Everything private that is touched stands here, so that a new version of Lightni
 of `DMPO` with a Trainer and of `Preemption` name the behaviour that is relied upon.
 """
 
-import itertools
-import time
+import csv
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,10 +14,13 @@ from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed import distributed_c10d
+
+from dmpo_lightning.reports.lines import replace, set_aside
 
 Kind = TypeVar("Kind")
 
@@ -128,51 +131,6 @@ def set_timeout_of_all_groups(strategy: Any) -> None:
             distributed_c10d._set_pg_timeout(timeout, group)
 
 
-def reserve_folders(trainer: Trainer) -> None:
-    """Makes the run's folder at the moment it is named, by date and time, such as ``2026-11-26_21-55-03``.
-
-    Lightning numbers its folders: it looks for the next number first and makes the folder later, so that two runs that
-    start at once share one, and write into each other's files. Of two that start in the same second the later one has
-    a number behind its time. A logger that was given a version keeps it.
-
-    Raises:
-        ValueError: the folder cannot be made, so that a run ends before it computes what it could not keep.
-    """
-    # Other ranks are told by rank 0.
-    if not trainer.is_global_zero:
-        return
-    now, made = time.strftime("%Y-%m-%d_%H-%M-%S"), set[Path]()
-    for logger in trainer.loggers:
-        names = (f"{now}_{number}" if number > 1 else now for number in itertools.count(1))
-        while isinstance(logger, CSVLogger | TensorBoardLogger) and logger._version is None:
-            logger._version = next(names)
-            folder = Path(logger.log_dir)
-            # Loggers of one run share a folder if they write to the same place.
-            if folder in made:
-                continue
-            if _make_folder(folder):
-                made.add(folder)
-            else:
-                logger._version = None
-
-
-def _make_folder(folder: Path) -> bool:
-    """Whether a folder was made, rather than being there already."""
-    try:
-        # By itself, because a link that leads nowhere also "exists", and no other name would help.
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-    except OSError as error:
-        if isinstance(error, FileExistsError) and folder.parent.is_dir():
-            return False
-        raise ValueError(
-            f"The run directory {folder} cannot be made: {error.filename or folder}: {error.strerror}. Checkpoints and "
-            "logs would go there; name a folder that can be written by --trainer.logger.save_dir, or by "
-            "--trainer.default_root_dir where no logger is configured."
-        ) from error
-    return True
-
-
 def averaged_module(callback: Any) -> Any:
     """The copy of the module in which one of Lightning's callbacks averages weights, or None before there is one."""
     average = callback._average_model
@@ -180,32 +138,67 @@ def averaged_module(callback: Any) -> Any:
     return getattr(average, "module", average)
 
 
-def continue_logger(logger: Any, run: Path) -> bool:
-    """Has a logger that was given no version go on in the directory of an earlier run. Returns whether it does.
+class NoLog(DummyLogger):
+    """Keeps no log. In a run without a logger it says where the run lives, as a logger of files does."""
+
+    name = property(lambda self: "lightning_logs")
+    save_dir = property(lambda self: self._root)
+    version = property(lambda self: self._version)
+
+    def __init__(self, root: str) -> None:
+        super().__init__()
+        self._root, self._version = root, None
+
+
+FILE_LOGGERS = (TensorBoardLogger, CSVLogger, NoLog)
+
+
+def given_version(logger: Any) -> str | None:
+    """The name of the run's directory that a logger was given or has begun, None where it has none yet."""
+    # By name, because W&B may not be installed.
+    is_wandb = type(logger).__name__ == "WandbLogger"
+    version = logger._version if isinstance(logger, FILE_LOGGERS) else logger._id if is_wandb else None
+    return f"version_{version}" if isinstance(version, int) else version
+
+
+def name_version(logger: Any, name: str) -> None:
+    """Has a logger write to the run's directory of that name.
 
     Loggers take versions and ids at construction only, before it is known which checkpoint a run continues from. Called
     before the logger has begun its run.
     """
-    number = run.name.removeprefix("version_")
-    version: int | str = int(number) if number.isdecimal() and number != run.name else run.name
-    if isinstance(logger, TensorBoardLogger | CSVLogger):
-        if logger._version is not None:
-            return False
-        logger._version = version
-        if isinstance(logger, CSVLogger):
-            _keep_metrics(run)
-        return True
-    # By name, because W&B may not be installed.
-    if type(logger).__name__ != "WandbLogger" or logger._id is not None:
-        return False
-    logger._id = logger._wandb_init["id"] = run.name
-    return True
+    if isinstance(logger, FILE_LOGGERS):
+        number = name.removeprefix("version_")
+        logger._version = int(number) if number.isdecimal() and number != name else name
+    elif type(logger).__name__ == "WandbLogger":
+        logger._id = logger._wandb_init["id"] = name
 
 
 @rank_zero_only
-def _keep_metrics(run: Path) -> None:
-    """Lightning's logger of CSV files deletes those that it finds."""
-    metrics = run / "metrics.csv"
-    if metrics.is_file():
-        earlier = len(list(run.glob("metrics_part*.csv")))
-        metrics.rename(run / f"metrics_part{earlier + 1}.csv")
+def continue_log(logger: Any, step: int | None) -> None:
+    """Has a logger that has written to its directory before go on from a step, as if it had not gone beyond it.
+
+    Lightning's logger of CSV files deletes those that it finds; they get other names. TensorBoard hides what it is told
+    that comes again, and shows the hyper-parameters that the run began with.
+    """
+    if isinstance(logger, TensorBoardLogger):
+        logger._default_hp_metric = False
+        if step is not None:
+            logger._kwargs.setdefault("purge_step", step)
+    elif isinstance(logger, CSVLogger):
+        folder = Path(logger.log_dir)
+        for path in folder.glob("metrics*.csv"):
+            _keep_rows(path, step)
+        set_aside(folder / "metrics.csv")
+
+
+def _keep_rows(path: Path, step: int | None) -> None:
+    """Leaves the rows of steps that do not come again, and none that was cut off."""
+    with path.open(newline="", encoding="utf-8") as file:
+        head, *rows = list(csv.reader(file)) or [[]]
+    if step is None or "step" not in head:
+        return
+    place, text = head.index("step"), io.StringIO(newline="")
+    kept = [row for row in rows if len(row) == len(head) and row[place].isdecimal() and int(row[place]) < step]
+    csv.writer(text).writerows([head, *kept])
+    replace(path, text.getvalue().encode())

@@ -1,18 +1,33 @@
-"""Where a run writes its files, which no other run does."""
+"""Where a run lives: one directory, which holds all of its files and those of no other run."""
 
 import contextlib
+import glob
 import os
+import time
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info
 
-from dmpo_lightning.distributed.internals import continue_logger
+from dmpo_lightning.checkpoints.reading import facts_beside_weights
+from dmpo_lightning.distributed.internals import (
+    FILE_LOGGERS,
+    NoLog,
+    continue_log,
+    given_version,
+    name_version,
+)
+from dmpo_lightning.reports.lines import read_file
+from dmpo_lightning.reports.record import COMPLETIONS, KNOWN, RUN
 
 LATEST = "latest"
 """The link beside the directories of runs that leads to that of the run that trained last."""
+CONFIG = "config.yaml"
+TRACES = (CONFIG, "hparams.yaml", "metrics.csv", "events.out.tfevents.*", "checkpoints", COMPLETIONS, *KNOWN)
+"""By any of these a directory is that of a run, into which no other one writes."""
 
 
 def run_directory(trainer: Trainer) -> Path:
@@ -25,27 +40,124 @@ def run_directory(trainer: Trainer) -> Path:
     logger: Any = trainer.logger
     own = Path(trainer.default_root_dir)
     if logger is not None:
-        own = Path(logger.save_dir or own) / str(logger.name) / _version(logger)
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        own = _runs(trainer, logger) / version
     # The other ranks may not know what their logger's service has called the run.
     return Path(trainer.strategy.broadcast(str(own)))
 
 
-def _version(logger: Any) -> str:
-    return logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+def _runs(trainer: Trainer, logger: Any) -> Path:
+    """In which the runs of a logger's name lie beside each other."""
+    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name)
 
 
-def continue_in_place(trainer: Trainer, checkpoint: str | Path) -> None:
-    """A resumed run goes on in the directory of the run that wrote the checkpoint, under the same id.
+def own_directories(trainer: Trainer) -> tuple[list[Path], Path]:
+    """The directories of earlier runs that this one may be a part of, and in words where they are.
 
-    It does so where the checkpoint lies in a directory of this logger's runs, and the logger was given no version.
+    They are all of its logger's name, or those of the version that the logger was given, which is another run's than
+    that of any other version: the directory itself, and those with a number behind it. The version that Lightning takes
+    from a job of SLURM is nobody's choice.
     """
-    logger: Any = trainer.logger
-    if logger is None:
+    logger: Any = trainer.logger or NoLog(trainer.default_root_dir)
+    runs, given = _runs(trainer, logger), given_version(logger)
+    if given in (None, f"version_{SLURMEnvironment.job_id()}"):
+        where, found = runs / "*", [*runs.glob("*")]
+    elif given:
+        where = runs / given
+        numbered = where.parent.glob(f"{glob.escape(where.name)}_*")
+        found = [where, *(each for each in numbered if each.name[len(where.name) + 1 :].isdecimal())]
+    else:
+        where, found = runs, [runs, *runs.glob("*")]
+    # The link `latest` leads to one of the others.
+    return sorted(each for each in found if each.is_dir() and not each.is_symlink()), where
+
+
+def choose_directory(trainer: Trainer, checkpoint: str | Path | None = None) -> None:
+    """Says to the loggers where this run lives, before they begin. A run of the command line calls it once.
+
+    A run that continues a checkpoint of its own lives where the run lived that wrote it. Any other one has a directory
+    in which there is no run, named by date and time, such as ``2026-11-26_21-55-03``, or by the version that its logger
+    was given. Where there is a run already, a number comes behind the name.
+
+    Args:
+        trainer: whose loggers have written nothing yet.
+        checkpoint: that the run continues, None for one that begins.
+
+    Raises:
+        ValueError: the directory cannot be made, so that a run ends before it computes what it could not keep.
+    """
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
-    runs = Path(logger.save_dir or trainer.default_root_dir) / str(logger.name or "")
-    run = next((each for each in Path(checkpoint).resolve().parents if each.parent == runs.resolve()), None)
-    if run is not None and continue_logger(logger, run):
-        rank_zero_info(f"Continues in {run}.")
+    trainer.loggers = trainer.loggers or [NoLog(trainer.default_root_dir)]
+    facts = (facts_beside_weights(Path(checkpoint)) or {}) if checkpoint is not None else {}
+    run = None if checkpoint is None else _directory_of(checkpoint, facts, own_directories(trainer)[0])
+    if run is None:
+        # Other ranks are told by rank 0.
+        if trainer.is_global_zero:
+            _begin(trainer)
+        return
+    runs = _runs(trainer, trainer.logger)
+    step = facts.get("global_step")
+    for logger in trainer.loggers:
+        if _runs(trainer, logger) == runs or given_version(logger) is None:
+            name_version(logger, "" if run == runs else str(run.relative_to(runs)))
+        continue_log(logger, step if isinstance(step, int) else None)
+    rank_zero_info(f"Continues in {run}.")
+
+
+def _directory_of(checkpoint: str | Path, facts: Any, directories: list[Path]) -> Path | None:
+    """That of the run which wrote a checkpoint: it lies there, or the record there is the one it was written beside."""
+    folders = Path(checkpoint).resolve().parents
+    for each in directories:
+        if (each / "checkpoints").resolve() in folders:
+            return each
+    for key in ("callbacks", "RunRecorder", "run"):
+        facts = facts.get(key) if isinstance(facts, dict) else None
+    return next((each for each in directories if facts and read_file(each / RUN).get("run") == facts), None)
+
+
+def _begin(trainer: Trainer) -> None:
+    """Takes a directory for each logger of files. Those of a run that write to the same place share one."""
+    now, taken = time.strftime("%Y-%m-%d_%H-%M-%S"), set[Path]()
+    for logger in (each for each in trainer.loggers if isinstance(each, FILE_LOGGERS)):
+        runs, given = _runs(trainer, logger), given_version(logger)
+        # A logger may write to one folder, without name and version: the runs behind its first have folders in there.
+        first, behind = now if given is None else given, given or now
+        names = chain(dict.fromkeys((first, behind)), (f"{behind}_{number}" for number in count(2)))
+        name = next(each for each in names if runs / each in taken or _take(runs / each, anew=given is None))
+        taken.add(runs / name)
+        name_version(logger, name)
+        if name != first and given is not None:
+            rank_zero_info(
+                f"{runs / given} holds a run already, which stays as it is. This one lives in {runs / name}."
+            )
+
+
+def _take(folder: Path, *, anew: bool) -> bool:
+    """Whether a folder is this run's from now on, rather than another's. Of two runs at the same moment one gets it.
+
+    Args:
+        folder: of a run.
+        anew: whether it must not be there yet. Else it may be, but must hold no run.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # By itself, because a link that leads nowhere also "exists", and no other name would help.
+        folder.mkdir(exist_ok=not anew)
+        if anew:
+            return True
+        if any(next(folder.glob(trace), None) for trace in TRACES):
+            return False
+        (folder / CONFIG).touch(exist_ok=False)
+    except OSError as error:
+        if isinstance(error, FileExistsError) and folder.parent.is_dir() and (anew or folder.is_dir()):
+            return False
+        raise ValueError(
+            f"The run directory {folder} cannot be made: {error.filename or folder}: {error.strerror}. Checkpoints and "
+            "logs would go there; name a folder that can be written by --trainer.logger.save_dir, or by "
+            "--trainer.default_root_dir where no logger is configured."
+        ) from error
+    return True
 
 
 def link_latest(trainer: Trainer) -> None:
@@ -55,10 +167,9 @@ def link_latest(trainer: Trainer) -> None:
     anything of that name that is none, are left alone.
     """
     logger: Any = trainer.logger
-    if not trainer.is_global_zero or not isinstance(logger, TensorBoardLogger | CSVLogger):
+    if not trainer.is_global_zero or not isinstance(logger, FILE_LOGGERS) or not (run := given_version(logger)):
         return
-    run = _version(logger)
-    link = Path(logger.root_dir) / LATEST
+    link = _runs(trainer, logger) / LATEST
     partial = link.with_name(f".{LATEST}.{os.getpid()}")
     if link.exists() and not link.is_symlink():
         return

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,24 @@ def replace(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def keep_lines(path: Path, count: int) -> None:
-    """Leaves the first records in a file.
+def set_aside(path: Path) -> None:
+    """Gives what is there another name, such as ``metrics_part1.csv``, so that nothing is overwritten.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    if path.exists():
+        names = (path.with_name(f"{path.stem}_part{number}{path.suffix}") for number in count(1))
+        path.rename(next(each for each in names if not each.exists()))
+
+
+def keep_lines(path: Path, most: int | None) -> int:
+    """Leaves the first records in a file, all of them for None, and returns how many there are then.
 
     Raises:
         OSError: the file cannot be changed.
     """
+    kept = [encoded(record) for record in islice(read_lines(path), most)]
     if path.is_file():
-        replace(path, b"".join(map(encoded, islice(read_lines(path), count))))
+        replace(path, b"".join(kept))
+    return len(kept)
