@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmpo_lightning.models.llada import LLaDAForMaskedDiffusion
-from dmpo_lightning.models.loading import load_model
+from dmpo_lightning.models.loading import load_model, load_tokenizer
 from helpers import tiny_model
 from published import LLADA
+from small_models import tiny_bert
 
 SMALL_LLADA = LLADA | {
     "d_model": 32,
@@ -152,10 +153,125 @@ def test_a_folder_without_anything_says_that_it_has_no_configuration(tmp_path):
     assert "config.json" in message
 
 
-def test_a_damaged_index_is_named(folder):
-    file = folder / "model.safetensors.index.json"
-    file.write_text(file.read_text()[:50])
-    assert str(file) in error(folder)
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"weight_map": {',
+        "[]",
+        '"model.safetensors"',
+        "[" * 100_000,
+        "{}",
+        '{"weight_map": []}',
+        '{"weight_map": {}}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": ["model-00001-of-00006.safetensors"]}}',
+        '{"weight_map": {"a": "../model-00001-of-00006.safetensors"}}',
+        '{"weight_map": {"a": "/etc/model.safetensors"}}',
+        '{"weight_map": {"a": "pytorch_model.bin"}}',
+    ],
+)
+@pytest.mark.parametrize("build", [tiny_model, tiny_bert], ids=["native", "of transformers"])
+def test_a_damaged_index_is_named(tmp_path, text, build):
+    build().save_pretrained(tmp_path, max_shard_size="10KB")
+    file = tmp_path / "model.safetensors.index.json"
+    file.write_text(text)
+    assert f"{str(file)!r} is damaged" in error(tmp_path)
+
+
+@pytest.mark.parametrize("build", [tiny_model, tiny_bert], ids=["native", "of transformers"])
+def test_a_single_file_beside_shards_is_another_model(tmp_path, build):
+    """Transformers loads the single file, and others the shards."""
+    build().save_pretrained(tmp_path, max_shard_size="10KB")
+    build().save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    message = error(tmp_path)
+    assert "holds two models: model.safetensors, and an index" in message
+    assert "Remove the one that is not wanted" in message
+
+
+def test_an_index_may_name_the_single_file(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    names = dict.fromkeys(model.state_dict(), "model.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert torch.equal(load_model(str(tmp_path)).get_output_embeddings().weight, model.get_output_embeddings().weight)
+
+
+def test_a_tensor_in_two_shards_is_named(folder):
+    name = "model.transformer.ln_f.weight"
+    file = next(file for file in sorted(folder.glob("*.safetensors")) if file != shard_of(folder, name))
+    save_file(load_file(file) | {name: torch.ones(4096)}, file)
+    assert f"tensor {name!r} is in " in error(folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
+@pytest.mark.parametrize("shards", [None, "10KB"])
+def test_a_folder_with_a_model_and_an_adapter_is_neither(tmp_path, name, shards):
+    tiny_model().save_pretrained(tmp_path, max_shard_size=shards or "1GB")
+    (tmp_path / name).write_text("{}")
+    assert f"and an adapter ({name}), of which one alone would be loaded" in error(tmp_path)
+
+
+def test_weights_in_another_format_beside_the_verified_ones_are_left_alone(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    save_file({"x": torch.ones(1)}, tmp_path / "model.fp16.safetensors")
+    assert torch.equal(load_model(str(tmp_path)).get_output_embeddings().weight, model.get_output_embeddings().weight)
+
+
+def test_a_model_of_transformers_that_lacks_a_tensor_is_not_completed_at_random(tmp_path):
+    tiny_bert().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if "layer.1" not in k}, file, metadata={"format": "pt"})
+    assert re.search(r"lack the tensor 'bert\.encoder\.layer\.1\.\S+' and \d+ more", error(tmp_path))
+    file.write_bytes(file.read_bytes()[:-5])
+    assert f"Cannot load the weights in {str(tmp_path)!r}" in error(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", "[" * 100_000, '{"a":' * 100_000, "\xff", '{"model_type": "llada"'])
+def test_a_damaged_configuration_is_named(tmp_path, text):
+    file = tmp_path / "config.json"
+    file.write_bytes(text.encode("latin1"))
+    for options in ({}, {"random_weights": True}):
+        message = error(tmp_path, **options)
+        assert f"{str(file)!r} is damaged" in message
+        assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"model_type": ["llada"]},
+        {"model_type": {}},
+        {"d_model": "wide"},
+        {"n_heads": [4]},
+        {"rope_theta": "big"},
+        {"layer_types": 3},
+        {"rope_scaling": "linear"},
+        {"n_layers": 2.5},
+        {"n_layers": 0},
+        {"rms_norm_eps": -1e-6},
+        {"rms_norm_eps": "1e-6"},
+        {"attribute_map": 3},
+        {"dtype": "float99"},
+        {"id2label": 3},
+    ],
+)
+def test_a_configuration_of_wrong_kinds_is_a_sentence(tmp_path, stated):
+    tiny_model().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | stated))
+    assert len(error(tmp_path)) < 500
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_checkpoint_of_a_run_is_no_model(tmp_path, kind, load):
+    (tmp_path / "last.ckpt").write_bytes(b"")
+    source = tmp_path / "last.ckpt" if kind == "file" else tmp_path
+    with pytest.raises(ValueError, match=r"dmpo-lightning export` first, or pass(ed| it) as --ckpt_path"):
+        load(str(source))
 
 
 def test_an_unknown_id_offline_names_the_remedy_and_what_needs_none():

@@ -1,6 +1,7 @@
 """What holds for every native family: published names, sizes and configurations, exact files, layers, positions."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,7 +96,6 @@ PUBLISHED = {
             ({}, 399, 8_190_735_360),
         ],
         others=(*LLAMA_NORMS, "self_attn.q_norm", "self_attn.k_norm"),
-        unstated={"block_size": 4, "mask_token_id": 151669},
     ),
 }
 family = pytest.mark.parametrize("family", PUBLISHED.values(), ids=PUBLISHED.keys())
@@ -142,6 +142,67 @@ def test_a_folder_in_shards_with_the_published_configuration_loads_exactly_witho
         assert torch.equal(loaded.state_dict()[name], value), name
 
 
+@family
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"attn_implementation": "flex_attention", "micro_forward": True, "use_deepep": True, "ep_size": 8},
+        {"attn_implementation": "flash_attention_2", "fuse_cross_entropy": False, "flash_attention": True},
+        {"_attn_implementation": "eager", "attn_impl": "simple", "output_attentions": True, "debug": True},
+        {"attn_implementation": {"": "flash_attention_3"}, "experts_implementation": "grouped_mm"},
+        {"attn_implementation": "no/such-kernel", "gradient_checkpointing": True, "skip_checkpoint": True},
+    ],
+)
+@pytest.mark.parametrize("load", [AutoModelForMaskedLM.from_pretrained, load_model])
+def test_how_attention_is_computed_is_not_said_by_the_file(family, stated, load, tmp_path):
+    model = family.tiny()
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(saved | stated))
+    loaded, ids = load(str(tmp_path)), random_ids(2, 9)
+    assert loaded.config._attn_implementation == "sdpa"
+    assert not loaded.is_gradient_checkpointing
+    assert torch.equal(loaded(ids).logits, model.eval()(ids).logits)
+
+
+@family
+@pytest.mark.parametrize("load", [AutoModelForMaskedLM.from_pretrained, load_model])
+@pytest.mark.parametrize("name", ["num_attention_heads", "rope_theta", "rms_norm_eps"])
+def test_what_no_tensor_shows_must_be_in_the_folder(family, load, name, tmp_path):
+    """The published classes have other defaults for it than the published models."""
+    family.tiny().save_pretrained(tmp_path)
+    name = family.model.config_class.attribute_map.get(name, name)
+    for stated in ({}, {name: None}):
+        config = {key: value for key, value in (family.config | family.small).items() if key != name} | stated
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=rf"config\.json of \w+ must state {name}, which its tensors do not show"):
+            load(str(tmp_path))
+
+
+@family
+@pytest.mark.parametrize("name", ["num_key_value_heads", "head_dim", "intermediate_size", "tie_word_embeddings"])
+def test_what_tensors_show_may_be_left_out_and_is_never_taken_for_something_else(family, name, tmp_path):
+    model = family.tiny()
+    model.save_pretrained(tmp_path)
+    name = family.model.config_class.attribute_map.get(name, name)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({key: value for key, value in saved.items() if key != name}))
+    ids = random_ids(2, 9)
+    try:
+        loaded = load_model(str(tmp_path))
+    except ValueError as error:
+        assert re.search(f"must have shape|`{name}` and divide", str(error))  # noqa: PT017
+    else:
+        assert torch.equal(loaded(ids).logits, model.eval()(ids).logits)
+
+
+def test_a_published_copy_without_block_size_and_mask_has_those_of_the_family(tmp_path):
+    config = {name: value for name, value in SDAR.items() if name not in ("block_size", "mask_token_id")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert (loaded.block_size, loaded.mask_token_id) == (4, 151669)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_head_is_tied_where_the_configuration_says_so(tmp_path, tied):
     model = tiny_sdar(tie_word_embeddings=tied)
@@ -176,7 +237,15 @@ def test_lora_adapts_the_seven_linears_of_each_layer(family):
 
 
 @family
-@pytest.mark.parametrize("change", [{"num_attention_heads": 5}, {"use_sliding_window": True}, {"use_mrope": True}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_attention_heads": 5},
+        {"use_sliding_window": True},
+        {"use_mrope": True},
+        {"quantization_config": {"quant_method": "gptq"}},
+    ],
+)
 def test_what_is_not_built_is_an_error_that_names_it(family, change):
     (name,) = change
     expected = family.model.config_class.attribute_map.get(name, name)
@@ -184,3 +253,5 @@ def test_what_is_not_built_is_an_error_that_names_it(family, change):
         family.model.config_class(**change)
     with pytest.raises(ValueError, match="scaled rotary positions is not supported"):
         family.model.config_class(rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    with pytest.raises(ValueError, match="scaled rotary positions is not supported"):
+        family.model.config_class(rope_scaling=[4.0])

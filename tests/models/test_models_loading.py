@@ -168,7 +168,7 @@ def test_an_adapter_without_a_base_is_an_error(tmp_path, load, base):
 
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
-@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
 def test_a_damaged_adapter_file_is_an_error(tmp_path, load, text):
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(ValueError, match=r"adapter_config\.json' is damaged"):

@@ -8,10 +8,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from dmpo_lightning.checkpoints.export import save_policy
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.dream import DreamConfig, DreamForMaskedDiffusion
 from dmpo_lightning.models.llada import LLaDAConfig, LLaDAForMaskedDiffusion
-from dmpo_lightning.models.loading import load_model
+from dmpo_lightning.models.loading import load_model, load_tokenizer
 from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.models.parts import enable_checkpointing
 from dmpo_lightning.policy import evaluating
@@ -278,3 +279,63 @@ def test_an_adapter_is_checked_like_a_model(base, tmp_path, change, message):
     save_file(tensors, folder / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=rf"adapter_model\.safetensors'.*{message}"):
         load_model(str(folder))
+
+
+def test_an_adapter_whose_file_is_cut_or_gone_names_it(base, tmp_path):
+    LoRA(r=3).apply(load_model(base), base).save_pretrained(str(tmp_path))
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors' is truncated or damaged"):
+        load_model(str(tmp_path))
+    file.rename(tmp_path / "adapter_model-00001-of-00001.safetensors")
+    # Transformers has an index for models. PEFT has none for adapters.
+    names = {"weight_map": {"a": "adapter_model-00001-of-00001.safetensors"}}
+    (tmp_path / "adapter_model.safetensors.index.json").write_text(json.dumps(names))
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors' is missing"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"peft_type": "MAGIC"}, "must be of the `peft_type` 'LORA', got 'MAGIC'"),
+        ({"peft_type": "IA3"}, "must be of the `peft_type` 'LORA', got 'IA3'"),
+        ({"peft_type": None}, "must be of the `peft_type` 'LORA', got None"),
+        ({"peft_type": ["LORA"]}, "must be of the `peft_type` 'LORA', got "),
+        ({"r": "four"}, "does not fit LLaDAForMaskedDiffusion"),
+        ({"r": 0}, "does not fit LLaDAForMaskedDiffusion"),
+        ({"r": 5}, r"must have shape \(5, 32\), got \(3, 32\)"),
+        ({"target_modules": ["o_proj"]}, "does not fit LLaDAForMaskedDiffusion"),
+        ({"target_modules": 3}, "does not fit LLaDAForMaskedDiffusion"),
+        ({"target_modules": ["q_proj"]}, "unexpected tensor"),
+        ({"modules_to_save": ["ln_f"]}, r"tensor 'base_model\.model\.model\.transformer\.ln_f\.weight' is missing"),
+        ({"use_dora": True}, "lora_magnitude_vector.* is missing"),
+    ],
+)
+def test_an_adapter_that_does_not_say_what_it_is_is_an_error(base, tmp_path, stated, message):
+    LoRA(r=3).apply(load_model(base), base).save_pretrained(str(tmp_path / "adapter"))
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | stated))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_model(str(tmp_path / "adapter"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"modules_to_save": ["ln_f", "wte"]}, {"use_dora": True}, {"target_modules": ["q_proj", "wte"]}, {"bias": "none"}],
+)
+def test_whatever_an_adapter_has_trained_is_saved_under_the_names_of_peft(base, tmp_path, options):
+    config = LoraConfig(**{"r": 3, "target_modules": ["q_proj", "v_proj"]} | options)
+    adapted = get_peft_model(load_model(base), config)
+    adapted.peft_config["default"].base_model_name_or_path = base
+    perturb(adapted)
+    save_policy(adapted, load_tokenizer("sudoku_tiny"), adapted.state_dict(), tmp_path / "ours")
+    adapted.save_pretrained(str(tmp_path / "peft"))
+    ours, theirs = (load_file(tmp_path / each / "adapter_model.safetensors") for each in ("ours", "peft"))
+    assert ours.keys() == theirs.keys()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = load_model(str(tmp_path / "ours"))
+    ids = torch.tensor([[3, 9, 14, 5]])
+    torch.testing.assert_close(loaded.eval()(ids).logits, adapted.eval()(ids).logits, atol=1e-6, rtol=1e-6)

@@ -93,5 +93,5 @@ def test_a_target_that_matches_nothing_names_what_there_is():
 
 
 def test_a_folder_without_a_configuration_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"needs the model's config\.json"):
+    with pytest.raises(ValueError, match=r"there is no config\.json"):
         model(str(tmp_path))

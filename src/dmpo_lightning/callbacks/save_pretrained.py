@@ -2,7 +2,7 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dmpo_lightning.checkpoints.export import save_policy
+from dmpo_lightning.checkpoints.export import refuse_other_weights, save_policy
 from dmpo_lightning.distributed.sharding import whole_weights
 from dmpo_lightning.modules.base import PolicyModule
 
@@ -14,11 +14,16 @@ class SavePretrained(Callback):
     it is native after ``import dmpo_lightning.models``, and an adapter by PEFT on its base.
 
     Args:
-        directory: created if need be. Files of the same names are replaced.
+        directory: created if need be. Files of the same names are replaced. One that holds weights of another kind, an
+            adapter or a whole model, is refused at the start.
     """
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(pl_module, PolicyModule):
+            refuse_other_weights(self.directory, adapter=pl_module.policy.has_adapters)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, PolicyModule):

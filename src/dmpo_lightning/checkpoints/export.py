@@ -2,8 +2,10 @@
 
 import copy
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 from dmpo_lightning.checkpoints.reading import is_reference, read_weights
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.loading import EMBEDDED_MODELS
+from dmpo_lightning.models.verification import weights_in
 
 PREFIX = "policy.model."
 
@@ -59,7 +62,7 @@ def export_checkpoint(
     if merge and adapted is None:
         raise ValueError("There is no adapter to merge: the run trained the whole model; leave out --merge.")
     # Refused before anything is written.
-    _refuse_other_weights(Path(output), adapter=adapted is not None and not merge)
+    refuse_other_weights(output, adapter=adapted is not None and not merge)
     count = load_trained(network, saved["state_dict"])
     whole = adapted.merge_and_unload() if merge else network
     save_policy(whole, backbone.load_tokenizer(), whole.state_dict(), output)
@@ -90,13 +93,22 @@ def named_backbone(plain: dict[str, Any], model: str | None, *, trust_remote_cod
 
 
 def save_policy(network: Any, tokenizer: Any, weights: dict[str, torch.Tensor], output: str | Path) -> None:
-    """Writes a model in memory, divided among ranks or not, from its whole ``weights``. Called on one rank."""
-    folder = Path(output)
+    """Writes a model in memory, divided among ranks or not, from its whole ``weights``. Called on one rank.
+
+    Weights of its kind that were there before are gone afterwards, so that no file is left of which loaders might take
+    a part for the new one. Until all is written they stay as they are, since ``weights`` may be read from them.
+    """
+    folder, adapter = Path(output), hasattr(network, "peft_config")
     folder.mkdir(parents=True, exist_ok=True)
-    if hasattr(network, "peft_config"):
-        _write_adapter(network.peft_config["default"], weights, folder)
-    else:
-        network.save_pretrained(folder, state_dict=weights)
+    with TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
+        if adapter:
+            _write_adapter(network.peft_config["default"], weights, Path(partial))
+        else:
+            network.save_pretrained(partial, state_dict=weights)
+        new = [path.replace(folder / path.name) for path in Path(partial).iterdir()]
+    for path in weights_in(folder)[adapter]:
+        if path not in new:
+            path.unlink()
     tokenizer.save_pretrained(folder)
 
 
@@ -106,7 +118,8 @@ def _write_adapter(config: Any, weights: dict[str, torch.Tensor], folder: Path) 
     """
     from safetensors.torch import save_file
 
-    adapter = {name.replace(".default.", "."): value for name, value in weights.items() if ".default." in name}
+    own = re.compile(r"(?<=lora_magnitude_vector)\.default\.weight|(\.modules_to_save)?\.default(?=\.|$)")
+    adapter = {own.sub("", name): value for name, value in weights.items() if own.search(name)}
     save_file(adapter, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     # A copy, because the network in memory keeps its own. PEFT itself saves adapters with this flag.
     config = copy.copy(config)
@@ -114,12 +127,10 @@ def _write_adapter(config: Any, weights: dict[str, torch.Tensor], folder: Path) 
     config.save_pretrained(str(folder))
 
 
-def _refuse_other_weights(output: Path, *, adapter: bool) -> None:
+def refuse_other_weights(output: str | Path, *, adapter: bool) -> None:
     """Raises ValueError for a folder that would hold an adapter and a model, of which loaders take one or the other."""
-    own = "adapter_model" if adapter else "model"
-    others = [file.name for file in output.glob("*.safetensors") if not file.name.startswith(own)]
-    if others:
-        raise ValueError(f"{str(output)!r} holds other weights ({others[0]}); give an empty or a new folder.")
+    if others := weights_in(output)[not adapter]:
+        raise ValueError(f"{str(output)!r} holds other weights ({others[0].name}); give an empty or a new folder.")
 
 
 def load_trained(network: nn.Module, state: dict[str, torch.Tensor]) -> int:

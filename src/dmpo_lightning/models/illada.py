@@ -4,8 +4,6 @@ It has the shape of Llama with bidirectional attention, grouped keys and a tied 
 predicts token i.
 """
 
-from typing import Any
-
 from transformers import PreTrainedTokenizerFast
 
 from dmpo_lightning.models.families import Family, register
@@ -46,21 +44,6 @@ class ILLaDAConfig(QwenConfig):
     pad_token_id: int | None = 1
     bos_token_id: int | None = 0
     tie_word_embeddings: bool = True
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The configuration that a config.json holds.
-
-        Raises:
-            ValueError: it states no ``rope_theta`` or no ``rms_norm_eps``. A model with other ones would be wrong
-                without a word.
-        """
-        stated = [config_dict, *(config_dict.get(name) or {} for name in ("rope_scaling", "rope_parameters"))]
-        needed = ("rope_theta", "rms_norm_eps")
-        missing = [name for name in needed if all(each.get(name) is None for each in stated)]
-        if missing:
-            raise ValueError(f"The config.json of an iLLaDA must state {' and '.join(missing)}.")
-        return super().from_dict(config_dict, **kwargs)
 
 
 class ILLaDAForMaskedDiffusion(QwenModel):

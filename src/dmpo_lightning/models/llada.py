@@ -30,6 +30,7 @@ class LLaDAConfig(NativeConfig):
         "activation_type": "silu",
         "block_type": "llama",
         "layer_norm_type": "rms",
+        "multi_query_attention": False,
         "alibi": False,
         "attention_layer_norm": False,
         "include_bias": False,

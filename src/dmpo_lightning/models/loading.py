@@ -1,6 +1,5 @@
 """Loads models, tokenizers and facts about tokens, from a hub id, a local folder or the name of an embedded model."""
 
-import json
 import os
 import re
 from collections.abc import Container
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -23,13 +23,15 @@ from transformers import (
 from dmpo_lightning.models.families import FAMILIES, family_of_tokenizer
 from dmpo_lightning.models.lora import base_of, is_adapter, load_adapter
 from dmpo_lightning.models.parts import head_name
-from dmpo_lightning.models.verification import verify_tensors
+from dmpo_lightning.models.verification import read_object, verify_tensors, weight_map, weights_in
 
 EMBEDDED_MODELS = ("sudoku_tiny", "countdown_tiny", "blocks_tiny")
 """Models that are part of the installed package and can be loaded by name without a network."""
 
 REFUSED = ("llada2_moe", "sdar_moe")
 """Mixtures of experts that are known by the ``model_type`` of config.json and not supported."""
+NEEDED = ("config.json", "adapter_config.json", "tokenizer_config.json", "tokenizer.json")
+"""What a folder to load from has one of at least."""
 Quantization = Literal["nf4"]
 
 
@@ -77,6 +79,12 @@ def load_model(
             kind that is not supported.
     """
     folder = fetch(source, revision)
+    whole, adapter = weights_in(folder)
+    if whole and adapter:
+        raise ValueError(
+            f"{folder!r} holds a whole model ({whole[0].name}) and an adapter ({adapter[0].name}), of which one alone "
+            "would be loaded; move the other to a folder of its own."
+        )
     if is_adapter(folder):
         if random_weights:
             raise ValueError(f"`random_weights` needs a whole model, but {source!r} is an adapter on a trained one.")
@@ -96,27 +104,54 @@ def load_model(
         if config.model_type in FAMILIES:
             tied = empty._tied_weights_keys if config.tie_word_embeddings else None
             verify_tensors(folder, empty.state_dict(), tied=tied)
+            options["use_safetensors"] = True
         if quantization is not None:
             options["quantization_config"] = _four_bit(head_name(empty))
-    model = AutoModelForMaskedLM.from_pretrained(folder, config=config, **options)
+    model = _with_all_tensors(folder, config=config, **options)
     return model if quantization is None else _prepared_for_adapters(model)
+
+
+def _with_all_tensors(folder: str, **options: Any) -> nn.Module:
+    """What transformers loads. Raises ValueError for a damaged file, or a missing tensor, of which it only warns."""
+    weight_map(Path(folder))
+    try:
+        model, found = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True, **options)
+    # The weights of a native model were verified, those of others were not.
+    except (RuntimeError, SafetensorError) as error:
+        reason = next(line.strip() for line in (*str(error).splitlines(), type(error).__name__) if line.strip())
+        raise ValueError(f"Cannot load the weights in {folder!r}: {reason}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"The weights in {folder!r} lack the tensor {missing[0]!r} and {len(missing) - 1} more, which would be "
+            "random. Take a checkpoint of the whole masked language model, or set `random_weights`."
+        )
+    return model
 
 
 def read_config(folder: Path, source: str, *, trust_remote_code: bool = False) -> Any:
     """The configuration of the model in a folder, which was fetched from ``source``.
 
     Raises:
-        ValueError: the model is one of `REFUSED`.
+        ValueError: its config.json is missing or not understood, or the model is one of `REFUSED`.
     """
     path = folder / "config.json"
-    stated = json.loads(path.read_text()) if path.is_file() else {}
+    stated = read_object(path)
     # Before transformers reads it, which would not know the model's type either and ask for remote code.
     if (model_type := stated.get("model_type")) in REFUSED:
         raise ValueError(
             f"{source!r} is a {model_type!r}, which is not supported: its router and its experts are not built here. "
             f"Supported: {', '.join(FAMILIES)}, and any masked language model of transformers."
         )
-    return with_named_block(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code), source, stated)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    # Values of a wrong kind may raise anything in the classes of transformers. Code of the model's own has its trace.
+    except Exception as error:
+        if trust_remote_code:
+            raise
+        raise ValueError(f"File {str(path)!r} is not understood: {' '.join(str(error).split())}") from error
+    # That attention is computed in one way or another is no fact of a model.
+    config._attn_implementation = None
+    return with_named_block(config, source, stated)
 
 
 def with_named_block(config: Any, source: str, stated: Container[str]) -> Any:
@@ -134,16 +169,16 @@ def fetch(source: str, revision: str | None = None) -> str:
     """The local folder of a source. A hub id is downloaded first, unless the hub's cache holds it.
 
     Raises:
-        ValueError: the source is neither a folder nor an embedded name, and the hub does not give it.
+        ValueError: the source is neither a folder of a model or a tokenizer nor an embedded name, and the hub does not
+            give it.
     """
-    if Path(source).is_dir():
-        return source
-    if source in EMBEDDED_MODELS:
+    if source in EMBEDDED_MODELS and not Path(source).is_dir():
         return str(files("dmpo_lightning") / "assets" / source)
     try:
         # Weights in torch's own formats are left out: loading those unpickles them.
         wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
-        return snapshot_download(source, revision=revision, allow_patterns=wanted)
+        exists = Path(source).exists()
+        folder = source if exists else snapshot_download(source, revision=revision, allow_patterns=wanted)
     # The hub's errors are of many classes, all of these two kinds.
     except (OSError, ValueError) as error:
         offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE") else ""
@@ -153,6 +188,12 @@ def fetch(source: str, revision: str | None = None) -> str:
             f"(`--model.model=DIR`). Embedded and needing no download: {', '.join(EMBEDDED_MODELS)} "
             "(`dmpo-lightning fit --config sudoku_tiny.yaml`)."
         ) from error
+    if not any((Path(folder) / name).is_file() for name in NEEDED):
+        raise ValueError(
+            f"{source!r} is neither the folder nor the hub id of a model: there is no {NEEDED[0]}. A checkpoint of a "
+            "run (.ckpt) is none: write one of it by `dmpo-lightning export` first, or pass it as --ckpt_path."
+        )
+    return folder
 
 
 def _dtype(name: str | torch.dtype, automatic: Any) -> Any:
@@ -208,8 +249,10 @@ def load_tokenizer(source: str | PreTrainedTokenizerBase, *, revision: str | Non
     try:
         # None would ask on the terminal.
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"Cannot load a tokenizer from {folder!r}: {error}. Pass `tokenizer` as well.") from error
+    # Files that are not what they should be may raise anything, and a plain Exception in the library of tokenizers.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"Cannot load a tokenizer from {folder!r}: {reason}. Pass `tokenizer` as well.") from error
     family = family_of_tokenizer(tokenizer)
     if tokenizer.chat_template is None and family is not None:
         tokenizer.chat_template = family.chat_template

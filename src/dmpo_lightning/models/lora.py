@@ -4,7 +4,6 @@ They adapt the linear layers of the transformer blocks, and never the head by ac
 """
 
 import copy
-import json
 import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import nn
 
 from dmpo_lightning.models.families import FAMILIES
 from dmpo_lightning.models.parts import head_name, layers_of, linear_names, tied_head_name
-from dmpo_lightning.models.verification import verify_tensors
+from dmpo_lightning.models.verification import read_object, verify_tensors
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -137,10 +136,7 @@ def base_of(folder: str) -> str:
         ValueError: it names none, or an adapter.
     """
     file = Path(folder) / "adapter_config.json"
-    try:
-        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"Adapter file {str(file)!r} is damaged ({error}). Save the adapter again.") from error
+    base = read_object(file).get("base_model_name_or_path")
     if not isinstance(base, str) or not base or is_adapter(base):
         raise ValueError(
             f"Adapter file {str(file)!r} must name its base in `base_model_name_or_path`, got {base!r}; set it to the "
@@ -156,17 +152,28 @@ def load_adapter(model: nn.Module, directory: str) -> "PeftModel":
     Llama's layers, of which LLaDA has only some, and load with that warning. The task that they name is left out.
 
     Raises:
-        ValueError: it adapts a head that is the embedding too, or `verify_tensors` finds its file wrong.
+        ValueError: it is no LoRA, is not understood, adapts a head that is the embedding too, or `verify_tensors` finds
+            its file wrong.
     """
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
     # Asked before PEFT puts its own layers in the place of the model's.
     tied_head, expected = tied_head_name(model), block_linear_names(model) if _is_known(model) else []
-    config = PeftConfig.from_pretrained(directory)
-    # Those adapters also call their task causal language modelling. For that, PEFT would wrap the model in a class that
-    # passes arguments on which no masked language model takes.
-    config.task_type, config.inference_mode = None, False
-    adapted = PeftModel(model, config)
+    file = Path(directory) / "adapter_config.json"
+    if (kind := read_object(file).get("peft_type")) != "LORA":
+        raise ValueError(f"Adapter file {str(file)!r} must be of the `peft_type` 'LORA', got {kind!r}.")
+    try:
+        config = PeftConfig.from_pretrained(directory)
+        # Those adapters also call their task causal language modelling. For that, PEFT would wrap the model in a class
+        # that passes arguments on which no masked language model takes.
+        config.task_type, config.inference_mode = None, False
+        adapted = PeftModel(model, config)
+    # Values of a wrong kind may raise anything in PEFT.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"Adapter file {str(file)!r} does not fit {type(model).__name__} ({type(error).__name__}: {reason})."
+        ) from error
     # By default PEFT would ask the hub whether the base's embeddings grew.
     tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     names = {name.removeprefix("base_model.model.").rpartition(".lora_A")[0] for name in tensors}

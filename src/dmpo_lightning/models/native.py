@@ -1,6 +1,9 @@
 """What all native models share: the checks of a configuration, and the one forward from ids to logits."""
 
+import math
+import re
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -18,6 +21,8 @@ from dmpo_lightning.models.layers import (
     take,
 )
 
+_OURS = re.compile(r"_?(attn|experts)_implementation|output_attentions|gradient_checkpointing")
+"""Keys of how a model is computed, not of what it is. That is decided here, whatever a file says."""
 _PLAIN: Mapping[str, Collection[object]] = {
     "partial_rotary_factor": (None, 1.0),
     "use_sliding_window": (None, False),
@@ -25,6 +30,7 @@ _PLAIN: Mapping[str, Collection[object]] = {
     "is_causal": (None, False),
     # LLaDA-MoE calls itself a LLaDA too, and its other keys would be read as those of a dense model of other sizes.
     "num_experts": (None, 0),
+    "quantization_config": (None,),
 }
 """Keys by which relatives of these models differ from them, and the values by which they do not."""
 
@@ -39,6 +45,8 @@ class NativeConfig(PreTrainedConfig):
 
     fixed: ClassVar[Mapping[str, object]] = {}
     """Switches of the published configurations that are built in one setting alone, which all published models have."""
+    stated: ClassVar[Collection[str]] = ("num_attention_heads", "rope_theta", "rms_norm_eps")
+    """What a config.json has to state: no tensor's shape tells it, and all that is published states it."""
 
     rope_theta: float = 10000.0
     initializer_range: float = 0.02
@@ -46,13 +54,46 @@ class NativeConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self._check_switches({"tie_word_embeddings": self.tie_word_embeddings} | kwargs)
         self.rope_theta = self._rotary_base(kwargs)
-        super().__post_init__(**kwargs)
+        self._check_numbers()
+        super().__post_init__(**{name: value for name, value in kwargs.items() if not _OURS.fullmatch(name)})
         self._check_heads()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The configuration that a config.json holds.
+
+        What it leaves out is as in the published models. Where a model has it otherwise, its tensors have other shapes.
+
+        Raises:
+            ValueError: it leaves out what tensors do not show. A model with other values would be wrong silently.
+        """
+        # First, because relatives that call themselves by this name leave out more than that.
+        cls._check_switches(config_dict)
+        places = [config_dict, *(config_dict.get(name) or {} for name in ("rope_scaling", "rope_parameters"))]
+        for name in cls.stated:
+            names = name, cls.attribute_map.get(name, name)
+            if all(place.get(each) is None for place in places for each in names):
+                raise ValueError(
+                    f"The config.json of {cls._family()} must state {names[1]}, which its tensors do not show."
+                )
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def _family(cls) -> str:
+        return cls.__name__.removesuffix("Config")
 
     @property
     def head_size(self) -> int:
         """The size of a head, which a configuration states as ``head_dim`` or divides its width into."""
         return getattr(self, "head_dim", None) or self.hidden_size // self.num_attention_heads
+
+    def _check_numbers(self) -> None:
+        own = {field.name: field.type for field in fields(self)}
+        for name, kind in own.items() - {(field.name, field.type) for field in fields(PreTrainedConfig)}:
+            value = getattr(self, name)
+            numbers = {int: (int,), float: (int, float)}.get(kind)
+            if numbers and not (isinstance(value, numbers) and 0 < value < math.inf):
+                raise ValueError(f"`{name}` of {self._family()} must be a positive {kind.__name__}, got {value!r}.")
 
     def _check_heads(self) -> None:
         heads, key_heads, width = self.num_attention_heads, self.num_key_value_heads, self.hidden_size
@@ -66,26 +107,27 @@ class NativeConfig(PreTrainedConfig):
                 f"`head_dim` must be even), got {heads}, {key_heads}, {width} and heads of {self.head_size}."
             )
 
-    def _check_switches(self, stated: Mapping[str, Any]) -> None:
-        family = type(self).__name__.removesuffix("Config")
-        allowed = {**_PLAIN, **{name: (value,) for name, value in self.fixed.items()}}
-        for name, values in allowed.items():
+    @classmethod
+    def _check_switches(cls, stated: Mapping[str, Any]) -> None:
+        # Null switches nothing on.
+        fixed = {name: (value, None) if value is False else (value,) for name, value in cls.fixed.items()}
+        for name, values in {**_PLAIN, **fixed}.items():
             if name in stated and stated[name] not in values:
                 raise ValueError(
-                    f"{family} with {name}={stated[name]!r} is not supported; published checkpoints have "
+                    f"{cls._family()} with {name}={stated[name]!r} is not supported; published checkpoints have "
                     f"{next(iter(values))!r}."
                 )
         if other := set(stated.get("layer_types") or ()) - {"full_attention"}:
-            raise ValueError(f"{family} with layers of the types {sorted(other)} is not supported; all must see all.")
+            raise ValueError(f"{cls._family()} with layers of the types {sorted(other)} is not supported.")
 
     def _rotary_base(self, stated: Mapping[str, Any]) -> float:
         """The base of rotary positions, which transformers 5 writes among the ``rope_parameters``."""
-        base, family = self.rope_theta, type(self).__name__.removesuffix("Config")
+        base = self.rope_theta
         for name in ("rope_scaling", "rope_parameters"):
             rope = stated.get(name) or {}
-            plain = rope.get("rope_type", rope.get("type", "default")) == "default"
+            plain = isinstance(rope, Mapping) and rope.get("rope_type", rope.get("type", "default")) == "default"
             if not plain or rope.get("factor", 1.0) != 1.0 or rope.get("partial_rotary_factor", 1.0) != 1.0:
-                raise ValueError(f"{family} with scaled rotary positions is not supported, got {rope}.")
+                raise ValueError(f"{self._family()} with scaled rotary positions is not supported, got {rope}.")
             base = rope.get("rope_theta", base)
         return base
 

@@ -4,8 +4,6 @@ They have the shape of Qwen3 with block-causal attention: a token sees its own c
 earlier ones. They are not shifted: logit i predicts token i.
 """
 
-from typing import Any
-
 from torch import Tensor
 from transformers import Qwen2Tokenizer
 
@@ -50,11 +48,6 @@ class SDARConfig(QwenConfig):
     pad_token_id: int | None = 151643
     bos_token_id: int | None = 151643
     tie_word_embeddings: bool = False
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.block_size < 1:
-            raise ValueError(f"`block_size` must be at least 1, got {self.block_size}.")
-        super().__post_init__(**kwargs)
 
 
 class SDARForMaskedDiffusion(QwenModel):

@@ -1,15 +1,28 @@
 """Compares the tensors that a folder holds with those that its architecture has, before any of them is read.
 
-Transformers and PEFT would only warn, and leave what is missing as it was drawn.
+Transformers and PEFT would only warn, and leave what is missing as it was drawn. What a folder's files can be is
+narrowed down as well, so that what is compared is what those two load.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+WHOLE = r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
+ADAPTER = r"adapter_(config\.json|model\.(safetensors|bin))"
+
+
+def weights_in(folder: str | Path) -> tuple[list[Path], list[Path]]:
+    """The files in a folder that make it one of a whole model, and those that make it one of an adapter."""
+    files = sorted(Path(folder).glob("*"))
+    whole, adapter = ([path for path in files if re.fullmatch(kind, path.name)] for kind in (WHOLE, ADAPTER))
+    return whole, adapter
 
 
 def verify_tensors(
@@ -26,12 +39,12 @@ def verify_tensors(
         stem: what the files are called, ``adapter_model`` for an adapter.
 
     Raises:
-        ValueError: a tensor is missing, unexpected or misshapen, or it is tied and differs from the one that it is tied
-            to, or a file is damaged. The message names both.
+        ValueError: a tensor is missing, unexpected, misshapen or there twice, or it is tied and differs from the one
+            that it is tied to, or a file is damaged. The message names both. Or `weight_map` raises it.
     """
-    single, index_name = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
-    tied = tied or {}
-    index = _weight_map(Path(folder) / index_name)
+    single, index_name, tied = f"{stem}.safetensors", f"{stem}.safetensors.index.json", tied or {}
+    # PEFT knows no index.
+    index = weight_map(Path(folder)) if stem == "model" else {}
     stored = _stored_tensors(Path(folder), sorted(set(index.values())) or [single])
     for name, tensor in expected.items():
         if name not in stored and name not in tied:
@@ -56,14 +69,42 @@ def verify_tensors(
             )
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """The file of each tensor according to the index. Empty where there is no index, and thus a single file."""
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds. Raises ValueError, which names the file, where it holds none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"no JSON object but {type(value).__name__}")
+    # Brackets that are nested too deeply are of the last kind.
+    except (OSError, ValueError, RecursionError) as error:
+        problem = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
+        raise ValueError(f"File {str(path)!r} is {problem}. Download it again.") from error
+    return value
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """The file of each tensor according to the index. Empty where there is no index, and thus a single file.
+
+    Raises:
+        ValueError: the index is damaged, or there is a single file beside those that it names.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if not index.is_file():
         return {}
-    try:
-        return json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"Checkpoint file {str(index)!r} is damaged ({error}). Download it again.") from error
+    files = read_object(index).get("weight_map")
+    names = files.values() if isinstance(files, dict) else ()
+    # Transformers would also load files of other folders, and of torch's own formats.
+    if not names or not all(re.fullmatch(r"[^/\\]+\.safetensors", str(name)) for name in names):
+        raise ValueError(
+            f"Checkpoint file {str(index)!r} is damaged (its `weight_map` must name .safetensors files of its folder). "
+            "Download it again."
+        )
+    if single.exists() and set(files.values()) != {single.name}:
+        raise ValueError(
+            f"{str(folder)!r} holds two models: {single.name}, and an index of other files ({index.name}), which "
+            "may be left of an earlier one. Remove the one that is not wanted."
+        )
+    return files
 
 
 def _stored_tensors(folder: Path, names: list[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -74,11 +115,14 @@ def _stored_tensors(folder: Path, names: list[str]) -> dict[str, tuple[str, tupl
             raise ValueError(f"Checkpoint file {file!r} is missing. Download the model again.")
         try:
             with safe_open(file, framework="pt") as tensors:
-                stored |= {name: (file, tuple(tensors.get_slice(name).get_shape())) for name in tensors.keys()}  # noqa: SIM118
+                held = {name: (file, tuple(tensors.get_slice(name).get_shape())) for name in tensors.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(
                 f"Checkpoint file {file!r} is truncated or damaged ({error}). Download it again."
             ) from error
+        if twice := sorted(stored.keys() & held.keys()):
+            raise ValueError(f"Checkpoint file {file!r}: tensor {twice[0]!r} is in {stored[twice[0]][0]!r} as well.")
+        stored |= held
     return stored
 
 
