@@ -1,5 +1,6 @@
 """What `DMPO` and `MaskedSFT` share: the policy, the optimizer, and checkpoints of trainable weights only."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,16 +9,24 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    Callback,
+    Checkpoint,
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dmpo_lightning.checkpoints.export import named_backbone
 from dmpo_lightning.checkpoints.reading import confine_paths, read_weights
 from dmpo_lightning.distributed.internals import attached_trainer, averaged_module, callbacks_of, is_being_fitted
-from dmpo_lightning.distributed.ranks import check_same_start
+from dmpo_lightning.distributed.ranks import check_same_start, means_over_ranks
 from dmpo_lightning.distributed.sharding import is_zero3, plain_name, shard_fsdp2, wrap_fsdp1
 from dmpo_lightning.distributed.strategies import ZeROStrategy, divides_weights, write_whole_files
 from dmpo_lightning.models.backbone import Backbone
@@ -35,7 +44,15 @@ from dmpo_lightning.modules.checkpoint import (
     trained_shapes,
 )
 from dmpo_lightning.modules.generating import Generation, Prompt, generate
-from dmpo_lightning.modules.options import Options, SchedulerFactory, configured_options, plain, take_over
+from dmpo_lightning.modules.options import (
+    Options,
+    SchedulerFactory,
+    check_optimizer,
+    check_schedule,
+    configured_options,
+    plain,
+    take_over,
+)
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import Sampling
 from dmpo_lightning.samplers import ConfidenceSampler, Sampler
@@ -55,7 +72,8 @@ class PolicyModule(LightningModule):
         model: a name, a `Backbone` or a module.
         with_reference: whether a reference policy is needed.
         optimizer: from parameters to an optimizer. None is AdamW as published.
-        lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step.
+        lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step. Lightning's own
+            `ReduceLROnPlateau` of ``lightning.pytorch.cli`` looks at its ``monitor`` after each validation.
         seed: of all draws. None is 0.
     """
 
@@ -66,6 +84,8 @@ class PolicyModule(LightningModule):
     completion_length: int | None = None
     rows_per_forward: int | None = None
     gather_for_generation = False
+    losses_repeat = True
+    """Whether the loss of a batch is the same when it is computed once more."""
     # Checkpoints hold trainable weights alone (`state_dict`), so Lightning must not ask for all of them.
     strict_loading = False
 
@@ -93,7 +113,7 @@ class PolicyModule(LightningModule):
         if with_reference and self.backbone.adapter is None and self.policy.has_adapters:
             self.policy.refresh_reference()  # a loaded adapter is where the run starts
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
-        self._is_sharded = self._holds_reference_early = False
+        self._is_sharded = self._schedule_has_ended = self._holds_reference_early = False
         self._options: Options | None = None
         self._stored_options: Options | None = None
         self._trained_shapes = trained_shapes(self)
@@ -196,6 +216,19 @@ class PolicyModule(LightningModule):
         with self.gathered(), precision:
             return generate(self.policy, prompts, sampling, prefill=prefill, index=index)
 
+    def configure_callbacks(self) -> list[Callback]:
+        """None of its own.
+
+        Raises:
+            ValueError: Lightning's `BackboneFinetuning`, for which there is no head to train without the rest.
+        """
+        if callbacks_of(self.trainer, BackboneFinetuning):
+            raise ValueError(
+                "BackboneFinetuning trains a new head before its backbone, and a language model has no new head; write "
+                "a BaseFinetuning that freezes parts of `pl_module.policy.model`, or leave it out."
+            )
+        return []
+
     def configure_model(self) -> None:
         """Divides the transformer layers, and the rest, among the ranks under FSDP1 and FSDP2; the reference alike.
 
@@ -257,6 +290,7 @@ class PolicyModule(LightningModule):
         """An optimizer over the trainable parameters. A scheduler advances once per optimizer step."""
         optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
         scheduler = None if self.scheduler_factory is None else self.scheduler_factory(optimizer)
+        check_optimizer(optimizer, scheduler, losses_repeat=self.losses_repeat)
         # Taken now: Lightning puts the checkpoint's options back before training starts.
         self._options = configured_options(optimizer, scheduler)
         self.save_hyperparameters(
@@ -264,16 +298,67 @@ class PolicyModule(LightningModule):
         )
         if scheduler is None:
             return optimizer
-        # Lightning's own default is an advance per epoch.
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        # Lightning's own default is an advance per epoch. Behind a validation it would come after the checkpoint.
+        own = {"scheduler": scheduler, "interval": "step", "reduce_on_plateau": False}
+        return {"optimizer": optimizer, "lr_scheduler": own}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Advances a schedule by one optimizer step. One that ends with an error ends no run that is at work.
+
+        `ReduceLROnPlateau` advances in `on_validation_epoch_end`.
+        """
+        if self._schedule_has_ended or isinstance(scheduler, ReduceLROnPlateau):
+            return
+        # It may be anybody's, and raise anything.
+        try:
+            super().lr_scheduler_step(scheduler, metric)
+        except Exception as error:
+            self._schedule_has_ended = True
+            rank_zero_warn(
+                f"`lr_scheduler` {type(scheduler).__name__} has ended at optimizer step {self.trainer.global_step} "
+                f"({error}). The run goes on, and the learning rate stays where it is."
+            )
+
+    def on_validation_epoch_end(self) -> None:
+        """Lets a `ReduceLROnPlateau` look at its ``monitor``, before the checkpoint behind a validation is written.
+
+        Raises:
+            ValueError: nothing of that name is logged.
+        """
+        scheduler, logged = self._plateau, self.trainer.callback_metrics
+        if scheduler is None or self.trainer.sanity_checking:
+            return
+        if scheduler.monitor not in logged:
+            raise ValueError(
+                f"`lr_scheduler` ReduceLROnPlateau looks at {scheduler.monitor!r}, which is not logged; `monitor` is "
+                f"one of: {', '.join(sorted(logged))}."
+            )
+        # What is logged of training is each rank's own, and all must lower the rate together.
+        means = means_over_ranks({scheduler.monitor: logged[scheduler.monitor].double()})
+        scheduler.step(means.get(scheduler.monitor, math.nan))
+
+    @property
+    def _plateau(self) -> Any:
+        """The scheduler that looks at a value, if the run has one."""
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        return next((each for each in schedulers if isinstance(each, ReduceLROnPlateau)), None)
+
+    def _check_schedule(self, steps: int | float) -> None:
+        if self.scheduler_factory is not None and self._options is not None:
+            check_schedule(self.scheduler_factory, self._options, steps=steps)
 
     def on_fit_start(self) -> None:
         """Before any forward.
 
         Raises:
             RuntimeError: some ranks continue from a checkpoint and others do not.
+            ValueError: the scheduler ends before the run.
         """
         check_same_start("afresh" if self.trainer.ckpt_path is None else "from a checkpoint")
+        if self._plateau is not None and not self.trainer.enable_validation:
+            raise ValueError("`lr_scheduler` ReduceLROnPlateau looks at a value after each validation; there is none.")
+        if self.trainer.max_epochs == -1:
+            self._check_schedule(self.trainer.max_steps)
 
     def on_train_start(self) -> None:
         """This run's options of optimizer and scheduler win over the checkpoint's, which Lightning has put back.
@@ -282,6 +367,9 @@ class PolicyModule(LightningModule):
             RuntimeError: ranks continue at different steps.
         """
         check_same_start(f"at optimizer step {self.trainer.global_step}")
+        if self.trainer.max_epochs != -1 and not callbacks_of(self.trainer, GradientAccumulationScheduler):
+            self._check_schedule(self.trainer.estimated_stepping_batches)
+        self._schedule_has_ended = False
         stored, self._stored_options = self._stored_options, None
         if stored is None or self._options is None:
             return

@@ -23,7 +23,7 @@ from dmpo_lightning.modules.continuation import KEY, Continuation
 from dmpo_lightning.modules.evaluation import Evaluator, check_evaluation
 from dmpo_lightning.modules.non_finite import SkipNonFiniteSteps
 from dmpo_lightning.modules.observers import RolloutObserver, RunMeter, measure_first
-from dmpo_lightning.modules.options import SchedulerFactory
+from dmpo_lightning.modules.options import SchedulerFactory, several_losses
 from dmpo_lightning.objectives import Objective
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards.functions import ScoreFunction
@@ -70,7 +70,8 @@ class DMPO(PolicyModule):
             once per evaluated batch, instead of block by block in each forward. Takes the room of the whole model, and
             of a whole reference copy.
         optimizer: from parameters to an optimizer. None is AdamW as published.
-        lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step.
+        lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step. Lightning's own
+            `ReduceLROnPlateau` of ``lightning.pytorch.cli`` looks at its ``monitor`` after each validation.
         seed: of rollouts, masks, prompt order and fresh weights. None is 0, or the command line's seed_everything.
 
     Raises:
@@ -92,6 +93,7 @@ class DMPO(PolicyModule):
     sampler: Sampler
     completion_length: int
     checkpoint_keys = (KEY,)
+    losses_repeat = False
     prompts_per_buffer: int | None = None
     """On each rank; known when fitting starts."""
 
@@ -144,6 +146,8 @@ class DMPO(PolicyModule):
         self.group_size, self.sampling_rounds = group_size, sampling_rounds
         self.reference_refresh_interval = reference_refresh_interval
         self.buffer, self._continuation, self.buffers_collected, self.rollouts_seen = buffer, Continuation(), 0, 0
+        self._taken = -1
+        """The training batch whose loss was taken last."""
         self.note_arguments(given)
 
     @property
@@ -160,7 +164,7 @@ class DMPO(PolicyModule):
         """Adds those of `SkipNonFiniteSteps` and `RunMeter` that the Trainer has not."""
         # Lightning would put the one returned here in the place of the user's own, with its other options.
         kinds = (SkipNonFiniteSteps, RunMeter)
-        return [kind() for kind in kinds if not callbacks_of(self.trainer, kind)]
+        return super().configure_callbacks() + [kind() for kind in kinds if not callbacks_of(self.trainer, kind)]
 
     def configure_model(self) -> None:
         """As `PolicyModule` does it. Strategies that see all weights early save the reference's own from the start."""
@@ -234,6 +238,7 @@ class DMPO(PolicyModule):
         """Says what the run consists of. A buffer restored from a checkpoint was read on the CPU."""
         super().on_train_start()
         self._continuation.start()
+        self._taken = -1
         self.buffer.to(self.trainer.strategy.root_device)
         loader: Any = self.trainer.train_dataloader
         if self.trainer.ckpt_path is not None and not self.trainer.fit_loop.restarting:
@@ -258,7 +263,14 @@ class DMPO(PolicyModule):
             self.buffer.clear()
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
-        """The loss of the next micro-batch of rollouts, of new ones where the buffer is used up."""
+        """The loss of the next micro-batch of rollouts, of new ones where the buffer is used up.
+
+        Raises:
+            ValueError: the optimizer asks for a second one within a step.
+        """
+        taken, self._taken = self._taken, self.trainer.fit_loop.total_batch_idx
+        if taken == self._taken:
+            raise ValueError(several_losses(type(self.trainer.optimizers[0]).__name__))
         accumulated = self.trainer.accumulate_grad_batches
         self._continuation.begin_micro_batch(self)
         if self.buffer.needs_rollouts:
@@ -326,6 +338,7 @@ class DMPO(PolicyModule):
 
     def on_validation_epoch_end(self) -> None:
         self.evaluator.finish("val")
+        super().on_validation_epoch_end()
 
     def on_test_start(self) -> None:
         self.evaluator.start(self.trainer.test_dataloaders)

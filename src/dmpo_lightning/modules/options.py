@@ -1,5 +1,6 @@
 """Options of optimizer and scheduler on a resume: those of this run win over those that a checkpoint brings back."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
@@ -9,13 +10,62 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 Options = dict[str, Any]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 MOVING = frozenset({"base_lrs", "last_epoch", "_last_lr", "_step_count", "_get_lr_called_within_step", "_is_initial"})
 """What a scheduler counts, or takes from the optimizer. The rest of its state are options."""
+
+
+REPLAYED = 100_000
+"""Steps of a schedule that are tried out before a run, which takes less than a second."""
+
+
+def check_optimizer(optimizer: Optimizer, scheduler: LRScheduler | None, *, losses_repeat: bool) -> None:
+    """Refuses, before the first step, what a run cannot be made with.
+
+    Raises:
+        ValueError: an optimizer whose step must be given a function that computes the loss, such as LBFGS, where
+            losses do not repeat, or a `ReduceLROnPlateau` that does not say at which value it looks.
+    """
+    closure = None if losses_repeat else inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(several_losses(type(optimizer).__name__))
+    if isinstance(scheduler, ReduceLROnPlateau) and getattr(scheduler, "monitor", None) is None:
+        raise ValueError(
+            "`lr_scheduler` ReduceLROnPlateau does not say at which value it looks; take "
+            "lightning.pytorch.cli.ReduceLROnPlateau with `monitor`, such as val/sampled/accuracy."
+        )
+
+
+def several_losses(optimizer: str) -> str:
+    """Why an optimizer is refused that computes the loss more than once per step."""
+    return (
+        f"`optimizer` {optimizer} computes the loss several times per step, as line searches do, but each loss of DMPO "
+        "is one of other rollouts; take an optimizer that computes it once, such as torch.optim.AdamW."
+    )
+
+
+def check_schedule(scheduler_factory: SchedulerFactory, options: Options, *, steps: int | float) -> None:
+    """Tries a schedule out for as many optimizer steps as a run has.
+
+    Raises:
+        ValueError: the scheduler raises an error before the run ends, as OneCycleLR does behind its ``total_steps``.
+    """
+    scheduler = scheduler_factory(_stand_in(options))
+    if isinstance(scheduler, ReduceLROnPlateau):
+        return
+    for step in range(int(min(steps, REPLAYED))):
+        # It may be anybody's, and raise anything.
+        try:
+            _advance(scheduler)
+        except Exception as error:
+            raise ValueError(
+                f"`lr_scheduler` {type(scheduler).__name__} ends after {step} optimizer steps, but the run has {steps} "
+                f"({error}); give it as many steps as the run, or the run no more (`max_steps`)."
+            ) from error
 
 
 def configured_options(optimizer: Optimizer, scheduler: LRScheduler | None) -> Options:
@@ -108,19 +158,35 @@ def take_over(
     # The scheduler that Lightning restored is at the right place of an unchanged schedule.
     if not any(name.startswith("lr_scheduler") or name.endswith(".lr") for name in differing):
         return
-    # The schedule runs on groups alone, since a wrapper takes no scheduler. Those that move momentum or betas, such as
-    # OneCycleLR, look for them in `defaults` as well.
-    own = [group | {"params": [torch.zeros(1)]} for group in now["optimizer"]]
-    moved = Optimizer(own, dict(now["optimizer"][0]))
+    if isinstance(scheduler, ReduceLROnPlateau):
+        before, after = stored["lr_scheduler"] or {}, now["lr_scheduler"]
+        scheduler.load_state_dict({name: value for name, value in after.items() if before.get(name) != value})
+        for group, then, configured in zip(optimizer.param_groups, stored["optimizer"], now["optimizer"], strict=False):
+            # By how much it has lowered the rate follows from what it has seen, and not from a number of steps.
+            lowered = group["lr"] / then["lr"] if "patience" in before else 1.0
+            _set(group, {"lr": configured["lr"] * lowered})
+        return
+    moved = _stand_in(now)
     again = None if scheduler_factory is None else scheduler_factory(moved)
     if again is not None and scheduler is not None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
-            for _ in range(steps):
-                again.step()
+        for _ in range(steps):
+            _advance(again)
         scheduler.load_state_dict(again.state_dict())
     for group, reached in zip(optimizer.param_groups, moved.param_groups, strict=False):
         _set(group, {name: value for name, value in reached.items() if name != "params"})
+
+
+def _stand_in(options: Options) -> Optimizer:
+    """What a schedule runs on without the run's weights: groups alone, since a wrapper takes no scheduler."""
+    groups = options["optimizer"]
+    # Those that move momentum or betas, such as OneCycleLR, look for them in `defaults` as well.
+    return Optimizer([group | {"params": [torch.zeros(1)]} for group in groups], dict(groups[0]))
+
+
+def _advance(scheduler: LRScheduler) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
+        scheduler.step()
 
 
 def _set(group: dict[str, Any], options: Options) -> None:
