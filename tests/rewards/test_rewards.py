@@ -21,8 +21,9 @@ from jsonargparse import ArgumentParser
 
 import worker_functions
 from dmpo_lightning import GSM8K, CombinedScore, LatinSquareDemonstrations, Sudoku
+from dmpo_lightning.evaluation.values import batch_values
 from dmpo_lightning.rewards.reward import Reward
-from dmpo_lightning.tasks.base import Verdict
+from dmpo_lightning.tasks.base import Share, Task, Verdict
 
 EXAMPLES = [{"word": "a"}, {"word": "b"}]
 TEXTS = [["a", "aa", "xx"], ["b", "a", ""]]
@@ -454,6 +455,70 @@ def test_a_failure_gets_its_score_where_the_check_alone_is_weighed():
     assert scores.components["correct"].tolist() == [[1, 0]]
     # What is no Verdict is a failure too, and None is none.
     assert (scores.failures, scores.total.tolist()) == (1, [[2, -2]])
+
+
+def cells(example, completion):
+    """Three of four parts right, or an answer without parts."""
+    share = None if completion == "whole" else Share(3, 4, name="cells")
+    return Verdict(completion, False, share)
+
+
+def test_a_failed_completion_answered_none_of_as_many_parts_as_others():
+    reward = Reward(failing_on("bad"), check=cells, accuracy="cells", max_failure_share=1.0)
+    scores = reward(EXAMPLES[:1] * 3, [["a", "bad"], ["bad", "bad"], ["whole", "bad"]])
+    assert scores.named["accuracy"].tolist()[:2] == [[0.75, 0], [0, 0]]
+    assert [each.share for each in scores.verdicts[1]] == [Share(0, 4)] * 2
+    assert [each.share for each in scores.verdicts[2]] == [None, None]
+    values = batch_values(scores, {})
+    assert values.weights["accuracy"].tolist() == [4, 4, 0]
+    assert values.correct.any() == torch.tensor(False)
+    # A batch that fails as a whole has no share to go by but that of the one before, and the same components.
+    later = reward(EXAMPLES[:1], [["bad", "bad"]])
+    assert later.named["accuracy"].tolist() == [[0, 0]]
+    assert batch_values(later, {}).weights["accuracy"].tolist() == [4]
+    assert set(later.components) == {"count", "length", "cells", "correct"}
+
+
+@pytest.mark.parametrize("failure_score", [1.0, -1.0])
+@pytest.mark.parametrize("accuracy", ["count", None])
+def test_a_failed_completion_is_not_correct_whatever_it_scores(failure_score, accuracy):
+    reward = Reward(failing_on("aa"), accuracy=accuracy, weights={"count": 1.0}, failure_score=failure_score)
+    scores = reward(EXAMPLES[:1], [["a", "aa"]])
+    assert scores.components["count"].tolist() == scores.total.tolist() == [[1, failure_score]]
+    assert scores.named["accuracy"].tolist() == [[1, 0 if accuracy else failure_score]]
+    assert batch_values(scores, {}).correct.tolist() == [[True, False]]
+
+
+def test_an_accuracy_that_is_no_component_ends_the_first_call():
+    with pytest.raises(ValueError, match=r"`accuracy` names .*\['right'\]; it returns \['count', 'length'\]"):
+        Reward(components, accuracy="right")(EXAMPLES, TEXTS)
+    reward = Reward(one_or_the_other, accuracy="b")
+    assert reward(EXAMPLES, TEXTS).named["accuracy"].nan_to_num(-1).tolist() == [[-1, 2, 2], [2, -1, 2]]
+    assert reward(EXAMPLES[:1], [["a"]]).named["accuracy"].isnan().all()
+
+
+class Unnamed(Task):
+    """A task that states no accuracy."""
+
+    def examples(self, split):
+        return EXAMPLES
+
+    def prompt(self, example):
+        return example["word"]
+
+    def score(self, example, completion):
+        return {"count": float(completion.count(example["word"])), "length": 0.5 * len(completion)}
+
+
+class UnnamedChecked(Unnamed):
+    def check(self, example, completion):
+        return Verdict(completion, completion == example["word"])
+
+
+def test_a_task_without_an_accuracy_reports_its_check_or_else_its_reward():
+    assert Reward.of_task(Unnamed())(EXAMPLES, TEXTS).named["accuracy"].tolist() == [[1.5, 3, 1], [1.5, 0.5, 0]]
+    assert Reward.of_task(UnnamedChecked())(EXAMPLES, TEXTS).named["accuracy"].tolist() == [[1, 0, 0], [1, 0, 0]]
+    assert [Unnamed().check(EXAMPLES[0], text).correct for text in ("xx", "a", "aa")] == [True, False, False]
 
 
 def test_half_precision_as_the_default_changes_no_score():

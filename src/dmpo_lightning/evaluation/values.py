@@ -41,6 +41,8 @@ def batch_values(scores: Scores, measures: Measures) -> BatchValues:
     values = scores.named
     if not scores.parts:
         correct = (values["accuracy"] if scores.verdicts is None else values["correct"]) == 1
+        # A failed completion is wrong even where failures are worth 1.
+        correct = correct if scores.failed is None else correct & ~scores.failed
         votes = _votes(correct, values["accuracy"], scores.verdicts)
         return BatchValues(correct, values, dict(measures), votes, _weights(scores))
     tasks = {

@@ -236,8 +236,8 @@ def check_function(
     wanted = f"`{option}` must be a function of {' and '.join(takes) if len(takes) < 3 else ', '.join(takes)}"
     if _module(function).partition(".")[0] in sys.stdlib_module_names:
         raise ValueError(f"{wanted} of your own, got {name} of Python itself.")
-    if isinstance(function, type):
-        raise ValueError(f"{wanted}, got the class {name} itself; make an object of it.")
+    if isinstance(function, type) or not callable(function):
+        raise ValueError(f"{wanted}, got {name}, which is {'a class' if isinstance(function, type) else 'none'}.")
     # An object is called by the method of its class.
     bare = _innermost(function)
     promises = _PROMISES[:2] if may_yield else _PROMISES

@@ -4,7 +4,8 @@ import copy
 import logging
 import math
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from dmpo_lightning.rewards.functions import (
     check_function,
 )
 from dmpo_lightning.rewards.scores import Scores
-from dmpo_lightning.tasks.base import Example, Task, Verdict
+from dmpo_lightning.tasks.base import Example, Share, Task, Verdict
 from dmpo_lightning.terminal import show_traceback
 from dmpo_lightning.workers import CallError, WorkerPool
 
@@ -104,7 +105,11 @@ class Reward:
         self.max_failure_share, self.failure_score = max_failure_share, failure_score
         self.workers, self.time_limit = workers, time_limit
         self._scored = self._failed = 0
-        self._weights_are_checked = False
+        self._names_are_checked = False
+        self._names: list[str] = []
+        """The components that completions have had, which those of a call that all fail have too."""
+        self._share: Share | None = None
+        """One that the check has given."""
         self._start()
 
     def _start(self) -> None:
@@ -131,7 +136,7 @@ class Reward:
         return cls(
             task.score,
             weights=task.reward_weights if weights is None else weights,
-            accuracy=task.accuracy,
+            accuracy=task.accuracy or ("correct" if task.has_check else None),
             check=task.check if task.has_check else None,
             **options,
         )
@@ -220,23 +225,29 @@ class Reward:
 
     def _scores(self, judged: Sequence[Judgement | ScoreError], shape: tuple[int, int]) -> Scores:
         """Tensors of what is said of each completion, whose shape is prompts and rollouts."""
-        failures = [each for each in judged if isinstance(each, ScoreError)]
+        failed = torch.tensor([isinstance(each, ScoreError) for each in judged], dtype=torch.bool).view(shape)
         own = self._table([each if isinstance(each, ScoreError) else each.numbers for each in judged], shape)
         components, accuracy, verdicts = own, self.accuracy, None
         if self.check is not None:
-            # Nothing was answered where scoring or checking failed.
-            said = [Verdict(None, False) if isinstance(each, ScoreError) else each.verdict for each in judged]
-            flat = [verdict for verdict in said if verdict is not None]
-            verdicts = [flat[row * shape[1] : (row + 1) * shape[1]] for row in range(shape[0])]
-            if flat:
-                components = own | self._table([verdict.components for verdict in flat], shape)
+            said = [None if isinstance(each, ScoreError) else each.verdict for each in judged]
+            self._share = next((each.share for each in said if each and each.share), self._share)
+            verdicts = [self._answered(said[row * shape[1] : (row + 1) * shape[1]]) for row in range(shape[0])]
+            if said:
+                components = own | self._table([each.components for group in verdicts for each in group], shape)
             accuracy = accuracy if accuracy in ("reward", *components) else "correct"
-        if len(failures) < len(judged):
-            self._check_weights(components)
-        failed = torch.tensor([isinstance(each, ScoreError) for each in judged], dtype=torch.bool).view(shape)
+        if not failed.all():
+            self._names = list(own)
+            self._check_names(list(components), accuracy)
         # Weights may be of the check alone, by whose components a failed completion is merely not correct.
         weighed = {name: values.masked_fill(failed, self.failure_score) for name, values in components.items()}
-        return Scores(components, self._total(weighed, own), len(failures), accuracy, verdicts)
+        return Scores(components, self._total(weighed, own), int(failed.sum()), accuracy, verdicts, failed=failed)
+
+    def _answered(self, said: Sequence[Verdict | None]) -> list[Verdict]:
+        """The verdicts on a prompt's completions. One that failed has none of as many parts right."""
+        known = [verdict for verdict in said if verdict is not None]
+        share = known[0].share if known else self._share
+        wrong = Verdict(None, False, share and replace(share, right=0))
+        return [wrong if verdict is None else verdict for verdict in said]
 
     def _table(self, rows: Sequence[Mapping[str, float] | ScoreError], shape: tuple[int, int]) -> dict[str, Tensor]:
         """Components by name. What a completion does not have is NaN."""
@@ -248,18 +259,20 @@ class Reward:
         return {
             name: torch.tensor([number(row, name) for row in rows], dtype=torch.float32).view(shape)
             # Where every completion failed, none of them has named a component.
-            for name in names or self.weights or ["reward"]
+            for name in names or self._names or self.weights or ["reward"]
         }
 
-    def _check_weights(self, names: Iterable[str]) -> None:
+    def _check_names(self, names: Sequence[str], accuracy: str) -> None:
         """Once, by the first completions that could be scored: later ones may lack a component."""
-        unknown = set(self.weights or ()) - set(names)
-        if unknown and not self._weights_are_checked:
-            raise ValueError(
-                f"`weights` names components that the score function did not return: {sorted(unknown)}; it "
-                f"returns {sorted(names)}."
-            )
-        self._weights_are_checked = True
+        if self._names_are_checked:
+            return
+        self._names_are_checked = True
+        for option, used in {"weights": self.weights or (), "accuracy": {accuracy} - {"reward"}}.items():
+            if unknown := set(used) - set(names):
+                raise ValueError(
+                    f"`{option}` names components that the score function did not return: {sorted(unknown)}; it "
+                    f"returns {sorted(names)}."
+                )
 
     def _total(self, components: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum. Without weights it is that of the score function's own components."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dmpo_lightning.tasks.base import Verdict
@@ -30,22 +30,23 @@ class Scores:
     rows: dict[str, list[int]] = field(default_factory=dict)
     """The positions of each task's prompts in the batch."""
 
+    failed: Bool[Tensor, "batch group"] | None = None
+    """Which of them could not be scored."""
+
     @property
     def named(self) -> dict[str, Float[Tensor, "batch group"]]:
         """All by name: ``reward``, its components and ``accuracy``.
 
-        A score function that returns a bare number has a component ``reward``, which takes the total's place.
-
-        Raises:
-            ValueError: the accuracy is none of the components.
+        A score function that returns a bare number has a component ``reward``, which takes the total's place. The
+        accuracy of a failed completion is 0, whatever it scores.
         """
         values = {"reward": self.total, **self.components}
-        if "accuracy" in values:
-            return values
-        # Where every completion failed, none of them has named a component.
-        if self.accuracy not in values and self.failures < self.total.numel():
-            raise ValueError(f"`accuracy` {self.accuracy!r} is none of the reward's components: {sorted(values)}.")
-        return values | {"accuracy": values.get(self.accuracy, torch.zeros_like(self.total))}
+        if "accuracy" not in values:
+            # Completions of a later call may lack it.
+            values["accuracy"] = values.get(self.accuracy, torch.full_like(self.total, math.nan))
+            if self.failed is not None and self.accuracy != "reward":
+                values["accuracy"] = values["accuracy"].masked_fill(self.failed, 0.0)
+        return values
 
 
 def named_by_task(

@@ -98,7 +98,7 @@ class Verdict:
 class Task(ABC):
     """A benchmark. Subclass it and name the class in YAML. Nothing needs registering.
 
-    ``accuracy``, `examples`, `prompt` and `score` are all that a task needs. A task whose answers are checked beside
+    `examples`, `prompt` and `score` are all that a task needs. A task whose answers are checked beside
     the score also defines `check`. The other members have defaults.
 
     Example:
@@ -117,9 +117,9 @@ class Task(ABC):
         ```
     """
 
-    accuracy: str
+    accuracy: str | None = None
     """The component of `score` that is reported as accuracy. With a check it may also be ``correct`` or the name of
-    the share."""
+    the share. None is ``correct`` of the check, or without one the reward itself."""
     reward_weights: Mapping[str, float] | None = None
     """Of the components in the reward, where none are configured. None takes each with weight 1."""
     prefill: str = ""
@@ -150,7 +150,9 @@ class Task(ABC):
 
         The default is no check of its own: correct is what has an accuracy of 1, and no answer is read.
         """
-        return Verdict(None, self.score(example, completion)[self.accuracy] == 1)
+        numbers = self.score(example, completion)
+        weights = {self.accuracy: 1.0} if self.accuracy else self.reward_weights or dict.fromkeys(numbers, 1.0)
+        return Verdict(None, sum(weight * numbers[name] for name, weight in weights.items()) == 1)
 
     @property
     def has_check(self) -> bool:
