@@ -30,12 +30,21 @@ SAMPLERS = {
     "factor": (ConfidenceSampler(factor=1.2), 4),
     "top-k": (ConfidenceSampler(top_k=3), 4),
     "top-p": (ConfidenceSampler(top_p=0.6), 4),
+    "warm, static": (ConfidenceSampler(temperature=0.5), 4),
+    "cold, two at once": (ConfidenceSampler(temperature=0.2, denoising_steps=6), 3),
+    "cold, threshold": (ConfidenceSampler(temperature=0.2, threshold=0.9), 4),
+    "cold, top-k, top-p, factor": (ConfidenceSampler(temperature=0.5, top_k=4, top_p=0.8, factor=1.2), 4),
+    "cold, a block of 32": (ConfidenceSampler(temperature=0.2, top_k=3), 32),
+    "only one to draw from": (ConfidenceSampler(top_k=1), 4),
+    "only one, threshold": (ConfidenceSampler(top_k=1, threshold=0.9), 4),
+    "only one, never above the threshold": (ConfidenceSampler(top_k=1, threshold=1.0), 4),
+    "cold, the model's confidence": (ConfidenceSampler(temperature=0.2, confidence="model"), 4),
+    "only one, the model's confidence": (ConfidenceSampler(top_k=1, threshold=0.4, confidence="model"), 4),
     "random order, top-k and top-p": (RandomOrderSampler(temperature=0.7, top_k=5, top_p=0.8), 4),
     "random order": (RandomOrderSampler(temperature=0.7), 4),
     "blocks of one": (ConfidenceSampler(), 1),
     "one block": (ConfidenceSampler(), 16),
     "greedy, blocks of one": (ConfidenceSampler(temperature=0.0), 1),
-    "greedy, a block of 32": (ConfidenceSampler(temperature=0.0), 32),
 }
 """And the size of the model's blocks."""
 
@@ -65,6 +74,21 @@ def sample(policy: Policy, sampler: Sampler, ids, mask, keys, length: int = LENG
         return sampler.sample(policy, ids, mask, completion_length=length, keys=keys)
 
 
+def plain_confidence(logits: torch.Tensor, tokens: torch.Tensor, sampler) -> list[float]:
+    """What SDAR's published code ranks tokens by: their probability once temperature, top-k and top-p have worked."""
+    logits = logits.double()
+    if sampler.confidence != "model" and sampler.temperature > 0:
+        logits = logits / sampler.temperature
+        if sampler.top_k is not None:
+            logits[logits < logits.sort(descending=True).values[:, sampler.top_k - 1 : sampler.top_k]] = -torch.inf
+        if sampler.top_p is not None:
+            ordered, order = logits.softmax(-1).sort(descending=True)
+            removed = torch.zeros_like(ordered, dtype=torch.bool)
+            removed.scatter_(1, order, ordered.cumsum(-1) - ordered > sampler.top_p)
+            logits[removed] = -torch.inf
+    return logits.softmax(-1).gather(1, tokens[:, None])[:, 0].tolist()
+
+
 def chosen_places(sampler, places: list[int], confidence: list[float], key, step: int, within: int, size: int) -> set:
     """The rules once more, for the masked places of one row's block."""
     order = sorted(range(len(places)), key=lambda i: -confidence[i])
@@ -72,7 +96,7 @@ def chosen_places(sampler, places: list[int], confidence: list[float], key, step
         noise = uniforms(fold_in(key, Purpose.ORDER), LENGTH)[0]
         return {min(places, key=lambda place: noise[place].item())}
     if sampler.threshold is not None:
-        return {places[order[0]]} | {places[i] for i in order if confidence[i] >= sampler.threshold}
+        return {places[order[0]]} | {places[i] for i in order if confidence[i] > sampler.threshold}
     if sampler.factor is not None:
         count = 1
         while count < len(order) and (count + 2) * (1 - confidence[order[count]]) <= sampler.factor:
@@ -107,7 +131,8 @@ def decode_plainly(policy: Policy, sampler, prompt: list[int], key: torch.Tensor
             uniform = step_uniforms(key, step, LENGTH)[0, places]
             options = {name: getattr(sampler, name) for name in ("temperature", "top_k", "top_p")}
             draw = draw_tokens(logits, uniform, **options)
-            for place in chosen_places(sampler, places, draw.confidence.tolist(), key, step, within, size):
+            confidence = plain_confidence(logits, draw.tokens, sampler)
+            for place in chosen_places(sampler, places, confidence, key, step, within, size):
                 ids[start + place] = draw.tokens[places.index(place)].item()
                 steps[place], log_probs[place] = step, draw.log_prob[places.index(place)].item()
         if any(token in policy.facts.end_token_ids for token in ids[start:stop]):

@@ -122,6 +122,41 @@ def test_confidence_is_the_probability_at_temperature_one_whatever_the_sampling_
     assert samples.reveal_step.tolist() == [[1, 0]]
 
 
+@pytest.mark.parametrize(("confidence", "order"), [(None, [0, 1]), ("drawn", [0, 1]), ("model", [1, 0])])
+def test_dream_ranks_tokens_by_the_probability_that_they_were_drawn_with(confidence, order):
+    """At T = 0.05 both are all but certain, the first more so; at T = 1 the second one is (.52 to .51)."""
+    table = torch.full((64, 32), -1e9)
+    prompt_length = prompt_batch(tiny_policy(with_reference=False), ["1"]).prompt_ids.shape[1]
+    table[prompt_length, 14:18] = torch.tensor([0.51, 0.17, 0.16, 0.16]).log()
+    table[prompt_length + 1, 16:19] = torch.tensor([0.52, 0.3, 0.18]).log()
+    model = FixedLogits(table[: prompt_length + 2])
+    model.lookback = 1  # which is what tells Dream's shifted logits from others
+    sampler = ConfidenceSampler(temperature=0.05, confidence=confidence)
+    samples = sample(tiny_policy(model=model, with_reference=False), sampler, ["1"], length=2)
+    assert samples.completion_ids.tolist() == [[14, 16]]
+    assert samples.reveal_step.tolist() == [order]
+
+
+def test_dream_cuts_by_top_p_before_top_k():
+    logits = torch.full((32,), -1e9)
+    logits[14:18] = torch.tensor([0.5, 0.3, 0.1, 0.1]).log()
+    drawn = {}
+    for lookback in (0, 1):
+        model = FixedLogits(logits)
+        model.lookback = lookback
+        samples = sample(
+            tiny_policy(model=model, with_reference=False), ConfidenceSampler(top_k=2, top_p=0.6), ["1"] * 9
+        )
+        drawn[lookback] = set(samples.completion_ids.flatten().tolist())
+    assert drawn == {0: {14}, 1: {14, 15}}
+
+
+def test_another_confidence_is_an_error(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it: annotations are not checked
+    with pytest.raises(ValueError, match="`confidence` must be one of drawn, model, got 'whole'"):
+        ConfidenceSampler(confidence="whole")
+
+
 def test_candidates_that_are_not_kept_are_drawn_afresh():
     """Two places, tokens H (.7) and L (.3), one place per step; the surer candidate stays, at a tie the left one.
 

@@ -78,6 +78,42 @@ def test_truncated_distributions_are_those_of_transformers(temperature, truncati
     assert torch.equal(draw.log_odds[same], whole.log_odds[same])
 
 
+@pytest.mark.parametrize(("top_p_first", "probabilities"), [(False, [1.0]), (True, [0.625, 0.375])])
+def test_top_k_and_top_p_cut_in_either_order(top_p_first, probabilities):
+    """Of .5, .3, .1, .1 the two best are .625, .375 of each other: the first holds .6. Of all it takes both."""
+    logits = torch.tensor([0.1, 0.5, 0.1, 0.3]).log().expand(2, -1)
+    draw = draw_tokens(
+        logits,
+        torch.tensor([0.3, 0.95]),
+        temperature=1.0,
+        top_k=2,
+        top_p=0.6,
+        top_p_first=top_p_first,
+        confidence="drawn",
+    )
+    assert draw.tokens.tolist() == [1, 3][: len(probabilities)] + [1] * (2 - len(probabilities))
+    expected = torch.tensor((probabilities * 2)[:2], dtype=torch.float64)
+    torch.testing.assert_close(draw.confidence, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(draw.log_prob, expected.log().float(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("cut", [{}, {"top_k": 5}, {"top_p": 0.7}, {"top_k": 1}], ids=str)
+def test_the_confidence_of_the_drawn_distribution_is_the_probability_of_the_draw(temperature, cut):
+    logits, uniform = random_logits(1.5), torch.linspace(0.01, 0.99, 12)
+    draw = draw_tokens(logits, uniform, temperature=temperature, confidence="drawn", **cut)
+    torch.testing.assert_close(draw.confidence.log().float(), draw.log_prob, atol=1e-5, rtol=1e-5)
+    whole = draw_tokens(logits, uniform, temperature=temperature, confidence="model", **cut)
+    assert torch.equal(draw.tokens, whole.tokens)
+    assert torch.equal(draw.log_prob, whole.log_prob)
+
+
+def test_of_almost_certain_draws_the_surer_one_has_the_higher_odds_at_low_temperature_too():
+    logits = torch.tensor([[100.0, 0.0, 0.0], [0.0, 0.0, 101.0]])
+    draw = draw_tokens(logits, torch.full((2,), 0.5), temperature=0.2, confidence="drawn")
+    assert draw.log_odds.argsort().tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
 def test_logits_stay_what_they_were(temperature):
     logits = random_logits(1.0)

@@ -34,8 +34,8 @@ class Generation:
     steps: list[int | None]
     """The denoising step that revealed each token, from 0. None where an early exit filled it in."""
     confidence: list[float | None]
-    """The probability of each token at temperature 1 in that step. None where an early exit filled it in, and for
-    samplers that keep no `Canvas`.
+    """The `Confidence` of each token in that step. None where an early exit filled it in, and for samplers that keep no
+    `Canvas`.
     """
 
 

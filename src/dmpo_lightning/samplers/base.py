@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dmpo_lightning.policy import Policy
+from dmpo_lightning.samplers.draws import Confidence
 
 
 @dataclass
@@ -34,8 +35,8 @@ class Sampler(ABC):
         block_length: the number of positions per block. Blocks are unmasked from left to right. None takes the whole
             completion as one block, and a block-causal model's own blocks.
         top_k: draw from so many most likely tokens, at least 1. None draws from all.
-        top_p: draw from the fewest most likely tokens that hold this probability, in (0, 1], after ``top_k``. None
-            draws from all.
+        top_p: draw from the fewest most likely tokens that hold this probability, in (0, 1]. None draws from all. It
+            cuts after ``top_k``, and for Dream before it, as published.
 
     Raises:
         ValueError: a value is outside its range.
@@ -43,6 +44,8 @@ class Sampler(ABC):
 
     order_is_independent = False
     """Whether the order of unmasking is independent of the tokens, so that log p(completion | order) is exact."""
+    confidence: Confidence | None = None
+    """What the `Draw.confidence` of a token is. None is what the model's published decoding has."""
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers.base import Sampler, Samples
-from dmpo_lightning.samplers.draws import Draw, draw_tokens, most_likely, step_uniforms
+from dmpo_lightning.samplers.draws import Confidence, Draw, draw_tokens, most_likely, step_uniforms
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Change:
     """The completions as they are now. Mask tokens stand where nothing has been revealed."""
     written: Bool[Tensor, "rows length"]
     confidence: Float[Tensor, "rows length"]
-    """The probability at temperature 1 of what was written. NaN where nothing was, or where it was not drawn."""
+    """The `Confidence` of what was written. NaN where nothing was, or where it was not drawn."""
 
 
 Observer = Callable[[Change], None]
@@ -201,13 +201,17 @@ class Canvas:
     ) -> Draw:
         """Draws a token at each of the positions that `logits` was asked for, from the uniforms of this step.
 
-        Temperature, ``top_k`` and ``top_p`` are those of the ``sampler``.
+        Options are those of the ``sampler``. What it leaves open is as in the published decoding of the model's family.
         """
         if sampler.temperature == 0:
             return most_likely(logits)
         uniform = step_uniforms(self.keys, step, self.length)
         uniform = uniform.gather(1, positions) if rows is None else uniform[rows, positions]
-        return draw_tokens(logits, uniform, temperature=sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p)
+        # SDAR, TraDo's JetEngine and Dream rank tokens by the probability that they were drawn with, LLaDA does not.
+        is_dream = self.policy.lookback > 0
+        published: Confidence = "drawn" if is_dream or self.policy.block_size is not None else "model"
+        options = {name: getattr(sampler, name) for name in ("temperature", "top_k", "top_p")}
+        return draw_tokens(logits, uniform, top_p_first=is_dream, confidence=sampler.confidence or published, **options)
 
     def reveal(self, positions: Int[Tensor, "rows positions"], draw: Draw, step: int) -> None:
         """Writes tokens that were drawn for some positions of every row, and says that the step is done."""

@@ -17,7 +17,7 @@ from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers.base import Sampler, Samples, reveal_counts
 from dmpo_lightning.samplers.block_causal import Step, decode_blocks
 from dmpo_lightning.samplers.canvas import Canvas
-from dmpo_lightning.samplers.draws import Draw
+from dmpo_lightning.samplers.draws import Confidence, Draw
 from dmpo_lightning.samplers.transfer import above_threshold, best_of, within_factor
 from dmpo_lightning.tasks.base import check_choice
 
@@ -42,14 +42,18 @@ class ConfidenceSampler(Sampler):
         remasking: ``low_confidence`` keeps the tokens of highest probability, ``random`` those at random positions,
             and ``sequential`` the first ones.
         temperature: the temperature of the exact categorical draw. 0 takes the most likely token.
-        threshold: keep every token of at least this probability, in (0, 1].
+        threshold: keep every token of at least this probability, in (0, 1]. In a block-causal model's own blocks it has
+            to be above it, as published, so that 1 reveals one token per step.
         factor: keep the n most probable tokens as long as (n + 1) (1 - probability) is at most this, above 0.
         cache: ``none`` computes all columns in each step. ``prefix`` computes the block and all columns after it, and
             ``dual`` the block alone.
         early_exit: a completion with an end token in a finished block is over, and the rest of it becomes end tokens
             without being computed. This changes what is sampled.
-        top_k: see `Sampler`. Confidences are those of the whole distribution.
+        top_k: see `Sampler`. In TraDo's greedy evaluation it is 1, which makes all drawn tokens equally sure.
         top_p: see `Sampler`.
+        confidence: the probability of a token as it was ``drawn``, after temperature, ``top_k`` and ``top_p``, or that
+            of the ``model`` at temperature 1, as always at temperature 0. None is what the model's family publishes:
+            ``drawn`` for block-causal models (SDAR, TraDo, DiRL) and Dream, ``model`` for LLaDA and all others.
 
     Raises:
         ValueError: a value or a combination is impossible. `validate` checks against a completion length.
@@ -68,6 +72,7 @@ class ConfidenceSampler(Sampler):
         early_exit: bool = False,
         top_k: int | None = None,
         top_p: float | None = None,
+        confidence: Confidence | None = None,
     ) -> None:
         super().__init__(
             temperature=temperature,
@@ -78,6 +83,8 @@ class ConfidenceSampler(Sampler):
         )
         check_choice("cache", cache, get_args(CacheMode))
         check_choice("remasking", remasking, get_args(Remasking))
+        if confidence is not None:
+            check_choice("confidence", confidence, get_args(Confidence))
         if threshold is not None and factor is not None:
             raise ValueError("Set `threshold` or `factor`, not both.")
         if threshold is not None and not 0 < threshold <= 1:
@@ -85,7 +92,7 @@ class ConfidenceSampler(Sampler):
         if factor is not None and not 0 < factor < math.inf:
             raise ValueError(f"`factor` must be positive and finite, got {factor}.")
         self.remasking, self.cache, self.early_exit = remasking, cache, early_exit
-        self.threshold, self.factor = threshold, factor
+        self.threshold, self.factor, self.confidence = threshold, factor, confidence
         if not self.is_static and (denoising_steps is not None or remasking != "low_confidence"):
             raise ValueError(
                 f"`threshold` and `factor` choose the number of steps and compare confidence; leave out "
@@ -143,6 +150,9 @@ class ConfidenceSampler(Sampler):
 
     def _choose(self, draw: Draw, step: Step) -> Bool[Tensor, "rows block"]:
         """What a step in a block-causal model's own block reveals."""
+        if self.threshold is not None:
+            # Exceeded, as in the published code of SDAR. In that of Fast-dLLM it is reached.
+            return above_threshold(draw.confidence, step.masked, math.nextafter(self.threshold, 2.0))
         if not self.is_static:
             return self.sure_enough(draw, step.masked)
         return best_of(self.scores(draw, step.canvas, step.positions, step.number), step.masked, step.count)

@@ -1,12 +1,18 @@
 """Draws one candidate token per position, exactly, from logits and keyed uniforms."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dmpo_lightning.functional.randomness import Purpose, fold_in, inverse_cdf, uniforms
+
+Confidence = Literal["drawn", "model"]
+"""Of which distribution a token's probability is its confidence: of the one that it was drawn from, with temperature,
+``top_k`` and ``top_p``, or of the model's own, the whole one at temperature 1.
+"""
 
 
 @dataclass
@@ -23,7 +29,7 @@ class Draw:
 
     @property
     def confidence(self) -> Float[Tensor, "*at"]:
-        """The probability of the token at temperature 1, whatever the sampling temperature is, in float64."""
+        """The probability of the token in float64, in the distribution that `Confidence` says."""
         return self.log_odds.sigmoid()
 
     def at(self, index: Int[Tensor, "rows chosen"]) -> "Draw":
@@ -48,11 +54,14 @@ def draw_tokens(
     temperature: float,
     top_k: int | None = None,
     top_p: float | None = None,
+    top_p_first: bool = False,
+    confidence: Confidence = "model",
 ) -> Draw:
     """Draws exactly from softmax(logits / temperature) with one uniform each. Temperature 0 takes the most likely.
 
     Of that distribution only the ``top_k`` most likely tokens are kept, and of these the fewest most likely ones whose
-    probabilities sum to ``top_p`` at least, as in transformers.
+    probabilities sum to ``top_p`` at least, as in transformers and SDAR. ``top_p_first`` turns the two round, as Dream
+    has them. A most likely token is drawn from nothing, so that its ``confidence`` is the model's in any case.
     """
     if temperature == 0:
         return most_likely(logits)
@@ -61,13 +70,19 @@ def draw_tokens(
     # log-prob, and no more than one tensor of that size is made; at any other `shifted` is kept for the log-odds.
     shifted = logits - logits.amax(-1, keepdim=True)
     tempered = shifted.exp_() if temperature == 1 else (shifted / temperature).exp_()
-    _truncate(tempered, top_k, top_p)
+    if top_p_first:
+        _truncate(tempered, None, top_p)
+    _truncate(tempered, top_k, None if top_p_first else top_p)
     tokens = inverse_cdf(tempered, uniform)
     log_prob = (_at(tempered, tokens) / tempered.sum(-1)).log()
-    if temperature == 1:
-        return Draw(tokens, log_prob, _log_odds_in_place(shifted.copy_(logits), tokens))
+    removed = tempered == 0 if confidence == "drawn" and (top_k, top_p) != (None, None) else None
     del tempered
-    return Draw(tokens, log_prob, _log_odds_in_place(shifted, tokens))
+    ranked = shifted.copy_(logits) if temperature == 1 else shifted
+    if confidence == "drawn":
+        ranked.div_(temperature)
+    if removed is not None:
+        ranked.masked_fill_(removed, -torch.inf)
+    return Draw(tokens, log_prob, _log_odds_in_place(ranked, tokens))
 
 
 def _truncate(probabilities: Float[Tensor, "*at vocab"], top_k: int | None, top_p: float | None) -> None:
