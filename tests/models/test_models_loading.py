@@ -6,7 +6,11 @@ import torch
 
 from dmpo_lightning.models.llada import FAMILY, LLaDAForMaskedDiffusion
 from dmpo_lightning.models.loading import load_model, load_tokenizer, token_facts
+from dmpo_lightning.models.lora import LoRA
+from dmpo_lightning.models.parts import linear_names
+from dmpo_lightning.policy import Policy
 from helpers import END_OF_TEXT, END_OF_TURN, MASK, NEVER_SAMPLED, FixedLogits, tiny_model
+from small_models import tiny_dream, tiny_illada, tiny_sdar
 
 CONVERSATION = [{"role": "system", "content": "4"}, {"role": "user", "content": " 12\n"}]
 CONVERSATION_TEXT = (
@@ -139,6 +143,19 @@ def test_without_a_mask_id_the_error_says_how_to_give_one(tokenizer):
 def test_a_mask_id_outside_the_vocabulary_is_an_error(tokenizer, mask_token_id):
     with pytest.raises(ValueError, match=f"below the vocabulary size 32, got {mask_token_id}"):
         token_facts(tiny_model(), tokenizer, mask_token_id=mask_token_id)
+
+
+@pytest.mark.parametrize("build", [tiny_model, tiny_dream, tiny_illada, tiny_sdar])
+def test_a_tokenizer_with_more_tokens_than_the_embedding_is_an_error(tokenizer, build):
+    network = build()
+    known = network.get_input_embeddings().num_embeddings
+    tokenizer.add_tokens([f"<hint{i}>" for i in range(known - len(tokenizer))])
+    assert max(tokenizer.get_vocab().values()) == known - 1
+    assert Policy(network, tokenizer, mask_token_id=5).facts.banned_token_ids == (5,)
+    tokenizer.add_tokens(["<one more>"])
+    for each in (network, LoRA(r=2, targets=linear_names(network)[:1]).apply(network)):
+        with pytest.raises(ValueError, match=f"for {known} tokens, .* the tokenizer ids up to {known}; take"):
+            Policy(each, tokenizer, mask_token_id=5)
 
 
 # Adapters -------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
-from dmpo_lightning import WDCE, ConfidenceSampler, SkipNonFiniteSteps
+from dmpo_lightning import WDCE, ConfidenceSampler, PromptLoader, SkipNonFiniteSteps
+from dmpo_lightning.models.loading import load_tokenizer
 
 
 def fit(tmp_path, dmpo=None, batches=None, **options):
@@ -245,3 +246,12 @@ def test_too_many_such_steps_in_a_row_end_the_run(tmp_path):
     with pytest.warns(UserWarning, match="was left out"), pytest.raises(RuntimeError, match=message):
         run.fit(dmpo, loader())
     assert run.global_step == 4
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_a_loader_with_a_tokenizer_of_its_own_must_have_the_models_tokens(tmp_path, stage):
+    tokenizer = load_tokenizer("sudoku_tiny")
+    tokenizer.add_tokens([f"<hint{i}>" for i in range(40)])
+    foreign = PromptLoader([{"prompt": "04000001<hint39>"}] * 2, tokenizer, batch_size=2, shuffle=stage == "fit")
+    with pytest.raises(ValueError, match="The loader's prompts have token ids up to 64, and the model knows 32 tokens"):
+        getattr(trainer(tmp_path, max_steps=1), stage)(module(), foreign)

@@ -263,9 +263,10 @@ def token_facts(model: nn.Module, tokenizer: PreTrainedTokenizerBase, mask_token
     """Facts from the model's configuration and, where that is silent, the tokenizer. ``mask_token_id`` overrides both.
 
     Raises:
-        ValueError: there is no mask token id, or it lies outside the vocabulary.
+        ValueError: there is no mask token id, or it lies outside the vocabulary, or other tokens do.
     """
     config: Any = getattr(model, "config", None)
+    embedding = getattr(model, "get_input_embeddings", lambda: None)()
     mask = mask_token_id if mask_token_id is not None else getattr(config, "mask_token_id", None)
     mask = mask if mask is not None else tokenizer.mask_token_id
     vocab_size = getattr(config, "logit_width", None) or getattr(config, "vocab_size", None) or len(tokenizer)
@@ -274,11 +275,17 @@ def token_facts(model: nn.Module, tokenizer: PreTrainedTokenizerBase, mask_token
             f"`mask_token_id` must be an id below the vocabulary size {vocab_size}, got {mask}: neither the model's "
             "configuration nor the tokenizer names one; pass mask_token_id=... or use a tokenizer with a mask token."
         )
+    highest = max(tokenizer.get_vocab().values())
+    known = min(vocab_size, getattr(embedding, "num_embeddings", vocab_size))
+    # An embedding may be larger than the tokenizer. Many are, for the sake of speed, and no text has the ids beyond.
+    if max(highest, mask) >= known:
+        raise ValueError(
+            f"{type(model).__name__} has embeddings for {known} tokens, but the mask token has the id {mask} and the "
+            f"tokenizer ids up to {highest}; take the tokenizer of this model, or call model.resize_token_embeddings."
+        )
     ends = end_token_ids(tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else mask)
-    # Logits are often wider than the vocabulary, rounded up for the sake of speed. No text has the ids beyond it.
-    never = range(max(tokenizer.get_vocab().values()) + 1, vocab_size)
-    banned = (mask, *(i for i in never if i != mask))
+    banned = (mask, *(i for i in range(highest + 1, vocab_size) if i != mask))
     return TokenFacts(
         mask_token_id=mask, pad_token_id=pad, end_token_ids=ends, banned_token_ids=banned, vocab_size=vocab_size
     )

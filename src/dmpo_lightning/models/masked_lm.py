@@ -34,7 +34,7 @@ def as_predictor(model: Any) -> Any:
     return model if getattr(model, "predicts_at_positions", False) else partial(full_logits, model)
 
 
-def check_masked_lm(model: Any, *, mask_token_id: int, vocab_size: int, highest_token_id: int) -> None:
+def check_masked_lm(model: Any, *, mask_token_id: int, vocab_size: int) -> None:
     """Raises ValueError, which says what is amiss, for a model that cannot be called as a masked language model.
 
     Models that make predictions at positions themselves are taken at their word. Of any other a few tokens are
@@ -49,12 +49,6 @@ def check_masked_lm(model: Any, *, mask_token_id: int, vocab_size: int, highest_
         return
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     known = getattr(embeddings, "num_embeddings", vocab_size)
-    if max(highest_token_id, mask_token_id) >= known:
-        raise ValueError(
-            f"{name} has embeddings for {known} tokens, but the mask token has the id {mask_token_id} and the "
-            f"tokenizer ids up to {highest_token_id}; take the tokenizer of this model, or call "
-            "model.resize_token_embeddings."
-        )
     ids = torch.full((3, 4), mask_token_id, device=parameter.device)
     # Any token other than the mask will do, but padding, by which some models count positions.
     padding = getattr(getattr(model, "config", None), "pad_token_id", None)

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dmpo_lightning.checkpoints.export import named_backbone
 from dmpo_lightning.checkpoints.reading import confine_paths, read_weights
+from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.distributed.internals import attached_trainer, averaged_module, callbacks_of, is_being_fitted
 from dmpo_lightning.distributed.ranks import check_same_start, means_over_ranks
 from dmpo_lightning.distributed.sharding import is_zero3, plain_name, shard_fsdp2, wrap_fsdp1
@@ -169,10 +170,16 @@ class PolicyModule(LightningModule):
         """With ``gather_for_generation``, every rank holds all weights inside."""
         return self.policy.gathered() if self.gather_for_generation else nullcontext()
 
-    def prompt_limit(self, completion_length: int) -> int | None:
-        """Prompt tokens that the model takes beside a completion, None where the model names no limit."""
-        limit = self.policy.max_length
-        return None if limit is None else limit - completion_length
+    def check_prompts(self, loader: PromptLoader, completion_length: int) -> None:
+        """Raises ValueError for prompts that leave no room for a completion, or hold ids of another vocabulary."""
+        if self.policy.max_length is not None:
+            loader.check_prompt_length(self.policy.max_length - completion_length)
+        highest, known = max(max(ids) for ids in loader.token_ids), self.policy.facts.vocab_size
+        if highest >= known:
+            raise ValueError(
+                f"The loader's prompts have token ids up to {highest}, and the model knows {known} tokens; give the "
+                "loader the model's own tokenizer."
+            )
 
     def generate(
         self,

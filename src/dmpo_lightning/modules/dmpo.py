@@ -210,9 +210,7 @@ class DMPO(PolicyModule):
         for accumulation in _accumulations(trainer):
             if problem := replace(schedule, accumulation=accumulation).problem:
                 raise ValueError(problem)
-        limit = self.prompt_limit(self.completion_length)
-        if limit is not None:
-            loader.check_prompt_length(limit)
+        self.check_prompts(loader, self.completion_length)
         loader.bind(
             repeats=schedule.training_steps,
             seed=self.seed,

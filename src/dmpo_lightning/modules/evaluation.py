@@ -90,9 +90,7 @@ class Evaluator:
                     "second PromptLoader(dataset, tokenizer, batch_size=..., shuffle=False)."
                 )
             # All lengths are evaluated on the same prompts, which must fit beside the longest.
-            limit = self.module.prompt_limit(max(self.lengths))
-            if limit is not None:
-                loader.check_prompt_length(limit)
+            self.module.check_prompts(loader, max(self.lengths))
             self.dropped_prompts += loader.dropped
         # Made anew for each evaluation, since sums would go on over the next one.
         runs = [(name, length) for name in self.samplers for length in self.lengths]

@@ -66,12 +66,7 @@ class Policy(nn.Module):
         self.tokenizer = tokenizer
         self.facts: TokenFacts = token_facts(model, tokenizer, mask_token_id)
         with evaluating(model):
-            check_masked_lm(
-                model,
-                mask_token_id=self.facts.mask_token_id,
-                vocab_size=self.facts.vocab_size,
-                highest_token_id=max(tokenizer.get_vocab().values()),
-            )
+            check_masked_lm(model, mask_token_id=self.facts.mask_token_id, vocab_size=self.facts.vocab_size)
         self.max_length: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         self.anywhere: Callable[[bool], bool] = bool
         """Whether something holds on any rank, or in a single process on this one. Samplers whose number of forwards
