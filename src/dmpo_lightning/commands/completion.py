@@ -20,31 +20,49 @@ RUN_OPTIONS = (
     *("--config", "--ckpt_path", "--seed_everything", "--print_config", "--trust_checkpoint", "--model", "--data"),
     *("--help", "--debug"),
 )
-FUNCTION = """\
+CHOICES = """\
+  local names="" files=1
+  case "$option" in
+%(values)s
+    *) case "$command" in
+%(options)s
+    esac ;;
+  esac
+  case "$option" in dmpo-lightning|completion|--check|--task) files="" ;; esac
+  case "$current" in -*) files="" ;; esac
+"""
+"""Sets the names that may stand at a place, and whether a file may, in both shells."""
+BASH = """\
 _dmpo_lightning() {
-  local current="${COMP_WORDS[COMP_CWORD]}" option="${COMP_WORDS[COMP_CWORD-1]}" words=""
+  local current="${2-${COMP_WORDS[COMP_CWORD]}}" option="${COMP_WORDS[COMP_CWORD-1]}" command="${COMP_WORDS[1]}" each
   # Bash takes an equals sign for a word.
   if [ "$current" = "=" ]; then current=""
   elif [ "$option" = "=" ]; then option="${COMP_WORDS[COMP_CWORD-2]}"; fi
   if [ "$COMP_CWORD" -eq 1 ]; then option="dmpo-lightning"; fi
-  case "$option" in
-%(values)s
-    *) case "${COMP_WORDS[1]}" in
-%(options)s
-    esac ;;
-  esac
-  COMPREPLY=($(compgen -W "$words" -- "$current"))
-  case "$current" in
-    -*) ;;
-    *) [ "$COMP_CWORD" -eq 1 ] || COMPREPLY+=($(compgen -f -- "$current")) ;;
-  esac
+%(choices)s  COMPREPLY=($(compgen -W "$names" -- "$current"))
+  if [ -n "$files" ]; then
+    # So that readline quotes blanks, and ends folders with a slash.
+    compopt -o filenames 2>/dev/null
+    while IFS= read -r each; do COMPREPLY+=("$each"); done < <(compgen -f -- "$current")
+  fi
 }
-complete -o bashdefault -o default -F _dmpo_lightning dmpo-lightning
+complete -F _dmpo_lightning dmpo-lightning
 """
 ZSH = """\
 #compdef dmpo-lightning
 (( $+functions[compdef] )) || { autoload -U +X compinit && compinit -u; }
-autoload -U +X bashcompinit && bashcompinit
+_dmpo_lightning() {
+  local current="$PREFIX" option="${words[CURRENT-1]}" command="${words[2]}"
+  if [[ "$current" = -*=* ]]; then
+    option="${current%%%%=*}"
+    compset -P 1 '*='
+    current="$PREFIX"
+  fi
+  if (( CURRENT == 2 )); then option="dmpo-lightning"; fi
+%(choices)s  compadd -- ${=names}
+  [[ -z "$files" ]] || _files
+}
+compdef _dmpo_lightning dmpo-lightning
 """
 
 
@@ -78,8 +96,8 @@ def script(shell: str) -> str:
         "completion": "bash zsh",
     }
     parts = {"values": values, "options": {name: " ".join(each) for name, each in options.items()}}
-    cases = {name: "\n".join(f'    {key}) words="{each}" ;;' for key, each in parts[name].items()) for name in parts}
-    return (ZSH if shell == "zsh" else "") + FUNCTION % cases
+    cases = {name: "\n".join(f'    {key}) names="{each}" ;;' for key, each in parts[name].items()) for name in parts}
+    return (ZSH if shell == "zsh" else BASH) % {"choices": CHOICES % cases}
 
 
 def _options(command: str) -> list[str]:
