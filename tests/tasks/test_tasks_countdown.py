@@ -36,6 +36,12 @@ from dmpo_lightning import Countdown
         ("\u201c30+93-100\u201d", False),
         ("30 + 93 - 1 00", False),
         ("30+93-100;", True),
+        ("```python\n30+93-100\n```", True),
+        ("`30+93-100`.", True),
+        ("**30+93-100", True),
+        ("minus 100 + 30 + 93", True),
+        ("30 + 93 minus 100", False),
+        ("30+93-100*", False),
     ],
 )
 def test_how_expressions_and_chains_are_written(expression, right):

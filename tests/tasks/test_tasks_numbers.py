@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from dmpo_lightning import GSM8K
+from dmpo_lightning import GSM8K, Math500
 from dmpo_lightning.data.sources import Parser, load_file
 from dmpo_lightning.tasks.numbers import one_number
 
@@ -153,6 +153,66 @@ def test_units_and_their_exponents(text, number):
 )
 def test_what_states_a_number_and_what_does_not(text, number):
     assert one_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("negative 3", -3),
+        ("minus 3", -3),
+        ("Minus $3.00", -3),
+        ("NEGATIVE \\$3.00", -3),
+        ("\\text{negative }3", -3),
+        ("\\text{minus } 3", -3),
+        ("\\text{negative 3}", -3),
+        ("\\textbf{negative}\\,3", -3),
+        ("negative-3", -3),
+        ("neg. 3", -3),
+        ("**minus 3**", -3),
+        ("$minus 3$", -3),
+        ("the answer is minus 3 degrees", -3),
+        ("Answer: minus 3.", -3),
+        ("x = minus 3", -3),
+        ("negative (3)", -3),
+        ("-\\left(3\\right)", -3),
+        ("minus 3/4", Fraction(-3, 4)),
+        ("negative \\frac{3}{4}", Fraction(-3, 4)),
+        ("minus 2 1/2", Fraction(-5, 2)),
+        ("minus \u00bd", Fraction(-1, 2)),
+        ("negative 1,000", -1000),
+        ("\u27963", -3),
+        ("3 minus 2", None),
+        ("3 \\text{ minus } 2", None),
+        ("10 - 3", None),
+        ("x minus 3", None),
+        ("$x$ minus $3$", None),
+        ("(x + 1) minus 3", None),
+        ("plus or minus 3", None),
+        ("minus minus 3", None),
+        ("5 minus negative 3", None),
+        ("non-negative 3", 3),
+        ("nonnegative 3", 3),
+        ("the cost minus the discount is 5", 5),
+        ("the negative of 5 is -5", None),
+    ],
+)
+def test_a_sign_in_words_is_a_sign_unless_it_is_an_operation(text, number):
+    assert one_number(text) == number
+
+
+@pytest.mark.parametrize(
+    "percent",
+    [
+        *("%", "\\%", " percent", "-percent", " per cent", "\u00a0per cent", " pct", " pct.", " percentage", "\uff05"),
+        *("\\text{pct}", "\\text{ per cent}", "\\ \\text{percent}", " percentage points", " Percent", "\\text{\\%}"),
+    ],
+)
+def test_percent_in_words_is_the_sign_in_every_task(percent):
+    answer = f"<answer>28{percent}</answer>"
+    assert GSM8K().check({"answer": "28"}, answer).correct
+    for gold in ("28", "28\\%", "28 percent"):
+        assert Math500().check({"answer": gold}, answer).correct
+    assert not Math500().check({"answer": "0.28"}, answer).correct
 
 
 @pytest.mark.parametrize(

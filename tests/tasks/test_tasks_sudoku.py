@@ -244,6 +244,42 @@ def test_a_puzzle_without_blanks_is_worth_nothing_as_published_and_is_solved_by_
         assert task.check(example, text).components == {"correct_cells": value, "correct": value}
 
 
+ROWS = [GRID[row : row + 4] for row in range(0, 16, 4)]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "\n".join("\u00a0".join(row) for row in ROWS),
+        f"**{GRID}**",
+        f"```\n{GRID}\n```",
+        f"```text\n{GRID}\n```",
+        "```python\n" + "\n".join(f"[{', '.join(row)}]," for row in ROWS) + "\n```",
+        f"`{GRID}`.",
+        f'"{GRID}"',
+        f"\u201c{GRID}\u201d.",
+        "\u250c\u2500\u2510\n" + "\n".join(f"\u2502 {a} {b} \u2502 {c} {d} \u2502" for a, b, c, d in ROWS),
+        "|:-:|:-:|:-:|:-:|\n" + "\n".join(f"| {' | '.join(row)} |" for row in ROWS),
+        "(" + "), (".join(ROWS) + ")",
+        "<br>".join(ROWS),
+        "\\text{" + GRID + "}",
+        "\\begin{array}{|cc|cc|} \\hline " + " \\\\ ".join(" & ".join(row) for row in ROWS) + " \\end{array}",
+        ".\n".join(ROWS) + ".",
+    ],
+)
+def test_what_is_around_the_digits_of_a_grid_is_layout(answer):
+    example = {"puzzle": PUZZLE, "solution": GRID}
+    for text in (f"<answer>\n{answer}\n</answer>", f"<answer>\\boxed{{{answer}}}</answer>"):
+        assert Sudoku().check(example, text).correct
+
+
+@pytest.mark.parametrize(
+    "answer", [GRID + "1", GRID[1:], f"grid {GRID}", "Row 1: " + GRID, f"{GRID[:6]}.{GRID[6:]}", f"{GRID} or {GRID}"]
+)
+def test_what_is_more_or_less_than_a_grid_is_none(answer):
+    assert Sudoku().check({"puzzle": PUZZLE, "solution": GRID}, f"<answer>{answer}</answer>").answer is None
+
+
 def test_correct_cells_counts_right_blanks_and_all_blanks():
     assert correct_cells(PUZZLE, GRID, GRID) == (12, 12)
     assert correct_cells(PUZZLE, GRID, "1234") == (3, 12)

@@ -18,8 +18,6 @@ _NOISE = re.compile(r"\\(?:left|right|[Bb]igg?[lr]?|displaystyle|q?quad)(?![a-z]
 _PART = r"\s*(?:\{([^{}]*)\}|([0-9]))"
 _FRACTION = re.compile(rf"\\[dtc]?frac(?![a-z]){_PART}{_PART}")
 _BRACKETS = str.maketrans("{}[]", "()()")
-_WRAPPING = " \t\r\n`'\"*_"
-"""Quotes, and the marks of code and bold type."""
 _SYMBOLS = "0123456789+-*/() "
 _EQUATION = re.compile(r"[0-9+\-*/() ]=[0-9. ]")
 MAX_TEXT = 1000
@@ -159,7 +157,7 @@ def _plain(answer: str) -> str:
     r"""The answer as an expression in ASCII: fractions with ``/``, all brackets round, no wrapping and no full stop."""
     for latex, symbol in _PUBLISHED_OPERATORS.items():
         answer = answer.replace(latex, symbol)
-    answer = _NOISE.sub("", plain(answer.translate(OPERATORS))).strip(_WRAPPING).rstrip(".,;:").strip(_WRAPPING)
+    answer = _NOISE.sub("", plain(answer).translate(OPERATORS)).strip().rstrip(".,;:")
     # From the inside out, and in parentheses, because what stands beside a fraction binds to it as a whole.
     found = 1
     while found:

@@ -3,11 +3,12 @@ r"""Equivalence of LaTeX answers by a documented normalisation and exact rationa
 Two answers are equal if, element by element of their outermost lists, their normal forms are the same text or both have
 the same rational value.
 
-Normalising drops white space (but not between digits), ``$ \( \)``, sizes (``\left``), spacing commands, degree signs,
-currency, ``\%``, a final full stop, braces around a whole element, units after a number (in ``\text{...}``, or a few
-known ones without), the command but not the words of other ``\text{...}``, and commas and no-break blanks between
-thousands. It takes what follows ``x =``. It writes ``\dfrac`` and ``\tfrac`` as ``\frac``, ``\frac12`` and ``\sqrt2``
-with braces, ``x^{2}`` as ``x^2``, and ``\leq`` as ``\le``. A number before a fraction less than one is a mixed number.
+Normalising reads texts as `numbers.plain` does. It drops white space (but not between digits), ``$ \( \)``, sizes
+(``\left``), spacing commands, degree signs, currency, ``\%``, a final full stop, braces around a whole element,
+parentheses around a single letter, units after a number (in ``\text{...}``, or a few known ones without), the command
+but not the words of other ``\text{...}``, and commas and no-break blanks between thousands. It takes what follows
+``x =``. It writes ``\dfrac`` and ``\tfrac`` as ``\frac``, ``\frac12`` and ``\sqrt2`` with braces, ``x^{2}`` as
+``x^2``, and ``\leq`` as ``\le``. A number before a fraction less than one is a mixed number.
 
 Sums in another order, simplified roots and factors multiplied out are not equal, though mathematics says so. `algebra`
 compares those.
@@ -18,7 +19,7 @@ from fractions import Fraction
 
 from dmpo_lightning.tasks.answers import closing_brace
 from dmpo_lightning.tasks.arithmetic import ExpressionError, exact_value
-from dmpo_lightning.tasks.numbers import VULGAR, plain
+from dmpo_lightning.tasks.numbers import VULGAR, WORD, plain
 
 MAX_TEXT = 500
 """Characters of an answer. A longer one equals nothing."""
@@ -36,10 +37,12 @@ _UNIT = re.compile(
 _BARE_UNIT = re.compile(
     rf"{_BEHIND_NUMBER}(?:(?:square|cubic|sq\.?|cu\.?)\s+)?(?:mm|cm|km|kg|ft|(?<=\s)in|inch(?:es)?|foot|feet|yards?|miles?|units?"
     r"|(?:centi|milli|kilo)?met(?:er|re)s?|(?<=\s)m(?=\s*\^)|degrees?|hours?|minutes?|seconds?|days?|weeks?|months?|years?"
-    r"|dollars?|cents?|percent|(?:kilo)?grams?|pounds?|lit(?:er|re)s?)(?:\s*\^?\s*(?:\{[23]\}|[23]))?$"
+    r"|dollars?|cents?|(?:kilo)?grams?|pounds?|lit(?:er|re)s?)(?:\s*\^?\s*(?:\{[23]\}|[23]))?$"
 )
 _INNER_POWER = re.compile(rf"({_WORD}\{{[^{{}}]*?)\s*\^\s*(?:\{{[0-9]\}}|[0-9])\s*(?=\}})")
-_WORDS = re.compile(r"\\(?:text|mbox|mathrm|textrm|textbf|mathbf)\{([^{}]*)\}")
+_WORDS = re.compile(rf"{WORD}\{{([^{{}}]*)\}}")
+_CHOICE = re.compile(r"\(?([A-Za-z])\)")
+"""A choice of several, or a variable that needs no parentheses."""
 _HOUR = re.compile(r"(?<=[0-9])\s*([ap])\.?\s?m\.?$", re.IGNORECASE)
 _THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _SPACED_LIST = re.compile(r"[0-9],\s+[0-9]")
@@ -103,7 +106,10 @@ def normalise(text: str) -> str:
     text = _BLANK.sub(" ", _SPACING.sub("", text)).strip().rstrip(".")
     # Units first: behind a number words go, elsewhere they are the answer.
     text = _BARE_UNIT.sub("", _UNIT.sub("", _INNER_POWER.sub(r"\1", text)))
-    text = _HOUR.sub(lambda match: match[1].lower() + "m", _WORDS.sub(r"\1", text))
+    found = 1
+    while found:
+        text, found = _WORDS.subn(r"\1", text)
+    text = _HOUR.sub(lambda match: match[1].lower() + "m", text).rstrip(".")
     is_spaced_list = _SPACED_LIST.search(text) is not None
     # A blank between digits separates numbers ("3 4" is not 34), so a character stands in for it that no split drops.
     text = "".join(re.sub(r"(?<=[0-9])\s+(?=[0-9])", _KEPT_BLANK, text).split())
@@ -120,10 +126,11 @@ def normalise(text: str) -> str:
 
 
 def _unbraced(text: str) -> str:
-    """Without braces around the whole."""
+    """Without braces around the whole, and without parentheses around one letter: ``(C)`` is C."""
     while text.startswith("{") and closing_brace(text, 0) == len(text) - 1:
         text = text[1:-1]
-    return text
+    choice = _CHOICE.fullmatch(text)
+    return choice[1] if choice else text
 
 
 def elements(text: str) -> list[str]:

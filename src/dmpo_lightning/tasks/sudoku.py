@@ -10,6 +10,7 @@ from typing import Any, get_args
 from dmpo_lightning.tasks.answers import final_answer, last_block
 from dmpo_lightning.tasks.base import Example, Share, Split, Verdict, check_choice, check_sizes
 from dmpo_lightning.tasks.benchmark import Benchmark
+from dmpo_lightning.tasks.numbers import plain
 
 CELLS = 16
 HELD_OUT_GRIDS = {"validation": 24, "test": 48}
@@ -36,6 +37,7 @@ Your step-by-step solving process
 </answer>
 """
 _ENDS = ("<|eot_id|>", "<|endoftext|>")
+_LAYOUT = re.compile(r"\\[a-zA-Z]+(?:\{[a-zA-Z|*]*\})*|</?[a-zA-Z]+ ?/?>|[^\w.]|_|\.(?![0-9])")
 _WORD_OF_DIGITS = re.compile(rf"(?<!\w)\d{{{CELLS}}}(?!\w)")
 
 
@@ -165,9 +167,9 @@ def _digits_anywhere(text: str) -> str:
 def verified_answer(puzzle: str, completion: str) -> str | None:
     """The last answer, if it is a grid of 16 digits that keeps the clues, else None.
 
-    White space, ``|``, ``-``, ``+`` and commas between the digits are layout.
+    Whatever is no letter and no digit is layout, and so are tags and commands of LaTeX.
     """
-    answer = "".join(character for character in final_answer(completion)[:1000] if character not in " \t\r\n|-+,;`[]")
+    answer = _LAYOUT.sub("", plain(final_answer(completion)[:1000]))
     fits = re.fullmatch(r"[0-4]{16}", answer) is not None and keeps_clues(puzzle, answer)
     return answer if fits else None
 
