@@ -1,15 +1,20 @@
 import csv
+import json
 import os
 import signal
+import traceback
+from functools import cache
 
 import pytest
 import torch
 from dmpo_runs import Recorder, loader, module, trainer, weights
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from dmpo_lightning import Preemption
+from dmpo_lightning import BeforeAfterReport, ConfidenceSampler, Preemption, RunRecorder
 from dmpo_lightning.checkpoints.reading import newest_readable
+from dmpo_lightning.reports.lines import read_lines
 from tiers import slow_unless
 
 
@@ -21,10 +26,10 @@ class Killer(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if batch_idx == self.after:
-            os.kill(os.getpid(), self.number)
+            signal.raise_signal(self.number)
 
 
-@pytest.mark.parametrize(("number", "accumulate", "after", "saved_at"), [("SIGTERM", 1, 2, 4), ("SIGUSR1", 2, 2, 2)])
+@pytest.mark.parametrize(("number", "accumulate", "after", "saved_at"), [("SIGTERM", 1, 2, 3), ("SIGUSR1", 2, 2, 2)])
 def test_a_preempted_run_saves_at_the_next_optimizer_step_and_continues_exactly(
     tmp_path, number, accumulate, after, saved_at
 ):
@@ -172,3 +177,169 @@ def test_a_run_told_before_its_first_step_leaves_without_a_checkpoint(tmp_path):
     assert exit_.value.code == 128 + signal.SIGTERM
     assert newest_readable(tmp_path) is None
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+# Runs that are ended at any moment, in processes of their own ---------------------------------------------------------
+
+
+class ReportSampler(ConfidenceSampler):
+    """Sends a signal to this process at one of its calls, of four before training and four after it."""
+
+    sends: tuple[int, int] | None = None
+    calls = 0
+
+    def sample(self, *arguments, **options):
+        ReportSampler.calls += 1
+        if ReportSampler.sends is not None and ReportSampler.calls == ReportSampler.sends[1]:
+            signal.raise_signal(ReportSampler.sends[0])
+        return super().sample(*arguments, **options)
+
+
+class Sends(Callback):
+    """Sends a signal to this process at a call of a hook."""
+
+    def __init__(self, number: int, hook: str, call: int) -> None:
+        self.number, self.call = number, call
+        setattr(self, hook, self.count)
+
+    def count(self, *arguments, **options):
+        self.call -= 1
+        if self.call == 0:
+            signal.raise_signal(self.number)
+
+
+class Held(LightningDataModule):
+    def train_dataloader(self):
+        return loader()
+
+    def test_dataloader(self):
+        return loader(3, shuffle=False)
+
+    val_dataloader = test_dataloader
+
+
+SAVES = {
+    "every second step": lambda: [ModelCheckpoint(every_n_train_steps=2, save_last=True)],
+    "after validations": lambda: [ModelCheckpoint(save_last=True)],
+    "after epochs": lambda: [ModelCheckpoint(save_last=True, save_on_train_epoch_end=True)],
+    "as published": lambda: [
+        ModelCheckpoint(monitor="val/greedy/accuracy", mode="max"),
+        ModelCheckpoint(every_n_train_steps=5, filename="latest-{step}", save_last="link"),
+    ],
+}
+
+
+def live(
+    folder, *, number=signal.SIGKILL, hook=None, call=0, saves="every second step", preemption=True, **flags
+) -> int:
+    """One life of a run of two epochs of twelve steps, from its newest checkpoint: the exit status of its process."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = 1
+    try:
+        samplers = {"temperature_1": ReportSampler(denoising_steps=4), "greedy": ReportSampler(temperature=0.0)}
+        callbacks = [
+            BeforeAfterReport(samplers),
+            *([Preemption()] if preemption else []),
+            RunRecorder(),
+            *SAVES[saves](),
+        ]
+        if hook == "report":
+            ReportSampler.sends, ReportSampler.calls = (number, call), 0
+        elif hook is not None:
+            callbacks.insert(0, Sends(number, hook, call))
+        logger = CSVLogger(folder, name="", version="")
+        options = {"max_steps": 10, "max_epochs": -1, "val_check_interval": 5, "check_val_every_n_epoch": None}
+        options |= {"enable_checkpointing": True, "logger": logger, "log_every_n_steps": 1}
+        made, found = module(), newest_readable(folder)
+        run = trainer(folder, callbacks=callbacks, **options | flags)
+        run.fit(made, datamodule=Held(), ckpt_path=found and str(found))
+        torch.save((run.global_step, weights(made)), folder / "weights.pt")
+        status = 0
+    except SystemExit as exit_:
+        status = exit_.code if isinstance(exit_.code, int) else 128 + signal.SIGTERM
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def left(folder):
+    """All that a run leaves but times."""
+
+    def plain(record):
+        timed = {name: None for name in record["values"] if name.startswith("time/") or name.endswith("per_second")}
+        return record | {"seconds": None, "values": record["values"] | timed}
+
+    steps, reached = torch.load(folder / "weights.pt")
+    return {
+        "metrics": [plain(record) for record in read_lines(folder / "metrics.jsonl")],
+        "rollouts": {path.name: path.read_bytes() for path in (folder / "rollouts").iterdir()},
+        "summary": json.loads((folder / "summary.json").read_text()) | {"seconds": None},
+        "steps": steps,
+        "weights": reached.tolist(),
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """What runs of some flags leave that nobody ends."""
+
+    @cache
+    def run(*flags):
+        folder = tmp_path_factory.mktemp("whole")
+        assert live(folder, **dict(flags)) == 0
+        return left(folder)
+
+    return run
+
+
+KILL, TERM, INT, USR1 = signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
+MOMENTS = [
+    *((number, "report", call) for call in (2, 6) for number in (KILL, TERM, INT, USR1)),
+    *((number, "on_validation_batch_end", call) for call in (1, 2, 3, 4) for number in (KILL, TERM, INT)),
+    *((number, "on_train_batch_end", call) for call in (3, 4, 5, 6, 10) for number in (KILL, TERM)),
+    *((KILL, hook, 1) for hook in ("on_train_end", "on_fit_end", "teardown")),
+]
+STATUSES = {KILL: -KILL, TERM: 128 + TERM, INT: 1, USR1: 128 + USR1}
+
+
+@pytest.mark.parametrize(("number", "hook", "call"), MOMENTS)
+def test_a_run_that_is_ended_at_any_moment_and_continued_leaves_what_one_leaves_that_nobody_ends(
+    tmp_path, uninterrupted, number, hook, call
+):
+    assert live(tmp_path, number=number, hook=hook, call=call) == STATUSES[number]
+    assert live(tmp_path) == 0
+    assert left(tmp_path) == uninterrupted()
+
+
+@pytest.mark.parametrize("call", [2, 6])
+def test_without_preemption_sigterm_ends_the_evaluations_of_a_report_too(tmp_path, uninterrupted, call):
+    assert live(tmp_path, number=TERM, hook="report", call=call, preemption=False) == 128 + TERM
+    assert live(tmp_path, preemption=False) == 0
+    assert left(tmp_path) == uninterrupted()
+
+
+@pytest.mark.parametrize("saves", SAVES)
+@pytest.mark.parametrize("every", [5, 12])
+@pytest.mark.parametrize("first", [5, 12, 13])
+def test_a_finished_run_goes_on_to_more_steps_as_if_it_had_been_told_before(
+    tmp_path, uninterrupted, first, every, saves
+):
+    """The first part ends within an epoch, at its end, and behind it."""
+    flags = {"saves": saves, "val_check_interval": every}
+    assert live(tmp_path, **flags, max_steps=first) == 0
+    newest = newest_readable(tmp_path)
+    assert torch.load(newest, weights_only=True)["global_step"] == first
+    assert live(tmp_path, **flags, max_steps=16) == 0
+    assert left(tmp_path) == uninterrupted(("saves", saves), ("val_check_interval", every), ("max_steps", 16))
+
+
+@pytest.mark.parametrize(("hook", "call"), [("report", 6), ("on_validation_batch_end", 4), ("on_fit_end", 1)])
+def test_a_run_of_epochs_is_finished_as_one_of_steps(tmp_path, uninterrupted, hook, call):
+    flags = {"max_steps": -1, "max_epochs": 2, "val_check_interval": 1.0, "check_val_every_n_epoch": 1}
+    flags |= {"limit_train_batches": 4, "saves": "after validations"}
+    assert live(tmp_path, hook=hook, call=call, **flags) == -KILL
+    assert live(tmp_path, **flags) == 0
+    assert left(tmp_path) == uninterrupted(*flags.items())

@@ -52,6 +52,8 @@ FILES = {
         (["fit", *TINY, "--model.group_size=four"], "Expected a <class 'int'>"),
         (["fit", *TINY, "--ckpt_path=~/no.ckpt"], "home/no.ckpt, which does not exist"),
         (["test", *TINY, "--ckpt_path", "no.ckpt"], "got no.ckpt, which does not exist"),
+        *(([verb, *TINY, "--ckpt_path=hpc"], "pass `last`") for verb in ("fit", "validate", "test", "predict")),
+        (["test", *TINY, "--ckpt_path=best"], "(./best for a file of that name)"),
         (["validate", *TINY, "--ckpt_path=last"], "`--ckpt_path last` found no checkpoint"),
         (["export", "--ckpt_path", "no.ckpt", "--output", "x"], "No checkpoint file 'no.ckpt'"),
         (["fit", *TINY, "--data=dmpo_lightning.GSM8KDataModule", "--data.path=~/no.jsonl"], "home/no.jsonl"),

@@ -268,7 +268,7 @@ def with_infinite_losses(kind: str, adapter: str, *, batches: list[int], limit: 
 
 
 class Sends(Callback):
-    """One rank sends itself a signal after a batch, of training or of the first validation."""
+    """The last rank sends itself a signal after a batch, of training or of the first validation."""
 
     def __init__(self, name: str, *, after: int = 2, phase: str = "training") -> None:
         self.number, self.after, self.phase = signal.Signals[name], after, phase
@@ -280,7 +280,7 @@ class Sends(Callback):
         self._send(trainer, "validation", batch_idx)
 
     def _send(self, trainer, phase, batch_idx):
-        if phase == self.phase and batch_idx == self.after and trainer.global_rank == 1:
+        if phase == self.phase and batch_idx == self.after and trainer.global_rank == trainer.world_size - 1:
             os.kill(os.getpid(), self.number)
 
 
@@ -293,7 +293,7 @@ def with_a_lost_rank(kind: str, name: str, *, patience: float) -> dict:
 def preempted(
     kind: str, adapter: str, *, name: str, phase: str = "training", flags: dict | None = None, path: str = ""
 ) -> dict:
-    """A signal to rank 1 alone; does not return. Commands are looked for in ``path`` first."""
+    """A signal to the last rank alone; does not return. Commands are looked for in ``path`` first."""
     os.environ["PATH"] = os.pathsep.join([path, os.environ["PATH"]])
     sends = Sends(name, after=2 if phase == "training" else 0, phase=phase)
     fit(kind, module(adapter), "run", steps=5, callbacks=[sends, Preemption()], **(flags or {}))

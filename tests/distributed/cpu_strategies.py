@@ -62,6 +62,8 @@ class LightningsZeROOnCPU(DeepSpeedOnCPU, DeepSpeedStrategy):
 
 def strategy(kind: str, *, timeout: float = 60):
     options = {"process_group_backend": "gloo", "timeout": timedelta(seconds=timeout)}
+    if kind == "auto":
+        return kind
     if kind == "ddp":
         return DDPStrategy(**options)
     if kind in ("fsdp2", "fsdp2_full"):

@@ -161,7 +161,17 @@ def slurm_nodes(rank: int, ranks: int, port: int) -> dict[str, str]:
     return job | {f"SLURM_{name}": str(value) for name, value in facts.items()}
 
 
-ENVIRONMENTS = {"torchrun": torchrun, "torchrun nodes": torchrun_nodes, "slurm nodes": slurm_nodes}
+def slurm_array(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """As `slurm_nodes`, of a task of a job array."""
+    return slurm_nodes(rank, ranks, port) | {"SLURM_ARRAY_JOB_ID": "16", "SLURM_ARRAY_TASK_ID": "2"}
+
+
+ENVIRONMENTS = {
+    "torchrun": torchrun,
+    "torchrun nodes": torchrun_nodes,
+    "slurm nodes": slurm_nodes,
+    "slurm array": slurm_array,
+}
 
 
 def free_port() -> int:

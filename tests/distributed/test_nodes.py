@@ -1,6 +1,7 @@
 """Two nodes of one process each, on the loopback, are two processes of one node."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -28,16 +29,25 @@ def test_two_nodes_have_the_losses_of_two_local_ranks(tmp_path, environment, kin
         assert far["weights"] == near["weights"]
 
 
+QUEUES = [("slurm nodes", "4711"), ("slurm array", "16_2")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "requeued"), [("SIGUSR1", True), ("SIGTERM", False)])
-def test_a_job_of_slurm_is_put_back_into_the_queue_after_its_requeue_signal(tmp_path, name, requeued):
+@pytest.mark.parametrize(("kind", "ranks"), [("auto", 1), ("ddp", 1), ("ddp", 2)])
+@pytest.mark.parametrize(("environment", "job"), QUEUES)
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_a_job_of_slurm_is_put_back_into_the_queue_after_its_requeue_signal(
+    tmp_path, kind, ranks, environment, job, name
+):
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
     (tmp_path / "scontrol").chmod(0o755)
-    case = {"kind": "ddp", "adapter": "lora", "name": name, "flags": FLAGS, "path": str(tmp_path)}
-    end_ranks("cases.preempted", 2, tmp_path / "job", environment="slurm nodes", **case)
+    flags = FLAGS | {"num_nodes": ranks}
+    case = {"kind": kind, "adapter": "lora", "name": name, "flags": flags, "path": str(tmp_path)}
+    ended = end_ranks("cases.preempted", ranks, tmp_path / "job", environment=environment, **case)
+    assert ended.statuses == [128 + signal.Signals[name]] * ranks
     assert newest_readable(tmp_path / "job") is not None
     asked = tmp_path / "asked"
-    assert (asked.read_text() if asked.exists() else "") == ("requeue 4711\n" if requeued else "")
+    assert (asked.read_text() if asked.exists() else "") == (f"requeue {job}\n" if name == "SIGUSR1" else "")
 
 
 DDP = "lightning.pytorch.strategies.DDPStrategy"

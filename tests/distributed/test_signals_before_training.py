@@ -35,6 +35,7 @@ PLUGIN = "lightning.pytorch.plugins.environments.SLURMEnvironment"
 SLOW = pytest.mark.slow
 CASES = [
     ("start:SIGUSR1", [], True),
+    pytest.param("start:SIGUSR1", ["--trainer.strategy=auto"], True, marks=SLOW),
     pytest.param(
         "start:SIGUSR1", [f"--trainer.plugins={PLUGIN}", "--trainer.plugins.auto_requeue=false"], False, marks=SLOW
     ),
@@ -56,7 +57,7 @@ def test_a_signal_before_training_is_said_and_requeues_as_in_training(tmp_path, 
     ended = end_ranks("cases.told_early", 1, folder, environment="slurm nodes", **case)
     number = signal.Signals[told.split(":")[1]]
     assert ended.statuses == [128 + number], ended.log(0)[-3000:]
-    assert "before training: nothing was trained" in ended.log(0)
+    assert "nothing was trained since the start" in ended.log(0)
     assert not list(folder.rglob("*.ckpt"))
     asked = tmp_path / "asked"
     assert (asked.read_text() if asked.exists() else "") == ("requeue 4711\n" if requeued else "")

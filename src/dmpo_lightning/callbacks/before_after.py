@@ -12,9 +12,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from dmpo_lightning.callbacks.completion_records import example_records
 from dmpo_lightning.callbacks.facts import named_means
-from dmpo_lightning.callbacks.preemption import Preemption
+from dmpo_lightning.callbacks.preemption import leave_if_told
 from dmpo_lightning.callbacks.progress import ProgressLine
-from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.evaluation.batch import MEASURES, EvaluatedBatch
 from dmpo_lightning.evaluation.metrics import EvaluationMetrics
 from dmpo_lightning.modules.dmpo import DMPO
@@ -87,7 +86,7 @@ class BeforeAfterReport(Callback):
         self._started = time.perf_counter() - self.seconds
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seconds = self._seconds_by_now()
+        self.seconds, self._started = self._seconds_by_now(), None
         self.after = self._evaluate(trainer, pl_module, AFTER, [self.sampled, self.greedy])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -163,10 +162,8 @@ class BeforeAfterReport(Callback):
                     bar.note_phase("evaluating", number * len(names) + position, batches * len(names))
                 sampler = self.samplers[name]
                 yield name, prompts, module.evaluator.evaluate_batch(batch, sampler, module.completion_length)
-            # It may take minutes, of which a job that is told to end has none.
-            if moment == BEFORE:
-                for each in callbacks_of(trainer, Preemption):
-                    each.leave_untrained(trainer)
+                # It may take minutes, of which a job that is told to end has none.
+                leave_if_told(trainer)
 
     def _record(self, folder: Path, moment: str, records: list[dict[str, Any]], examples: list[Example]) -> None:
         """Writes examples, and finds one that was learnt."""

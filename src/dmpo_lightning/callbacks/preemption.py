@@ -5,18 +5,22 @@ import signal
 import subprocess
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dmpo_lightning.distributed.internals import (
+    call_last,
+    callbacks_of,
+    cluster_environment,
     is_accumulating,
+    log_step,
     replace_original_handlers,
-    validate_before_training,
-    validates_now,
+    resume_whole_runs,
 )
 from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.modules.run_directory import run_directory
@@ -27,10 +31,11 @@ FILE_NAME = "preempted.ckpt"
 class Preemption(Callback):
     """After SIGTERM, SIGUSR1 or the signal that requeues the job, to any rank, all ranks save a checkpoint and exit.
 
-    They do so at the end of the next optimizer step. In a validation they do so at the end of its next batch, and the
-    continued run makes that validation again. After the last step nothing continues, and ``validate`` makes it. Before
-    the first step, from ``setup`` on, they leave without a checkpoint: nothing was trained, and a run that continues is
-    as it was. A validation that SIGINT interrupts is not made again.
+    They do so at the end of the next optimizer step, when all other callbacks have seen it. In a validation they do so
+    at the end of its next batch, and the continued run makes that validation again. In the evaluation of
+    `BeforeAfterReport` behind the last step they do so at its next batch, and the continued run makes that evaluation.
+    Until the first step of a run has ended, from ``setup`` on, they leave without a checkpoint: what it continues from,
+    if anything, says all there is.
 
     The checkpoint is ``preempted.ckpt`` beside those of `ModelCheckpoint`. It continues the run bit for bit, and
     ``--ckpt_path last`` finds it. The exit status of all ranks is 128 plus the signal's number, as of a process that
@@ -42,35 +47,32 @@ class Preemption(Callback):
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._has_trained = False
         self._previous: dict[int, Any] = {}
-        self._validation_is_due = self._validates_again = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self.received = None
+            self.received, self._has_trained = None, False
+            resume_whole_runs(trainer)
+            call_last(trainer, self)
             self._listen(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.leave_untrained(trainer)
+        self.leave_if_told(trainer)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._listen(trainer)
-        self.leave_untrained(trainer)
+        self.leave_if_told(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._listen(trainer)
-        self.leave_untrained(trainer)
-        is_due, self._validation_is_due = self._validation_is_due, False
-        if is_due and trainer.enable_validation:
-            self._validates_again = True
-            validate_before_training(trainer)
-            self._validates_again = False
+        self.leave_if_told(trainer)
 
     def _listen(self, trainer: Trainer) -> None:
         """Replaces what handles the signals, Lightning's own too, which come shortly before training and would save in
         the middle of a step.
         """
-        for each in {signal.SIGTERM, signal.SIGUSR1, requeue_signal(trainer.strategy) or signal.SIGUSR1}:
+        for each in {signal.SIGTERM, signal.SIGUSR1, requeue_signal(trainer) or signal.SIGUSR1}:
             self._previous.setdefault(each, signal.signal(each, self._note))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -80,64 +82,40 @@ class Preemption(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         # Between two steps gradients are being accumulated, which no checkpoint holds.
         if not is_accumulating(trainer):
-            self._leave_if_told(trainer, validation_is_due=validates_now(trainer))
+            self._has_trained = True
+            self.leave_if_told(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        if trainer.sanity_checking:
-            self.leave_untrained(trainer)
         # A validation may fall between two micro-batches, where there are gradients that no checkpoint holds.
-        elif trainer.state.fn == TrainerFn.FITTING and not is_accumulating(trainer):
-            self._leave_if_told(trainer, validation_is_due=True)
+        if trainer.sanity_checking or (trainer.state.fn == TrainerFn.FITTING and not is_accumulating(trainer)):
+            self.leave_if_told(trainer)
 
-    def leave_untrained(self, trainer: Trainer) -> None:
-        """Leaves if a rank was told to, before the first step of this run. All ranks call it together."""
-        received = self._told(trainer)
-        if received is not None:
-            rank_zero_info(f"Left after signal {received}, before training: nothing was trained, nothing is saved.")
-            self._exit(trainer, received)
-
-    def _told(self, trainer: Trainer) -> int | None:
-        """The signal that a rank was sent, on all ranks, which ask together as it may have reached one of them only."""
+    def leave_if_told(self, trainer: Trainer) -> None:
+        """Leaves if a rank was told to, and saves if there is anything to save. All ranks call it together."""
+        # They ask together, as it may have reached one of them only.
         if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
-            return None
-        # Ranks may have been sent different signals, and exit with the same one.
-        return max(number or 0 for number in gather_ranks(self.received))
-
-    def _leave_if_told(self, trainer: Trainer, *, validation_is_due: bool) -> None:
-        received = self._told(trainer)
-        if received is None:
             return
-        # The checkpoint of the last time says all there is, the open validation included.
-        if self._validates_again:
-            rank_zero_info(f"Left after signal {received}, in the validation that the checkpoint had left open.")
-        else:
+        # Ranks may have been sent different signals, and exit with the same one.
+        received = max(number or 0 for number in gather_ranks(self.received))
+        if self._has_trained:
+            log_step(trainer)
             directory = getattr(trainer.checkpoint_callback, "dirpath", None) or run_directory(trainer) / "checkpoints"
-            path, self._validation_is_due = Path(directory) / FILE_NAME, validation_is_due
+            path = Path(directory) / FILE_NAME
             trainer.save_checkpoint(path)
             rank_zero_info(f"Saved to {path} after signal {received}, at optimizer step {trainer.global_step}.")
-        self._exit(trainer, received)
-
-    def _exit(self, trainer: Trainer, received: int) -> NoReturn:
-        if trainer.is_global_zero and received == requeue_signal(trainer.strategy):
+        else:
+            rank_zero_info(f"Left after signal {received}: nothing was trained since the start, nothing is saved.")
+        if trainer.is_global_zero and received == requeue_signal(trainer):
             requeue()
         # srun may end the job at the first exit of a rank, before rank 0 has put it back into the queue.
         trainer.strategy.barrier()
         raise SystemExit(128 + received)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Whether the run was left before the validation of its step was done."""
-        return {"validation_is_due": self._validation_is_due}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The validation is made when the run continues."""
-        self._validation_is_due = state_dict["validation_is_due"]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore(trainer)
-        self._validation_is_due = self._validates_again = False
 
     def _restore(self, trainer: Trainer) -> None:
         for each, previous in self._previous.items():
@@ -146,12 +124,23 @@ class Preemption(Callback):
         self._previous = {}
 
 
-def requeue_signal(strategy: Any) -> int | None:
+def leave_if_told(trainer: Trainer) -> None:
+    """Ends a run that was sent a signal, outside of Lightning's loops, which look for one. All ranks call it together.
+
+    Without `Preemption` that is SIGTERM alone, after which Lightning ends a run without saving.
+    """
+    for each in callbacks_of(trainer, Preemption):
+        each.leave_if_told(trainer)
+    if trainer.strategy.reduce_boolean_decision(trainer.received_sigterm, all=False):
+        raise SIGTERMException
+
+
+def requeue_signal(trainer: Trainer) -> int | None:
     """The signal that puts this job back into the queue, None where none does.
 
     After any other signal SLURM itself decides what becomes of the job.
     """
-    environment = getattr(strategy, "cluster_environment", None)
+    environment = cluster_environment(trainer)
     if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
         return None
     return environment.requeue_signal or signal.SIGUSR1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -62,6 +63,8 @@ class RunRecorder(RolloutObserver):
         resumed within the buffer does not log again.
         """
         self._losses: list[Tensor] = []
+        self._logged: dict[str, Any] = {}
+        """What was logged last, by the last batch or before the run was resumed."""
         self._lines: int | None = 0
         """How many lines of metrics there are. None are all that are found, of which an older checkpoint knows not."""
         self._seconds = 0.0
@@ -77,10 +80,15 @@ class RunRecorder(RolloutObserver):
             self._forget()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"open": self._open, "lines": self._lines, "seconds": self._seconds_by_now(), "run": self._run}
+        losses, logged = list(map(float, self._losses)), _numbers(self._logged)
+        state = {"open": self._open, "losses": losses, "logged": logged}
+        return state | {"lines": self._lines, "seconds": self._seconds_by_now(), "run": self._run}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seconds, self._lines = state_dict["seconds"], state_dict.get("lines")
+        # An older checkpoint has none of what is looked for here.
+        self._losses = [torch.tensor(loss) for loss in state_dict.get("losses", [])]
+        self._logged = state_dict.get("logged", {})
         # A checkpoint that counts no lines describes its buffer otherwise.
         self._open = None if self._lines is None else state_dict["open"]
         self._run = state_dict.get("run")
@@ -119,7 +127,10 @@ class RunRecorder(RolloutObserver):
         collected = getattr(module, "buffers_collected", 0)
         if self._open is not None and self._open["buffer"] >= collected:
             # The checkpoint was rewound to before this buffer (`Continuation`).
-            self._open = None
+            self._open, self._losses = None, []
+        if isinstance(module, DMPO) and not module.buffer.needs_rollouts:
+            # Or to within it.
+            self._losses = self._losses[: module.buffer.position]
         self._try(ROLLOUTS, lambda: self._remove_rollouts(trainer, directory / ROLLOUTS, collected))
         if trainer.is_global_zero:
             self._try(METRICS, lambda: self._keep_lines(directory / METRICS))
@@ -177,6 +188,7 @@ class RunRecorder(RolloutObserver):
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         # Kept as tensors, for which nobody waits until the buffer is used up.
         self._losses += [loss.detach()] if isinstance(loss, Tensor) else []
+        self._logged.update(trainer.callback_metrics)
         if pl_module.buffer.needs_rollouts:
             self._close(trainer, pl_module)
 
@@ -186,7 +198,8 @@ class RunRecorder(RolloutObserver):
         # A run that was ended before a validation makes it before its training starts.
         self.start(trainer, pl_module)
         is_dmpo = isinstance(pl_module, DMPO)
-        values = {name: value for name, value in _scalars(trainer).items() if name.startswith("val/") or not is_dmpo}
+        scalars = _numbers(trainer.callback_metrics)
+        values = {name: value for name, value in scalars.items() if name.startswith("val/") or not is_dmpo}
         self._write(trainer, pl_module, {"kind": "validation", "values": values})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,7 +215,7 @@ class RunRecorder(RolloutObserver):
         """Writes the scalars of the buffer that is used up."""
         if self._open is None:
             return
-        logged = {name: value for name, value in _scalars(trainer).items() if not name.startswith(("val/", "test/"))}
+        logged = {name: each for name, each in _numbers(self._logged).items() if not name.startswith(("val/", "test/"))}
         values = logged | self._open["values"]
         if self._losses:
             values["train/loss"] = float(sum(loss.float() for loss in self._losses) / len(self._losses))
@@ -238,6 +251,6 @@ class RunRecorder(RolloutObserver):
                 )
 
 
-def _scalars(trainer: Trainer) -> dict[str, float]:
-    """All that was logged last, of this rank, or of all where it was logged so."""
-    return {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
+def _numbers(logged: Mapping[str, Any]) -> dict[str, float]:
+    """What was logged as single numbers, of this rank, or of all where it was logged so."""
+    return {name: float(each) for name, each in logged.items() if not isinstance(each, Tensor) or each.numel() == 1}

@@ -13,11 +13,17 @@ from dmpo_lightning.checkpoints.reading import newest_readable, why_unfit, why_u
 from dmpo_lightning.checkpoints.writing import remove_partial
 from dmpo_lightning.modules.run_directory import own_directories
 
-LAST = "last"
+LAST, OF_LIGHTNING = "last", ("best", "hpc")
 
 
 def check_exists(path: str | None) -> None:
     """Raises ValueError for a checkpoint that does not exist, so that a run ends before its model is loaded."""
+    if path in OF_LIGHTNING:
+        # Lightning would look for the best one among those of this process, and for its own of SLURM or an error.
+        raise ValueError(
+            f"`--ckpt_path {path}` has no meaning here: pass `last`, with which a first job starts and a later one "
+            f"goes on, or the path of a checkpoint (./{path} for a file of that name)."
+        )
     if path in (None, LAST) or _is_elsewhere(path) or Path(path).exists():
         return
     raise ValueError(

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
@@ -23,6 +25,7 @@ from torch.distributed import distributed_c10d
 from dmpo_lightning.reports.lines import replace, set_aside
 
 Kind = TypeVar("Kind")
+VALIDATION_IS_DUE = "validation_is_due"
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:
@@ -41,6 +44,13 @@ def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
     # Lightning does not declare the attribute.
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return [each for each in callbacks if isinstance(each, kind)]
+
+
+def call_last(trainer: Trainer, callback: Any) -> None:
+    """Has all other callbacks go before this one in each hook, `ModelCheckpoint` included."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    # A new list, because Lightning may be going through the old one.
+    trainer.callbacks = [*(each for each in callbacks if each is not callback), callback]  # type: ignore[attr-defined]
 
 
 def prepare_training_loaders(trainer: Trainer, prepare: Callable[[Any], Any]) -> None:
@@ -74,32 +84,86 @@ def is_accumulating(trainer: Trainer) -> bool:
     return bool(trainer.fit_loop.epoch_loop._should_accumulate())
 
 
-def validates_now(trainer: Trainer) -> bool:
-    """Whether Lightning is going to validate after the present batch.
+def resume_whole_runs(trainer: Trainer) -> None:
+    """Has a run that continues make all that was left to do at its checkpoint, and not training steps alone."""
+    trainer.fit_loop.__class__ = _WholeFitLoop
 
-    A callback that ends the run there must know, because nothing that Lightning saves says that a validation was due.
+
+class _WholeFitLoop(_FitLoop):
+    """Lightning's, which forgets a validation that was due when a checkpoint was saved, and leaves out the end of a run
+    whose checkpoint is that of its last step: `on_train_end`, in which reports evaluate and exports are written.
     """
-    fetcher = trainer.fit_loop._data_fetcher
-    assert fetcher is not None
-    return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+    validation_is_due = False
+    """Whether the checkpoint was saved before the validation of its step was done. It is then made, from its first
+    batch, before training goes on."""
+
+    def run(self) -> None:
+        self.setup_data()
+        if self.trainer.ckpt_path is None or 0 in (self.max_batches, self.trainer.limit_train_batches) or not self.done:
+            super().run()
+            return
+        self.on_run_start()
+        super().on_run_end()
+
+    def on_run_start(self) -> None:
+        super().on_run_start()
+        is_due, self.validation_is_due = self.validation_is_due, False
+        if is_due and self.trainer.enable_validation:
+            self._validate()
+
+    def on_run_end(self) -> None:
+        """What comes now may take long, and be killed: the file that is called the last one is of the last step."""
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and not callback._should_skip_saving_checkpoint(self.trainer):
+                candidates = callback._monitor_candidates(self.trainer)
+                if callback.save_last == "link":
+                    callback._save_topk_checkpoint(self.trainer, candidates)
+                callback._save_last_checkpoint(self.trainer, candidates)
+        super().on_run_end()
+
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        return {**super().on_save_checkpoint(), VALIDATION_IS_DUE: self.validation_is_due or self._is_before_validation}
+
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        super().on_load_checkpoint(state_dict)
+        self.validation_is_due = state_dict.get(VALIDATION_IS_DUE, False)
+
+    @property
+    def _is_before_validation(self) -> bool:
+        """Whether a batch has ended whose validation is not done."""
+        validation = self.epoch_loop.val_loop.batch_progress
+        if self.trainer.validating:
+            return not validation.is_last_batch or validation.current.completed < validation.current.ready
+        batches = self.epoch_loop.batch_progress.total
+        # Nothing public says it before.
+        return batches.completed < batches.processed and self.epoch_loop._should_check_val_fx(self._data_fetcher)
+
+    def _validate(self) -> None:
+        """Makes a whole validation. Of one that a checkpoint has interrupted Lightning would make the rest, so that its
+        means are those of a part, or nothing.
+        """
+        loop, connector = self.epoch_loop.val_loop, self.trainer._logger_connector
+        loop.restarting = False
+        loop.reset_restart_stage()
+        first_loop_iter = connector._first_loop_iter
+        self.trainer.validating = True
+        loop.run()
+        self.trainer.training = True
+        connector._first_loop_iter = first_loop_iter
+        # Else an epoch that this validation ends is left before its end is noted, and is repeated without end.
+        loop._has_run = False
 
 
-def validate_before_training(trainer: Trainer) -> None:
-    """Makes a whole validation before the first training batch.
+def cluster_environment(trainer: Trainer) -> Any:
+    """Where the job runs. Strategies of one device have none, which may be a job of SLURM's all the same."""
+    return trainer._accelerator_connector.cluster_environment
 
-    Lightning validates in the middle of a training step only. Of a validation that a checkpoint has interrupted it
-    would make the rest, so that its means are those of a part, or nothing.
-    """
-    loop = trainer.fit_loop.epoch_loop.val_loop
-    loop.restarting = False
-    loop.reset_restart_stage()
-    first_loop_iter = trainer._logger_connector._first_loop_iter
-    trainer.validating = True
-    loop.run()
-    trainer.training = True
-    trainer._logger_connector._first_loop_iter = first_loop_iter
-    # Else an epoch that this validation ends is left before its end is noted, and is repeated without end.
-    loop._has_run = False
+
+def log_step(trainer: Trainer) -> None:
+    """Within a training batch, gives loggers what it has logged, which Lightning does behind the last of its hooks."""
+    if trainer.training and trainer._logger_connector._first_loop_iter is not None:
+        trainer._logger_connector.update_train_step_metrics()
 
 
 def replace_original_handlers(trainer: Trainer, handlers: Mapping[Any, Any]) -> None:

@@ -26,7 +26,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from dmpo_lightning.checkpoints.export import named_backbone
 from dmpo_lightning.checkpoints.reading import confine_paths, read_weights
 from dmpo_lightning.data.prompts import PromptLoader
-from dmpo_lightning.distributed.internals import attached_trainer, averaged_module, callbacks_of, is_being_fitted
+from dmpo_lightning.distributed.internals import (
+    attached_trainer,
+    averaged_module,
+    callbacks_of,
+    is_being_fitted,
+    resume_whole_runs,
+)
 from dmpo_lightning.distributed.ranks import check_same_start, means_over_ranks
 from dmpo_lightning.distributed.sharding import is_zero3, plain_name, shard_fsdp2, wrap_fsdp1
 from dmpo_lightning.distributed.strategies import ZeROStrategy, divides_weights, write_whole_files
@@ -276,6 +282,8 @@ class PolicyModule(LightningModule):
         """Where weights are divided, ranks run their forwards together. Checkpoint files are complete or absent."""
         strategy = self.trainer.strategy
         write_whole_files(strategy)
+        if stage == "fit":
+            resume_whole_runs(self.trainer)
         # Those may be of a checkpoint that was evaluated before.
         self._stored_options = None
         if self.trainer.world_size > 1 and divides_weights(strategy):

@@ -1,5 +1,6 @@
 """Where one rank of a run stands between two optimizer steps, which is all that a checkpoint can continue from."""
 
+import copy
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dmpo_lightning.checkpoints.reading import UnfitCheckpointError
-from dmpo_lightning.distributed.internals import is_being_fitted
+from dmpo_lightning.distributed.internals import VALIDATION_IS_DUE, is_being_fitted
 from dmpo_lightning.distributed.ranks import gather_ranks
 
 COUNTERS = ("buffers_collected", "rollouts_seen")
@@ -45,6 +46,8 @@ class Continuation:
     def __init__(self) -> None:
         self._open: OpenStep | None = None
         self._generators: dict[str, Any] | None = None
+        self._loaded: dict[str, Any] | None = None
+        """The progress that was loaded, until the first batch."""
 
     def start(self) -> None:
         """A run starts, with no step begun."""
@@ -53,6 +56,7 @@ class Continuation:
     def begin_micro_batch(self, module: Any) -> None:
         """Notes how its step found generators, buffer and counters."""
         trainer, buffer = module.trainer, module.buffer
+        self._loaded = None
         if self._begun(trainer) is None:
             self._open = OpenStep(
                 step=trainer.global_step,
@@ -68,14 +72,24 @@ class Continuation:
         The progress that Lightning has put into the checkpoint goes back as well.
         """
         state, loops = module.buffer.state_dict(), checkpoint["loops"]
+        if self._loaded is not None:
+            # Lightning has begun to prepare its progress for the first batch, which has not come.
+            is_due = loops["fit_loop"]["state_dict"][VALIDATION_IS_DUE]
+            loops["fit_loop"] = copy.deepcopy(self._loaded)
+            loops["fit_loop"]["state_dict"][VALIDATION_IS_DUE] = is_due
         begun = self._begun(module.trainer)
+        reopen_epoch(loops["fit_loop"], steps=module.trainer.max_steps)
         total = loops["fit_loop"]["epoch_loop.batch_progress"]["total"]
         # Without a begun step, what is more than started is a batch that a callback has stopped before training saw it.
         rewind_loops(loops, total["ready"] - (total["started"] if begun is None else begun.batches))
-        rank, counters = {"buffer": state, "generators": generator_states()}, _counters(module)
+        # Those that were loaded may still wait for the first batch.
+        generators = self._generators or generator_states()
+        rank, counters = {"buffer": state, "generators": generators}, _counters(module)
         if begun is not None:
             before = {"position": 0} if begun.position is None else state | {"position": begun.position}
             rank, counters = {"buffer": before, "generators": begun.generators}, begun.counters
+            # It is made again, where the step begins before it.
+            loops["fit_loop"]["state_dict"][VALIDATION_IS_DUE] = False
         checkpoint[KEY] = {**counters, "layout": layout(module), "ranks": gather_ranks(rank)}
 
     def _begun(self, trainer: Trainer) -> OpenStep | None:
@@ -101,6 +115,7 @@ class Continuation:
             setattr(module, name, state[name])
         if not trains:
             return
+        self._loaded = checkpoint["loops"]["fit_loop"]
         now, then = layout(module), state["layout"]
         if then == now:
             rank = state["ranks"][module.global_rank]
@@ -135,6 +150,23 @@ def layout(module: Any) -> dict[str, Any]:
 
 def _counters(module: Any) -> dict[str, int]:
     return {name: getattr(module, name) for name in COUNTERS}
+
+
+def reopen_epoch(fit: dict[str, Any], *, steps: int) -> None:
+    """Takes back that an epoch has ended, where steps and not epochs end the run.
+
+    Lightning counts the epoch in which the last step falls as a whole one, and goes on behind an epoch that is counted
+    with a batch that it has not got.
+    """
+    epochs, batches = fit["epoch_progress"], fit["epoch_loop.batch_progress"]
+    if steps == -1 or epochs["total"]["processed"] < epochs["total"]["started"] or not batches["total"]["ready"]:
+        return
+    for counts in (epochs["total"], epochs["current"]):
+        counts.update(processed=counts["started"] - 1, completed=counts["started"] - 1)
+    for counts in (batches["total"], batches["current"]):
+        counts["completed"] = counts["ready"] - 1
+    # Counted again on a resume, see below.
+    fit["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
 
 def rewind_loops(loops: dict[str, Any], batches: int) -> None:

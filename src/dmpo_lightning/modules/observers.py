@@ -33,6 +33,14 @@ class RunMeter(RolloutObserver):
         self._rollouts = 0
         self._training = self._collecting = self._batch_started = 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """Of the buffer that is being trained on. A run that is continued within one goes on with its times."""
+        return {"seconds": dict(self._seconds), "rollouts": self._rollouts, "training": self._training}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds, self._rollouts = state_dict["seconds"], state_dict["rollouts"]
+        self._training = state_dict["training"]
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._batch_started, self._collecting = perf_counter(), 0.0
         if trainer.optimizers:
@@ -54,7 +62,7 @@ class RunMeter(RolloutObserver):
             # Else the time of training would be counted as that of the next sampling, which waits for it in any case.
             torch.cuda.synchronize(device)
         self._training += perf_counter() - self._batch_started - self._collecting
-        # A run that is continued within a buffer does not know how long it was sampled.
+        # An older checkpoint does not say how long the buffer was sampled.
         if is_used_up and self._seconds:
             rate = self._rollouts / (sum(self._seconds.values()) + self._training)
             pl_module.log_dict({"time/training": self._training, "rollouts/per_second": rate}, batch_size=1)
