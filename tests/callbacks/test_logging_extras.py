@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from dmpo_runs import loader, module, trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -22,8 +23,14 @@ def run(tmp_path, *loggers, **options):
     fit = trainer(
         tmp_path,
         logger=list(loggers),
-        callbacks=[LoggingExtras(every_n_buffers=1, prompts=1)],
-        **{"max_steps": 8, "max_epochs": -1, "log_every_n_steps": 4, "val_check_interval": 4} | options,
+        **{
+            "callbacks": [LoggingExtras(every_n_buffers=1, prompts=1)],
+            "max_steps": 8,
+            "max_epochs": -1,
+            "log_every_n_steps": 4,
+            "val_check_interval": 4,
+        }
+        | options,
         check_val_every_n_epoch=None,
     )
     dmpo = module()
@@ -87,19 +94,28 @@ def test_long_texts_keep_their_beginning_and_their_end_on_one_line():
     assert shortened("\x1b[2J\n", 30) == "\\x1b[2J\\n"
 
 
-def test_a_logger_that_fails_is_warned_of_and_the_run_goes_on(tmp_path, monkeypatch):
-    def fails(*arguments):
-        raise OSError(28, "No space left on device")
+class FullDisk(Callback):
+    """Of both loggers, once they have begun. Also root can write no byte there."""
 
-    board = TensorBoardLogger(tmp_path)
-    monkeypatch.setattr(board.experiment, "add_text", fails)
+    def on_train_start(self, trainer, pl_module):
+        board, table = trainer.loggers
+        board.experiment.file_writer.event_writer._general_file_writer.filename = "/dev/full"
+        Path(table.log_dir, "metrics.csv").symlink_to("/dev/full")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_run_goes_on_without_loggers_whose_disk_is_full_and_says_so(tmp_path):
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
-        fit, _ = run(tmp_path, board)
+        loggers = [TensorBoardLogger(tmp_path), CSVLogger(tmp_path, name="table")]
+        fit, _ = run(tmp_path, *loggers, callbacks=[LoggingExtras(every_n_buffers=1), FullDisk()], log_every_n_steps=1)
     assert fit.global_step == 8
-    about = [str(each.message) for each in given if "completions" in str(each.message)]
-    # One for each buffer, of which Python shows the first.
-    assert about == ["TensorBoardLogger did not take completions: OSError: [Errno 28] No space left on device"] * 2
+    said = [str(each.message) for each in given]
+    for name in ("TensorBoardLogger", "CSVLogger"):
+        (first,) = (text for text in said if text.startswith(f"{name} cannot write"))
+        assert "OSError: [Errno 28] No space left on device). The run goes on" in first
+        (last,) = (text for text in said if text.startswith(f"{name} could not write"))
+        assert int(last.split()[4]) >= 8
 
 
 @pytest.mark.slow

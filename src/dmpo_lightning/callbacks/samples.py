@@ -1,7 +1,9 @@
 """A few rollouts of a buffer, to be read by people: on the screen, and in the tables of loggers."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -11,8 +13,10 @@ from dmpo_lightning.callbacks.completion_records import prompt_texts
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.observers import RolloutObserver
 from dmpo_lightning.rollout import RolloutBuffer, check_counts
-from dmpo_lightning.terminal import number, printable, shortened
+from dmpo_lightning.terminal import escaped, number, printable, shortened
 
+LOGGING = ("log_metrics", "log_hyperparams", "save", "finalize", "after_save_checkpoint")
+"""What Lightning calls of a logger while a run goes on."""
 CHARACTERS = 300
 """Of a prompt or completion on a screen."""
 
@@ -55,7 +59,11 @@ class LoggingExtras(RolloutObserver):
     """Gives TensorBoard, W&B and MLflow prompts with their best and worst completion, in ``completion/text``.
 
     They are of rank 0's rollouts. Loggers of scalars alone, such as that of CSV files, get the scalars they always
-    get. The command line adds this callback by itself. A logger that fails here ends no run: a warning says so.
+    get. The command line adds this callback by itself.
+
+    It also lets a run go on whose logger fails, whatever is raised there: services and disks fail in as many ways as
+    there are loggers, and a run is worth more than its log. A warning says so at the first failure, and how many there
+    were at the end. A logger that cannot begin ends the run, and so does a checkpoint that cannot be written.
 
     Args:
         every_n_buffers: how often, beginning with the first buffer.
@@ -65,17 +73,38 @@ class LoggingExtras(RolloutObserver):
     def __init__(self, every_n_buffers: int = 10, prompts: int = 4) -> None:
         check_counts(every_n_buffers=every_n_buffers, prompts=prompts)
         self.every_n_buffers, self.prompts = every_n_buffers, prompts
+        self._failures: Counter[str] = Counter()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._failures.clear()
+        for logger in trainer.loggers:
+            # Lightning asks the object for them, so that its own attribute comes before the method of its class.
+            for name in LOGGING:
+                vars(logger).setdefault(name, partial(self._try, logger, getattr(logger, name)))
 
     def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
         if buffer.number % self.every_n_buffers or not trainer.is_global_zero or not trainer.loggers:
             return
         samples = best_and_worst(module, buffer, self.prompts)
         for logger in trainer.loggers:
-            try:
-                log_samples(logger, samples, trainer.global_step)
-            # Services and disks fail in as many ways as there are loggers, and training need not end for a text.
-            except Exception as error:
-                rank_zero_warn(f"{type(logger).__name__} did not take completions: {type(error).__name__}: {error}")
+            self._try(logger, log_samples, logger, samples, trainer.global_step)
+
+    def _try(self, logger: Any, write: Callable[..., Any], *values: Any, **options: Any) -> Any:
+        try:
+            return write(*values, **options)
+        # See above.
+        except Exception as error:
+            name, cause = type(logger).__name__, error.__cause__ or error
+            self._failures[name] += 1
+            if self._failures[name] == 1:
+                said = escaped(f"{type(cause).__name__}: {cause}")
+                rank_zero_warn(
+                    f"{name} cannot write ({said}). The run goes on; what is logged meanwhile is lost there."
+                )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for name, count in self._failures.items():
+            rank_zero_warn(f"{name} could not write {count} times in this run.")
 
 
 def log_samples(logger: Any, samples: Sequence[Sample], step: int) -> None:
