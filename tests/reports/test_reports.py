@@ -2,6 +2,8 @@
 
 import html
 import json
+import math
+import os
 import re
 import shutil
 import subprocess
@@ -11,7 +13,7 @@ import pytest
 from report_runs import HOSTILE, add_hostile, made_run
 
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.reports.lines import encoded, read_lines
+from dmpo_lightning.reports.lines import LONGEST, encoded, read_lines
 from dmpo_lightning.reports.page import page, viewer_items, write_report
 from dmpo_lightning.reports.plots import MOST_POINTS, learning_curve, panels
 from dmpo_lightning.reports.record import read_run, read_runs, shown_completions
@@ -145,6 +147,84 @@ def test_files_that_were_cut_off_or_hold_something_else_make_a_page(tmp_path):
             path.write_bytes(content)
         runs = read_runs([folder])
         assert page(runs, panels(runs)).startswith("<!DOCTYPE html>")
+
+
+POINT = {"kind": "buffer", "step": 4, "rollouts": 8, "seconds": 1.0, "values": {"reward/total": 0.5}}
+ROLLOUT = {
+    "buffer": 0,
+    "prompt_index": 1,
+    "reward": 0.5,
+    "prompt": "p",
+    "completion": "c",
+    "components": {"right": 1.0},
+}
+ROLLOUT |= {"tokens": ["a"], "reveal_step": [0], "confidence": [0.5]}
+MEASURE = {"mean": 0.25, "standard_error": 0.125}
+WRONG = (None, math.nan, math.inf, "\x1b[2J<script>", [1], [[None]], {}, {"a": "b"}, 10**400, -1e308, 1e308, True)
+NO_LINES = (b"\xff", b"[" * 100_000, b'{"a":' * 5000, b"9" * 5000, b"x" * (LONGEST + 9))
+
+
+def write_lines(path, records, *more):
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_bytes(b"".join(json.dumps(record).encode() + b"\n" for record in records) + b"\n".join([*more, b'{"ki']))
+
+
+def test_a_bad_value_takes_no_good_one_and_is_counted_by_its_name(tmp_path, capsys):
+    points = [POINT | {name: value} for name in POINT for value in WRONG]
+    points += [POINT | {"values": {"reward/total": 0.5, "x/y": value}} for value in WRONG]
+    write_lines(tmp_path / "metrics.jsonl", [POINT, *points, {"kind": "guard"}], *NO_LINES)
+    rollouts = [ROLLOUT | {name: value} for name in (*ROLLOUT, "weight") for value in WRONG]
+    rollouts += [ROLLOUT | {name: [value]} for name in ("tokens", "reveal_step", "confidence") for value in WRONG]
+    for name in ("rank0-000000", "rank0-x", "rank0-" + "9" * 99, "before", "after"):
+        write_lines(tmp_path / f"rollouts/{name}.jsonl", [ROLLOUT, *rollouts], *NO_LINES)
+    facts = {name: dict(enumerate(WRONG)) for name in ("model", "data")} | {"versions": [1], "configuration": "x"}
+    (tmp_path / "run.json").write_text(json.dumps(facts | {"seed": 3}))
+    results = {"good": {"reward": MEASURE}, "worse": {str(n): MEASURE | {"mean": v} for n, v in enumerate(WRONG)}}
+    results |= {f"wrong {number}": value for number, value in enumerate(WRONG)}
+    (tmp_path / "summary.json").write_text(json.dumps({"before": results, "after": 3}))
+    assert main(["report", str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert {"reward/total"} <= set(re.findall(r"<figcaption>([\w/]+)", text))
+    assert "0.250 ± 0.125" in text
+    assert any(pane["tokens"] for item in data_of(text)["completions"] for pane in item["panes"])
+    said = [line.split(": ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    # Neither None nor NaN is anything but a number that is not known.
+    assert {
+        "metrics.jsonl: lines that hold no record (7)",
+        "metrics.jsonl: step (9)",
+        "metrics.jsonl: values (7)",
+        "metrics.jsonl: x/y (9)",
+        "rank0-000000.jsonl: reward (9)",
+        "run.json: versions (1)",
+        "run.json: configuration (1)",
+        "summary.json: after (1)",
+    } <= set(said)
+    assert all(line.isprintable() and html.escape(line.rpartition(" (")[0]) in text for line in said)
+    assert text.count("<script") == 2
+
+
+def test_a_report_reads_only_what_has_an_end(tmp_path):
+    """A device, a pipe without a writer, a folder, a file of the system's, and one of a terabyte."""
+    folder = tmp_path / "rollouts"
+    write_lines(tmp_path / "metrics.jsonl", [POINT])
+    write_lines(folder / "rank0-000000.jsonl", [ROLLOUT])
+    os.mkfifo(folder / "rank1-000000.jsonl")
+    (folder / "rank2-000000.jsonl").mkdir()
+    for number, target in enumerate(("/dev/zero", "/proc/kmsg", "nowhere", "rank4-000000.jsonl"), start=3):
+        (folder / f"rank{number}-000000.jsonl").symlink_to(target)
+    for name in ("run.json", "summary.json", "rollouts/before.jsonl"):
+        (tmp_path / name).symlink_to("/dev/zero")
+    with (folder / "rank9-000000.jsonl").open("wb") as file:
+        file.truncate(2**40)
+    found, left_out = write_report([tmp_path], tmp_path / "report.html")
+    assert [panel.name for panel in found] == ["total"]
+    unread = {what.partition(":")[0] for _, what, _ in left_out}
+    assert unread == {
+        *(f"rank{number}-000000.jsonl" for number in (1, 2, 3, 9)),
+        "run.json",
+        "summary.json",
+        "before.jsonl",
+    }
 
 
 def test_the_record_of_an_earlier_version_is_read(tmp_path):

@@ -1,10 +1,21 @@
 """Lines on disk: whole, cut back, and read whatever state they are in."""
 
 import json
+import math
 
 import pytest
 
-from dmpo_lightning.reports.lines import append, encoded, finite, keep_lines, read_lines, replace
+from dmpo_lightning.reports.lines import (
+    append,
+    encoded,
+    finite,
+    keep_lines,
+    read_file,
+    read_lines,
+    replace,
+    set_aside,
+    write_object,
+)
 
 
 def test_what_is_no_record_is_passed_over(tmp_path):
@@ -41,3 +52,38 @@ def test_no_character_ends_a_line_and_no_number_is_beyond_json():
     assert line.endswith(b"\n")
     assert json.loads(line)["texts"] == texts
     assert finite({"a": [float("nan"), 1.5, (float("inf"),)], "b": "nan"}) == {"a": [None, 1.5, [None]], "b": "nan"}
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    (tmp_path / "own").write_text("mine")
+    for name in ("a.json", "a.json.new"):
+        (tmp_path / name).symlink_to(tmp_path / "own")
+    replace(tmp_path / "a.json", b"new")
+    assert ((tmp_path / "own").read_text(), (tmp_path / "a.json").read_text()) == ("mine", "new")
+
+
+def test_a_line_that_a_full_disk_has_cut_off_takes_no_later_one(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for line in (encoded({"a": 1}), b'{"a":', encoded({"a": 2}), encoded({"a": 3})):
+        append(path, line)
+    assert list(read_lines(path)) == [{"a": 1}, {"a": 2}, {"a": 3}]
+
+
+def test_numbers_that_json_does_not_have_are_none_wherever_they_stand(tmp_path):
+    hostile = {"a": [math.nan, {"b": (math.inf, 1.5)}], "c": -math.inf}
+    write_object(tmp_path / "a.json", hostile)
+    append(tmp_path / "a.jsonl", encoded(hostile) + b'{"a": [NaN, 1e999], "b": -Infinity}\n')
+    expected = {"a": [None, {"b": [None, 1.5]}], "c": None}
+    assert read_file(tmp_path / "a.json") == expected
+    assert list(read_lines(tmp_path / "a.jsonl")) == [expected, {"a": [None, None], "b": None}]
+
+
+def test_what_is_set_aside_keeps_every_part(tmp_path):
+    for number in range(3):
+        set_aside(tmp_path / "a.csv")
+        (tmp_path / "a.csv").write_text(str(number))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "a_part1.csv": "0",
+        "a_part2.csv": "1",
+        "a.csv": "2",
+    }

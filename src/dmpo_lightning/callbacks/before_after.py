@@ -1,6 +1,5 @@
 """What a run of DMPO changed on held-out examples: a table, ``summary.json``, a learning curve, and the report."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice, zip_longest
@@ -18,7 +17,7 @@ from dmpo_lightning.evaluation.batch import MEASURES, EvaluatedBatch
 from dmpo_lightning.evaluation.metrics import EvaluationMetrics
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.run_directory import run_directory
-from dmpo_lightning.reports.lines import encoded, read_lines, replace
+from dmpo_lightning.reports.lines import encoded, read_lines, replace, write_object
 from dmpo_lightning.reports.page import write_report
 from dmpo_lightning.reports.plots import learning_curve
 from dmpo_lightning.reports.record import AFTER, BEFORE, REPORT, ROLLOUTS, SUMMARY, read_runs
@@ -102,8 +101,7 @@ class BeforeAfterReport(Callback):
         if self._learnt is not None and isinstance(task, Task):
             print(learnt_example(task, *self._learnt))
         try:
-            content = json.dumps(self.summary(pl_module.seed, pl_module.rollouts_seen), indent=2)
-            replace(directory / SUMMARY, f"{content}\n".encode())
+            write_object(directory / SUMMARY, self.summary(pl_module.seed, pl_module.rollouts_seen))
             learning_curve(read_runs([directory])[0], self.bases()).savefig(directory / CURVE, dpi=120)
             write_report([directory], directory / REPORT)
         # Of the disk, which does not make the run fail.

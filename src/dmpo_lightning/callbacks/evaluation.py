@@ -14,7 +14,7 @@ from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.evaluation.metrics import EvaluationResult
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.run_directory import run_directory
-from dmpo_lightning.reports.lines import replace
+from dmpo_lightning.reports.lines import finite, set_aside, write_object
 from dmpo_lightning.reports.record import COMPLETIONS, EVALUATION
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.terminal import escaped, shortened
@@ -39,7 +39,7 @@ class EvaluationReport(Callback):
         self._file: Path | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins the file of completions anew, unless this run writes none."""
+        """Begins a file of completions, unless this run writes none."""
         self._file = None
         # Each validation while fitting would begin it anew.
         if trainer.state.fn == TrainerFn.FITTING or not isinstance(pl_module, DMPO):
@@ -52,7 +52,7 @@ class EvaluationReport(Callback):
             self._file = directory / COMPLETIONS
             if trainer.is_global_zero:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
-                self._file.write_text("", encoding="utf-8")
+                set_aside(self._file)
 
     on_validation_start = on_predict_start = on_test_start
 
@@ -68,7 +68,7 @@ class EvaluationReport(Callback):
             # Closed after each batch, so that what an interrupted run leaves can be read.
             # Half a surrogate, which UTF-8 cannot hold, becomes the escape that JSON has for it.
             with self._file.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+                file.writelines(json.dumps(finite(record), ensure_ascii=False) + "\n" for record in records)
 
     on_validation_batch_end = on_predict_batch_end = on_test_batch_end
 
@@ -85,8 +85,8 @@ class EvaluationReport(Callback):
             print("\n".join([*table(facts["task"], results), "", *fact_lines(facts)]))
             written.insert(0, EVALUATION)
             if self._file is not None:
-                content = json.dumps(facts | {"results": [_plain(result) for result in results]}, indent=2)
-                replace(directory / EVALUATION, f"{content}\n".encode())
+                set_aside(directory / EVALUATION)
+                write_object(directory / EVALUATION, facts | {"results": [_plain(result) for result in results]})
         if self._file is not None:
             print(escaped(f"Written to {directory}: {', '.join(written)}"))
 

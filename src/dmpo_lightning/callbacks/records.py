@@ -1,6 +1,5 @@
 """The record of a run on disk: what it is, its scalars, its rollouts. What is shown of a run later is read from it."""
 
-import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.observers import RolloutObserver
 from dmpo_lightning.modules.run_directory import run_directory
-from dmpo_lightning.reports.lines import append, encoded, finite, keep_lines, read_file, replace, set_aside
+from dmpo_lightning.reports.lines import append, encoded, keep_lines, read_file, replace, set_aside, write_object
 from dmpo_lightning.reports.record import METRICS, ROLLOUTS, RUN, SUMMARY
 from dmpo_lightning.rollout import RolloutBuffer, check_counts
 from dmpo_lightning.terminal import escaped
@@ -155,8 +154,8 @@ class RunRecorder(RolloutObserver):
             earlier = read_file(directory / RUN)
             resumed = [*earlier.get("resumed", []), {"at": now, "step": trainer.global_step}]
             times = {"started": earlier.get("started", now), "resumed": resumed}
-        content = finite({"format": FORMAT, "run": self._run, **times, **run_facts(trainer, module)})
-        replace(directory / RUN, json.dumps(content, indent=2).encode("ascii") + b"\n")
+        facts = {"format": FORMAT, "run": self._run, **times, **run_facts(trainer, module)}
+        write_object(directory / RUN, facts)
 
     def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
         directory = self._directory
@@ -230,7 +229,7 @@ class RunRecorder(RolloutObserver):
         self._lines = (self._lines or 0) + 1
         rollouts, seconds = getattr(module, "rollouts_seen", 0), round(self._seconds_by_now(), 3)
         progress = {"step": trainer.global_step, "rollouts": rollouts, "seconds": seconds}
-        self._try(METRICS, lambda: append(directory / METRICS, encoded(finite({**progress, **line}))))
+        self._try(METRICS, lambda: append(directory / METRICS, encoded({**progress, **line})))
 
     def _seconds_by_now(self) -> float:
         return self._seconds if self._started is None else time.perf_counter() - self._started

@@ -1,6 +1,7 @@
 """``dmpo-lightning report``: one HTML file on one or several runs. Imports no torch."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,9 @@ def run(arguments: Sequence[str]) -> None:
     # Of one run it lies beside what it tells of, of several where the command was given.
     beside = folders[0] if len(folders) == 1 else Path()
     output = Path(options.output).expanduser() if options.output else beside / REPORT
-    panels = write_report(folders, output, options.x)
+    panels, left_out = write_report(folders, output, options.x)
+    for run, what, count in left_out:
+        print(escaped(f"Left out of {run}: {what} ({count})"), file=sys.stderr)
     if options.png:
         pictures = write_pictures(panels, Path(options.png).expanduser())
         print(escaped(f"{len(pictures)} pictures in {options.png}"))

@@ -27,8 +27,8 @@ MOST_BYTES = 2_000_000
 LONGEST_TOKEN = 100
 
 
-def write_report(folders: Sequence[Path], output: Path, axis: str = "step") -> list[Panel]:
-    """Writes a report of these runs, complete or not at all, and returns what it plots.
+def write_report(folders: Sequence[Path], output: Path, axis: str = "step") -> tuple[list[Panel], list[list[str]]]:
+    """Writes a report of these runs, complete or not at all, and returns what it plots and what it leaves out.
 
     Raises:
         ValueError: a folder is not a run's, or the file cannot be written.
@@ -39,7 +39,7 @@ def write_report(folders: Sequence[Path], output: Path, axis: str = "step") -> l
         replace(output, page(runs, found).encode("utf-8", errors="backslashreplace"))
     except OSError as error:
         raise ValueError(f"`-o` must be a file that can be written; got {output}: {error}.") from error
-    return found
+    return found, left_out(runs)
 
 
 def page(runs: Sequence[Run], found: Sequence[Panel]) -> str:
@@ -47,6 +47,9 @@ def page(runs: Sequence[Run], found: Sequence[Panel]) -> str:
     assets = {each.name: each.read_text(encoding="utf-8") for each in Path(__file__).parent.glob("report.*")}
     figures, plots = _figures(found)
     completions = viewer_items(runs)
+    rows = left_out(runs)
+    # Once all has been read.
+    unread = f"<h2>Left out</h2>{table(['run', 'what is not what it should be', 'how often'], rows)}" if rows else ""
     script = assets["report.js"]
     nouns = dict.fromkeys(panel.noun for panel in found)
     links = {f"of-{noun}": _title(noun) for noun in nouns} | ({"completions": "Denoising"} if completions else {})
@@ -56,7 +59,7 @@ def page(runs: Sequence[Run], found: Sequence[Panel]) -> str:
         title=escaped_html(", ".join(run.name for run in runs), 200),
         style=assets["report.css"],
         links="".join(f'<a href="#{escaped_html(name)}">{escaped_html(title)}</a>' for name, title in links.items()),
-        tables=about(runs) + before_and_after(runs) + guards(runs),
+        tables=about(runs) + before_and_after(runs) + guards(runs) + unread,
         figures=figures,
         hidden="" if completions else " hidden",
         data=script_json({"plots": plots, "completions": completions}),
@@ -186,6 +189,11 @@ def guards(runs: Sequence[Run]) -> str:
         return ""
     headings = [*(["run"] if len(runs) > 1 else []), "step", "guard", "what it saw"]
     return f"<h2>Guards</h2>{table(headings, rows)}"
+
+
+def left_out(runs: Sequence[Run]) -> list[list[str]]:
+    """What files hold that is not what it should be, by run, with how often it is there."""
+    return [[run.name, what, str(count)] for run in runs for what, count in run.unread.items() if count]
 
 
 def viewer_items(runs: Sequence[Run], count: int = COUNT) -> list[dict[str, Any]]:

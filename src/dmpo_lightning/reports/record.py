@@ -1,6 +1,7 @@
 """A run as its directory tells it. Files that are missing or half-written leave gaps and no errors."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ BEFORE, AFTER = "before", "after"
 """The names of files within `ROLLOUTS` that hold held-out examples, of before a fit and of after it."""
 RECENT = 16
 """How many of the last buffers a report looks at."""
+MOST = 1e100
+"""No measure is larger, and sums and squares of such numbers are still numbers."""
 KNOWN = (RUN, METRICS, ROLLOUTS, SUMMARY, EVALUATION)
 """By any of these a folder is known as a run's."""
 
@@ -59,6 +62,8 @@ class Run:
     summary: Mapping[str, Any]
     guards: tuple[tuple[float, str, str], ...]
     """Step, name and message."""
+    unread: Counter[str]
+    """How often there was what, in which file, that is left out because it is not what it should be."""
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -73,17 +78,56 @@ def read_run(folder: Path, name: str) -> Run:
         inside = sorted(str(path.parent) for known in KNOWN for path in folder.glob(f"*/{known}"))
         meant = f" Did you mean {inside[-1]}?" if inside else ""
         raise ValueError(f"RUN must hold one of {', '.join(KNOWN)}; got {folder}, which holds none.{meant}")
-    metrics = list(read_lines(folder / METRICS))
-    guards = [each for each in metrics if each.get("kind") == "guard"]
+    unread: Counter[str] = Counter()
+    facts, summary = (Foreign(read_file(folder / file, unread), file, unread) for file in (RUN, SUMMARY))
+    metrics = [Foreign(record, METRICS, unread) for record in read_lines(folder / METRICS, unread)]
     return Run(
         name=name,
         folder=folder,
-        facts=read_file(folder / RUN),
+        facts=facts.content | {name: facts.inner(name).content for name in ("configuration", "versions")},
         buffers=_points(metrics, "buffer"),
         validations=_points(metrics, "validation"),
-        summary=read_file(folder / SUMMARY),
-        guards=tuple((each["step"], each["name"], each["message"]) for each in guards),
+        summary={moment: _results(summary.inner(moment)) for moment in (BEFORE, AFTER)},
+        guards=tuple((step, str(each.get("name")), str(each.get("message"))) for step, each in _of(metrics, "guard")),
+        unread=unread,
     )
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """An object of a file, which may hold anything. A value that is of another kind than it is asked for is counted."""
+
+    content: dict[str, Any]
+    file: str
+    unread: Counter[str]
+
+    def get(self, name: str, kind: Callable[[Any], bool] = bool, otherwise: Any = None) -> Any:
+        value = self.content.get(name)
+        if kind(value):
+            return value
+        # None stands for what is not known, and for a number that JSON does not have, such as NaN.
+        self.unread[f"{self.file}: {name}"] += value is not None and kind is not bool
+        return otherwise
+
+    def inner(self, name: str) -> "Foreign":
+        return Foreign(self.get(name, lambda value: isinstance(value, dict), {}), self.file, self.unread)
+
+    def numbers(self) -> dict[str, float]:
+        found = {name: self.get(name, is_number) for name in self.content}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def items(self, name: str, kind: Callable[[Any], bool]) -> tuple[Any, ...]:
+        return tuple(self.get(name, lambda value: isinstance(value, list) and all(map(kind, value)), ()))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value can be drawn and averaged."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text."""
+    return isinstance(value, str)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -109,12 +153,12 @@ def shown_completions(run: Run, count: int) -> list[tuple[str, Completion]]:
     buffers, in which the policy is nearly what it became.
     """
     folder = run.folder / ROLLOUTS
-    buffers = {path: int(path.stem.rpartition("-")[2]) for path in sorted(folder.glob("rank*-*.jsonl"))}
-    recent = [path for path, buffer in buffers.items() if buffer > max(buffers.values()) - RECENT]
-    rollouts = [
-        _completion(record) for path in recent for record in read_lines(path) if record.get("reward") is not None
-    ]
-    shown = _examples(folder, count)
+    numbers = {path: path.stem.rpartition("-")[2] for path in sorted(folder.glob("rank*-*.jsonl"))}
+    buffers = {path: int(number) for path, number in numbers.items() if number.isdecimal()}
+    last = sorted(set(buffers.values()))[-RECENT:]
+    recent = [path for path, buffer in buffers.items() if buffer in last]
+    rollouts = [each for path in recent for each in _completions(path, run.unread) if each.reward is not None]
+    shown = _examples(folder, count, run.unread)
     for kind, sign in (("best", 1), ("worst", -1)):
         ranked = sorted(rollouts, key=lambda each: sign * (each.reward or 0.0))
         # Of each prompt the one that comes last.
@@ -123,9 +167,9 @@ def shown_completions(run: Run, count: int) -> list[tuple[str, Completion]]:
     return shown
 
 
-def _examples(folder: Path, count: int) -> list[tuple[str, Completion]]:
+def _examples(folder: Path, count: int, unread: Counter[str]) -> list[tuple[str, Completion]]:
     before, after = (
-        {each.prompt_index: each for each in map(_completion, read_lines(folder / f"{moment}.jsonl"))}
+        {each.prompt_index: each for each in _completions(folder / f"{moment}.jsonl", unread)}
         for moment in (BEFORE, AFTER)
     )
     pairs = [(before[index], after[index]) for index in before if index in after]
@@ -138,32 +182,59 @@ def _examples(folder: Path, count: int) -> list[tuple[str, Completion]]:
     return [("most changed", each) for pair in pairs[:count] for each in pair]
 
 
-def _points(records: list[dict[str, Any]], kind: str) -> tuple[Point, ...]:
+def _of(metrics: list[Foreign], kind: str) -> Iterator[tuple[float, Foreign]]:
+    """The lines of one kind with their steps, without which nothing can be said of them."""
+    for each in metrics:
+        if each.content.get("kind") == kind:
+            step = each.get("step", is_number)
+            if step is not None:
+                yield step, each
+
+
+def _points(metrics: list[Foreign], kind: str) -> tuple[Point, ...]:
     """The lines of one kind in the order of their steps."""
     found = [
-        Point(record["step"], record.get("rollouts", 0), record.get("seconds", 0), known(record["values"]))
-        for record in records
-        if record.get("kind") == kind
+        Point(step, *(each.get(name, is_number, 0) for name in ("rollouts", "seconds")), each.inner("values").numbers())
+        for step, each in _of(metrics, kind)
     ]
     return tuple(sorted(found, key=lambda point: point.step))
 
 
-def _completion(record: Mapping[str, Any]) -> Completion:
-    buffer = record.get("buffer", record.get("iteration"))
-    targets = {name: record.get(name) for name in ("weight", "signal", "log_rnd")}
+def _results(samplers: Foreign) -> dict[str, dict[str, dict[str, float]]]:
+    """Means and standard errors by sampler and measure."""
+    found = {name: samplers.inner(name) for name in samplers.content}
+    results = {name: {each: own.inner(each).numbers() for each in own.content} for name, own in found.items()}
+    return {
+        name: {each: own for each, own in result.items() if {"mean", "standard_error"} <= set(own)}
+        for name, result in results.items()
+    }
+
+
+def _completions(path: Path, unread: Counter[str]) -> Iterator[Completion]:
+    for line in read_lines(path, unread):
+        record = Foreign(line, path.name, unread)
+        texts = [record.get(name, is_text) for name in ("prompt", "completion")]
+        # Of a line without one of them, such as the first one of older files, nothing can be shown.
+        if None not in texts and isinstance(record.content.get("prompt_index"), int):
+            yield _completion(record, *texts)
+
+
+def _completion(record: Foreign, prompt: str, text: str) -> Completion:
+    buffer = record.content.get("buffer", record.content.get("iteration"))
+    tokens, steps = record.items("tokens", is_text), record.items("reveal_step", lambda value: isinstance(value, int))
+    confidences = record.items("confidence", lambda value: value is None or is_number(value))
+    if not len(tokens) == len(steps) == len(confidences):
+        # The text is shown alone.
+        tokens = steps = confidences = ()
+    targets = {name: record.get(name, is_number) for name in ("weight", "signal", "log_rnd")}
     return Completion(
-        prompt=record["prompt"],
-        text=record["completion"],
-        prompt_index=record["prompt_index"],
-        moment=record["moment"] if buffer is None else f"in buffer {buffer}",
-        reward=record["reward"],
-        facts=known(record.get("components", {}) | targets),
-        tokens=tuple(record.get("tokens", ())),
-        steps=tuple(record.get("reveal_step", ())),
-        confidences=tuple(record.get("confidence", ())),
+        prompt=prompt,
+        text=text,
+        prompt_index=record.content["prompt_index"],
+        moment=str(record.get("moment")) if buffer is None else f"in buffer {buffer}",
+        reward=record.get("reward", is_number),
+        facts=record.inner("components").numbers() | {name: each for name, each in targets.items() if each is not None},
+        tokens=tokens,
+        steps=steps,
+        confidences=tuple(value or 0.0 for value in confidences),
     )
-
-
-def known(values: Mapping[str, float | None]) -> dict[str, float]:
-    """The values without those that JSON has no number for, such as NaN."""
-    return {name: value for name, value in values.items() if value is not None}
