@@ -142,7 +142,7 @@ def test_a_prompt_loader_from_a_foreign_datamodule_is_told_its_repeats(tmp_path)
     [
         ({"micro_batch_size": 3}, {}, "must divide the buffer of 8 rollouts"),
         ({}, {"accumulate_grad_batches": 4}, "multiple of accumulate_grad_batches, got 4"),
-        ({"completion_length": 128, "sampler": ConfidenceSampler()}, {}, "Prompt 0 of the dataset has"),
+        ({"completion_length": 124, "sampler": ConfidenceSampler()}, {}, "Prompt 0 of the dataset has"),
         ({"reward": None}, {}, "DMPO needs a reward"),
     ],
 )
@@ -163,6 +163,9 @@ def test_what_does_not_fit_together_is_an_error_before_training(tmp_path, option
         ({"group_size": 1}, "`group_size` must be at least 2"),
         ({"micro_batch_size": 0}, "`micro_batch_size` must be at least 1"),
         ({"num_iterations": 0}, "`num_iterations` must be at least 1"),
+        ({"completion_length": 128, "sampler": ConfidenceSampler()}, "room for a prompt in the 128 tokens .* got 128"),
+        ({"evaluation_lengths": [8, 500]}, "room for a prompt in the 128 tokens .* got 500"),
+        ({"seed": 2**64}, r"`seed` must be from -2\*\*63 to 2\*\*64 - 1, got 18446744073709551616"),
     ],
 )
 def test_bad_settings_are_errors_at_construction(options, message):

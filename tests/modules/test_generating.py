@@ -116,6 +116,11 @@ def test_all_steps_are_shown(dmpo):
         ({"prompts": []}, "at least one prompt"),
         ({"prompts": "1", "index": [1, 2]}, "a number for each prompt, got 2 for 1"),
         ({"prompts": "1", "completion_length": 127}, "Prompt 1 of 1 has .* tokens, but the model takes 128, of which"),
+        (
+            {"prompts": "1", "completion_length": 500},
+            "must leave room for a prompt in the 128 tokens .*, got 500; lower",
+        ),
+        ({"prompts": "1", "seed": 2**64}, r"`seed` must be from -2\*\*63 to 2\*\*64 - 1, got 18446744073709551616"),
         ({"prompts": "1", "completions": 0}, "`completions` must be at least 1"),
         ({"prompts": ["1", 2]}, "Prompt 2 of 2: a prompt must be a text"),
         ({"prompts": "1", "sampler": ConfidenceSampler(block_length=3)}, "multiple of `block_length`"),

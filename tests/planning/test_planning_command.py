@@ -203,7 +203,10 @@ def test_the_size_of_the_gpu_decides(small, capsys):
         (["--trainer.accumulate_grad_batches=3"], "2 micro-batches"),
         (["--model.sampler.init_args.block_length=48"], "multiple of `block_length`, got 256 and 48"),
         (["--model.objective.init_args.estimator=dmpo_lightning.TrajectoryEstimator"], "order ignores the tokens"),
-        (["--model.completion_length=512", "--data.max_prompt_length=null"], "leaves no room for a prompt in the 512"),
+        (
+            ["--model.completion_length=512", "--data.max_prompt_length=null"],
+            "room for a prompt in the 512 tokens of the model",
+        ),
         (["--trainer.strategy=fsdp", "--model.gather_for_generation=true"], "does not work under FSDP1"),
         (
             [*LORA, "--model.model.quantization=nf4", "--trainer.strategy=fsdp"],

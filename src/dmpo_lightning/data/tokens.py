@@ -1,7 +1,8 @@
 """From texts and conversations to ids. Control tokens come from the chat template, never from what people wrote."""
 
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,8 @@ from dmpo_lightning.tasks.base import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 STAND_INS = range(0xF0000, 0xFFFFE)
 """Characters of the private use area, which no text holds and no template treats in a way of its own."""
@@ -24,7 +27,8 @@ def tokenize_prompt(
 
     A plain string is the user's turn. Template and prefill are tokenised together, as one text, because tokens may
     reach across their border. A message that spells a control token, such as an end of turn or the mask, is read as the
-    characters that it consists of. Template and prefill may hold control tokens.
+    characters that it consists of. Template and prefill may hold control tokens. A conversation whose last turn is the
+    assistant's is continued within that turn, as in TRL.
 
     A tokenizer without a chat template takes plain strings alone, as text too: who needs control tokens around them
     sets one. It adds the special tokens that it puts before a text, and not those behind.
@@ -68,6 +72,63 @@ def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
         raise ValueError(f"the text holds {name!r}, which this tokenizer knows as a control token alone; remove it.")
     cut = spelled.start() + 1
     return text_ids(tokenizer, text[:cut]) + text_ids(tokenizer, text[cut:])
+
+
+def warn_of_lost_text(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: "Iterable[str | Sequence[Message]]",
+    *,
+    kind: str = "prompts",
+    prefill: str = "",
+) -> None:
+    """Warns, once for all of them, of texts and conversations of which the tokenizer cannot say a part.
+
+    It reads that as its unknown token, or leaves it out, so that the model answers something else without a word.
+    White space does not count, which many tokenizers drop by design.
+    """
+    if _says_everything(tokenizer, len(tokenizer)):
+        return
+    # What a prefill spells as a control token is one.
+    own = control_tokens(tokenizer).within_text.sub("", prefill)
+    texts = [text if isinstance(text, str) else "\n".join(each["content"] for each in text) for text in prompts]
+    lost = [_lost_text(tokenizer, text + own) for text in texts]
+    if not any(lost):
+        return
+    first = next(number for number, part in enumerate(lost) if part)
+    share = sum(map(len, lost)) / sum(len("".join((text + own).split())) for text in texts)
+    logger.warning(
+        "%d of %d %s hold text that the tokenizer cannot say and the model is not shown, %.1f %% of all characters; "
+        "the first is %s, which loses %s. Use data or a tokenizer that fits.",
+        *(sum(map(bool, lost)), len(texts), kind, 100 * share, _shortened(texts[first]), _shortened(lost[first])),
+    )
+
+
+# Asked for every list of prompts, and answered once.
+@lru_cache(maxsize=8)
+def _says_everything(tokenizer: "PreTrainedTokenizerBase", size: int) -> bool:
+    """Whether a tokenizer works on bytes, all of which it knows, as nearly all large ones do."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    vocabulary, probe = set(tokenizer.get_vocab()), "\U0001f600\u169b"
+    has_bytes = vocabulary >= set(ByteLevel.alphabet()) or vocabulary >= {f"<0x{byte:02X}>" for byte in range(256)}
+    # Other vocabularies of many letters may hold the same characters for what they are.
+    return has_bytes and probe in tokenizer.decode(tokenizer(probe, add_special_tokens=False)["input_ids"])
+
+
+def _lost_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+    """The characters of a text that no known token stands for."""
+    options = {"add_special_tokens": False, "split_special_tokens": True}
+    unknown = tokenizer.unk_token_id
+    if tokenizer.is_fast:
+        read = tokenizer(text, return_offsets_mapping=True, **options)
+        found = zip(read["input_ids"], read["offset_mapping"], strict=True)
+        spans = [range(*span) for token, span in found if token != unknown]
+    else:
+        # A tokenizer of Python does not tell where its tokens stand, so it is asked word by word.
+        words = [(range(*word.span()), tokenizer(word.group(), **options)) for word in re.finditer(r"\S+", text)]
+        spans = [span for span, read in words if read["input_ids"] and unknown not in read["input_ids"]]
+    said = set().union(*spans)
+    return "".join(each for place, each in enumerate(text) if place not in said and not each.isspace())
 
 
 @contextmanager
@@ -167,10 +228,12 @@ def _control_tokens(tokenizer: "PreTrainedTokenizerBase", size: int) -> ControlT
 
 def _chat_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], prefill: str) -> list[int]:
     hidden, originals = _hidden(tokenizer, messages, prefill)
+    begun = hidden.pop()["content"] if hidden[-1]["role"] == "assistant" else ""
+    rendered = chat_text(tokenizer, hidden) + begun + prefill
     if originals:
-        return _ids_around(tokenizer, chat_text(tokenizer, hidden) + prefill, originals)
+        return _ids_around(tokenizer, rendered, originals)
     # The template has written the special tokens already.
-    ids: list[int] = tokenizer(chat_text(tokenizer, messages) + prefill, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
     return ids
 
 

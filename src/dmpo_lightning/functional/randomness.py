@@ -44,6 +44,13 @@ def row_keys(
     return fold_in(base[:, None], torch.arange(group_size, device=prompt_index.device))
 
 
+def check_seed(seed: int) -> int:
+    """The same seed. Raises ValueError for one that torch does not take, or that is another one in 64 bits."""
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"`seed` must be from -2**63 to 2**64 - 1, got {seed}.")
+    return seed
+
+
 def fold_in(keys: Int[Tensor, "*rows"], value: int | Int[Tensor, "*others"]) -> Int[Tensor, "*results"]:
     """New keys from keys and a value, statistically independent for different values. Both are broadcast."""
     # Number `value` of the SplitMix64 stream that starts at the mixed key: its state + (1 + value) gamma, mixed again.

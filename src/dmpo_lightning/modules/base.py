@@ -36,6 +36,7 @@ from dmpo_lightning.distributed.internals import (
 from dmpo_lightning.distributed.ranks import check_same_start, means_over_ranks
 from dmpo_lightning.distributed.sharding import is_zero3, plain_name, shard_fsdp2, wrap_fsdp1
 from dmpo_lightning.distributed.strategies import ZeROStrategy, divides_weights, write_whole_files
+from dmpo_lightning.functional.randomness import check_seed
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.parts import compile_layers
 from dmpo_lightning.modules.checkpoint import (
@@ -106,7 +107,7 @@ class PolicyModule(LightningModule):
         seed: int | None,
     ) -> None:
         super().__init__()
-        self.seed = seed or 0
+        self.seed = check_seed(seed or 0)
         self.backbone = Backbone.of(model)
         self.policy = Policy(
             self.backbone.build(seed=self.seed),
@@ -178,8 +179,9 @@ class PolicyModule(LightningModule):
 
     def check_prompts(self, loader: PromptLoader, completion_length: int) -> None:
         """Raises ValueError for prompts that leave no room for a completion, or hold ids of another vocabulary."""
-        if self.policy.max_length is not None:
-            loader.check_prompt_length(self.policy.max_length - completion_length)
+        limit = self.policy.room_for_prompts(completion_length)
+        if limit is not None:
+            loader.check_prompt_length(limit)
         highest, known = max(max(ids) for ids in loader.token_ids), self.policy.facts.vocab_size
         if highest >= known:
             raise ValueError(

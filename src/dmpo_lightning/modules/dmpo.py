@@ -138,6 +138,7 @@ class DMPO(PolicyModule):
         self.gather_for_generation = gather_for_generation
         self.objective, self.sampler, self.sample_merged = objective, sampler, sample_merged
         sampler.validate_policy(self.policy)
+        self.policy.room_for_prompts(max(completion_length, *lengths))
         if sample_merged:
             self.policy.check_mergeable()
         if reference_refresh_interval is not None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from dmpo_lightning.data.prompts import pad_left
-from dmpo_lightning.data.tokens import tokenize_prompt
+from dmpo_lightning.data.tokens import named, tokenize_prompt, warn_of_lost_text
 from dmpo_lightning.evaluation.batch import EVALUATION
+from dmpo_lightning.functional.randomness import check_seed
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import PromptBatch, Sampling, check_counts, sample_completions
 from dmpo_lightning.samplers import Change, observed
@@ -72,9 +73,10 @@ def generate(
     asked: list[Prompt] = _listed(prompts)
     length, completions = sampling.completion_length, sampling.group_size
     check_counts(completion_length=length, completions=completions, rows_per_forward=sampling.rows_per_forward)
+    check_seed(sampling.seed)
     sampling.sampler.validate(length)
     sampling.sampler.validate_policy(policy)
-    batch = _batch(policy, asked, index, prefill, room=(policy.max_length or 0) - length)
+    batch = _batch(policy, asked, index, prefill, length)
     confidence = torch.full((len(asked) * completions, length), torch.nan, device=batch.prompt_ids.device)
 
     def note(change: Change) -> None:
@@ -115,23 +117,22 @@ def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 
 def _batch(
-    policy: Policy, prompts: Sequence[Prompt], index: Sequence[int] | None, prefill: str, *, room: int
+    policy: Policy, prompts: Sequence[Prompt], index: Sequence[int] | None, prefill: str, completion_length: int
 ) -> PromptBatch:
-    """The prompts as a loader would hand them out. ``room`` is that for a prompt, where the model states a limit."""
+    """The prompts as a loader would hand them out."""
     numbers = list(range(len(prompts))) if index is None else list(index)
     if len(numbers) != len(prompts):
         raise ValueError(f"`index` must hold a number for each prompt, got {len(numbers)} for {len(prompts)}.")
-    rows = []
+    rows, room = [], policy.room_for_prompts(completion_length)
     for number, prompt in enumerate(prompts, 1):
-        try:
+        with named(f"Prompt {number} of {len(prompts)}"):
             rows.append(tokenize_prompt(policy.tokenizer, prompt, prefill))
-        except ValueError as error:
-            raise ValueError(f"Prompt {number} of {len(prompts)}: {error}") from error
-        if policy.max_length is not None and len(rows[-1]) > room:
+        if room is not None and len(rows[-1]) > room:
             raise ValueError(
                 f"Prompt {number} of {len(prompts)} has {len(rows[-1])} tokens, but the model takes "
                 f"{policy.max_length}, of which `completion_length` leaves {room}; shorten one of them."
             )
+    warn_of_lost_text(policy.tokenizer, prompts, prefill=prefill)
     device = next(policy.model.parameters()).device
     ids, mask = pad_left(rows, policy.facts.pad_token_id)
     nothing: Tensor = torch.zeros(len(rows), dtype=torch.bool)

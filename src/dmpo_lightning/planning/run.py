@@ -77,7 +77,7 @@ def read_run(config: Options, *, prompt_length: int | None = None) -> Run:
         str(backbone.model),
         module,
         schedule,
-        prompt_length or data.get("max_prompt_length") or _assumed(module.policy.max_length, length, notes),
+        prompt_length or data.get("max_prompt_length") or _assumed(module.policy.room_for_prompts(length), notes),
         length,
         sharding,
         precision=str(trainer.get("precision") or "32-true"),
@@ -137,15 +137,9 @@ def _schedule(module: Any, data: Options, ranks: Schedule, notes: list[str]) -> 
     )
 
 
-def _assumed(max_length: int | None, completion_length: int, notes: list[str]) -> int:
-    """A length of prompts, where nothing says it. A small model may have less room beside the completion."""
-    room = PUBLISHED_PROMPT_CAP if max_length is None else max_length - completion_length
-    if room < 1:
-        raise ValueError(
-            f"`completion_length` {completion_length} leaves no room for a prompt in the {max_length} tokens of the "
-            f"model; at most {completion_length + room - 1} would."
-        )
-    length = min(PUBLISHED_PROMPT_CAP, room)
+def _assumed(room: int | None, notes: list[str]) -> int:
+    """A length of prompts, where nothing says it. A small model may have less ``room`` beside the completion."""
+    length = PUBLISHED_PROMPT_CAP if room is None else min(PUBLISHED_PROMPT_CAP, room)
     notes.append(f"prompts of {length} token{'s' * (length > 1)} are assumed; say --prompt_length N if yours differ")
     return length
 

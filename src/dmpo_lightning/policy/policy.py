@@ -89,6 +89,19 @@ class Policy(nn.Module):
         """Moves what is outside of the networks, where a strategy moves those by itself."""
         self._ban = self._ban.to(device)
 
+    def room_for_prompts(self, completion_length: int) -> int | None:
+        """Prompt tokens that the model takes beside a completion, None where it names no limit.
+
+        Raises:
+            ValueError: there is no room for any.
+        """
+        if self.max_length is not None and completion_length >= self.max_length:
+            raise ValueError(
+                f"`completion_length` must leave room for a prompt in the {self.max_length} tokens of the model, "
+                f"got {completion_length}; lower it."
+            )
+        return None if self.max_length is None else self.max_length - completion_length
+
     @property
     def has_adapters(self) -> bool:
         """Whether the network carries PEFT adapters, which are what is trained then."""
