@@ -21,7 +21,7 @@ from dmpo_lightning.commands.arguments import (
     resolve_arguments,
     shipped_configs,
 )
-from dmpo_lightning.terminal import escaped, printable
+from dmpo_lightning.terminal import clean_messages, escaped, printable
 from dmpo_lightning.workers.local_modules import find_local_modules
 
 USAGE = """\
@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # OpenMP reads it once, when torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         sys.excepthook, arguments = lambda kind, error, where: _show_traceback(error), sys.argv[1:]
+        clean_messages()
     try:
         status = _answer(arguments)
         # Written now, where it can still be said that nobody reads it.

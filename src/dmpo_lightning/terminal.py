@@ -1,8 +1,10 @@
 """Text for terminals: foreign text, which they would obey, as it may be printed, and a line at the bottom of one."""
 
+import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -38,12 +40,43 @@ def shortened(text: str, characters: int = 600) -> str:
     return escaped(text)
 
 
+def error_line(error: BaseException) -> str:
+    """An error in one line, of a long message the first."""
+    return ": ".join(filter(None, [type(error).__name__, *str(error).strip().splitlines()[:1]]))
+
+
 def show_traceback(record: logging.LogRecord) -> bool:
     """A filter for loggers, which keeps every record and makes its traceback `printable`."""
     if record.exc_info:
         # Formatters take a text that is there already.
         record.exc_text = printable(logging.Formatter().formatException(record.exc_info))
     return True
+
+
+def clean_messages() -> None:
+    """Makes every log record and warning of this process `printable`, whoever speaks and whatever file it quotes."""
+    make = logging.getLogRecordFactory()
+
+    def cleaned(*args: Any, **options: Any) -> logging.LogRecord:
+        record = make(*args, **options)
+        # A record whose arguments do not fit is for its handler to complain of.
+        with contextlib.suppress(TypeError, ValueError):
+            record.msg, record.args = printable(record.getMessage()), ()
+        show_traceback(record)
+        return record
+
+    def show(
+        message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: str | None = None
+    ) -> None:
+        # Looked up now, because Lightning has one of its own once it is imported.
+        print(
+            printable(warnings.formatwarning(message, category, filename, lineno, line)),
+            end="",
+            file=file or sys.stderr,
+        )
+
+    logging.setLogRecordFactory(cleaned)
+    warnings.showwarning = show
 
 
 def is_terminal(stream: TextIO) -> bool:

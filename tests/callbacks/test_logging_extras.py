@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import warnings
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dmpo_lightning.callbacks.samples import LoggingExtras, Sample, log_samples
-from dmpo_lightning.terminal import shortened
+from dmpo_lightning.terminal import clean_messages, shortened
 
 OF_A_BUFFER = {"time/sampling", "time/scoring", "time/training", "rollouts/seen", "rollouts/per_second", "optimizer/lr"}
 HOSTILE = "```\n<script>alert(1)</script>\x1b[2J\x00"
@@ -149,3 +150,19 @@ def test_wandb_holds_numbers_and_tables(tmp_path, monkeypatch):
     assert OF_A_BUFFER | {"reward/total", "val/sampled/accuracy"} <= set(summary)
     assert summary["rollouts/seen"] == 16
     assert summary["completion/text"]["_type"] == "table-file"
+
+
+def test_log_records_and_warnings_of_a_command_are_printable_whoever_speaks(capsys, caplog):
+    factory = logging.getLogRecordFactory()
+    try:
+        with warnings.catch_warnings():
+            clean_messages()
+            logging.getLogger("others").warning("a %s", HOSTILE)
+            warnings.warn(HOSTILE, UserWarning, stacklevel=1)
+            # Whose arguments do not fit.
+            assert logging.getLogRecordFactory()("a", 10, "a", 1, "%d", ("x",), None).args == ("x",)
+    finally:
+        logging.setLogRecordFactory(factory)
+    cleaned = HOSTILE.replace("\x1b", r"\x1b").replace("\x00", r"\x00")
+    assert caplog.messages == [f"a {cleaned}"]
+    assert cleaned in capsys.readouterr().err

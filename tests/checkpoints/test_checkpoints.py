@@ -33,6 +33,7 @@ from dmpo_lightning.checkpoints.reading import (
     why_unsafe,
 )
 from dmpo_lightning.checkpoints.writing import complete, partial_name, remove_partial, write_file
+from dmpo_lightning.commands import generate
 
 WEIGHT = "policy.model.a"
 RUN = {
@@ -149,9 +150,7 @@ RUNNERS = {fn: lambda path, root, fn=fn: fitted(path, root, fn=fn) for fn in ("f
 
 
 def generated(path):
-    from dmpo_lightning.commands.generate import run
-
-    run(["--ckpt_path", str(path), "--prompt", "1", "--completion_length", "4"])
+    generate.run(["--ckpt_path", str(path), "--prompt", "1", "--completion_length", "4"])
 
 
 @pytest.mark.parametrize("way", READERS)
@@ -185,6 +184,29 @@ def test_every_way_that_opens_a_checkpoint_refuses_what_is_damaged_or_more_than_
     with pytest.raises(ValueError, match=r"a\.ckpt'.*(it holds more than data|it holds no|damaged|must be a)"):
         (READERS | RUNNERS)[way](path, tmp_path)
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("arguments", "sampler"), 5),
+        (("arguments", "sampler", "class"), [1]),
+        (("arguments", "sampler", "temperature"), None),
+        (("arguments", "completion_length"), {"a": 1}),
+        (("backbone", "tokenizer"), 5),
+        (("backbone", "model"), [1]),
+        (("backbone", "adapter"), {"a": 1}),
+    ],
+)
+def test_what_a_checkpoint_says_of_its_run_is_understood_or_refused_in_a_sentence(tmp_path, finished, place, value):
+    saved = inner = load_data(finished)
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    # Without the length that the helper gives.
+    command = ["--ckpt_path", str(written(tmp_path / "a.ckpt", saved)), "--prompt", "1"]
+    with pytest.raises(ValueError, match=r"The checkpoint describes its (run|model) in a way that is not understood"):
+        generate.run(command)
 
 
 # What a run can use ---------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 import logging
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,9 +95,45 @@ def test_a_checkpoint_that_could_run_code_is_refused(workplace, capsys, write, r
 def test_a_trusted_checkpoint_is_opened_whatever_it_holds(workplace):
     pickled_file(workplace / "a.ckpt")
     # Lightning passes the choice on to torch.
-    with pytest.raises(KeyError, match=r"pytorch-lightning_version|state_dict|epoch|global_step"):
-        command("fit", "--ckpt_path=a.ckpt", "--trust_checkpoint", "--weights_only=false")
+    assert command("fit", "--ckpt_path=a.ckpt", "--trust_checkpoint", "--weights_only=false") == 2
     assert Path("exploded").exists()
+
+
+JUNK = [
+    ("pytorch-lightning_version", None),
+    ("state_dict", None),
+    ("loops", {"fit_loop": 1}),
+    ("callbacks", {"RunRecorder": 1}),
+    ("lr_schedulers", None),
+    ("optimizer_states", [{"state": {}, "param_groups": []}]),
+    ("options", {"optimizer": 1}),
+    ("dmpo", {"buffers_collected": "x"}),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), JUNK)
+def test_what_cannot_be_restored_is_one_line_before_anything_is_trained(workplace, finished, capsys, name, value):
+    held = load_data(finished) | {name: value}
+    torch.save({name: each for name, each in held.items() if each is not None}, "foreign.ckpt")
+    said = refusal(capsys, "fit", *TINY, "--ckpt_path=foreign.ckpt")
+    assert said.startswith("dmpo-lightning: `--ckpt_path foreign.ckpt` cannot be restored: ")
+
+
+ESCAPE = "\x1b]0;owned\x07"
+
+
+def test_no_word_of_a_checkpoint_moves_the_terminal(workplace, finished):
+    saved = load_data(finished)
+    saved["cli_config"]["model"]["init_args"]["objective"]["class_path"] = f"x{ESCAPE}"
+    saved["options"]["optimizer"][0]["lr"] = f"x{ESCAPE}"
+    saved["callbacks"][f"Other{ESCAPE}"] = {"a": 1}
+    torch.save(saved, f"foreign{ESCAPE}.ckpt")
+    command = [sys.executable, "-m", "dmpo_lightning", "fit", *TINY, f"--ckpt_path=foreign{ESCAPE}.ckpt"]
+    run = subprocess.run([*command, "--trainer.max_steps=4"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "\x1b" not in run.stdout + run.stderr
+    # Said all the same, by this package's warnings and by Lightning's.
+    assert run.stderr.count(r"\x1b]0;owned\x07") >= 4
 
 
 @pytest.mark.parametrize("url", ["http://localhost:9/a.ckpt", "s3://bucket/a.ckpt", "registry:model"])

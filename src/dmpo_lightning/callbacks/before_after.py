@@ -25,7 +25,7 @@ from dmpo_lightning.rollout import PromptBatch
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.tasks.answers import before_end
 from dmpo_lightning.tasks.base import Example, Task
-from dmpo_lightning.terminal import escaped, shortened
+from dmpo_lightning.terminal import escaped, printable, shortened
 
 Result = dict[str, tuple[float, float]]
 """Mean and standard error of each score component."""
@@ -96,7 +96,7 @@ class BeforeAfterReport(Callback):
             return
         assert isinstance(pl_module, DMPO)
         # Printed first: files may fail, and what took hours is then still to be read.
-        print(self.table(pl_module.rollouts_seen))
+        print(printable(self.table(pl_module.rollouts_seen)))
         task = getattr(getattr(trainer, "datamodule", None), "task", None)
         if self._learnt is not None and isinstance(task, Task):
             print(learnt_example(task, *self._learnt))
@@ -115,7 +115,8 @@ class BeforeAfterReport(Callback):
         return {"before": self.before, "seconds": self._seconds_by_now()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.before, self.seconds = state_dict["before"], state_dict["seconds"]
+        before, self.seconds = state_dict["before"], state_dict["seconds"]
+        self.before = {name: before[name] for name in self.samplers} if before else {}
 
     def _seconds_by_now(self) -> float:
         return self.seconds if self._started is None else time.perf_counter() - self._started
@@ -202,7 +203,8 @@ class BeforeAfterReport(Callback):
     def table(self, rollouts: int) -> str:
         """One line per sampler and moment."""
         left_out = ("accuracy", "reward", *MEASURES)
-        components = [name for name in next(iter(self.before.values())) if name not in left_out]
+        measured = [*self.before.values(), *self.after.values()]
+        components = [name for name in measured[0] if name not in left_out and all(name in each for each in measured)]
         lines = [f"{'held-out examples':<28}" + "".join(f"{name:>18}" for name in components)]
         for moment, results in ((BEFORE, self.before), (AFTER, self.after)):
             for name, result in results.items():

@@ -78,6 +78,9 @@ def named_backbone(plain: dict[str, Any], model: str | None, *, trust_remote_cod
         ValueError: it does not say so in a way that is understood.
     """
     try:
+        for name in ("model", "tokenizer"):
+            if not isinstance(plain[name], str | None):
+                raise TypeError(f"{name} {plain[name]!r}")
         backbone = Backbone.from_plain(plain | {"trust_remote_code": trust_remote_code}, model=model)
     except (TypeError, KeyError) as error:
         raise ValueError(f"The checkpoint describes its model in a way that is not understood: {error}.") from error

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from dmpo_lightning.terminal import error_line
+
 SUFFIXES = (".ckpt", ".ckpt.old")
 """Of checkpoints. The second is left where a job was killed while a folder was being replaced."""
 
@@ -61,8 +63,7 @@ def checked(path: str | Path, load: Callable[[], Any]) -> dict[str, Any]:
     # A file of anything else, or a damaged one, may raise any error of Python's and torch's.
     except Exception as error:
         kind = "it holds more than data" if isinstance(error, pickle.UnpicklingError) else PART
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"{kind}: {reason}") from error
+        raise ValueError(f"{kind}: {error_line(error)}") from error
     if (problem := problem or why_misshapen(saved)) is not None:
         raise ValueError(problem)
     return dict(saved)

@@ -24,11 +24,13 @@ from dmpo_lightning.callbacks.guards import Guards
 from dmpo_lightning.callbacks.progress import ProgressLine
 from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.callbacks.samples import LoggingExtras
+from dmpo_lightning.checkpoints.reading import UnfitCheckpointError
 from dmpo_lightning.commands.arguments import merged_text
 from dmpo_lightning.commands.last_checkpoint import LAST, check_exists, check_trusted, newest_checkpoint
+from dmpo_lightning.distributed.internals import was_restoring
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.run_directory import choose_directory, link_latest
-from dmpo_lightning.terminal import escaped
+from dmpo_lightning.terminal import error_line, escaped
 
 ADDED: tuple[type[Callback], ...] = (LoggingExtras, RunRecorder, EvaluationReport, Guards)
 """Callbacks of every run from the command line, unless it has one of that class: what a run leaves and shows."""
@@ -154,6 +156,17 @@ class DMPOCLI(LightningCLI):
                 raise ValueError("`--ckpt_path last` found no checkpoint; pass its path, or leave it out.")
         elif path is not None and not trusted:
             check_trusted(str(path))
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """As Lightning does it. What Lightning, torch or a callback cannot restore of a checkpoint is one line."""
+        try:
+            super()._run_subcommand(subcommand)
+        # torch gathers the errors of all ranks in one that is no `Exception`.
+        except BaseException as error:
+            if not was_restoring(error) or isinstance(error, UnfitCheckpointError | KeyboardInterrupt | SystemExit):
+                raise
+            path = self.config_init[subcommand].get("ckpt_path")
+            raise UnfitCheckpointError(f"`--ckpt_path {path}` cannot be restored: {error_line(error)}") from error
 
     # The hooks below are called once the Trainer exists, whose ranks can choose together
     # (docs/decisions/027-last-checkpoint.md).

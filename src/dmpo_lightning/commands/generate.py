@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmpo_lightning.tasks.json_lines import numbered_lines
-from dmpo_lightning.terminal import escaped, printable
+from dmpo_lightning.terminal import error_line, escaped, printable
 
 if TYPE_CHECKING:
     from dmpo_lightning.modules.generating import Generation, Prompt
@@ -48,10 +48,17 @@ def run(arguments: Sequence[str]) -> None:
     if not prompts:
         raise ValueError("There is no prompt: pass --prompt TEXT, --prompts_file FILE, or write one to standard input.")
     policy, stored = _loaded(options)
-    sampler = make_sampler(rest, stored)
     # Of an answer as long as leaves half of the model's room to the prompt, where nothing says.
     room = LENGTH if policy.max_length is None else max(1, min(LENGTH, policy.max_length // 2))
-    length = options.completion_length or stored.get("completion_length") or room
+    try:
+        sampler = make_sampler(rest, stored)
+        length = int(options.completion_length or stored.get("completion_length") or room)
+    # A checkpoint may say anything.
+    except (TypeError, AttributeError, LookupError) as error:
+        raise ValueError(
+            f"The checkpoint describes its run in a way that is not understood ({error_line(error)}); pass --sampler "
+            "and --completion_length."
+        ) from error
     several = len(prompts) * options.completions > 1
     for answer in _answered(policy, sampler, prompts, options, length):
         if options.json:

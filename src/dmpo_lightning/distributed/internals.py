@@ -6,6 +6,7 @@ of `DMPO` with a Trainer and of `Preemption` name the behaviour that is relied u
 
 import csv
 import io
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
@@ -193,6 +195,12 @@ def set_timeout_of_all_groups(strategy: Any) -> None:
     if timeout is not None:
         for group in list(distributed_c10d._world.pg_map):
             distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def was_restoring(error: BaseException) -> bool:
+    """Whether an error comes from where Lightning takes a state out of a checkpoint."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(each.filename == checkpoint_connector.__file__ and "resto" in each.name for each in frames)
 
 
 def averaged_module(callback: Any) -> Any:

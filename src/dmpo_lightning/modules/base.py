@@ -478,7 +478,8 @@ class PolicyModule(LightningModule):
             ValueError: there was no room, because this run does not refresh its reference.
         """
         self.check_fit(checkpoint)
-        self._stored_options = checkpoint.get("options")
+        options = checkpoint.get("options")
+        self._stored_options = options and {name: options[name] for name in ("optimizer", "lr_scheduler")}
         trainer = attached_trainer(self)
         if trainer is not None and trainer.ckpt_path is not None:
             emptied = confine_paths(checkpoint, callbacks_of(trainer, Checkpoint), trainer.ckpt_path)

@@ -112,7 +112,7 @@ class Continuation:
                 )
             return
         for name in COUNTERS:
-            setattr(module, name, state[name])
+            setattr(module, name, int(state[name]))
         if not trains:
             return
         self._loaded = checkpoint["loops"]["fit_loop"]
