@@ -1,8 +1,10 @@
 import json
 import re
+import sys
 
 import pytest
 
+from dmpo_lightning import LatinSquareDemonstrations
 from dmpo_lightning.__main__ import main
 from dmpo_lightning.commands.score import TASKS, make_task, score_file
 
@@ -164,3 +166,21 @@ def test_a_bad_record_is_named_with_its_line(tmp_path, task, record):
 def test_a_task_that_needs_arguments_is_refused():
     with pytest.raises(ValueError, match="cannot be made without arguments"):
         make_task("dmpo_lightning.Task", "verified")
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        (lambda *_: True, r"row 1: the check failed: TypeError\('the check must return a Verdict, got True'\)"),
+        (lambda *_: sys.exit(3), r"row 1: the check failed: SystemExit\(3\)"),
+        (lambda *_: (number for number in ()), "row 1: the check failed: `check` returned a generator"),
+    ],
+)
+def test_a_check_that_fails_is_named_with_its_row(tmp_path, check, message):
+    class Own(LatinSquareDemonstrations):
+        def check(self, example, completion):
+            return check()
+
+    file = write(tmp_path / "a.jsonl", {"example": {}, "completion": "x"})
+    with pytest.raises(ValueError, match=message):
+        score_file(Own(), file)

@@ -9,7 +9,8 @@ from pkgutil import resolve_name
 from typing import Any
 
 from dmpo_lightning.data.sources import Parser, load_file
-from dmpo_lightning.tasks.base import Task, Verdict
+from dmpo_lightning.rewards.functions import Judge, ScoreError, call_each
+from dmpo_lightning.tasks.base import Example, Task, Verdict
 from dmpo_lightning.tasks.benchmark import Benchmark
 from dmpo_lightning.tasks.countdown import Countdown
 from dmpo_lightning.tasks.gsm8k import GSM8K
@@ -120,8 +121,18 @@ def _record(task: Task, record: Mapping[str, Any], only: str | None) -> dict[str
     run = f"{record['sampler']}/{record['length']}" if {"sampler", "length"} <= set(record) else ""
     name = example.get("task")
     # Examples of a mixture's other tasks are of other kinds, which this check could not read.
-    verdict = task.check(example, record["completion"]) if name in (None, only) else None
+    verdict = _checked(task, example, record["completion"]) if name in (None, only) else None
     return {"verdict": verdict, "run": run, "task": name}
+
+
+def _checked(task: Task, example: Example, completion: str) -> Verdict:
+    """What the check says. Raises, as for a bad record, whatever it raises, and for something else than a verdict."""
+    (judged,) = call_each(Judge(lambda *_: 0.0, task.check), [(example, completion, completion)])
+    if isinstance(judged, ScoreError):
+        cause = judged.__cause__
+        raise cause if isinstance(cause, ValueError | LookupError) else ValueError(f"the check failed: {judged}")
+    verdict: Verdict = judged.verdict
+    return verdict
 
 
 def make_parser() -> argparse.ArgumentParser:

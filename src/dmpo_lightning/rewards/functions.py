@@ -159,25 +159,21 @@ def call_each(judge: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> li
     is the user's, and is raised here, even where a score function has caught it.
     """
     received: list[BaseException] = []
-
-    def noted(handler: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], None]:
-        def handle(number: int, frame: FrameType | None) -> None:
-            try:
-                handler(number, frame)
-            except BaseException as error:
-                received.append(error)
-                raise
-
-        return handle
-
     # Only there handlers run, and can be set.
     is_main = threading.current_thread() is threading.main_thread()
     handlers = {each: handler for each in STOPPING if is_main and callable(handler := signal.getsignal(each))}
-    ours = {each: noted(handler) for each, handler in handlers.items()}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        try:
+            handlers[signal.Signals(number)](number, frame)
+        except BaseException as error:
+            received.append(error)
+            raise
+
     results = []
     try:
-        for each, handler in ours.items():
-            signal.signal(each, handler)
+        for each in handlers:
+            signal.signal(each, handle)
         for call in calls:
             results.append(judge(*call))
             if received:
@@ -185,7 +181,7 @@ def call_each(judge: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> li
     finally:
         for each, previous in handlers.items():
             # A score function may have set one of its own.
-            if signal.getsignal(each) is ours[each]:
+            if signal.getsignal(each) is handle:
                 signal.signal(each, previous)
     return results
 
@@ -196,7 +192,7 @@ def _value(option: str, value: Any) -> Any:
         # Else Python warns that it was never awaited.
         if inspect.iscoroutine(value):
             value.close()
-        raise PromiseError(f"`{option}` returned a {type(value).__name__}: {PROMISED}.")
+        raise PromiseError(f"`{option}` returned a {type(value).__name__}: {PROMISED}")
     return value
 
 

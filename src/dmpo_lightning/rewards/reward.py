@@ -170,7 +170,7 @@ class Reward:
         judged = self._of_each(results, len(rows))
         for each in judged:
             if isinstance(each, PromiseError):
-                raise ValueError(str(each))
+                raise ValueError(f"{each}.")
         failed = [(index, each) for (index, _), each in zip(rows, judged, strict=True) if isinstance(each, ScoreError)]
         self._count(failed, len(rows))
         return self._scores(judged, (len(examples), len(completions[0]) if completions else 0))
