@@ -227,8 +227,8 @@ def test_a_prompt_length_that_nothing_states_is_assumed_and_said_to_be(small, ca
 
 def test_a_folder_with_an_adapter_stands_for_its_base_and_is_where_the_run_starts(small, tmp_path, capsys):
     """Adapters of d1 name Llama's layers, of which LLaDA has some. PEFT leaves the others out as well."""
-    base = {"base_model_name_or_path": str(tmp_path / "network"), "r": 16, "target_modules": ["q_proj", "o_proj"]}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(base))
+    names = {"base_model_name_or_path": str(tmp_path / "network"), "target_modules": ["q_proj", "o_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(names | {"peft_type": "LORA", "r": 16}))
     facts = plan(capsys, "--config", small, f"--model.model={tmp_path}")
     numbers = 4 * 16 * (128 + 128)
     assert facts["parameters"]["trainable"] == numbers

@@ -95,8 +95,8 @@ def load_model(
         # All ranks draw the same weights, and nobody else's draws move.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return AutoModelForMaskedLM.from_config(config).to(_dtype(dtype, torch.float32))
-    options: dict[str, Any] = {"dtype": _dtype(dtype, "auto"), "trust_remote_code": trust_remote_code}
+            return AutoModelForMaskedLM.from_config(config).to(dtype_of(dtype, torch.float32))
+    options: dict[str, Any] = {"dtype": dtype_of(dtype, "auto"), "trust_remote_code": trust_remote_code}
     if config.model_type in FAMILIES or quantization is not None:
         # What the folder must hold, and what the head is called, is known of a model; here it takes no memory.
         with torch.device("meta"):
@@ -196,12 +196,12 @@ def fetch(source: str, revision: str | None = None) -> str:
     return folder
 
 
-def _dtype(name: str | torch.dtype, automatic: Any) -> Any:
+def dtype_of(name: str | torch.dtype, automatic: Any) -> Any:
     """The torch dtype of a name, and ``automatic`` for "auto"."""
     if name == "auto":
         return automatic
     value = getattr(torch, name, None) if isinstance(name, str) else name
-    if not isinstance(value, torch.dtype):
+    if not isinstance(value, torch.dtype) or not value.is_floating_point:
         raise ValueError(f"`dtype` must be auto or the name of a torch dtype such as bfloat16, got {name!r}.")
     return value
 

@@ -155,25 +155,11 @@ def load_adapter(model: nn.Module, directory: str) -> "PeftModel":
         ValueError: it is no LoRA, is not understood, adapts a head that is the embedding too, or `verify_tensors` finds
             its file wrong.
     """
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+    from peft import get_peft_model_state_dict
 
     # Asked before PEFT puts its own layers in the place of the model's.
     tied_head, expected = tied_head_name(model), block_linear_names(model) if _is_known(model) else []
-    file = Path(directory) / "adapter_config.json"
-    if (kind := read_object(file).get("peft_type")) != "LORA":
-        raise ValueError(f"Adapter file {str(file)!r} must be of the `peft_type` 'LORA', got {kind!r}.")
-    try:
-        config = PeftConfig.from_pretrained(directory)
-        # Those adapters also call their task causal language modelling. For that, PEFT would wrap the model in a class
-        # that passes arguments on which no masked language model takes.
-        config.task_type, config.inference_mode = None, False
-        adapted = PeftModel(model, config)
-    # Values of a wrong kind may raise anything in PEFT.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"Adapter file {str(file)!r} does not fit {type(model).__name__} ({type(error).__name__}: {reason})."
-        ) from error
+    adapted = with_stored_adapter(model, directory)
     # By default PEFT would ask the hub whether the base's embeddings grew.
     tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     names = {name.removeprefix("base_model.model.").rpartition(".lora_A")[0] for name in tensors}
@@ -188,6 +174,31 @@ def load_adapter(model: nn.Module, directory: str) -> "PeftModel":
             stacklevel=2,
         )
     return adapted
+
+
+def with_stored_adapter(model: nn.Module, directory: str) -> "PeftModel":
+    """The model with an adapter of the shape of a saved one, trainable. Its weights are not read.
+
+    Raises:
+        ValueError: it is no LoRA, or not understood.
+    """
+    from peft import PeftConfig, PeftModel
+
+    file = Path(directory) / "adapter_config.json"
+    if (kind := read_object(file).get("peft_type")) != "LORA":
+        raise ValueError(f"Adapter file {str(file)!r} must be of the `peft_type` 'LORA', got {kind!r}.")
+    try:
+        config = PeftConfig.from_pretrained(directory)
+        # Those adapters also call their task causal language modelling. For that, PEFT would wrap the model in a class
+        # that passes arguments on which no masked language model takes.
+        config.task_type, config.inference_mode = None, False
+        return PeftModel(model, config)
+    # Values of a wrong kind may raise anything in PEFT.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"Adapter file {str(file)!r} does not fit {type(model).__name__} ({type(error).__name__}: {reason})."
+        ) from error
 
 
 class MergedCopy:

@@ -62,22 +62,6 @@ class Memory:
         return sum(self.resident.values()) + self.phases[self.worst_phase].peak
 
 
-@dataclass(frozen=True)
-class Held:
-    """Bytes of a policy's weights: of the network with its adapters, of the reference's own, of those trained."""
-
-    network: float
-    reference: float
-    trained: float
-
-    @classmethod
-    def of(cls, policy: Policy) -> "Held":
-        """What a policy holds, whole."""
-        frozen = set(policy.reference.parameter_names(policy.model))
-        reference = _bytes(weight for name, weight in policy.named_parameters() if name in frozen)
-        return cls(_bytes(policy.parameters()) - reference, reference, _bytes(trained_weights(policy)))
-
-
 def trained_weights(policy: Policy) -> list[Any]:
     """The parameters that an optimizer gets."""
     return [parameter for parameter in policy.parameters() if parameter.requires_grad]
@@ -88,7 +72,9 @@ def rehearsed(run: Run) -> Memory:
     policy, rehearsal = run.module.policy, Rehearsal()
     if run.dtype is not None and not run.is_mixed:
         policy.to(run.dtype)
-    held = Held.of(policy)
+    frozen = set(policy.reference.parameter_names(policy.model))
+    reference = _bytes(weight for name, weight in policy.named_parameters() if name in frozen)
+    weights, trained = _bytes(policy.parameters()) - reference, _bytes(trained_weights(policy))
     if run.is_mixed and run.sharding.weights > 1:
         # Strategies that divide weights cast them before they gather them, and the states follow the weights.
         policy.to(run.dtype)
@@ -96,7 +82,8 @@ def rehearsed(run: Run) -> Memory:
     if not run.on_cpu:
         drop_by_booleans(policy)
     with rehearsal:
-        return on_ranks(run, held, RehearsedBuffer(run, rehearsal))
+        buffer = RehearsedBuffer(run, rehearsal)
+        return on_ranks(run, buffer, weights=weights, reference=reference, trained=trained)
 
 
 class Forwards:
@@ -272,31 +259,30 @@ class RehearsedBuffer:
         return self.run.module.loss(batch, number=0)
 
 
-def on_ranks(run: Run, held: Held, buffer: RehearsedBuffer) -> Memory:
-    """What one of the ranks has of a buffer, by the rules of the strategy."""
-    sharding, trained = run.sharding, trained_weights(run.module.policy)
+def on_ranks(run: Run, buffer: RehearsedBuffer, *, weights: float, reference: float, trained: float) -> Memory:
+    """What one of the ranks has of a buffer, by the rules of the strategy, with the bytes of its weights whole."""
+    sharding, parameters = run.sharding, trained_weights(run.module.policy)
     # The optimizer's are those of the weights as they are stored, which a gathering strategy has cast for the run.
-    stored = held.trained / _bytes(trained)
+    stored = trained / _bytes(parameters)
     states, step = buffer.state_bytes * stored, buffer.phases["optimizer step"].peak * stored
-    whole = 4.0 * sum(parameter.numel() for parameter in trained)
-    if sharding.master_weights and held.trained < whole:
+    whole = 4.0 * sum(parameter.numel() for parameter in parameters)
+    if sharding.master_weights and trained < whole:
         # DeepSpeed steps a float32 copy of half-precision weights, so its states are float32 too.
-        states = whole * (1 + states / held.trained)
-    if sharding.offloads_optimizer:
-        step = 0.0
+        states = whole * (1 + states / trained)
+    on_gpu = not sharding.offloads_optimizer
     resident = {
-        "weights": held.network / sharding.weights,
-        "reference": held.reference / sharding.weights,
+        "weights": weights / sharding.weights,
+        "reference": reference / sharding.weights,
         # DDP reduces gradients through buckets, which hold a second copy of all of them.
-        "gradients": held.trained / sharding.gradients * (2 if sharding.bucketed else 1),
-        "optimizer": 0.0 if sharding.offloads_optimizer else states / sharding.optimizer,
+        "gradients": trained / sharding.gradients * (1 + sharding.bucketed),
+        "optimizer": on_gpu * states / sharding.optimizer,
         "rollouts": buffer.rollout_bytes,
     } | ({"merged weights": buffer.merged_bytes} if buffer.merged_bytes else {})
-    phases = buffer.phases | {"optimizer step": Phase(step / sharding.optimizer)}
+    phases = buffer.phases | {"optimizer step": Phase(on_gpu * step / sharding.optimizer)}
     if sharding.weights > 1:
         phases = {name: _gathering(run, name, phase) for name, phase in phases.items()}
     is_refreshed = getattr(run.module, "reference_refresh_interval", None) is not None
-    checkpoint = held.trained + states + is_refreshed * held.reference + buffer.rollout_bytes * run.schedule.ranks
+    checkpoint = trained + states + is_refreshed * reference + buffer.rollout_bytes * run.schedule.ranks
     return Memory(resident, phases, checkpoint)
 
 

@@ -1,19 +1,18 @@
 """A network on the meta device, from its configuration alone: no weights are read, and none are held."""
 
-import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from dmpo_lightning.models.backbone import Backbone
-from dmpo_lightning.models.loading import EMBEDDED_MODELS, fetch, read_config, with_named_block
-from dmpo_lightning.models.lora import LoRA, base_of, is_adapter, matching_names
+from dmpo_lightning.models.loading import EMBEDDED_MODELS, dtype_of, fetch, read_config, with_named_block
+from dmpo_lightning.models.lora import base_of, is_adapter, with_stored_adapter
 from dmpo_lightning.models.parts import head_name, linear_names
 
 if TYPE_CHECKING:
@@ -54,16 +53,13 @@ def without_weights(backbone: Backbone) -> Backbone:
     base = base_of(source) if is_adapter(source) else source
     config, stored = read_model_config(base)
     # Fresh weights are drawn in float32, whatever the checkpoint's type is (`load_model`).
-    automatic = "float32" if backbone.random_weights else stored
-    dtype = getattr(torch, automatic if backbone.dtype == "auto" else backbone.dtype.removeprefix("torch."), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"`dtype` must be auto or the name of a torch dtype such as bfloat16, got {backbone.dtype!r}.")
+    dtype = dtype_of(backbone.dtype, getattr(torch, "float32" if backbone.random_weights else stored))
     with torch.device("meta"):
         model: Any = AutoModelForMaskedLM.from_config(config, dtype=dtype)
         if backbone.quantization is not None:
             quantize(model)
         if base != source:
-            model = _stored_adapter(Path(source), model).apply(model, base)
+            model = with_stored_adapter(model, source)
     name = str(dtype).removeprefix("torch.")
     return replace(backbone, model=model, tokenizer=stand_in_tokenizer(config), dtype=name, compile_blocks=False)
 
@@ -80,21 +76,6 @@ def stand_in_tokenizer(config: Any) -> "PreTrainedTokenizerBase":
     words = Tokenizer(WordLevel({token: number for number, token in tokens.items()}, unk_token="<unknown>"))
     names = {"pad_token": "<unknown>", "eos_token": "<end>", "mask_token": "<mask>"}
     return PreTrainedTokenizerFast(tokenizer_object=words, **names)
-
-
-def _stored_adapter(folder: Path, model: nn.Module) -> LoRA:
-    """The adapter of a PEFT configuration.
-
-    PEFT ignores targets that the model does not have, as in adapters of d1, which name Llama's layers. A pattern in
-    place of names is taken for all linear layers of the blocks.
-    """
-    stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    targets, names = stored.get("target_modules"), linear_names(model)
-    if isinstance(targets, list):
-        targets = [target for target in targets if matching_names(target, names, head=None)]
-    else:
-        targets = None
-    return LoRA(r=stored["r"], dropout=stored.get("lora_dropout") or 0.0, targets=targets)
 
 
 def read_model_config(source: str) -> tuple["PreTrainedConfig", str]:
@@ -181,21 +162,11 @@ class FourBitLinear(nn.Linear):
         self.weight = packed
 
     def forward(self, x: Tensor) -> Tensor:
-        product = _FourBitProduct.apply(x.bfloat16(), self.weight, (self.out_features, self.in_features)).to(x.dtype)
+        def unpacked(shape: Sequence[int]) -> Tensor:
+            return self.weight.new_empty(shape, dtype=torch.bfloat16)
+
+        half = x.bfloat16()
+        # The weights are unpacked once in each direction, and not kept.
+        with torch.autograd.graph.saved_tensors_hooks(lambda weights: weights.shape, unpacked):
+            product = nn.functional.linear(half, unpacked((self.out_features, self.in_features))).to(x.dtype)
         return product if self.bias is None else product + self.bias.to(x.dtype)
-
-
-class _FourBitProduct(torch.autograd.Function):
-    """A product with weights that are unpacked for it, once in each direction, and not kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, stored: Tensor, shape: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(stored)
-        ctx.shape = shape
-        return x @ stored.new_empty(shape, dtype=x.dtype).T
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
-    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor, None, None]:
-        (stored,) = ctx.saved_tensors
-        return incoming @ stored.new_empty(ctx.shape, dtype=incoming.dtype), None, None

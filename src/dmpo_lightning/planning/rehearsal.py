@@ -6,7 +6,6 @@ and both stop where code asks for a number. What is counted here is compared wit
 """
 
 import weakref
-from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -23,25 +22,15 @@ _META = torch.device("meta")
 
 
 class TensorMemory(TorchDispatchMode):
-    """Counts the bytes of live storages, each once: those handed in, and those that operations make inside.
+    """Counts the bytes of live storages, each once: ``live`` are there now, and ``peak`` is the most that were."""
 
-    ``live`` are the bytes there are now, and ``peak`` the most that there ever were.
-    """
-
-    def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
         self._known: dict[int, weakref.ref[Any]] = {}
-        for tensor in tensors:
-            self._count(tensor)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            self._count(leaf)
-        return result
-
-    def _count(self, value: object) -> None:
+    def count(self, value: object) -> None:
+        """Counts the storage of a tensor, if it is one and was not counted."""
         if not isinstance(value, Tensor):
             return
         storage = (value.shape_only if isinstance(value, Ghost) else value).untyped_storage()
@@ -112,7 +101,7 @@ class Rehearsal(TensorMemory):
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=result)
         for leaf in result if isinstance(result, list | tuple) else (result,):
-            self._count(leaf)
+            self.count(leaf)
         return result
 
     def _result(self, func: Any, args: Any, kwargs: Any) -> Any:

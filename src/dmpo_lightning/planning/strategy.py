@@ -55,16 +55,14 @@ def sharding_of(strategy: str | dict[str, Any], *, devices: int, nodes: int = 1)
 
 
 def _fsdp2(shards: int | str, nodes: int) -> Sharding:
-    note = None
-    if shards == "auto":
-        # Lightning divides over the machines, and leaves the ranks of each to tensor parallelism, which no model has.
-        shards = nodes
-        note = (
-            f"ModelParallelStrategy divides weights over {nodes} machine{'s' * (nodes > 1)}, and not over the GPUs of "
-            "one; `--config strategies/fsdp2.yaml` divides over all"
-        )
-    shards = int(shards)
-    return Sharding("fsdp2", shards, shards, shards, divides=True, note=note)
+    if shards != "auto":
+        return Sharding("fsdp2", int(shards), int(shards), int(shards), divides=True)
+    # Lightning divides over the machines, and leaves the ranks of each to tensor parallelism, which no model has.
+    note = (
+        f"ModelParallelStrategy divides weights over {nodes} machine{'s' * (nodes > 1)}, and not over the GPUs of one; "
+        "`--config strategies/fsdp2.yaml` divides over all"
+    )
+    return Sharding("fsdp2", nodes, nodes, nodes, divides=True, note=note)
 
 
 def _fsdp(key: str, options: dict[str, Any], devices: int, ranks: int) -> Sharding:
@@ -82,13 +80,8 @@ def _fsdp(key: str, options: dict[str, Any], devices: int, ranks: int) -> Shardi
 def _deepspeed(key: str, options: dict[str, Any], ranks: int) -> Sharding:
     stated = re.search(r"stage_(\d)", key)
     # 2 is the default of Lightning's DeepSpeedStrategy.
-    stage = int(stated[1]) if stated else int(options.get("stage", 2))
-    return Sharding(
-        f"deepspeed stage {stage}",
-        weights=ranks if stage >= 3 else 1,
-        gradients=ranks if stage >= 2 else 1,
-        optimizer=ranks if stage >= 1 else 1,
-        master_weights=True,
-        divides=stage >= 3,
-        offloads_optimizer="offload" in key or bool(options.get("offload_optimizer")),
-    )
+    stage = int(stated[1] if stated else options.get("stage", 2))
+    parts = [ranks if stage >= least else 1 for least in (3, 2, 1)]
+    offload = "offload" in key or bool(options.get("offload_optimizer"))
+    name, divides = f"deepspeed stage {stage}", stage >= 3
+    return Sharding(name, *parts, master_weights=True, offloads_optimizer=offload, divides=divides)
