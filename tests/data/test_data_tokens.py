@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -400,3 +401,28 @@ def test_a_template_that_refuses_system_turns_is_named_with_a_remedy():
     with pytest.raises(ValueError, match=r"refuses .*'system', 'user'.*System role not supported; put the system text"):
         PromptLoader([{"prompt": conversation}], tokenizer, batch_size=1)
     assert tokenize_prompt(tokenizer, "1") == [15]
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for i in range(9**4) %}{% for j in range(9**4) %}{% endfor %}{% endfor %}", "more than 1000000 lines"),
+        ("{% macro f() %}{% for i in range(99) %}{{ f() }}{% endfor %}{% endmacro %}{{ f() }}", "recursion|lines"),
+        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
+        ("{{ 'a' * 10**15 }}", "MemoryError"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ messages[0]['content'] + 1 }}", "can only concatenate"),
+        ("{{ messages[7].content.x }}", "has no element 7"),
+        ("{% include 'x' %}", "no loader"),
+        ("{% if %}", "Expected an expression"),
+        ("{{ [].append.__globals__ }}{{ ''.join.__self__.__class__.__mro__[1] }}", "unsafe"),
+    ],
+)
+def test_a_template_that_fails_or_does_not_end_is_refused_with_its_reason(template, reason):
+    tokenizer = load_tokenizer("sudoku_tiny")
+    tokenizer.chat_template = template
+    before = sys.gettrace()
+    with pytest.raises(ValueError, match=f"chat template refuses a conversation.*({reason})") as caught:
+        tokenize_prompt(tokenizer, "12")
+    assert "\n" not in str(caught.value)
+    assert sys.gettrace() is before

@@ -254,6 +254,9 @@ def test_a_damaged_configuration_is_named(tmp_path, text):
         {"rms_norm_eps": -1e-6},
         {"rms_norm_eps": "1e-6"},
         {"attribute_map": 3},
+        {"n_kv_heads": -4},
+        {"embedding_size": "x"},
+        {"dtype": {"a": 1}},
         {"dtype": "float99"},
         {"id2label": 3},
     ],
@@ -263,6 +266,28 @@ def test_a_configuration_of_wrong_kinds_is_a_sentence(tmp_path, stated):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | stated))
     assert len(error(tmp_path)) < 500
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"]
+)
+@pytest.mark.parametrize("text", ["[]", "{", "3", "[" * 100_000])
+def test_a_damaged_file_of_a_tokenizer_is_named(tmp_path, name, text):
+    load_tokenizer("sudoku_tiny").save_pretrained(tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path / name))}' is damaged"):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("stated", [{"eos_token": 3}, {"added_tokens_decoder": []}, {"chat_template": [{"name": "a"}]}])
+def test_a_tokenizer_of_wrong_kinds_is_a_sentence(tmp_path, stated):
+    load_tokenizer("sudoku_tiny").save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | stated))
+    with pytest.raises(ValueError, match=re.escape(f"Cannot load a tokenizer from {str(tmp_path)!r}")) as caught:
+        load_tokenizer(str(tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

@@ -2,10 +2,12 @@
 
 import logging
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from dmpo_lightning.models.families import family_of_tokenizer
@@ -144,23 +146,47 @@ def chat_text(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequence[Mess
     """The conversation in the tokenizer's chat template, up to the header of the assistant's turn.
 
     Raises:
-        ValueError: the template refuses the conversation.
+        ValueError: the template refuses the conversation, fails, or does not end.
     """
-    from jinja2 import TemplateError
-
     messages = _checked(prompt)
     try:
-        # The types of transformers ask for mutable messages, which it does not change.
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)  # type: ignore[arg-type]
-    except TemplateError as error:
+        with _of_few_lines():
+            # The types of transformers ask for mutable messages, which it does not change.
+            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)  # type: ignore[arg-type]
+    # A template is code, in a sandbox, of whoever wrote the tokenizer.
+    except Exception as error:
         roles = [message["role"] for message in messages]
         remedy = "put the system text into the user's turn, or set" if "system" in roles else "change the roles, or set"
         raise ValueError(
-            f"the tokenizer's chat template refuses a conversation of the roles {roles}: {error}; {remedy} another "
-            "tokenizer.chat_template."
+            f"the tokenizer's chat template refuses a conversation of the roles {roles}: "
+            f"{' '.join(str(error).split()) or type(error).__name__}; {remedy} another tokenizer.chat_template."
         ) from error
     assert isinstance(text, str)
     return text
+
+
+@contextmanager
+def _of_few_lines(most: int = 1_000_000) -> Iterator[None]:
+    """Inside, the lines of chat templates are counted, so that one whose loops do not end raises an error.
+
+    Python's own tracing counts them, which needs no second thread and stops in the middle of a loop.
+    """
+    left = most
+
+    def on_line(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise RuntimeError(f"it takes more than {most} lines, and may have no end")
+        return on_line
+
+    before = sys.gettrace()
+    # Jinja compiles a template to code under this name.
+    sys.settrace(lambda frame, *_: on_line if frame.f_code.co_filename == "<template>" else None)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def check_text(text: Any) -> None:

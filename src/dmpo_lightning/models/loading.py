@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -30,7 +31,9 @@ EMBEDDED_MODELS = ("sudoku_tiny", "countdown_tiny", "blocks_tiny")
 
 REFUSED = ("llada2_moe", "sdar_moe")
 """Mixtures of experts that are known by the ``model_type`` of config.json and not supported."""
-NEEDED = ("config.json", "adapter_config.json", "tokenizer_config.json", "tokenizer.json")
+TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
+"""The files of a tokenizer that hold a JSON object each."""
+NEEDED = ("config.json", "adapter_config.json", *TOKENIZER[:2])
 """What a folder to load from has one of at least."""
 Quantization = Literal["nf4"]
 
@@ -93,13 +96,13 @@ def load_model(
     config = read_config(Path(folder), source, trust_remote_code=trust_remote_code)
     if random_weights:
         # All ranks draw the same weights, and nobody else's draws move.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _understood(Path(folder, "config.json"), trust_remote_code):
             torch.manual_seed(seed)
             return AutoModelForMaskedLM.from_config(config).to(dtype_of(dtype, torch.float32))
     options: dict[str, Any] = {"dtype": dtype_of(dtype, "auto"), "trust_remote_code": trust_remote_code}
     if config.model_type in FAMILIES or quantization is not None:
         # What the folder must hold, and what the head is called, is known of a model; here it takes no memory.
-        with torch.device("meta"):
+        with torch.device("meta"), _understood(Path(folder, "config.json"), trust_remote_code):
             empty = AutoModelForMaskedLM.from_config(config, trust_remote_code=trust_remote_code)
         if config.model_type in FAMILIES:
             tied = empty._tied_weights_keys if config.tie_word_embeddings else None
@@ -117,9 +120,10 @@ def _with_all_tensors(folder: str, **options: Any) -> nn.Module:
     try:
         model, found = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True, **options)
     # The weights of a native model were verified, those of others were not.
-    except (RuntimeError, SafetensorError) as error:
-        reason = next(line.strip() for line in (*str(error).splitlines(), type(error).__name__) if line.strip())
-        raise ValueError(f"Cannot load the weights in {folder!r}: {reason}") from error
+    except (AttributeError, RuntimeError, SafetensorError, TypeError) as error:
+        if options["trust_remote_code"]:
+            raise
+        raise ValueError(f"Cannot load the weights in {folder!r}: {' '.join(str(error).split())[:400]}") from error
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"The weights in {folder!r} lack the tensor {missing[0]!r} and {len(missing) - 1} more, which would be "
@@ -142,16 +146,23 @@ def read_config(folder: Path, source: str, *, trust_remote_code: bool = False) -
             f"{source!r} is a {model_type!r}, which is not supported: its router and its experts are not built here. "
             f"Supported: {', '.join(FAMILIES)}, and any masked language model of transformers."
         )
-    try:
+    with _understood(path, trust_remote_code):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    # Values of a wrong kind may raise anything in the classes of transformers. Code of the model's own has its trace.
-    except Exception as error:
-        if trust_remote_code:
-            raise
-        raise ValueError(f"File {str(path)!r} is not understood: {' '.join(str(error).split())}") from error
     # That attention is computed in one way or another is no fact of a model.
     config._attn_implementation = None
     return with_named_block(config, source, stated)
+
+
+@contextmanager
+def _understood(path: Path, trusted: bool) -> Iterator[None]:
+    """Inside, whatever the values of a file raise is a ValueError that names it."""
+    try:
+        yield
+    # Values of a wrong kind may raise anything in transformers. Code of the model's own has its trace.
+    except Exception as error:
+        if trusted:
+            raise
+        raise ValueError(f"File {str(path)!r} is not understood: {' '.join(str(error).split())}") from error
 
 
 def with_named_block(config: Any, source: str, stated: Container[str]) -> Any:
@@ -246,6 +257,9 @@ def load_tokenizer(source: str | PreTrainedTokenizerBase, *, revision: str | Non
     folder = fetch(source, revision)
     if is_adapter(folder) and not (Path(folder) / "tokenizer_config.json").is_file():
         return load_tokenizer(base_of(folder))
+    for path in (Path(folder) / name for name in TOKENIZER):
+        if path.is_file():
+            read_object(path)
     try:
         # None would ask on the terminal.
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -92,7 +92,7 @@ def read_model_config(source: str) -> tuple["PreTrainedConfig", str]:
         if source.startswith(beginning) and not Path(source).is_dir():
             config = AutoConfig.for_model(model_type, **differences)
             return with_named_block(config, source, differences), "bfloat16"
-    if Path(source).is_dir() or source in EMBEDDED_MODELS:
+    if Path(source).exists() or source in EMBEDDED_MODELS:
         folder = Path(fetch(source))
     else:
         try:
