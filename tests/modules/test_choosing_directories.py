@@ -125,7 +125,9 @@ def test_a_run_is_known_by_its_record_where_its_checkpoints_lie_elsewhere():
 
 def test_what_comes_again_is_not_logged_twice():
     def loggers():
-        return [TensorBoardLogger("runs", name="m", version="a"), CSVLogger("runs", name="m", version="a")]
+        # As the command line makes them, which gives every option.
+        board = TensorBoardLogger("runs", name="m", version="a", purge_step=None)
+        return [board, CSVLogger("runs", name="m", version="a")]
 
     def log(run, steps):
         for logger in run.loggers:
@@ -142,7 +144,9 @@ def test_what_comes_again_is_not_logged_twice():
     with Path("runs/m/a/metrics.csv").open("a") as file:
         file.write("5.0")
     for step, end in ((4, 12), (8, 9), (2, 4)):
-        log(begin(loggers, save(run_directory(run) / "checkpoints", step)), range(step, end))
+        # A validation is logged with the step before, and made again where the checkpoint came before it.
+        (run_directory(run) / "metrics.jsonl").write_text(f'{{"kind": "validation", "step": {step}}}\n')
+        log(begin(loggers, save(run_directory(run) / "checkpoints", step)), range(step - 1, end))
         events = EventAccumulator(str(run_directory(run)))
         events.Reload()
         for tag in events.Tags()["scalars"]:

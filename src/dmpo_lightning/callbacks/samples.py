@@ -80,7 +80,8 @@ class LoggingExtras(RolloutObserver):
         for logger in trainer.loggers:
             # Lightning asks the object for them, so that its own attribute comes before the method of its class.
             for name in LOGGING:
-                vars(logger).setdefault(name, partial(self._try, logger, getattr(logger, name)))
+                if not isinstance(write := getattr(logger, name), partial):
+                    vars(logger)[name] = partial(self._try, logger, write)
 
     def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
         if buffer.number % self.every_n_buffers or not trainer.is_global_zero or not trainer.loggers:

@@ -247,21 +247,35 @@ def name_version(logger: Any, name: str) -> None:
 
 
 @rank_zero_only
-def continue_log(logger: Any, step: int | None) -> None:
+def continue_log(logger: Any, first: int | None, *, is_validated: bool) -> None:
     """Has a logger that has written to its directory before go on from a step, as if it had not gone beyond it.
 
     Lightning's logger of CSV files deletes those that it finds; they get other names. TensorBoard hides what it is told
     that comes again, and shows the hyper-parameters that the run began with.
+
+    Args:
+        logger: that has not begun yet.
+        first: the first step that comes again, None if that is not known.
+        is_validated: whether the validation before it was logged. It may be made again, for its checkpoint.
     """
     if isinstance(logger, TensorBoardLogger):
         logger._default_hp_metric = False
-        if step is not None:
-            logger._kwargs.setdefault("purge_step", step)
+        # The command line gives every option, those that nobody has set as None.
+        if first is not None and logger._kwargs.get("purge_step") is None:
+            logger._kwargs["purge_step"] = first
     elif isinstance(logger, CSVLogger):
         folder = Path(logger.log_dir)
         for path in folder.glob("metrics*.csv"):
-            _keep_rows(path, step)
+            _keep_rows(path, first)
         set_aside(folder / "metrics.csv")
+    if is_validated and first is not None:
+        log = logger.log_metrics
+
+        def log_what_is_new(metrics: Any, step: int | None = None) -> None:
+            if step is None or step >= first:
+                log(metrics, step)
+
+        vars(logger)["log_metrics"] = log_what_is_new
 
 
 def _keep_rows(path: Path, step: int | None) -> None:

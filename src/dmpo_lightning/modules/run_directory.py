@@ -20,8 +20,8 @@ from dmpo_lightning.distributed.internals import (
     given_version,
     name_version,
 )
-from dmpo_lightning.reports.lines import read_file
-from dmpo_lightning.reports.record import COMPLETIONS, KNOWN, RUN
+from dmpo_lightning.reports.lines import read_file, read_lines
+from dmpo_lightning.reports.record import COMPLETIONS, KNOWN, METRICS, RUN
 
 LATEST = "latest"
 """The link beside the directories of runs that leads to that of the run that trained last."""
@@ -97,11 +97,13 @@ def choose_directory(trainer: Trainer, checkpoint: str | Path | None = None) -> 
             _begin(trainer)
         return
     runs = _runs(trainer, trainer.logger)
-    step = facts.get("global_step")
+    step = facts["global_step"] if isinstance(facts.get("global_step"), int) else None
+    lines = read_lines(run / METRICS)
+    is_validated = any(line.get("kind") == "validation" and line.get("step") == step for line in lines)
     for logger in trainer.loggers:
         if _runs(trainer, logger) == runs or given_version(logger) is None:
             name_version(logger, "" if run == runs else str(run.relative_to(runs)))
-        continue_log(logger, step if isinstance(step, int) else None)
+        continue_log(logger, step, is_validated=is_validated)
     rank_zero_info(f"Continues in {run}.")
 
 
