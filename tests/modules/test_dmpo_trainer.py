@@ -174,6 +174,17 @@ def test_bad_settings_are_errors_at_construction(options, message):
 
 
 @pytest.mark.parametrize(
+    ("weight", "interval", "is_warned"),
+    [("reward", None, True), ("reward", 2, True), ("reward", 1, False), ("equal", None, False)],
+)
+def test_prompts_that_count_by_reward_need_a_reference_of_every_buffer(weight, interval, is_warned, recwarn):
+    objective = WDCE(reward_temperature=0.1, prompt_weight=weight)
+    module(objective=objective, reference_refresh_interval=interval)
+    warned = [each for each in recwarn if "`prompt_weight` reward moves the minimum" in str(each.message)]
+    assert len(warned) == is_warned
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"reward_temperature": 0.0}, "positive and finite, got 0.0; .* set `reference_refresh_interval`"),

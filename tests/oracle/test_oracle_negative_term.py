@@ -9,6 +9,7 @@ from torch import Tensor
 from oracle.tabular import (
     PAIR_COMPLETIONS,
     Trajectories,
+    conditionals,
     population_loss,
     population_signal,
     random_tables,
@@ -96,8 +97,8 @@ def test_log_likelihood_reaches_the_target_where_rollouts_are_of_the_current_pol
 
 
 @pytest.mark.parametrize(("baseline", "steps_per_buffer"), [("group", 1), ("group", 10), ("policy", 600)])
-def test_likelihood_is_stationary_beside_the_target(baseline, steps_per_buffer):
-    """The push fades with p, so that it no longer cancels the pull at the target. The way there is 0.29 long."""
+def test_likelihood_leads_into_a_flat_valley_at_the_target(baseline, steps_per_buffer):
+    """The push fades with p, and with it what is left of the gradient. The way there is 0.29 long."""
     distances = trained(baseline, "likelihood", steps_per_buffer=steps_per_buffer)
     assert ((distances[300] > 0.003) & (distances[300] < 0.06)).all()
     # It stays there, and came as fast as the published form, if the policy that is pushed is the one that sampled.
@@ -105,6 +106,43 @@ def test_likelihood_is_stationary_beside_the_target(baseline, steps_per_buffer):
         assert is_getting_closer(distances)
         torch.testing.assert_close(distances[300], distances[200], atol=1e-3, rtol=0)
         assert (distances[50] < 0.06).all()
+
+
+@pytest.mark.parametrize("negative_term", ["log_likelihood", "likelihood"])
+@pytest.mark.parametrize("baseline", ["group", "policy"])
+def test_the_target_itself_is_stationary_in_every_form(baseline, negative_term):
+    """All weights are 1 there. It is the first problem's, whose reference and target are order-consistent."""
+    table = conditionals(TARGETS[0].double())[None].requires_grad_()
+    signal = population_signal(
+        baseline,
+        Trajectories,
+        table=table,
+        behaviour=table.detach(),
+        reference=REFERENCES[:1],
+        reward=REWARD.repeat(6)[None],
+        temperature=ALPHA,
+    )
+    population_loss(table, PAIR_COMPLETIONS, signal.detach(), negative_term=negative_term).backward()
+    torch.testing.assert_close(table.grad, torch.zeros_like(table), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "shift"), [("consistent", 0.0), ("inconsistent", 0.84)])
+def test_a_baseline_is_a_control_variate_of_consistent_policies_alone(kind, shift):
+    """While theta is the policy that sampled. How far b moves the mean gradient is measured in that without b."""
+    tables = random_tables(1000, 6)
+    policies = tables if kind == "inconsistent" else conditionals(sequence_log_prob(tables).exp().double())
+    reward = torch.rand(6, 8, generator=torch.Generator().manual_seed(1000), dtype=torch.float64).repeat(1, 6)
+
+    def mean_gradient(baseline: str) -> Tensor:
+        table, options = policies.clone().requires_grad_(), {"behaviour": policies, "reference": policies}
+        signal = population_signal(baseline, Trajectories, table=policies, reward=reward, temperature=0.5, **options)
+        population_loss(table, PAIR_COMPLETIONS, signal).backward()
+        return table.grad
+
+    without = mean_gradient("none")
+    moved = {name: ((mean_gradient(name) - without).norm() / without.norm()).item() for name in ("group", "policy")}
+    assert moved == pytest.approx({"group": shift, "policy": shift}, abs=0.005)
+    assert (mean_gradient("negative") - without).norm() / without.norm() > 0.9
 
 
 @pytest.mark.parametrize("negative_term", ["log_likelihood", "likelihood"])

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from dmpo_lightning.data.prompts import PromptLoader
@@ -139,6 +139,11 @@ class DMPO(PolicyModule):
         self.objective, self.sampler, self.sample_merged = objective, sampler, sample_merged
         sampler.validate_policy(self.policy)
         self.policy.room_for_prompts(max(completion_length, *lengths))
+        if reference_refresh_interval != 1 and getattr(objective, "prompt_weight", "equal") == "reward":
+            rank_zero_warn(
+                "`prompt_weight` reward moves the minimum from the target towards a reference that is not renewed for every "
+                "buffer; set `reference_refresh_interval` 1, or `prompt_weight` equal."
+            )
         if sample_merged:
             self.policy.check_mergeable()
         if reference_refresh_interval is not None:

@@ -57,17 +57,21 @@ class WDCE(WeightedObjective):
             wrong imitates itself as much as one that is all right. ``reward`` is the group's mean of exp(r / alpha)
             over that of the buffer on all ranks: prompts without a good rollout have nothing to imitate, and those that
             are solved go on to be imitated. b does not count with them, so that ``group`` pushes all rollouts of a
-            prompt without a good one down, by ``baseline_scale``. Rewards must be on one scale for all prompts.
+            prompt without a good one down, by ``baseline_scale``. Rewards must be on one scale for all prompts. It aims
+            at the target itself where the reference is renewed for every buffer. With a fixed one it moves the minimum
+            towards the reference, the more the smaller the groups are, and `DMPO` warns.
         baseline: ``none`` (b = 0), ``group`` (b = 1), ``negative`` (the weights of -r), or ``policy`` (the weights
             under which the current policy itself would be the target, refreshed before each optimizer step). Or a
             function of weights, log_rnd and rollouts, which a configuration names by its dotted path.
-        baseline_scale: what b is multiplied by, at least 0. While theta is the policy that sampled, b is a control
-            variate of ``log_likelihood``: its coefficient changes the variance of that gradient and not its mean.
+        baseline_scale: what b is multiplied by, at least 0. While theta is the policy that sampled, and one whose
+            probabilities are the same in every order of unmasking, b of ``group`` and ``policy`` is a control variate
+            of ``log_likelihood``: its coefficient changes the variance of that gradient and not its mean.
         negative_term: what rollouts of negative signal minimise, see `wdce_loss`. ``likelihood``, the mean of p, is at
             least 0 and leaves alone what the policy does not say anyway. ``log_likelihood``, the paper's, has no lower
             bound.
         uninformative_groups: ``skip`` leaves groups of equal rewards out of the loss, which is divided by all rollouts
-            nevertheless. ``train`` weighs them as the baseline says: with ``none`` a group that is all wrong is
+            nevertheless. That is exact at the target with ``group`` and ``policy``, and with ``none`` favours rare
+            rewards in small groups. ``train`` weighs them as the baseline says: with ``none`` a group that is all wrong is
             imitated like one that is all right. None is ``skip`` with prompt_weight ``equal``, and ``train`` with
             ``reward``, which tells these two apart.
         replicates: the number of random maskings per rollout and step. It must be even when ``antithetic`` is true.
