@@ -71,8 +71,8 @@ class WDCE(WeightedObjective):
             bound.
         uninformative_groups: ``skip`` leaves groups of equal rewards out of the loss, which is divided by all rollouts
             nevertheless. That is exact at the target with ``group`` and ``policy``, and with ``none`` favours rare
-            rewards in small groups. ``train`` weighs them as the baseline says: with ``none`` a group that is all wrong is
-            imitated like one that is all right. None is ``skip`` with prompt_weight ``equal``, and ``train`` with
+            rewards in small groups. ``train`` weighs them as the baseline says: with ``none`` a group that is all wrong
+            is imitated like one that is all right. None is ``skip`` with prompt_weight ``equal``, and ``train`` with
             ``reward``, which tells these two apart.
         replicates: the number of random maskings per rollout and step. It must be even when ``antithetic`` is true.
         antithetic: draw the maskings in pairs.
