@@ -2,7 +2,7 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dmpo_lightning.checkpoints.export import refuse_other_weights, save_policy
+from dmpo_lightning.checkpoints.export import PREFIX, refuse_other_weights, save_policy
 from dmpo_lightning.distributed.sharding import whole_weights
 from dmpo_lightning.modules.base import PolicyModule
 
@@ -31,6 +31,7 @@ class SavePretrained(Callback):
         policy = pl_module.policy
         first = trainer.is_global_zero
         # Gathering is a collective operation: all ranks take part, and one of them keeps the weights.
-        weights = whole_weights(policy.model, trainable_only=policy.has_adapters, keep=first)
+        held = {name.removeprefix(PREFIX) for name in pl_module.held_names()}
+        weights = whole_weights(policy.model, names=held, keep=first)
         if first:
             save_policy(policy.model, policy.tokenizer, weights, self.directory)

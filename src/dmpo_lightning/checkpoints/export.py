@@ -3,6 +3,7 @@
 import copy
 import logging
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,8 @@ from dmpo_lightning.models.loading import EMBEDDED_MODELS
 from dmpo_lightning.models.verification import weights_in
 
 PREFIX = "policy.model."
-
+ADAPTER = re.compile(r"(?<=lora_magnitude_vector)\.default\.weight|(\.modules_to_save)?\.default(?=\.|$)")
+"""What PEFT writes into the names of an adapter's weights in memory, and not in its files."""
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,8 @@ def export_checkpoint(
     # Refused before anything is written.
     refuse_other_weights(output, adapter=adapted is not None and not merge)
     count = load_trained(network, saved["state_dict"])
+    if adapted is not None and not merge:
+        refuse_trained_base(saved["state_dict"])
     whole = adapted.merge_and_unload() if merge else network
     save_policy(whole, backbone.load_tokenizer(), whole.state_dict(), output)
     return count
@@ -121,8 +125,7 @@ def _write_adapter(config: Any, weights: dict[str, torch.Tensor], folder: Path) 
     """
     from safetensors.torch import save_file
 
-    own = re.compile(r"(?<=lora_magnitude_vector)\.default\.weight|(\.modules_to_save)?\.default(?=\.|$)")
-    adapter = {own.sub("", name): value for name, value in weights.items() if own.search(name)}
+    adapter = {ADAPTER.sub("", name): value for name, value in weights.items() if ADAPTER.search(name)}
     save_file(adapter, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     # A copy, because the network in memory keeps its own. PEFT itself saves adapters with this flag.
     config = copy.copy(config)
@@ -136,6 +139,16 @@ def refuse_other_weights(output: str | Path, *, adapter: bool) -> None:
         raise ValueError(f"{str(output)!r} holds other weights ({others[0].name}); give an empty or a new folder.")
 
 
+def refuse_trained_base(state: Collection[str]) -> None:
+    """Raises ValueError where a run has also trained weights of an adapter's base, which its folder cannot hold."""
+    beside = [name for name in state if name.startswith(PREFIX) and not is_reference(name) and not ADAPTER.search(name)]
+    if beside:
+        raise ValueError(
+            f"The run also trained {len(beside)} weights of the base, such as {beside[0].removeprefix(PREFIX)}, which "
+            "an adapter cannot hold; write the whole model with --merge."
+        )
+
+
 def load_trained(network: nn.Module, state: dict[str, torch.Tensor]) -> int:
     """Puts the trained weights of a checkpoint into a network that its backbone has built, and returns their number.
 
@@ -145,11 +158,13 @@ def load_trained(network: nn.Module, state: dict[str, torch.Tensor]) -> int:
     trained = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     # The adapter of a refreshed reference is in checkpoints, but it is not what was trained.
     trained = {name: value for name, value in trained.items() if not is_reference(name)}
-    expected = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
-    odd = sorted(name for name in trained | expected if expected.get(name) != getattr(trained.get(name), "shape", None))
+    needed = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    # A run may have trained other weights too, beside an adapter.
+    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+    odd = sorted(name for name in {*trained, *needed} if shapes.get(name) != getattr(trained.get(name), "shape", None))
     if odd:
         raise ValueError(
-            f"The checkpoint holds {len(trained)} trained tensors, the model has {len(expected)}; they differ in "
+            f"The checkpoint holds {len(trained)} trained tensors, the model has {len(needed)}; they differ in "
             f"{odd[0]!r} and {len(odd) - 1} more. Is `model` the base that was trained?"
         )
     # Frozen weights are in no checkpoint. They came with the base.

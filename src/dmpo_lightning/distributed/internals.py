@@ -108,6 +108,13 @@ class _WholeFitLoop(_FitLoop):
         self.on_run_start()
         super().on_run_end()
 
+    def reset(self) -> None:
+        super().reset()
+        if self.restarted_mid_epoch and self.epoch_progress.total.completed == self.epoch_progress.total.ready:
+            # Behind the last batch of an epoch the next one begins, and calls the hooks of its start, at which
+            # callbacks such as `BaseFinetuning` act. Lightning takes it for the middle of an epoch.
+            self.reset_restart_stage()
+
     def on_run_start(self) -> None:
         super().on_run_start()
         is_due, self.validation_is_due = self.validation_is_due, False

@@ -1,7 +1,7 @@
 """Weights that are divided among ranks, by FSDP1, FSDP2 or DeepSpeed's ZeRO-3. All ranks call these functions alike."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -80,14 +80,15 @@ def copy_within(model: nn.Module, names: Mapping[str, str]) -> None:
 
 
 @torch.no_grad()
-def whole_weights(model: nn.Module, *, trainable_only: bool = True, keep: bool = True) -> dict[str, Tensor]:
-    """Copies of the whole weights on the CPU, by `plain_name`.
+def whole_weights(model: nn.Module, *, names: Collection[str] | None = None, keep: bool = True) -> dict[str, Tensor]:
+    """Copies of the whole weights on the CPU, by `plain_name`: those that are trained, or those of these ``names``.
 
     Every rank must call it. Those that do not ``keep`` the weights get an empty dictionary.
     """
     _reshard(model)
     # By identity, because within a unit of FSDP1 a parameter has another name than within the model.
-    wanted = {id(p): plain_name(n) for n, p in model.named_parameters() if p.requires_grad or not trainable_only}
+    named = [(plain_name(name), parameter) for name, parameter in model.named_parameters()]
+    wanted = {id(p): name for name, p in named if (p.requires_grad if names is None else name in names)}
     weights: dict[str, Tensor] = {}
 
     def collect(parameters: Iterable[nn.Parameter]) -> None:

@@ -1,4 +1,4 @@
-"""What `DMPO` and `MaskedSFT` share: the policy, the optimizer, and checkpoints of trainable weights only."""
+"""What `DMPO` and `MaskedSFT` share: the policy, the optimizer, and checkpoints of what can be trained."""
 
 import math
 import warnings
@@ -11,13 +11,19 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
+    BaseFinetuning,
     Callback,
     Checkpoint,
     GradientAccumulationScheduler,
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -41,15 +47,22 @@ from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.parts import compile_layers
 from dmpo_lightning.modules.checkpoint import (
     ARGUMENTS,
+    GROUPS,
     REFERENCE_PARTS,
     SCALE,
     SHAPES,
+    TRAINED,
+    Shapes,
+    Trained,
     adapter_scale,
     check_fit,
     described,
     loaded_arguments,
+    own_shapes,
+    put_back,
     restore_reference,
-    trained_shapes,
+    trainable,
+    trainable_by_design,
 )
 from dmpo_lightning.modules.generating import Generation, Prompt, generate
 from dmpo_lightning.modules.options import (
@@ -65,6 +78,10 @@ from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import Sampling
 from dmpo_lightning.samplers import ConfidenceSampler, Sampler
 
+FIXED = (
+    "What is trained cannot change in a run of several ranks, or of a strategy for them: gradients of thawed weights "
+    "would stay each rank's own. Freeze in `setup` of a callback, for the whole run, or take one device."
+)
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
@@ -124,7 +141,13 @@ class PolicyModule(LightningModule):
         self._is_sharded = self._schedule_has_ended = self._holds_reference_early = False
         self._options: Options | None = None
         self._stored_options: Options | None = None
-        self._trained_shapes = trained_shapes(self)
+        self._shapes = own_shapes(self)
+        self._needed = trainable(self)
+        """What the module was made to train, without which it cannot go on from a checkpoint."""
+        self._held = {f"policy.{name}" for name in trainable_by_design(self.policy)} | self._needed
+        self._trained = Trained()
+        self._stored_trained: Trained | None = None
+        self._stored_groups: list[list[str]] | None = None
         self.register_load_state_dict_post_hook(_forgive_frozen)
 
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
@@ -170,7 +193,8 @@ class PolicyModule(LightningModule):
             model = named_backbone(saved["backbone"], model, trust_remote_code=trust_remote_code)
         module = cls(model, **loaded_arguments(cls, saved, {"seed": saved.get("seed", 0)} | arguments))
         module.on_load_checkpoint(saved)
-        module.load_state_dict(saved["state_dict"])
+        # Names and shapes have been compared.
+        module.load_state_dict(saved["state_dict"], strict=False)
         return module.to(map_location or "cpu")
 
     def gathered(self) -> AbstractContextManager[None]:
@@ -254,7 +278,7 @@ class PolicyModule(LightningModule):
         trainer = attached_trainer(self)
         if self._is_sharded or trainer is None or not divides_weights(trainer.strategy):
             return
-        strategy, policy = trainer.strategy, self.policy
+        strategy, policy, self._shapes = trainer.strategy, self.policy, own_shapes(self)
         if self.backbone.quantization is not None:
             raise ValueError(
                 f"`quantization` needs whole layers on each rank, but {type(strategy).__name__} divides them; use DDP "
@@ -287,7 +311,9 @@ class PolicyModule(LightningModule):
         if stage == "fit":
             resume_whole_runs(self.trainer)
         # Those may be of a checkpoint that was evaluated before.
-        self._stored_options = None
+        self._stored_options = self._stored_trained = self._stored_groups = None
+        if not isinstance(strategy, SingleDeviceStrategy) and callbacks_of(self.trainer, BaseFinetuning):
+            raise ValueError(FIXED)
         if self.trainer.world_size > 1 and divides_weights(strategy):
             # A sampler that stops early on one rank would leave the others waiting for its part of the weights.
             self.policy.anywhere = lambda flag: strategy.reduce_boolean_decision(flag, all=False)
@@ -295,6 +321,11 @@ class PolicyModule(LightningModule):
             warnings.filterwarnings("ignore", message=".*`LightningModule.configure_gradient_clipping`.*")
             # Below stage 3 `state_dict` leaves frozen weights out. At stage 3 DeepSpeed writes parts of its own.
             strategy.exclude_frozen_parameters = strategy.zero_stage_3
+            if strategy.zero_stage_3 and (frozen := self._held - trainable(self)):
+                raise ValueError(
+                    f"ZeRO-3 saves no frozen weights, and {len(frozen)} of the run's own are frozen, such as "
+                    f"{min(frozen)}; use FSDP2 or stage 2, or freeze nothing."
+                )
             accumulated = self.trainer.accumulate_grad_batches
             if accumulated > 1 and not isinstance(strategy, ZeROStrategy):
                 rank_zero_warn(
@@ -305,6 +336,8 @@ class PolicyModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """An optimizer over the trainable parameters. A scheduler advances once per optimizer step."""
+        self._trained = Trained()
+        self._known = trainable(self)
         optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
         scheduler = None if self.scheduler_factory is None else self.scheduler_factory(optimizer)
         check_optimizer(optimizer, scheduler, losses_repeat=self.losses_repeat)
@@ -372,6 +405,7 @@ class PolicyModule(LightningModule):
             ValueError: the scheduler ends before the run.
         """
         check_same_start("afresh" if self.trainer.ckpt_path is None else "from a checkpoint")
+        self._restore_groups()
         if self._plateau is not None and not self.trainer.enable_validation:
             raise ValueError("`lr_scheduler` ReduceLROnPlateau looks at a value after each validation; there is none.")
         if self.trainer.max_epochs == -1:
@@ -387,6 +421,7 @@ class PolicyModule(LightningModule):
         if self.trainer.max_epochs != -1 and not callbacks_of(self.trainer, GradientAccumulationScheduler):
             self._check_schedule(self.trainer.estimated_stepping_batches)
         self._schedule_has_ended = False
+        self._begin_training()
         stored, self._stored_options = self._stored_options, None
         if stored is None or self._options is None:
             return
@@ -400,9 +435,58 @@ class PolicyModule(LightningModule):
             steps=self.trainer.global_step,
         )
 
+    def _group_names(self) -> list[list[str]] | None:
+        """The names of the weights in each param group. None where a strategy hides them."""
+        names = {id(weight): plain_name(name) for name, weight in self.named_parameters()}
+        groups = [each["params"] for optimizer in self.trainer.optimizers for each in optimizer.param_groups]
+        known = all(id(weight) in names for group in groups for weight in group)
+        return [[names[id(weight)] for weight in group] for group in groups] if known else None
+
+    def _restore_groups(self) -> None:
+        """Adds the param groups that callbacks had added to the optimizer, before its state is read.
+
+        Raises:
+            ValueError: the optimizer of the checkpoint has other weights.
+        """
+        stored, own = self._stored_groups, self._group_names()
+        if not stored or own is None:
+            return
+        if stored[: len(own)] != own:
+            odd = sorted({name for each in stored for name in each} ^ {name for each in own for name in each})
+            raise ValueError(
+                f"The checkpoint's optimizer has other weights than this run's: {len(odd)} differ, such as {odd[:1]}. "
+                "Freeze what it has behind the start, such as in `on_fit_start` of a callback, or as its run did."
+            )
+        weights = {plain_name(name): weight for name, weight in self.named_parameters()}
+        for names in stored[len(own) :]:
+            self.trainer.optimizers[0].add_param_group({"params": [weights[name] for name in names]})
+
+    def _begin_training(self) -> None:
+        """Notes what is trained. A run that continues freezes and thaws what it had frozen and thawed on its way."""
+        self._trained.start = start = trainable(self)
+        stored, self._stored_trained = self._stored_trained, None
+        if stored is not None:
+            self._trained.ever = stored.ever
+            put_back(self, start=start, then=stored.start, now=stored.now)
+        self._note_trained()
+
+    def _note_trained(self) -> None:
+        """Asks anew what is trained, before each optimizer step.
+
+        Raises:
+            ValueError: it is no longer what a strategy has prepared ranks for.
+        """
+        now = trainable(self)
+        if now != self._known and not isinstance(self.trainer.strategy, SingleDeviceStrategy):
+            raise ValueError(FIXED)
+        self._trained.now = now
+        self._trained.ever |= now
+        self._held |= now
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """The policy is about to move away from a reference that equals it."""
         self.policy.reference.announce_update()
+        self._note_trained()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Lightning calls this and `on_train_epoch_end` behind the callbacks that average weights."""
@@ -418,15 +502,17 @@ class PolicyModule(LightningModule):
 
     @torch.no_grad()
     def _keep_frozen_weights(self) -> None:
-        """Weights that are not trained are not averaged: base and reference stay what they are.
+        """Weights that were never trained are not averaged: base and reference stay what they are.
 
         The moving average of a weight that does not change drifts away from it by rounding, and that of a refreshed
         reference is none of its states.
         """
         for callback in self._averaging:
             copy = averaged_module(callback)
-            for own, averaged in zip(self.parameters(), copy.parameters() if copy else (), strict=bool(copy)):
-                if not own.requires_grad:
+            for (name, own), averaged in zip(
+                self.named_parameters(), copy.parameters() if copy else (), strict=bool(copy)
+            ):
+                if plain_name(name) not in self._trained.ever:
                     averaged.copy_(own)
 
     def configure_gradient_clipping(
@@ -443,14 +529,14 @@ class PolicyModule(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def held_names(self) -> set[str]:
-        """Names of the parameters that checkpoints hold."""
-        kept = {plain_name(name) for name, parameter in self.named_parameters() if parameter.requires_grad}
+        """Names of the parameters that checkpoints hold, whatever is frozen at the moment."""
+        kept = self._held | trainable(self)
         if self._keeps_reference:
             kept |= {f"policy.{name}" for name in self.policy.reference.parameter_names(self.policy.model)}
         return kept
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """Trainable weights, and the reference once it was refreshed. Frozen weights come from the model's source."""
+        """What can be trained, and the reference once it was refreshed. An adapter's base comes from its source."""
         state = super().state_dict(*args, **kwargs)
         held, prefix = self.held_names(), kwargs.get("prefix", "")
         # In place: a parent goes on with the same dictionary.
@@ -459,10 +545,11 @@ class PolicyModule(LightningModule):
         return state
 
     def check_fit(self, checkpoint: Mapping[str, Any]) -> None:
-        """Compares what a checkpoint holds with what this run trains. See `checkpoint.check_fit`."""
-        check_fit(
+        """Compares what a checkpoint holds with what this run can train. See `checkpoint.check_fit`."""
+        self._held |= check_fit(
             checkpoint,
-            expected=self._trained_shapes,
+            shapes=self._whole_shapes,
+            needed=self._needed,
             scale=adapter_scale(self.policy.model),
             backbone=self.backbone.to_plain(),
         )
@@ -480,6 +567,8 @@ class PolicyModule(LightningModule):
         self.check_fit(checkpoint)
         options = checkpoint.get("options")
         self._stored_options = options and {name: options[name] for name in ("optimizer", "lr_scheduler")}
+        stored, self._stored_groups = checkpoint.get(TRAINED), checkpoint.get(GROUPS)
+        self._stored_trained = None if stored is None else Trained(**{name: set(stored[name]) for name in stored})
         trainer = attached_trainer(self)
         if trainer is not None and trainer.ckpt_path is not None:
             emptied = confine_paths(checkpoint, callbacks_of(trainer, Checkpoint), trainer.ckpt_path)
@@ -494,7 +583,11 @@ class PolicyModule(LightningModule):
         checkpoint["backbone"], checkpoint["seed"] = self.backbone.to_plain(), self.seed
         checkpoint["reference_is_refreshed"] = self.policy.reference.is_refreshed
         checkpoint["options"] = self._options
-        checkpoint[SHAPES], checkpoint[SCALE] = self._trained_shapes, adapter_scale(self.policy.model)
+        held, shapes = self.held_names(), self._whole_shapes
+        checkpoint[SHAPES] = {name: shape for name, shape in shapes.items() if name in held}
+        checkpoint[SCALE] = adapter_scale(self.policy.model)
+        checkpoint[GROUPS] = self._group_names()
+        checkpoint[TRAINED] = {name: sorted(names) for name, names in vars(self._trained).items()}
         # In the place of Lightning's own, from which its command line would take options.
         checkpoint[ARGUMENTS] = plain(checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
         checkpoint.pop("hparams_name", None)
@@ -505,6 +598,11 @@ class PolicyModule(LightningModule):
         if self._keeps_reference and is_zero3(self.policy):
             # ZeRO-3 saves no frozen weights. Its checkpoints are one file per rank, which takes this rank's part.
             checkpoint[REFERENCE_PARTS] = self.policy.reference.parts(self.policy.model)
+
+    @property
+    def _whole_shapes(self) -> Shapes:
+        """A class of one's own may have added weights since, but a strategy that divides them hides their shapes."""
+        return self._shapes if self._is_sharded else own_shapes(self)
 
     @property
     def _keeps_reference(self) -> bool:

@@ -1,10 +1,12 @@
-"""What a checkpoint holds of a module: how it was constructed, and of its weights all that is trained.
+"""What a checkpoint holds of a module: how it was constructed, and of its weights all that can be trained.
 
-Frozen weights come from the model's source. A refreshed reference is the only other thing that cannot be had again.
+That is a whole model, or an adapter and what else a run has ever trained, whatever is frozen at the moment. The base of
+an adapter comes from its source. A refreshed reference is the only other thing that cannot be had again.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers import Sampler
 
 ARGUMENTS, REFERENCE_PARTS, SHAPES, SCALE = "arguments", "reference_parts", "trained_shapes", "adapter_scale"
+TRAINED, GROUPS = "trained", "param_groups"
 CODE = ("optimizer", "lr_scheduler", "reward")
 """Arguments that are code of the user's own. A module that is loaded without them can do all but train."""
 CLASS = "class"
@@ -115,9 +118,47 @@ def loaded_arguments(module_class: Any, checkpoint: Mapping[str, Any], given: Ma
     return found
 
 
-def trained_shapes(module: nn.Module) -> Shapes:
-    """The whole shape of each trained parameter. Called before a strategy divides or flattens them."""
-    return {plain_name(name): list(weight.shape) for name, weight in module.named_parameters() if weight.requires_grad}
+def own_shapes(module: nn.Module) -> Shapes:
+    """The whole shape of each parameter but the reference's. Called before a strategy divides or flattens them."""
+    shapes = {plain_name(name): list(weight.shape) for name, weight in module.named_parameters()}
+    return {name: shape for name, shape in shapes.items() if not is_reference(name)}
+
+
+def trainable(module: nn.Module) -> set[str]:
+    """The names of the parameters that are trained at this moment."""
+    return {plain_name(name) for name, weight in module.named_parameters() if weight.requires_grad}
+
+
+def trainable_by_design(policy: Policy) -> set[str]:
+    """The names, within a policy, of all that is its to train, whatever is frozen: a whole model, or an adapter."""
+    own = "." if not policy.has_adapters else f".{policy.model.active_adapter}."
+    return {f"model.{name}" for name, _ in policy.model.named_parameters() if own in f"model.{name}."}
+
+
+@dataclass
+class Trained:
+    """The names of the weights that a run trains, which callbacks may freeze and thaw on its way."""
+
+    start: set[str] = field(default_factory=set)
+    """When training started or was continued."""
+    now: set[str] = field(default_factory=set)
+    """In the last optimizer step."""
+    ever: set[str] = field(default_factory=set)
+
+
+def put_back(module: nn.Module, *, start: set[str], then: set[str], now: set[str]) -> None:
+    """Freezes and thaws what callbacks of the run that is continued had frozen and thawed on their way.
+
+    Args:
+        module: whose weights are looked at.
+        start: what this run trains at its start.
+        then: what that run trained at its start. Where this one differs, its own choice stays.
+        now: what that run trained in the end.
+    """
+    for name, weight in module.named_parameters():
+        plain = plain_name(name)
+        if (plain in start) == (plain in then) != (plain in now):
+            weight.requires_grad_(plain in now)
 
 
 def adapter_scale(network: Any) -> float | None:
@@ -157,10 +198,19 @@ def restore_reference(policy: Policy, checkpoint: dict[str, Any], *, strategy: A
         reference.put_parts(network, checkpoint[REFERENCE_PARTS])
 
 
-def check_fit(checkpoint: Mapping[str, Any], *, expected: Shapes, scale: float | None, backbone: Any) -> None:
-    """Compares what a checkpoint holds with what this run trains, by name and shape.
+def check_fit(
+    checkpoint: Mapping[str, Any], *, shapes: Shapes, needed: Collection[str], scale: float | None, backbone: Any
+) -> set[str]:
+    """Compares what a checkpoint holds with what this run can train, by name and shape, and returns the names.
 
     A strategy that has read the weights by now has taken them out of the checkpoint, which then still lists them.
+
+    Args:
+        checkpoint: as it is read.
+        shapes: of all weights but the reference's.
+        needed: the names of those that it must hold.
+        scale: of this run's adapter.
+        backbone: of this run, in plain types.
 
     Raises:
         UnfitCheckpointError: they differ, or adapters are scaled in another way.
@@ -174,22 +224,23 @@ def check_fit(checkpoint: Mapping[str, Any], *, expected: Shapes, scale: float |
         f"(now {backbone['model']!r}, {backbone['adapter']})."
     )
     if stored is None:
-        return
+        return set()
     # A reference is no part of what is trained, and a run may begin or cease to keep one.
     stored = {name: shape for name, shape in stored.items() if not is_reference(name)}
-    odd = sorted(name for name in stored | expected if stored.get(name) != expected.get(name))
+    odd = sorted(name for name in {*stored, *needed} if stored.get(name) != shapes.get(name))
     if odd:
         raise UnfitCheckpointError(
-            f"The checkpoint's weights are not those of this run: expected {_kind(expected)}, got {_kind(stored)}; "
-            f"{len(odd)} differ, such as {odd[0]!r} (expected {expected.get(odd[0])}, got {stored.get(odd[0])}). "
+            f"The checkpoint's weights are not those of this run: expected {_kind(needed)}, got {_kind(stored)}; "
+            f"{len(odd)} differ, such as {odd[0]!r} (expected {shapes.get(odd[0])}, got {stored.get(odd[0])}). "
             f"{remedy}"
         )
     if SCALE in checkpoint and checkpoint[SCALE] != scale:
         raise UnfitCheckpointError(
             f"The checkpoint's adapter is scaled by alpha / r = {checkpoint[SCALE]}, this run's by {scale}. {remedy}"
         )
+    return set(stored)
 
 
-def _kind(shapes: Shapes) -> str:
-    adapter = any(".lora_" in name for name in shapes)
-    return f"{len(shapes)} tensors of {'an adapter' if adapter else 'a whole model'}"
+def _kind(names: Collection[str]) -> str:
+    adapter = any(".lora_" in name for name in names)
+    return f"{len(names)} tensors of {'an adapter' if adapter else 'a whole model'}"

@@ -57,13 +57,14 @@ class ReferencePolicy(nn.Module):
         elif self.is_refreshed:
             trained = network.active_adapter
             # Without `inference_mode` PEFT would make the frozen adapter trainable.
-            network.set_adapter(ADAPTER, inference_mode=True)
-            try:
-                yield network
-            finally:
-                network.set_adapter(trained)
+            with _kept_frozen(network):
+                network.set_adapter(ADAPTER, inference_mode=True)
+                try:
+                    yield network
+                finally:
+                    network.set_adapter(trained)
         else:
-            with network.disable_adapter():
+            with _kept_frozen(network), network.disable_adapter():
                 yield network
 
     @torch.no_grad()
@@ -89,9 +90,9 @@ class ReferencePolicy(nn.Module):
             return
         trained = network.active_adapter
         # PEFT draws the adapter's first weights. That must not move the generator that the run's dropout draws from.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _kept_frozen(network):
             network.add_adapter(ADAPTER, copy.deepcopy(network.peft_config[trained]))
-        network.set_adapter(trained)
+            network.set_adapter(trained)
         for name, parameter in network.named_parameters():
             if f".{ADAPTER}." in name:
                 parameter.requires_grad_(False)
@@ -137,6 +138,18 @@ class ReferencePolicy(nn.Module):
         every = {f"model.{plain_name(name)}": weight for name, weight in network.named_parameters()}
         every |= {f"reference.{plain_name(name)}": weight for name, weight in self.named_parameters()}
         return {name: every[name] for name in self.parameter_names(network)}
+
+
+@contextmanager
+def _kept_frozen(network: nn.Module) -> Iterator[None]:
+    """What is frozen and trained stays so. PEFT makes each adapter trainable that it switches on, frozen parts too."""
+    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
 
 
 def _plain_names(module: nn.Module) -> list[str]:
