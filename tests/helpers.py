@@ -1,5 +1,6 @@
 """Tiny policies and prompts shared by the tests."""
 
+import zipfile
 from types import SimpleNamespace
 
 import torch
@@ -94,3 +95,14 @@ def prompt_batch(policy: Policy, prompts: list[str], index: list[int] | None = N
 def pad_more(ids: torch.Tensor, mask: torch.Tensor, amount: int, filler: int = 17) -> tuple[torch.Tensor, torch.Tensor]:
     """The same prompts with ``amount`` more columns of left padding, filled with an arbitrary token."""
     return nn.functional.pad(ids, (amount, 0), value=filler), nn.functional.pad(mask, (amount, 0), value=False)
+
+
+def flip(path, *, entry="/data/0"):
+    """One bit, in the middle of an entry of an archive."""
+    with zipfile.ZipFile(path) as archive:
+        (info,) = [each for each in archive.infolist() if each.filename.endswith(entry)]
+    content = bytearray(path.read_bytes())
+    # Behind the entry's own head, which is padded.
+    name, extra = (int.from_bytes(content[info.header_offset + at :][:2], "little") for at in (26, 28))
+    content[info.header_offset + 30 + name + extra + info.file_size // 2] ^= 0x40
+    path.write_bytes(content)

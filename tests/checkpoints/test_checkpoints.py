@@ -3,10 +3,10 @@
 import json
 import logging
 import os
+import pickle
 import resource
 import shutil
 import signal
-import zipfile
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -34,6 +34,7 @@ from dmpo_lightning.checkpoints.reading import (
 )
 from dmpo_lightning.checkpoints.writing import complete, partial_name, remove_partial, write_file
 from dmpo_lightning.commands import generate
+from helpers import flip
 
 WEIGHT = "policy.model.a"
 RUN = {
@@ -72,17 +73,6 @@ def folder(path, *, lacks=()):
     return path
 
 
-def flip(path, *, entry="/data/0"):
-    """One bit, in the middle of an entry of an archive."""
-    with zipfile.ZipFile(path) as archive:
-        (info,) = [each for each in archive.infolist() if each.filename.endswith(entry)]
-    content = bytearray(path.read_bytes())
-    # Behind the entry's own head, which is padded.
-    name, extra = (int.from_bytes(content[info.header_offset + at :][:2], "little") for at in (26, 28))
-    content[info.header_offset + 30 + name + extra + info.file_size // 2] ^= 0x40
-    path.write_bytes(content)
-
-
 # What would be executed -----------------------------------------------------------------------------------------------
 
 
@@ -109,6 +99,14 @@ def test_a_folder_is_opened_only_where_it_is_trusted(tmp_path, kind):
     if kind == "FSDP":
         found = read_weights(saved, trust_checkpoint=True)
         assert torch.equal(found["state_dict"][WEIGHT], RUN["state_dict"][WEIGHT])
+        # What trusting means: torch obeys the list of tensors.
+        (saved / ".metadata").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+        with pytest.raises(ValueError, match="is a folder"):
+            DMPO.load_from_checkpoint(saved)
+        assert not (tmp_path / "exploded").exists()
+        with pytest.raises(ValueError, match="damaged or no checkpoint at all"):
+            DMPO.load_from_checkpoint(saved, trust_checkpoint=True)
+        assert (tmp_path / "exploded").exists()
 
 
 @pytest.fixture(scope="module")

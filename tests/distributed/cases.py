@@ -32,6 +32,7 @@ from dmpo_lightning import (
 from dmpo_lightning.__main__ import main
 from dmpo_lightning.checkpoints.reading import newest_readable
 from dmpo_lightning.distributed.sharding import whole_weights
+from helpers import flip
 
 torch.set_num_threads(1)
 
@@ -415,13 +416,18 @@ WEIGHTS = {"whole": ("full", {}), "lora": ("lora", {}), "other rank": ("lora", {
 
 
 def refusals(kind: str, *, pairs: list[tuple[str, str]]) -> list[list[str]]:
-    """How checkpoints of one kind of weights are refused by runs of another: the error's class and its text."""
+    """How checkpoints of one kind of weights are refused by runs of another, and damaged ones: class and text."""
     for wrote in dict(pairs):
         adapter, options = WEIGHTS[wrote]
         fit(kind, module(adapter, **options), wrote, steps=1)
     errors = []
     for wrote, reads in pairs:
-        adapter, options = WEIGHTS[reads]
+        adapter, options = WEIGHTS[wrote if reads == "damaged" else reads]
+        if reads == "damaged" and process_rank() == 0:
+            saved = Path(wrote, "step=1.ckpt")
+            parts = sorted(each for each in saved.rglob("*") if each.suffix in (".distcp", ".pt"))
+            flip(saved if saved.is_file() else parts[-1])
+        torch.distributed.barrier()
         try:
             fit(kind, module(adapter, **options), "again", steps=2, ckpt_path=f"{wrote}/step=1.ckpt")
         except Exception as error:
