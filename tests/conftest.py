@@ -4,6 +4,8 @@ package are checked at every call.
 
 import os
 import random
+import signal
+import threading
 from pathlib import Path
 
 # Before torch is imported. Tests share few cores, which threads that spin while they wait would take from each other.
@@ -24,6 +26,12 @@ torch.set_num_threads(1)
 assert hasattr(codemain, "getrandbits"), "beartype picks items in another way now"
 codemain.getrandbits = random.Random(0).getrandbits
 install_import_hook([f"dmpo_lightning.{name}" for name in CHECKED], "beartype.beartype")
+
+
+def pytest_configure() -> None:
+    """Has interrupts heard, to which a shell without job control makes what is in its background deaf."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -182,13 +182,10 @@ def test_workers_end_with_their_pool():
 
 
 PARENT = """
-import signal
 import sys
 from worker_functions import behave
 from dmpo_lightning.workers import WorkerPool
 if __name__ == "__main__":
-    # A shell without job control starts what is in its background deaf to it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     pool = WorkerPool(behave, workers=1)
     {}
 """

@@ -1,6 +1,7 @@
 """What an evaluation leaves: its completions, also of runs that end early, and what is stated of the data."""
 
 import json
+import signal
 
 import pytest
 from dmpo_runs import loader, module, trainer
@@ -31,7 +32,7 @@ def test_an_interrupted_run_leaves_readable_lines(tmp_path):
     def stops_at_the_fifth(example, completion):
         calls.append(example)
         if len(calls) == 5:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return 1.0
 
     dmpo = module(reward=stops_at_the_fifth, validation_samplers=None)

@@ -16,6 +16,8 @@ from dmpo_lightning.commands.fit import is_news, quiet
 
 LOADING = "; loading torch and Lightning ...\n"
 OWN = """
+import signal
+
 from dmpo_lightning import GSM8K
 
 class Impatient(GSM8K):
@@ -23,7 +25,7 @@ class Impatient(GSM8K):
         raise KeyboardInterrupt
 
 def impatient(example, completion):
-    raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
 def wrong(example, completion):
     raise AssertionError("mine")

@@ -1,6 +1,7 @@
 """A checkpoint that is saved on an exception, or between two steps, continues the run bit for bit."""
 
 import csv
+import signal
 from itertools import product
 
 import pytest
@@ -37,7 +38,7 @@ def failing_reward(at):
     def reward(example, completion):
         calls.append(example)
         if len(calls) == at:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return digit_share(example, completion)
 
     return reward
