@@ -114,7 +114,7 @@ def merged_text(text: str, name: str) -> str:
         _resolve(root, loader)
         stated = _stated(root)
         _check_options(stated.get("trainer", root), "`trainer`")
-        options = _stated(stated.get("model")).get("init_args", stated.get("model"))
+        options: Any = _stated(stated.get("model")).get("init_args", stated.get("model"))
         chosen = _stated(options).get("model")
         if chosen is not None and chosen.id == "scalar" and not chosen.tag.endswith(":null"):
             backbone = yaml.compose("model: NAME")

@@ -81,7 +81,7 @@ def _deepspeed(key: str, options: dict[str, Any], ranks: int) -> Sharding:
     stated = re.search(r"stage_(\d)", key)
     # 2 is the default of Lightning's DeepSpeedStrategy.
     stage = int(stated[1] if stated else options.get("stage", 2))
-    parts = [ranks if stage >= least else 1 for least in (3, 2, 1)]
+    weights, gradients, states = (ranks if stage >= least else 1 for least in (3, 2, 1))
     offload = "offload" in key or bool(options.get("offload_optimizer"))
-    name, divides = f"deepspeed stage {stage}", stage >= 3
-    return Sharding(name, *parts, master_weights=True, offloads_optimizer=offload, divides=divides)
+    options = {"master_weights": True, "offloads_optimizer": offload, "divides": stage >= 3}
+    return Sharding(f"deepspeed stage {stage}", weights, gradients, states, **options)
