@@ -194,7 +194,9 @@ def _of(metrics: list[Foreign], kind: str) -> Iterator[tuple[float, Foreign]]:
 def _points(metrics: list[Foreign], kind: str) -> tuple[Point, ...]:
     """The lines of one kind in the order of their steps."""
     found = [
-        Point(step, *(each.get(name, is_number, 0) for name in ("rollouts", "seconds")), each.inner("values").numbers())
+        Point(
+            step, each.get("rollouts", is_number, 0), each.get("seconds", is_number, 0), each.inner("values").numbers()
+        )
         for step, each in _of(metrics, kind)
     ]
     return tuple(sorted(found, key=lambda point: point.step))
