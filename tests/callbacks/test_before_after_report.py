@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 from dmpo_runs import module, trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from test_run_directory import Held
 
 from dmpo_lightning import BeforeAfterReport, ConfidenceSampler, ProgressLine, RunRecorder, Sudoku
@@ -113,3 +114,34 @@ def test_a_task_without_drawings_shows_its_texts_and_nothing_that_a_terminal_obe
         "before: \\x07",
         "after: a\\nb",
     ]
+
+
+class Interrupts(Callback):
+    """As Ctrl-C, in the validation of the last step."""
+
+    def on_validation_batch_end(self, *arguments):
+        raise KeyboardInterrupt
+
+
+class Validated(Held):
+    def val_dataloader(self):
+        return self.test_dataloader()
+
+
+def test_a_run_that_ended_behind_its_last_step_gets_its_validation_and_its_results(tmp_path):
+    def run(folder, *callbacks, ckpt_path=None):
+        saves = ModelCheckpoint(folder, every_n_train_steps=1, save_last=True)
+        report = [BeforeAfterReport(SAMPLERS), *callbacks, RunRecorder(), saves]
+        fit = trainer(folder, callbacks=report, max_steps=1, val_check_interval=1, enable_checkpointing=True)
+        fit.fit(module(), datamodule=Validated(), ckpt_path=ckpt_path)
+
+    def left(folder):
+        lines = [(line["kind"], line["step"], line["values"].keys()) for line in read_lines(folder / "metrics.jsonl")]
+        return json.loads((folder / "summary.json").read_text()) | {"seconds": None}, lines
+
+    run(tmp_path / "whole")
+    with pytest.raises(SystemExit):
+        run(tmp_path / "cut", Interrupts())
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    run(tmp_path / "cut", ckpt_path=tmp_path / "cut" / "last.ckpt")
+    assert left(tmp_path / "cut") == left(tmp_path / "whole")

@@ -314,6 +314,15 @@ def test_a_run_that_is_ended_at_any_moment_and_continued_leaves_what_one_leaves_
     assert left(tmp_path) == uninterrupted()
 
 
+def test_what_is_saved_in_a_validation_that_is_made_again_continues_too(tmp_path, uninterrupted):
+    """The second life ends at its first batch, behind that validation."""
+    for hook in ("on_validation_batch_end", "on_train_batch_end"):
+        assert live(tmp_path, hook=hook, call=1, saves="as published") == -KILL
+    assert "step=5" in str(newest_readable(tmp_path))
+    assert live(tmp_path, saves="as published") == 0
+    assert left(tmp_path) == uninterrupted()
+
+
 @pytest.mark.parametrize("call", [2, 6])
 def test_without_preemption_sigterm_ends_the_evaluations_of_a_report_too(tmp_path, uninterrupted, call):
     assert live(tmp_path, number=TERM, hook="report", call=call, preemption=False) == 128 + TERM
@@ -327,9 +336,13 @@ def test_without_preemption_sigterm_ends_the_evaluations_of_a_report_too(tmp_pat
 def test_a_finished_run_goes_on_to_more_steps_as_if_it_had_been_told_before(
     tmp_path, uninterrupted, first, every, saves
 ):
-    """The first part ends within an epoch, at its end, and behind it."""
+    """The first part ends within an epoch, at its end, and behind it. It may be finished as often as one likes."""
     flags = {"saves": saves, "val_check_interval": every}
     assert live(tmp_path, **flags, max_steps=first) == 0
+    finished = left(tmp_path)
+    if saves == "after validations":
+        assert live(tmp_path, **flags, max_steps=first) == 0
+        assert left(tmp_path) == finished
     newest = newest_readable(tmp_path)
     assert torch.load(newest, weights_only=True)["global_step"] == first
     assert live(tmp_path, **flags, max_steps=16) == 0

@@ -202,7 +202,10 @@ class RunRecorder(RolloutObserver):
         self._write(trainer, pl_module, {"kind": "validation", "values": values})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run that goes on from here to more steps goes on in the buffer, of which it then writes another line.
+        now = self._open, self._losses, self._lines
         self._close(trainer, pl_module)
+        self._open, self._losses, self._lines = now
         self._seconds = self._seconds_by_now()
 
     def note_warning(self, trainer: Trainer, module: LightningModule, warning: Mapping[str, Any]) -> None:

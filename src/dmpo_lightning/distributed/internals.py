@@ -131,6 +131,24 @@ class _WholeFitLoop(_FitLoop):
                 callback._save_last_checkpoint(self.trainer, candidates)
         super().on_run_end()
 
+    def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Where steps and not epochs end the run, as it was before the end of an epoch was counted.
+
+        Lightning counts the epoch in which the last step falls as a whole one, and goes on behind an epoch that is
+        counted with a batch that it has not got.
+        """
+        state = super().state_dict(*arguments, **options)
+        epochs, batches = state["epoch_progress"], state["epoch_loop.batch_progress"]
+        is_counted = 0 < epochs["total"]["started"] <= epochs["total"]["processed"]
+        if is_counted and self.max_steps != -1 and batches["total"]["ready"]:
+            for counts in (epochs["total"], epochs["current"]):
+                counts.update(processed=counts["started"] - 1, completed=counts["started"] - 1)
+            for counts in (batches["total"], batches["current"]):
+                counts["completed"] = counts["ready"] - 1
+            # Lightning counts it again on a resume.
+            state["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+        return state
+
     def on_save_checkpoint(self) -> dict[str, Any]:
         return {**super().on_save_checkpoint(), VALIDATION_IS_DUE: self.validation_is_due or self._is_before_validation}
 

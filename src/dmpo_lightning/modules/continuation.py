@@ -78,7 +78,6 @@ class Continuation:
             loops["fit_loop"] = copy.deepcopy(self._loaded)
             loops["fit_loop"]["state_dict"][VALIDATION_IS_DUE] = is_due
         begun = self._begun(module.trainer)
-        reopen_epoch(loops["fit_loop"], steps=module.trainer.max_steps)
         total = loops["fit_loop"]["epoch_loop.batch_progress"]["total"]
         # Without a begun step, what is more than started is a batch that a callback has stopped before training saw it.
         rewind_loops(loops, total["ready"] - (total["started"] if begun is None else begun.batches))
@@ -150,23 +149,6 @@ def layout(module: Any) -> dict[str, Any]:
 
 def _counters(module: Any) -> dict[str, int]:
     return {name: getattr(module, name) for name in COUNTERS}
-
-
-def reopen_epoch(fit: dict[str, Any], *, steps: int) -> None:
-    """Takes back that an epoch has ended, where steps and not epochs end the run.
-
-    Lightning counts the epoch in which the last step falls as a whole one, and goes on behind an epoch that is counted
-    with a batch that it has not got.
-    """
-    epochs, batches = fit["epoch_progress"], fit["epoch_loop.batch_progress"]
-    if steps == -1 or epochs["total"]["processed"] < epochs["total"]["started"] or not batches["total"]["ready"]:
-        return
-    for counts in (epochs["total"], epochs["current"]):
-        counts.update(processed=counts["started"] - 1, completed=counts["started"] - 1)
-    for counts in (batches["total"], batches["current"]):
-        counts["completed"] = counts["ready"] - 1
-    # Counted again on a resume, see below.
-    fit["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
 
 def rewind_loops(loops: dict[str, Any], batches: int) -> None:
