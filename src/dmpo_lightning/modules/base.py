@@ -571,7 +571,11 @@ class PolicyModule(LightningModule):
         self._stored_trained = None if stored is None else Trained(**{name: set(stored[name]) for name in stored})
         trainer = attached_trainer(self)
         if trainer is not None and trainer.ckpt_path is not None:
-            emptied = confine_paths(checkpoint, callbacks_of(trainer, Checkpoint), trainer.ckpt_path)
+            callbacks = callbacks_of(trainer, Checkpoint)
+            emptied, states = confine_paths(checkpoint, callbacks, trainer.ckpt_path), checkpoint.get("callbacks", {})
+            for key in [each.state_key for each in callbacks if each.state_key in states]:
+                # A rank that does not see the same files would save under other names, and the others wait for it.
+                states[key] = trainer.strategy.broadcast(states[key])
             if emptied and is_being_fitted(self):
                 rank_zero_info(f"{', '.join(emptied)}: begins anew, as the checkpoint lies in no folder of this run's.")
         restore_reference(self.policy, checkpoint, strategy=trainer and trainer.strategy)
