@@ -256,8 +256,8 @@ def test_the_gradients_norm_is_logged_as_it_is_before_clipping(tmp_path):
 def test_too_many_such_steps_in_a_row_end_the_run(tmp_path):
     dmpo = module()
     run = trainer(tmp_path, max_steps=9, callbacks=[Spoiler(0, 2, 3, 4, 5), SkipNonFiniteSteps(2)])
-    message = r"3 optimizer steps in a row .* `limit` 2"
-    with pytest.warns(UserWarning, match="was left out"), pytest.raises(RuntimeError, match=message):
+    message = r"3 optimizer steps in a row .* `limit` 2 .* the learning rate is too high \(it is 0.001\)"
+    with pytest.warns(UserWarning, match="was left out"), pytest.raises(ValueError, match=message):
         run.fit(dmpo, loader())
     assert run.global_step == 4
 
@@ -269,3 +269,15 @@ def test_a_loader_with_a_tokenizer_of_its_own_must_have_the_models_tokens(tmp_pa
     foreign = PromptLoader([{"prompt": "04000001<hint39>"}] * 2, tokenizer, batch_size=2, shuffle=stage == "fit")
     with pytest.raises(ValueError, match="The loader's prompts have token ids up to 64, and the model knows 32 tokens"):
         getattr(trainer(tmp_path, max_steps=1), stage)(module(), foreign)
+
+
+def test_a_destroyed_policy_is_named_with_what_most_often_destroys_it(tmp_path):
+    class Destroyer(Callback):
+        @torch.no_grad()
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if trainer.global_step == 4:
+                pl_module.policy.model.get_input_embeddings().weight.fill_(torch.nan)
+
+    message = r"`policy/entropy` of the rollouts at optimizer step 4 is not finite.*`gradient_clip_val` is None"
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, max_steps=9, callbacks=[Destroyer()]).fit(module(), loader())

@@ -21,7 +21,7 @@ from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule
 from dmpo_lightning.modules.continuation import KEY, Continuation
 from dmpo_lightning.modules.evaluation import Evaluator, check_evaluation
-from dmpo_lightning.modules.non_finite import SkipNonFiniteSteps
+from dmpo_lightning.modules.non_finite import SkipNonFiniteSteps, check_policy
 from dmpo_lightning.modules.observers import RolloutObserver, RunMeter, measure_first
 from dmpo_lightning.modules.options import SchedulerFactory, several_losses
 from dmpo_lightning.objectives import Objective
@@ -314,6 +314,7 @@ class DMPO(PolicyModule):
             # In eval mode as the rollouts were sampled. With dropout, log p_old would be that of another policy.
             with evaluating(self.policy):
                 targets, diagnostics = self.objective.prepare(self.policy, kept, rows_per_forward=self._scoring_rows)
+        check_policy(self.trainer, {"policy/entropy": whole.sampled_log_prob, **diagnostics})
         buffer = self.buffer
         buffer.fill(kept, targets, number=self.buffers_collected, sampled=whole)
         diagnostics = diagnostics | self.sampler.diagnostics(whole.reveal_step)

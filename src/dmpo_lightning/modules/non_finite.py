@@ -1,14 +1,17 @@
 """Optimizer steps whose gradient is not finite are left out, on all ranks alike."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from dmpo_lightning.distributed.internals import callbacks_of
+from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.distributed.sharding import gradient_norm
 from dmpo_lightning.modules.base import PolicyModule
 
@@ -22,7 +25,7 @@ class SkipNonFiniteSteps(Callback):
     over all ranks, before clipping, of the steps that are taken.
 
     Args:
-        limit: steps in a row that may be left out. One more ends the run with a RuntimeError.
+        limit: steps in a row that may be left out. One more ends the run with a ValueError.
     """
 
     def __init__(self, limit: int = 10) -> None:
@@ -74,10 +77,9 @@ class SkipNonFiniteSteps(Callback):
         )
         module.log("train/skipped_steps", float(self.total), batch_size=1)
         if self.in_a_row > self.limit:
-            raise RuntimeError(
+            raise ValueError(
                 f"{self.in_a_row} optimizer steps in a row had gradients that are not finite, more than the `limit` "
-                f"{self.limit} of SkipNonFiniteSteps. Look at the rewards and weights of the run's rollouts, or lower "
-                "the learning rate."
+                f"{self.limit} of SkipNonFiniteSteps. {_likely_causes(module.trainer)}"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,6 +87,32 @@ class SkipNonFiniteSteps(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.total, self.in_a_row = state_dict["total"], state_dict["in_a_row"]
+
+
+def check_policy(trainer: Trainer, values: Mapping[str, Tensor]) -> None:
+    """Ends a run whose policy has been destroyed, before anything is made of its rollouts. All ranks call it together.
+
+    Raises:
+        ValueError: a number of a buffer's rollouts that says something of the policy is NaN.
+    """
+    own = [name for name, value in values.items() if name.startswith("policy/") and bool(value.isnan().any())]
+    if odd := [name for each in gather_ranks(own) for name in each]:
+        raise ValueError(
+            f"`{odd[0]}` of the rollouts at optimizer step {trainer.global_step} is not finite: the policy has been "
+            f"destroyed by a step before. {_likely_causes(trainer)}"
+        )
+
+
+def _likely_causes(trainer: Trainer) -> str:
+    """What most often destroys a policy, with this run's options, and what is saved."""
+    rate, clipped = trainer.optimizers[0].param_groups[0]["lr"], trainer.gradient_clip_val
+    paths = [getattr(each, "last_model_path", "") for each in trainer.checkpoint_callbacks]
+    saved = next(filter(None, paths), None)
+    newest = f"The last checkpoint, {saved}, may hold it already" if saved else "No last checkpoint was saved"
+    return (
+        f"Most often the learning rate is too high (it is {float(rate):.3g}), gradients are not clipped "
+        f"(`gradient_clip_val` is {clipped}), or the precision is too low (it is {trainer.precision}). {newest}."
+    )
 
 
 def norm_of_step(trainer: Trainer) -> float | None:
