@@ -263,7 +263,7 @@ def test_code_of_the_base_is_not_run_because_the_checkpoint_says_so(tmp_path, ca
     torch.save(saved, checkpoint)
     with pytest.raises(ValueError, match="trust_remote_code"):
         export_checkpoint(checkpoint, tmp_path / "out")
-    assert "add --trust_remote_code if you trust it" in caplog.text
+    assert "add --trust_remote_code (`trust_remote_code=True` in Python) if you trust it" in caplog.text
     assert not (tmp_path / "base" / "exploded").exists()
     with pytest.raises(AttributeError, match="Ours"):
         export_checkpoint(checkpoint, tmp_path / "out", trust_remote_code=True)

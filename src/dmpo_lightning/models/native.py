@@ -88,11 +88,11 @@ class NativeConfig(PreTrainedConfig):
         return getattr(self, "head_dim", None) or self.hidden_size // self.num_attention_heads
 
     def _check_numbers(self) -> None:
-        own = {field.name: field.type for field in fields(self)}
-        for name, kind in own.items() - {(field.name, field.type) for field in fields(PreTrainedConfig)}:
+        others = {field.name for field in fields(PreTrainedConfig)}
+        kinds: dict[str, Any] = {each.name: each.type for each in fields(self) if each.name not in others}
+        for name, kind in kinds.items():
             value = getattr(self, name)
-            numbers = {int: (int,), float: (int, float)}.get(kind)
-            if numbers and not (isinstance(value, numbers) and 0 < value < math.inf):
+            if kind in (int, float) and not (isinstance(value, (int, kind)) and 0 < value < math.inf):
                 raise ValueError(f"`{name}` of {self._family()} must be a positive {kind.__name__}, got {value!r}.")
 
     def _check_heads(self) -> None:

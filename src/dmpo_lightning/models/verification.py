@@ -91,7 +91,7 @@ def weight_map(folder: Path) -> dict[str, str]:
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if not index.is_file():
         return {}
-    files = read_object(index).get("weight_map")
+    files: dict[str, str] = read_object(index).get("weight_map") or {}
     names = files.values() if isinstance(files, dict) else ()
     # Transformers would also load files of other folders, and of torch's own formats.
     if not names or not all(re.fullmatch(r"[^/\\]+\.safetensors", str(name)) for name in names):
