@@ -40,7 +40,8 @@ class RunRecorder(RolloutObserver):
       the objective's targets (weight, signal, log_rnd), and of each token its text, the step that revealed it and its
       probability then. The oldest file goes when there are too many bytes.
 
-    A resumed run goes on in the same files. What it does again is removed first. A file that cannot be written ends no
+    A resumed run goes on in the same files. What it does again is removed first. Files of another run that are found
+    there get other names, such as ``metrics_part1.jsonl``. A file that cannot be written ends no
     run: a warning says what is lost, once for each kind of file. ``dmpo-lightning report`` reads them.
 
     Args:
