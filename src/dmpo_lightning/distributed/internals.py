@@ -162,9 +162,10 @@ class _WholeFitLoop(_FitLoop):
         validation = self.epoch_loop.val_loop.batch_progress
         if self.trainer.validating:
             return not validation.is_last_batch or validation.current.completed < validation.current.ready
-        batches = self.epoch_loop.batch_progress.total
+        batches: Any = self.epoch_loop.batch_progress.total
+        fetcher: Any = self._data_fetcher
         # Nothing public says it before.
-        return batches.completed < batches.processed and self.epoch_loop._should_check_val_fx(self._data_fetcher)
+        return batches.completed < batches.processed and self.epoch_loop._should_check_val_fx(fetcher)
 
     def _validate(self) -> None:
         """Makes a whole validation. Of one that a checkpoint has interrupted Lightning would make the rest, so that its
