@@ -59,7 +59,7 @@ def checked(path: str | Path, load: Callable[[], Any]) -> dict[str, Any]:
     """
     problem = why_damaged(Path(path))
     try:
-        saved = load() if problem is None else None
+        saved: Any = load() if problem is None else None
     # A file of anything else, or a damaged one, may raise any error of Python's and torch's.
     except Exception as error:
         kind = "it holds more than data" if isinstance(error, pickle.UnpicklingError) else PART
@@ -318,5 +318,5 @@ def _torch_folder(path: Path) -> dict[str, Any]:
         load(weights, storage_reader=reader)
     # It is no `Exception`.
     except CheckpointException as error:
-        raise ValueError(f"{PART}: {next(iter(error.failures.values()), error)[0]}") from error
+        raise ValueError(f"{PART}: {next(iter(error.failures.values()))[0]}") from error
     return saved
