@@ -9,7 +9,8 @@ import torch
 from dmpo_runs import Recorder, SaveAt, loader, module, trainer, weights
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from dmpo_lightning import WDCE, WDDO, LoRA, RandomOrderSampler, TrajectoryEstimator
+from dmpo_lightning import DMPO, WDCE, WDDO, LoRA, RandomOrderSampler, TrajectoryEstimator
+from dmpo_lightning.modules.checkpoint import loaded_arguments
 from tiers import slow_unless
 
 OBJECTIVES = {
@@ -140,3 +141,8 @@ def drawing_reward(example, completion):
 def seed_all():
     random.seed(0)
     torch.manual_seed(0)
+
+
+def test_a_checkpoint_of_another_class_says_what_becomes_of_it():
+    with pytest.raises(ValueError, match=r"what `objective` was: .* another class than DMPO is exported first"):
+        loaded_arguments(DMPO, {"arguments": {"replicates": 2, "antithetic": True}}, {})

@@ -110,10 +110,14 @@ def loaded_arguments(module_class: Any, checkpoint: Mapping[str, Any], given: Ma
         elif each.default is each.empty:
             lacking[name] = "which it does not hold"
     if lacking:
+        # Each class notes all of its own arguments, so that those of another one lack.
+        foreign = f" A run of another class than {module_class.__name__} is exported first, and the folder is `model`."
         was = "; ".join(f"`{name}` was: {why}" for name, why in lacking.items())
         raise ValueError(
             f"The checkpoint cannot say what {was}. Pass it: {module_class.__name__}.load_from_checkpoint(path, "
             f"{', '.join(f'{name}=...' for name in lacking)})."
+            + foreign
+            * ("which it does not hold" in lacking.values())
         )
     return found
 
