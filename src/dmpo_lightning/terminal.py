@@ -54,7 +54,10 @@ def show_traceback(record: logging.LogRecord) -> bool:
 
 
 def clean_messages() -> None:
-    """Makes every log record and warning of this process `printable`, whoever speaks and whatever file it quotes."""
+    """Makes every log record and warning of this process `printable`, whoever speaks and whatever file it quotes.
+
+    Warnings of this package are shown without their place in its code.
+    """
     make = logging.getLogRecordFactory()
 
     def cleaned(*args: Any, **options: Any) -> logging.LogRecord:
@@ -69,14 +72,19 @@ def clean_messages() -> None:
         message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: str | None = None
     ) -> None:
         # Looked up now, because Lightning has one of its own once it is imported.
-        print(
-            printable(warnings.formatwarning(message, category, filename, lineno, line)),
-            end="",
-            file=file or sys.stderr,
-        )
+        text = f"{message}\n" if _is_ours() else warnings.formatwarning(message, category, filename, lineno, line)
+        print(printable(text), end="", file=file or sys.stderr)
 
     logging.setLogRecordFactory(cleaned)
     warnings.showwarning = show
+
+
+def _is_ours() -> bool:
+    """Whether this package gives the warning that is being shown. Its place may be said to be that of a caller."""
+    frame, between = sys._getframe(2), ("warnings", "lightning_utilities.core.rank_zero")
+    while frame.f_back is not None and frame.f_globals.get("__name__") in between:
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == __package__
 
 
 def is_terminal(stream: TextIO) -> bool:

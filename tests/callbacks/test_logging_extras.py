@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.callbacks.samples import LoggingExtras, Sample, log_samples
 from dmpo_lightning.terminal import clean_messages, shortened
 
@@ -153,16 +154,28 @@ def test_wandb_holds_numbers_and_tables(tmp_path, monkeypatch):
 
 
 def test_log_records_and_warnings_of_a_command_are_printable_whoever_speaks(capsys, caplog):
+    def fails():
+        raise OSError("full")
+
     factory = logging.getLogRecordFactory()
     try:
         with warnings.catch_warnings():
             clean_messages()
             logging.getLogger("others").warning("a %s", HOSTILE)
             warnings.warn(HOSTILE, UserWarning, stacklevel=1)
+            # Of this package, in words that name neither file nor line, whatever place they are given.
+            LoggingExtras()._try(None, fails)
+            RunRecorder()._try("x", fails)
             # Whose arguments do not fit.
             assert logging.getLogRecordFactory()("a", 10, "a", 1, "%d", ("x",), None).args == ("x",)
     finally:
         logging.setLogRecordFactory(factory)
     cleaned = HOSTILE.replace("\x1b", r"\x1b").replace("\x00", r"\x00")
     assert caplog.messages == [f"a {cleaned}"]
-    assert cleaned in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert cleaned in error
+    assert [line.partition(" (")[0] for line in error.splitlines()[-2:]] == [
+        "NoneType cannot write",
+        "The run goes on without x in None, or with a part of it: full. `dmpo-lightning report` will show what could "
+        "be written.",
+    ]

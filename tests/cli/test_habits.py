@@ -70,7 +70,8 @@ def test_advertisements_are_no_news():
 
     assert not is_news(record("💡 Tip: For seamless cloud uploads"))
     assert not is_news(record("GPU available: %s, used: False", False))
-    assert is_news(record("`Trainer.fit` stopped: `max_steps=%d` reached.", 8))
+    assert not is_news(record("`Trainer.fit` stopped: `max_steps=%d` reached.", 8))
+    assert is_news(record("`Trainer.fit` stopped: No training batches."))
 
 
 @pytest.mark.parametrize(("options", "shown"), [([], []), (["error::UserWarning"], ["old"])])

@@ -281,16 +281,33 @@ def test_a_completion_on_which_scoring_raises_gets_zero_and_is_counted(caplog):
     assert "KeyError('aa')" in caplog.text
 
 
-def test_failures_name_their_prompts_and_only_a_few_are_told_in_full(caplog):
-    reward = Reward(failing_on("a", "aa", "b", ""), max_failure_share=1.0)
+def test_each_kind_of_failure_is_told_once_with_its_prompt_and_later_ones_are_a_number(caplog):
+    def fails(example, completion):
+        raise ValueError(f"too short: {len(completion)}") if completion else ZeroDivisionError
+
+    reward = Reward(fails, max_failure_share=1.0)
     with caplog.at_level(logging.WARNING):
-        assert reward(EXAMPLES, TEXTS, [17, 1234]).failures == 5
+        for _ in range(2):
+            assert reward(EXAMPLES, TEXTS, [17, 1234]).failures == 6
+            reward.tell_failures()
+        reward.tell_failures()
     assert [record.getMessage() for record in caplog.records] == [
-        "The reward failed on a completion of prompt 17, which scores 0: KeyError('a')",
-        "The reward failed on a completion of prompt 17, which scores 0: KeyError('aa')",
-        "The reward failed on a completion of prompt 1234, which scores 0: KeyError('b')",
-        "The reward failed on 2 more completions, of prompts [1234].",
+        "The reward failed on a completion of prompt 17, which scores 0: ValueError('too short: 1')",
+        "The reward failed on a completion of prompt 1234, which scores 0: ZeroDivisionError()",
+        "The reward has failed on 6 of 6 completions so far.",
+        "The reward has failed on 12 of 12 completions so far.",
     ]
+    assert [record.exc_info is not None for record in caplog.records] == [True, True, False, False]
+
+
+def test_a_failure_that_says_something_else_each_time_is_told_ten_times(caplog):
+    def fails(example, completion):
+        raise ValueError(completion)
+
+    texts = [["x" * length for length in range(20)]]
+    with caplog.at_level(logging.WARNING):
+        Reward(fails, max_failure_share=1.0)(EXAMPLES[:1], texts)
+    assert len(caplog.records) == 10
 
 
 def test_the_failure_score_counts_in_every_component_and_the_total():

@@ -296,7 +296,7 @@ class Guards(RolloutObserver):
                 value, message = found
                 event = {"step": trainer.global_step, "buffer": buffer.number, "name": name, "value": value}
                 self.events.append({**event, "message": message})
-                rank_zero_warn(f"Guard {name}, at optimizer step {trainer.global_step}: {message}")
+                rank_zero_warn(f"Guard {name} at step {trainer.global_step}: {message}")
                 for recorder in callbacks_of(trainer, RunRecorder):
                     recorder.note_warning(trainer, module, self.events[-1])
 

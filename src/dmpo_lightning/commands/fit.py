@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
 from transformers.utils.logging import disable_progress_bar
 
 from dmpo_lightning.callbacks.config import ConfigInCheckpoint
@@ -39,7 +40,10 @@ REFUSED = re.compile(r".*given class_path '([\w.]+)\.(\w+)'.*Option '(?P<key>[\w
 """How the parser says that the constructor of a class takes no argument of a name."""
 SPEAKERS = ("lightning", "lightning.fabric", "lightning.pytorch")
 """Loggers whose handlers print what Lightning says."""
-NOISE = ("💡", "GPU available", "TPU available", "HPU available", "Seed set to")
+NOISE = (
+    *("💡", "GPU available", "TPU available", "HPU available", "LOCAL_RANK", "Seed set to"),
+    "`Trainer.fit` stopped: `max_",
+)
 """How messages begin that advertise, or that `dmpo-lightning` says better."""
 KNOWN = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated.*",
@@ -124,6 +128,11 @@ class DMPOCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """As Lightning does it. What a constructor refuses is one line and status 2, not a traceback."""
+        model = self.config.get(self.subcommand, self.config).get("model.init_args.model")
+        if model is not None:
+            name = model if isinstance(model, str) else model.get("init_args", model).get("model")
+            # It takes minutes where a model is large.
+            rank_zero_info(escaped(f"Loading the model {name} ..."))
         try:
             super().instantiate_classes()
         except ValueError as error:
@@ -250,9 +259,8 @@ def quiet() -> None:
         # A filter of the logger itself would not be asked for what its children say.
         for handler in logging.getLogger(name).handlers:
             handler.addFilter(is_news)
-    if not sys.stderr.isatty():
-        # Its bars are written for terminals, where they show how long a large model still takes to load.
-        disable_progress_bar()
+    # Of transformers, which counts tensors. `instantiate_classes` says what is loaded.
+    disable_progress_bar()
     if sys.warnoptions:
         return
     for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):

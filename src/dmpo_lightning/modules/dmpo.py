@@ -326,6 +326,7 @@ class DMPO(PolicyModule):
             self.log(name, mean, prog_bar=name == "reward/total", batch_size=len(kept.prompts))
         for observer in callbacks_of(self.trainer, RolloutObserver):
             observer.on_rollouts(self.trainer, self, buffer)
+        self.evaluator.reward.tell_failures()
 
     def _before_step(self, micro_batches: int) -> None:
         """Lets the objective refresh the targets of the groups that the next optimizer step uses."""

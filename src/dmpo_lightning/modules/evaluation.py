@@ -118,6 +118,7 @@ class Evaluator:
                 if name == "accuracy":
                     self._log(f"{prefix}/{name}_stderr", error)
             self._log(f"{prefix}/tokens_per_second", result.tokens_per_second)
+        self.reward.tell_failures()
 
     def _log(self, name: str, value: float) -> None:
         """Logs on every rank, so that callbacks of every rank can monitor the value, on which ranks agree already."""

@@ -69,6 +69,10 @@ class MixtureReward(Reward):
             )
         return task
 
+    def tell_failures(self) -> None:
+        for reward in self.rewards.values():
+            reward.tell_failures()
+
     def close(self) -> None:
         for reward in self.rewards.values():
             reward.close()

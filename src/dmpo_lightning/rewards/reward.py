@@ -4,6 +4,7 @@ import copy
 import logging
 import math
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,16 +35,16 @@ logger = logging.getLogger(__name__)
 # What was raised often holds a part of the completion.
 logger.addFilter(show_traceback)
 
-LOGGED_IN_FULL = 3
-"""Failures of one call whose cause is logged. Of the others only the number is."""
+MOST_KINDS = 10
+"""Different errors whose cause is logged. Of all others only the number is."""
 
 
 class Reward:
     """A score function with weights for its components, and perhaps a check of the answer.
 
     A completion fails if scoring or checking it raises, takes longer than the time limit, ends its worker, or gives
-    anything but numbers of at most 1e30. It is logged with its prompt's index, counted, gets ``failure_score``, and is
-    not correct.
+    anything but numbers of at most 1e30. It is counted, gets ``failure_score``, and is not correct. The first failure
+    of a kind is logged with its cause and the index of its prompt, and later ones are a number (`tell_failures`).
 
     Args:
         score: from an example and a completion to a number, or to named components (a task's ``score``, for one).
@@ -104,7 +105,9 @@ class Reward:
         self.weights, self.accuracy = weights, accuracy or "reward"
         self.max_failure_share, self.failure_score = max_failure_share, failure_score
         self.workers, self.time_limit = workers, time_limit
-        self._scored = self._failed = 0
+        self._scored = self._failed = self._told = 0
+        self._kinds: set[str] = set()
+        """The errors that were logged, without their numbers."""
         self._names_are_checked = False
         self._names: list[str] = []
         """The components that completions have had, which those of a call that all fail have too."""
@@ -175,6 +178,12 @@ class Reward:
         self._count(failed, len(rows))
         return self._scores(judged, (len(examples), len(completions[0]) if completions else 0))
 
+    def tell_failures(self) -> None:
+        """Logs how many completions have failed so far, if there are more than was told. Called once per buffer."""
+        if self._failed > self._told:
+            self._told = self._failed
+            logger.warning("The reward has failed on %d of %d completions so far.", self._failed, self._scored)
+
     @property
     def name(self) -> str:
         """What scores, for reports."""
@@ -201,18 +210,18 @@ class Reward:
         return [result] * count if isinstance(result, ScoreError) else result
 
     def _count(self, failures: Sequence[tuple[int, ScoreError]], scored: int) -> None:
-        for index, error in failures[:LOGGED_IN_FULL]:
+        for index, error in failures:
+            kind = re.sub(r"\d+", "", str(error))
+            if kind in self._kinds or len(self._kinds) == MOST_KINDS:
+                continue
+            self._kinds.add(kind)
+            self._told += 1
             logger.warning(
                 "The reward failed on a completion of prompt %d, which scores %g: %s",
                 index,
                 self.failure_score,
                 error,
                 exc_info=error.__cause__ or error,
-            )
-        if len(failures) > LOGGED_IN_FULL:
-            others = sorted({index for index, _ in failures[LOGGED_IN_FULL:]})
-            logger.warning(
-                "The reward failed on %d more completions, of prompts %.200s.", len(failures) - LOGGED_IN_FULL, others
             )
         self._scored, self._failed = self._scored + scored, self._failed + len(failures)
         # Of a hundred at least, or the first failure of a run would end it.
