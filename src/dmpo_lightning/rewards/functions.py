@@ -5,7 +5,6 @@ Imports no torch, so that worker processes start fast.
 
 import functools
 import inspect
-import math
 import signal
 import sys
 import threading
@@ -161,11 +160,13 @@ def call_each(judge: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> li
     received: list[BaseException] = []
     # Only there handlers run, and can be set.
     is_main = threading.current_thread() is threading.main_thread()
-    handlers = {each: handler for each in STOPPING if is_main and callable(handler := signal.getsignal(each))}
+    handlers: dict[int, Any] = {
+        each: handler for each in STOPPING if is_main and callable(handler := signal.getsignal(each))
+    }
 
     def handle(number: int, frame: FrameType | None) -> None:
         try:
-            handlers[signal.Signals(number)](number, frame)
+            handlers[number](number, frame)
         except BaseException as error:
             received.append(error)
             raise
@@ -179,10 +180,8 @@ def call_each(judge: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> li
             if received:
                 raise received[0]
     finally:
-        for each, previous in handlers.items():
-            # A score function may have set one of its own.
-            if signal.getsignal(each) is handle:
-                signal.signal(each, previous)
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
     return results
 
 
@@ -211,10 +210,9 @@ def named_numbers(value: Any) -> dict[str, float]:
     numbers = {str(name): float(_value(str(name), number)) for name, number in components}
     if not numbers:
         raise ValueError("the score must hold at least one component, got none")
-    if not all(map(math.isfinite, numbers.values())):
-        raise ValueError(f"the score must be finite, got {numbers}")
-    if max(map(abs, numbers.values())) > LARGEST:
-        raise ValueError(f"the score must be at most {LARGEST:g}, got {numbers}")
+    # A NaN is not smaller either.
+    if not all(abs(number) <= LARGEST for number in numbers.values()):
+        raise ValueError(f"the score must be finite, and at most {LARGEST:g}, got {numbers}")
     return numbers
 
 
@@ -228,35 +226,24 @@ def check_function(
     Raises:
         ValueError: named by the option.
     """
-    name = f"{_module(function)}.{getattr(function, '__qualname__', type(function).__name__)}"
+    bare = function
+    while isinstance(bare, functools.partial):
+        bare = bare.func
+    module = str(getattr(bare, "__module__", None) or type(bare).__module__)
+    name = f"{module}.{getattr(function, '__qualname__', type(function).__name__)}"
     wanted = f"`{option}` must be a function of {' and '.join(takes) if len(takes) < 3 else ', '.join(takes)}"
-    if _module(function).partition(".")[0] in sys.stdlib_module_names:
+    if module.partition(".")[0] in sys.stdlib_module_names:
         raise ValueError(f"{wanted} of your own, got {name} of Python itself.")
-    if isinstance(function, type) or not callable(function):
-        raise ValueError(f"{wanted}, got {name}, which is {'a class' if isinstance(function, type) else 'none'}.")
+    if isinstance(function, type):
+        raise ValueError(f"{wanted}, got {name}, which is a class.")
     # An object is called by the method of its class.
-    bare = _innermost(function)
     promises = _PROMISES[:2] if may_yield else _PROMISES
     if any(is_promise(each) for each in (bare, type(bare).__call__) for is_promise in promises):
         raise ValueError(f"{wanted} that returns its result, got {name}: {PROMISED}.")
     try:
-        signature = inspect.signature(function)
+        inspect.signature(function).bind(*takes)
+    except TypeError as error:
+        raise ValueError(f"{wanted}, got {name}: {error}.") from error
     # Some functions of C extensions do not say what they take.
     except ValueError:
-        return
-    try:
-        signature.bind(*takes)
-    except TypeError as error:
-        raise ValueError(f"{wanted}, got {name}{signature}: {error}.") from error
-
-
-def _module(function: Callable[..., Any]) -> str:
-    """Where the code lies that a call runs."""
-    function = _innermost(function)
-    return str(getattr(function, "__module__", None) or type(function).__module__)
-
-
-def _innermost(function: Callable[..., Any]) -> Callable[..., Any]:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function
+        pass

@@ -5,7 +5,7 @@ import logging
 import math
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -87,14 +87,14 @@ class Reward:
         for option, function in {"score": score, "check": check}.items():
             if function is not None:
                 check_function(option, function, TAKES, may_yield=batched and option == "score")
-        # A NaN is not smaller either.
-        if not abs(failure_score) <= LARGEST:
-            raise ValueError(f"`failure_score` must be finite, and at most {LARGEST:g}, got {failure_score}.")
         if not 0 <= max_failure_share <= 1:
             raise ValueError(f"`max_failure_share` must be in [0, 1], got {max_failure_share}.")
-        for name, weight in (weights or {}).items():
-            if not abs(weight) <= LARGEST:
-                raise ValueError(f"`weights` must be finite, and at most {LARGEST:g}, got {weight} for {name!r}.")
+        # A NaN is not smaller either.
+        if not all(abs(number) <= LARGEST for number in (failure_score, *(weights or {}).values())):
+            raise ValueError(
+                f"`weights` and `failure_score` must be finite, and at most {LARGEST:g}, got {weights} and "
+                f"{failure_score}."
+            )
         if time_limit is not None and not workers:
             raise ValueError(
                 f"`time_limit` {time_limit} needs worker processes, which can be killed; pass `workers=1` or more."
@@ -108,9 +108,8 @@ class Reward:
         self._scored = self._failed = self._told = 0
         self._kinds: set[str] = set()
         """The errors that were logged, without their numbers."""
-        self._names_are_checked = False
         self._names: list[str] = []
-        """The components that completions have had, which those of a call that all fail have too."""
+        """The components of the first completions that could be scored. Those of a call that all fail have them too."""
         self._share: Share | None = None
         """One that the check has given."""
         self._start()
@@ -244,9 +243,9 @@ class Reward:
             if said:
                 components = own | self._table([each.components for group in verdicts for each in group], shape)
             accuracy = accuracy if accuracy in ("reward", *components) else "correct"
-        if not failed.all():
+        if not self._names and not failed.all():
             self._names = list(own)
-            self._check_names(list(components), accuracy)
+            self._check_names(components, accuracy)
         # Weights may be of the check alone, by whose components a failed completion is merely not correct.
         weighed = {name: values.masked_fill(failed, self.failure_score) for name, values in components.items()}
         return Scores(components, self._total(weighed, own), int(failed.sum()), accuracy, verdicts, failed=failed)
@@ -271,11 +270,8 @@ class Reward:
             for name in names or self._names or self.weights or ["reward"]
         }
 
-    def _check_names(self, names: Sequence[str], accuracy: str) -> None:
-        """Once, by the first completions that could be scored: later ones may lack a component."""
-        if self._names_are_checked:
-            return
-        self._names_are_checked = True
+    def _check_names(self, names: Iterable[str], accuracy: str) -> None:
+        """Asked once, since later completions may lack a component."""
         for option, used in {"weights": self.weights or (), "accuracy": {accuracy} - {"reward"}}.items():
             if unknown := set(used) - set(names):
                 raise ValueError(

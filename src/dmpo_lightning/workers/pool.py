@@ -32,8 +32,6 @@ LIFE_SIGN = 0.5
 HEARING = 5.0
 """Seconds in which a worker must begin a call, and have ended itself after the time limit. One in which a thread of an
 earlier call holds everything up does neither."""
-BUFFERED = 1 << 14
-"""Bytes that a pipe takes on every system before anybody has read them."""
 
 
 class CallError(RuntimeError):
@@ -162,7 +160,7 @@ class _Worker:
                 return suspected
         left = self._left or "not known, a thread that has ended or a lock, say"
         self._start()
-        result = self._made(arguments, pickled, None)
+        result = self._made(arguments, pickled)
         if suspected is not None and not isinstance(result, TimeLimitError | WorkerDiedError):
             logger.warning(
                 "A worker process was replaced and a call made anew that is not to blame (%s). What an earlier call of "
@@ -172,11 +170,11 @@ class _Worker:
             )
         return result
 
-    def _made(self, arguments: tuple[Any, ...], pickled: bytes, hearing: float | None) -> Any:
+    def _made(self, arguments: tuple[Any, ...], pickled: bytes, hearing: float = threading.TIMEOUT_MAX) -> Any:
         """The value of a call, or how it failed. The worker must have begun it within ``hearing`` seconds."""
         started = time.monotonic()
-        limit = None if self.time_limit is None else self.time_limit + HEARING
-        answer = self._said(pickled, limit if hearing is None else hearing) and self._said(None, limit)
+        limit = threading.TIMEOUT_MAX if self.time_limit is None else self.time_limit + HEARING
+        answer = self._said(pickled, min(hearing, limit)) and self._said(None, limit)
         if answer is not None:
             value, problem, threads = answer
             if threads:
@@ -186,7 +184,7 @@ class _Worker:
         self.end()
         if self.time_limit is not None and seconds >= self.time_limit:
             return TimeLimitError("the call took longer than the time limit")
-        how = "did not answer" if code is None else f"ended with exit code {code}"
+        how = "closed its pipe" if code is None else f"ended with exit code {code}"
         return WorkerDiedError(f"the worker process {how}")
 
     def _start(self) -> None:
@@ -214,16 +212,17 @@ class _Worker:
             self.end()
             raise RuntimeError(f"A worker process could not start: {answer[1]}")
 
-    def _said(self, asked: bytes | None, seconds: float | None = None) -> "_Answer | None":
-        """What the worker says next. None where it has ended, or is silent for too long."""
-        deadline = None if seconds is None else time.monotonic() + seconds
+    def _said(self, asked: bytes | None, seconds: float = threading.TIMEOUT_MAX) -> "_Answer | None":
+        """What the worker says next. None where it has ended, or is silent for so long, and was killed."""
+        # Beside this thread, which also waits where the worker reads only a part of what is asked.
+        guard = threading.Timer(seconds, self.kill)
+        guard.start()
         try:
             if asked is not None:
-                self._send(asked, seconds)
+                self.pipe.send_bytes(asked)
             while not self.pipe.poll(LIFE_SIGN):
                 # The end of the pipe may outlive the worker, in a process that it has forked.
-                has_ended = not self.process.is_alive() and not self.pipe.poll()
-                if has_ended or (deadline is not None and time.monotonic() > deadline):
+                if not self.process.is_alive() and not self.pipe.poll():
                     return None
             answer: _Answer = pickle.loads(self.pipe.recv_bytes())
             return answer
@@ -231,16 +230,6 @@ class _Worker:
             # Waits for the exit code.
             self.process.join(LIFE_SIGN)
             return None
-
-    def _send(self, asked: bytes, seconds: float | None) -> None:
-        if seconds is None or len(asked) <= BUFFERED:
-            self.pipe.send_bytes(asked)
-            return
-        # Beside this thread, which waits until the worker has read nearly all.
-        guard = threading.Timer(seconds, self.kill)
-        guard.start()
-        try:
-            self.pipe.send_bytes(asked)
         finally:
             guard.cancel()
 
