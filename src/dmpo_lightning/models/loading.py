@@ -2,8 +2,7 @@
 
 import os
 import re
-from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from collections.abc import Container
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -24,7 +22,7 @@ from transformers import (
 from dmpo_lightning.models.families import FAMILIES, family_of_tokenizer
 from dmpo_lightning.models.lora import base_of, is_adapter, load_adapter
 from dmpo_lightning.models.parts import head_name
-from dmpo_lightning.models.verification import read_object, verify_tensors, weight_map, weights_in
+from dmpo_lightning.models.verification import named_problem, read_object, verify_tensors, weight_map, weights_in
 
 EMBEDDED_MODELS = ("sudoku_tiny", "countdown_tiny", "blocks_tiny")
 """Models that are part of the installed package and can be loaded by name without a network."""
@@ -35,6 +33,7 @@ TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json
 """The files of a tokenizer that hold a JSON object each."""
 NEEDED = ("config.json", "adapter_config.json", *TOKENIZER[:2])
 """What a folder to load from has one of at least."""
+NOT_UNDERSTOOD = "File '{}' is not understood"
 Quantization = Literal["nf4"]
 
 
@@ -94,15 +93,16 @@ def load_model(
         base = load_model(base_of(folder), dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
         return load_adapter(base, folder)
     config = read_config(Path(folder), source, trust_remote_code=trust_remote_code)
+    problem = NOT_UNDERSTOOD.format(Path(folder, "config.json"))
     if random_weights:
         # All ranks draw the same weights, and nobody else's draws move.
-        with torch.random.fork_rng(devices=[]), _understood(Path(folder, "config.json"), trust_remote_code):
+        with torch.random.fork_rng(devices=[]), named_problem(problem, trusted=trust_remote_code):
             torch.manual_seed(seed)
             return AutoModelForMaskedLM.from_config(config).to(dtype_of(dtype, torch.float32))
     options: dict[str, Any] = {"dtype": dtype_of(dtype, "auto"), "trust_remote_code": trust_remote_code}
     if config.model_type in FAMILIES or quantization is not None:
         # What the folder must hold, and what the head is called, is known of a model; here it takes no memory.
-        with torch.device("meta"), _understood(Path(folder, "config.json"), trust_remote_code):
+        with torch.device("meta"), named_problem(problem, trusted=trust_remote_code):
             empty = AutoModelForMaskedLM.from_config(config, trust_remote_code=trust_remote_code)
         if config.model_type in FAMILIES:
             tied = empty._tied_weights_keys if config.tie_word_embeddings else None
@@ -117,13 +117,9 @@ def load_model(
 def _with_all_tensors(folder: str, **options: Any) -> nn.Module:
     """What transformers loads. Raises ValueError for a damaged file, or a missing tensor, of which it only warns."""
     weight_map(Path(folder))
-    try:
-        model, found = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True, **options)
     # The weights of a native model were verified, those of others were not.
-    except (AttributeError, RuntimeError, SafetensorError, TypeError) as error:
-        if options["trust_remote_code"]:
-            raise
-        raise ValueError(f"Cannot load the weights in {folder!r}: {' '.join(str(error).split())[:400]}") from error
+    with named_problem(f"Cannot load the weights in {folder!r}", trusted=options["trust_remote_code"]):
+        model, found = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True, **options)
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"The weights in {folder!r} lack the tensor {missing[0]!r} and {len(missing) - 1} more, which would be "
@@ -146,23 +142,11 @@ def read_config(folder: Path, source: str, *, trust_remote_code: bool = False) -
             f"{source!r} is a {model_type!r}, which is not supported: its router and its experts are not built here. "
             f"Supported: {', '.join(FAMILIES)}, and any masked language model of transformers."
         )
-    with _understood(path, trust_remote_code):
+    with named_problem(NOT_UNDERSTOOD.format(path), trusted=trust_remote_code):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     # That attention is computed in one way or another is no fact of a model.
     config._attn_implementation = None
     return with_named_block(config, source, stated)
-
-
-@contextmanager
-def _understood(path: Path, trusted: bool) -> Iterator[None]:
-    """Inside, whatever the values of a file raise is a ValueError that names it."""
-    try:
-        yield
-    # Values of a wrong kind may raise anything in transformers. Code of the model's own has its trace.
-    except Exception as error:
-        if trusted:
-            raise
-        raise ValueError(f"File {str(path)!r} is not understood: {' '.join(str(error).split())}") from error
 
 
 def with_named_block(config: Any, source: str, stated: Container[str]) -> Any:
@@ -260,13 +244,9 @@ def load_tokenizer(source: str | PreTrainedTokenizerBase, *, revision: str | Non
     for path in (Path(folder) / name for name in TOKENIZER):
         if path.is_file():
             read_object(path)
-    try:
+    with named_problem(f"Cannot load a tokenizer from {folder!r}, pass `tokenizer` as well"):
         # None would ask on the terminal.
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    # Files that are not what they should be may raise anything, and a plain Exception in the library of tokenizers.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"Cannot load a tokenizer from {folder!r}: {reason}. Pass `tokenizer` as well.") from error
     family = family_of_tokenizer(tokenizer)
     if tokenizer.chat_template is None and family is not None:
         tokenizer.chat_template = family.chat_template

@@ -14,7 +14,7 @@ from torch import nn
 
 from dmpo_lightning.models.families import FAMILIES
 from dmpo_lightning.models.parts import head_name, layers_of, linear_names, tied_head_name
-from dmpo_lightning.models.verification import read_object, verify_tensors
+from dmpo_lightning.models.verification import named_problem, read_object, verify_tensors
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -187,18 +187,12 @@ def with_stored_adapter(model: nn.Module, directory: str) -> "PeftModel":
     file = Path(directory) / "adapter_config.json"
     if (kind := read_object(file).get("peft_type")) != "LORA":
         raise ValueError(f"Adapter file {str(file)!r} must be of the `peft_type` 'LORA', got {kind!r}.")
-    try:
+    with named_problem(f"Adapter file {str(file)!r} does not fit {type(model).__name__}"):
         config = PeftConfig.from_pretrained(directory)
         # Those adapters also call their task causal language modelling. For that, PEFT would wrap the model in a class
         # that passes arguments on which no masked language model takes.
         config.task_type, config.inference_mode = None, False
         return PeftModel(model, config)
-    # Values of a wrong kind may raise anything in PEFT.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"Adapter file {str(file)!r} does not fit {type(model).__name__} ({type(error).__name__}: {reason})."
-        ) from error
 
 
 class MergedCopy:

@@ -47,12 +47,10 @@ def check_masked_lm(model: Any, *, mask_token_id: int, vocab_size: int) -> None:
     # Weights on the meta device, or weights that are elsewhere, predict nothing.
     if parameter is None or parameter.is_meta or not parameter.numel():
         return
-    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
-    known = getattr(embeddings, "num_embeddings", vocab_size)
     ids = torch.full((3, 4), mask_token_id, device=parameter.device)
     # Any token other than the mask will do, but padding, by which some models count positions.
     padding = getattr(getattr(model, "config", None), "pad_token_id", None)
-    other = next((token for token in range(known - 1, -1, -1) if token not in (mask_token_id, padding)), mask_token_id)
+    other = next((token for token in range(vocab_size) if token not in (mask_token_id, padding)), mask_token_id)
     ids[1, -1], ids[2, 0] = other, other
     output = model(input_ids=ids, attention_mask=None)
     logits = getattr(output, "logits", None)

@@ -6,7 +6,8 @@ narrowed down as well, so that what is compared is what those two load.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,20 @@ def read_object(path: Path) -> dict[str, Any]:
         problem = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
         raise ValueError(f"File {str(path)!r} is {problem}. Download it again.") from error
     return value
+
+
+@contextmanager
+def named_problem(problem: str, *, trusted: bool = False) -> Iterator[None]:
+    """Inside, whatever files with odd values raise in libraries is a ValueError of one line that names the ``problem``.
+
+    Code of a model's own, which is ``trusted``, keeps its trace.
+    """
+    try:
+        yield
+    except Exception as error:
+        if trusted:
+            raise
+        raise ValueError(f"{problem}: {' '.join(str(error).split())[:1000]}") from error
 
 
 def weight_map(folder: Path) -> dict[str, str]:

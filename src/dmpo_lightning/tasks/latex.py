@@ -79,15 +79,8 @@ def equivalent(first: str, second: str) -> bool:
     """Whether two LaTeX answers are the same by the rules above. An empty answer equals nothing."""
     if max(len(first), len(second)) > MAX_TEXT:
         return False
-    left, right = elements(normalise(first)), elements(normalise(second))
-    return len(left) == len(right) and all(map(_same, left, right)) and any(left)
-
-
-def _same(first: str, second: str) -> bool:
-    if first == second:
-        return True
-    value = rational(first)
-    return value is not None and value == rational(second)
+    left = canonical(first)
+    return left == canonical(second) and any(part != "" for part in left)
 
 
 def canonical(text: str) -> tuple[str | Fraction, ...]:
