@@ -18,7 +18,13 @@ LOADING = "; loading torch and Lightning ...\n"
 OWN = """
 import signal
 
+from lightning.pytorch import Callback
+
 from dmpo_lightning import GSM8K
+
+class Broken(Callback):
+    def on_train_batch_start(self, *arguments):
+        raise RuntimeError("mine")
 
 class Impatient(GSM8K):
     def __init__(self, check):
@@ -148,8 +154,19 @@ def test_a_run_is_found_by_its_name_and_continued_in_its_folder(workplace):
     last = "runs/sudoku_tiny/latest/checkpoints/last.ckpt"
     assert tiny("validate", f"--ckpt_path={last}") == 0
     assert (runs / "latest").resolve() == first.resolve(), "evaluations leave it where it is"
-    assert len(list(runs.iterdir())) == 3
+    (second,) = (each for each in runs.iterdir() if each.name.startswith("2") and each != first)
+    assert second.name.endswith("_validate")
+    assert (runs / "latest_validate").resolve() == second.resolve()
     for checkpoint, steps in ((last, 4), ("last", 6)):
         assert tiny("fit", f"--ckpt_path={checkpoint}", f"--trainer.max_steps={steps}", KEEPS_LAST) == 0
-        assert len(list(runs.iterdir())) == 3
+        assert len(list(runs.iterdir())) == 4
         assert (first / f"checkpoints/epoch=0-step={steps}.ckpt").is_file()
+
+
+def test_a_start_that_fails_leaves_no_folder_and_its_version_is_free(with_own_code):
+    named = "--trainer.logger.version=exp1"
+    with pytest.raises(RuntimeError, match="mine"):
+        tiny("fit", named, "--trainer.callbacks+=own_habits.Broken")
+    assert not Path("runs").exists()
+    assert tiny("fit", named, "--trainer.max_steps=2") == 0
+    assert sorted(each.name for each in Path("runs/sudoku_tiny").iterdir()) == ["exp1", "latest"]

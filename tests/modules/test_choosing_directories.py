@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from dmpo_lightning.commands.last_checkpoint import newest_checkpoint
-from dmpo_lightning.modules.run_directory import choose_directory, link_latest, run_directory
+from dmpo_lightning.modules.run_directory import choose_directory, run_directory
 
 DATE = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d)?"
 LOGGERS = {
@@ -41,7 +41,6 @@ def workplace(tmp_path, monkeypatch):
 def begin(make, checkpoint=None, **options):
     run = trainer("home", logger=make(), **options)
     choose_directory(run, checkpoint)
-    link_latest(run)
     return run
 
 
@@ -163,13 +162,67 @@ def test_latest_leads_to_the_run_that_trained_last_and_takes_nothings_place(tmp_
     for _ in range(2):
         run = run_directory(begin(make))
         assert (link.is_symlink(), str(link.readlink())) == (True, run.name)
-    choose_directory(trainer("home", logger=make()))
+    test = trainer("home", logger=make())
+    choose_directory(test, kind="_test")
+    assert run_directory(test).name == Path("runs/mine/latest_test").readlink().name
+    assert re.fullmatch(rf"{DATE}_test", run_directory(test).name.removesuffix("_2"))
     assert str(link.readlink()) == run.name
     link.unlink()
     link.mkdir()
     begin(make)
     assert not link.is_symlink()
     assert not list(tmp_path.rglob(".latest*"))
+
+
+def leave_traces(folder):
+    """What a run has written when its first step fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text("{}")
+    (folder / "run.json").write_text("{}")
+    (folder / "rollouts").mkdir()
+    (folder / "rollouts/before.jsonl").write_text("")
+
+
+@pytest.mark.parametrize("name", LOGGERS)
+def test_a_start_of_which_nothing_comes_leaves_nothing(tmp_path, name):
+    run = trainer("home", logger=LOGGERS[name][0]())
+    start = choose_directory(run)
+    for logger in run.loggers:
+        logger.log_hyperparams({"seed": 1})
+        logger.save()
+    leave_traces(run_directory(run))
+    assert start.undo()
+    assert list(tmp_path.iterdir()) == []
+    # A version that was given is free again.
+    again = run_directory(begin(LOGGERS[name][0]))
+    assert re.fullmatch(LOGGERS[name][1], str(again))
+
+
+def test_a_start_removes_nothing_that_others_wrote(tmp_path):
+    make = lambda: CSVLogger("runs", name="mine", version="a")  # noqa: E731
+    Path("runs/mine/a").mkdir(parents=True)
+    Path("runs/mine/a/job.log").write_text("")
+    first = trainer("home", logger=CSVLogger("runs", name="mine"))
+    choose_directory(first)
+    for _ in range(2):
+        run = trainer("home", logger=make())
+        start = choose_directory(run)
+        assert run_directory(run).name == Path("runs/mine/latest").readlink().name == "a"
+        leave_traces(run_directory(run))
+        assert start.undo()
+        assert [each.name for each in Path("runs/mine/a").iterdir()] == ["job.log"]
+        assert Path("runs/mine/latest").readlink().name == run_directory(first).name
+
+
+@pytest.mark.parametrize("kept", ["checkpoints/last.ckpt", "rollouts/rank0-000000.jsonl", "completions.jsonl"])
+def test_what_has_become_of_a_start_stays(kept):
+    run = trainer("home", logger=CSVLogger("runs", name="mine"))
+    start = choose_directory(run)
+    leave_traces(run_directory(run))
+    (run_directory(run) / kept).parent.mkdir(exist_ok=True)
+    (run_directory(run) / kept).write_text("")
+    assert not start.undo()
+    assert (run_directory(run) / "config.yaml").is_file()
 
 
 def test_a_checkpoint_from_elsewhere_begins_a_directory():

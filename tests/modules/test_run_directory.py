@@ -94,7 +94,7 @@ def test_a_resumed_run_continues_in_its_directory(tmp_path, make):
 
     first = run(4)
     assert run(8, first / "checkpoints/last.ckpt") == first
-    assert [each.name for each in (tmp_path / "mine").iterdir()] == [first.name]
+    assert [each.name for each in (tmp_path / "mine").glob("2*")] == [first.name]
     if make is CSVLogger:
         rows = [(first / name).read_text().splitlines()[1:] for name in ("metrics_part1.csv", "metrics.csv")]
         assert [len(each) for each in rows] == [4, 4]

@@ -30,7 +30,7 @@ from dmpo_lightning.commands.arguments import merged_text
 from dmpo_lightning.commands.last_checkpoint import LAST, check_exists, check_trusted, newest_checkpoint
 from dmpo_lightning.distributed.internals import was_restoring
 from dmpo_lightning.modules.base import PolicyModule
-from dmpo_lightning.modules.run_directory import choose_directory, link_latest
+from dmpo_lightning.modules.run_directory import KINDS, Start, choose_directory
 from dmpo_lightning.terminal import error_line, escaped
 
 ADDED: tuple[type[Callback], ...] = (LoggingExtras, RunRecorder, EvaluationReport, Guards)
@@ -167,11 +167,15 @@ class DMPOCLI(LightningCLI):
             check_trusted(str(path))
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """As Lightning does it. What Lightning, torch or a callback cannot restore of a checkpoint is one line."""
+        """As Lightning does it. A start of which nothing comes leaves no directory, and what Lightning, torch or a
+        callback cannot restore of a checkpoint is one line.
+        """
+        self._start = Start()
         try:
             super()._run_subcommand(subcommand)
         # torch gathers the errors of all ranks in one that is no `Exception`.
         except BaseException as error:
+            self._start.undo()
             if not was_restoring(error) or isinstance(error, UnfitCheckpointError | KeyboardInterrupt | SystemExit):
                 raise
             path = self.config_init[subcommand].get("ckpt_path")
@@ -183,15 +187,14 @@ class DMPOCLI(LightningCLI):
     def before_validate(self) -> None:
         """Chooses the checkpoint, and then a directory."""
         self._choose_checkpoint()
-        choose_directory(self.trainer)
+        self._start = choose_directory(self.trainer, kind=KINDS[self.subcommand])
 
     before_test = before_predict = before_validate
 
     def before_fit(self) -> None:
         """Chooses the checkpoint, and then a directory: a run that goes on has that of the checkpoint's run."""
         self._choose_checkpoint()
-        choose_directory(self.trainer, self.config_init[self.subcommand].get("ckpt_path"))
-        link_latest(self.trainer)
+        self._start = choose_directory(self.trainer, self.config_init[self.subcommand].get("ckpt_path"))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning does it, without its warning that arguments are passed in, as the entry point always does."""
