@@ -103,7 +103,7 @@ def test_a_learnt_puzzle_is_drawn_beside_both_answers():
 
 
 def test_an_answer_without_digits_is_an_empty_grid():
-    assert Sudoku().drawn(PUZZLE, "\x1b[2J no idea").splitlines()[0] == ". . | . ."
+    assert Sudoku().show(PUZZLE, "\x1b[2J no idea").splitlines()[0] == ". . | . ."
 
 
 def test_a_task_without_drawings_shows_its_texts_and_nothing_that_a_terminal_obeys():

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from report_runs import HOSTILE, add_hostile, made_run
@@ -15,8 +16,8 @@ from report_runs import HOSTILE, add_hostile, made_run
 from dmpo_lightning.__main__ import main
 from dmpo_lightning.reports.lines import LONGEST, encoded, read_lines
 from dmpo_lightning.reports.page import page, viewer_items, write_report
-from dmpo_lightning.reports.plots import MOST_POINTS, learning_curve, panels
-from dmpo_lightning.reports.record import read_run, read_runs, shown_completions
+from dmpo_lightning.reports.plots import MOST_POINTS, Panel, learning_curve, panels
+from dmpo_lightning.reports.record import held_out, read_run, read_runs, rollouts
 
 
 @pytest.fixture(scope="module")
@@ -31,36 +32,169 @@ def data_of(text):
 
 def test_a_run_leaves_its_report(run, capsys):
     text = (run / "report.html").read_text(encoding="utf-8")
-    plots = data_of(text)["plots"]
-    captions = set(re.findall(r"<figcaption>([\w/]+)", text))
-    assert len(plots) == text.count("<svg ") == len(captions)
-    assert {"val/accuracy", "reward/total", "weight/ess", "policy/log_rnd", "train/loss"} <= captions
+    plots = {plot["name"]: plot for plot in data_of(text)["plots"]}
+    captions = re.findall(r"<figcaption><b>([\w/]+)", text)
+    assert captions == list(plots)
+    assert captions[0] == "val/accuracy"
+    said = set(re.findall(r"([\w/]+) is ", text.partition("Without a plot")[2]))
+    assert {"reward/total", "weight/ess", "policy/log_rnd", "train/loss", "completion/length"} <= {*plots, *said}
+    assert not said & set(plots)
     summary = json.loads((run / "summary.json").read_text())
     for moment in ("before", "after"):
         solved = summary[moment]["greedy"]["reward"]
         assert f"{solved['mean']:.3f} ± {solved['standard_error']:.3f}" in text
-    assert "sudoku_tiny" in text
+    base = {series["label"]: (series["y"][0], series["base"]) for series in plots["val/accuracy"]["series"]}
+    solved = summary["before"]["temperature_1"]["accuracy"]["mean"]
+    assert base["sampled"] == pytest.approx((solved, solved), abs=1e-4)
+    assert data_of(text)["times"][plots["val/accuracy"]["series"][0]["times"]][0] == [0, 4, 8]
+    assert "No guard fired." in text
+    # The result is the heading, and what was run comes last.
+    assert re.search(r"<h1>[^<]* to [^<]* on held-out examples, 8 steps, \d+ rollouts, 0:\d\d</h1>", text)
+    assert text.index("<h1>") < text.index('data-plot="0"') < text.index('id="viewer"') < text.index("sudoku_tiny")
 
 
 def test_examples_are_the_same_prompts_before_and_after(run):
     for moment in ("before", "after"):
         records = list(read_lines(run / f"rollouts/{moment}.jsonl"))
         assert [(each["moment"], each["prompt_index"]) for each in records] == [(moment, index) for index in range(6)]
-    items = [item for item in viewer_items([read_run(run, "a")]) if "most changed" in item["title"]]
+    items = [item for item in viewer_items([read_run(run, "a")], [[]]) if item["kind"] == "most changed"]
     panes = [[pane["title"] for pane in item["panes"]] for item in items]
-    assert panes == [["Completion before", "Completion after"]] * 6
+    assert panes == [["before", "after"]] * 6
     rewards = [found for item in items for found in re.findall(r"reward (\S+) to (\S+)", item["title"])]
     changes = [abs(float(before) - float(after)) for before, after in rewards]
     assert changes == sorted(changes, reverse=True)
 
 
-def test_best_and_worst_are_of_the_last_buffers_and_of_different_prompts(run):
-    rewards = [line["reward"] for path in (run / "rollouts").glob("rank0-*") for line in read_lines(path)]
-    found = {kind: each for kind, each in shown_completions(read_run(run, "a"), 1) if kind in ("best", "worst")}
-    assert {kind: each.reward for kind, each in found.items()} == {"best": max(rewards), "worst": min(rewards)}
-    assert all(each.tokens and each.moment.startswith("in buffer ") for each in found.values())
-    several = [each.prompt_index for kind, each in shown_completions(read_run(run, "a"), 9) if kind == "best"]
-    assert len(several) == len(set(several)) == 4
+def test_best_and_worst_are_of_different_prompts(run):
+    found = rollouts(read_run(run, "a"))
+    assert len(found) == len([line for path in (run / "rollouts").glob("rank0-*") for line in read_lines(path)])
+    items = viewer_items([read_run(run, "a")], [found])
+    rewards = [each.reward for each in found]
+    for kind, extreme in (("best", max(rewards)), ("worst", min(rewards))):
+        own = [item for item in items if item["kind"] == kind]
+        assert own[0]["panes"][0]["about"].startswith(f"reward {extreme:.4g}")
+        assert all(item["panes"][0]["tokens"] and item["panes"][0]["title"].startswith("in buffer ") for item in own)
+        prompts = [re.search(r"prompt (\d+)", item["title"])[1] for item in own]
+        assert len(set(prompts)) == len(prompts) == 4
+
+
+def rollout(index, buffer, reward, **more):
+    record = {"buffer": buffer, "prompt_index": index, "reward": reward, "prompt": f"p{index}", "completion": "c"}
+    return record | {"components": {"solved": float(reward > 1)}} | more
+
+
+def test_prompts_are_counted_over_time_and_by_difficulty_and_those_never_solved_are_shown(tmp_path):
+    records = [rollout(1, 0, 2), rollout(1, 0, 2), rollout(2, 0, 2), rollout(2, 0, 1), rollout(3, 0, 1)]
+    records += [rollout(4, 1, 1, difficulty="7 blanks"), rollout(4, 1, 1, difficulty="7 blanks")]
+    for number in (0, 1):
+        own = [each for each in records if each["buffer"] == number]
+        write_lines(tmp_path / f"rollouts/rank0-{number}.jsonl", own)
+    write_report([tmp_path], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    rows = re.findall(r'<th scope="row">([^<]*)</th><td><div class="stack".*?</div></td>((?:<td>\d+</td>)+)', text)
+    counts = {name: [int(each) for each in re.findall(r"\d+", cells)] for name, cells in rows}
+    assert counts == {"all": [2, 1, 1], "buffer 1": [1, 1, 1], "buffer 2": [1, 0, 0], "difficulty 7 blanks": [1, 0, 0]}
+    items = data_of(text)["completions"]
+    never = [number for number, item in enumerate(items) if item["kind"] == "never solved"]
+    assert [items[number]["title"][:22] for number in never] == ["never solved, prompt 4", "never solved, prompt 3"]
+    assert [pane["title"] for pane in items[never[0]]["panes"]] == ["in buffer 1, 2 of 2"]
+    assert re.findall(r'data-item="(\d+)"', text) == [str(number) for number in never]
+
+
+def test_seconds_go_into_one_bar(tmp_path):
+    values = {"time/sampling": 30.0, "time/scoring": 10.0, "time/training": 40.0}
+    validation = {"kind": "validation", "step": 2, "seconds": 100.0, "values": {"time/validation": 15.0}}
+    write_lines(tmp_path / "metrics.jsonl", [POINT | {"values": values}, validation])
+    text = page(read_runs([tmp_path]), [])
+    words = re.sub("<.*?>", "", text.partition("Where the time went")[2].partition("</p>")[0])
+    assert words == "sampling 30 s, scoring 10 s, training 40 s, validation 15 s, other 5 s, in all 1:40"
+    assert re.findall(r'width: ([\d.]+)%"', text) == ["30.00", "10.00", "40.00", "15.00", "5.00"]
+
+
+EVALUATION = {"task": "GSM8K", "split": "test", "steps": {"hot": [4]}, "temperature": {"hot": 1.0}, "checkpoint": None}
+
+
+def evaluated(folder):
+    means = {"accuracy": {"mean": 0.5, "standard_error": 0.25}, "pass@2": {"mean": 0.75, "standard_error": 0.1}}
+    results = [
+        {"sampler": "hot", "length": length, "n": 2, "tokens_per_second": 9.0, "means": means} for length in (8, 16)
+    ]
+    folder.mkdir(parents=True)
+    (folder / "evaluation.json").write_text(json.dumps(EVALUATION | {"results": results}))
+    line = {"sampler": "hot", "rollout": 0, "example": {"question": "1+1"}, "completion": "2", "answer": "2"}
+    lines = [
+        line | {"index": index, "length": length, "correct": index + length > 8, "scores": {"reward": 1.0}}
+        for index in range(2)
+        for length in (8, 16)
+    ]
+    write_lines(folder / "completions.jsonl", lines)
+    return folder
+
+
+def test_an_evaluation_has_a_page_with_its_table_its_settings_and_its_verdicts(tmp_path):
+    folder = evaluated(tmp_path / "e")
+    assert main(["report", str(folder)]) == 0
+    text = (folder / "report.html").read_text()
+    assert "<h1>GSM8K: accuracy on test: hot .50 at length 8, hot .50 at length 16, 2 prompts</h1>" in text
+    assert text.count("0.500 ± 0.250") == 2
+    assert text.count("0.750 ± 0.100") == 2
+    assert '<th scope="row">split</th><td class=short>test</td>' in text
+    items = data_of(text)["completions"]
+    # First what was right at one length alone.
+    assert [item["title"] for item in items] == [
+        "evaluated, prompt 0, wrong, right",
+        "evaluated, prompt 1, right, right",
+    ]
+    assert items[0]["prompt"] == "question: 1+1"
+    assert [(pane["title"], pane["about"]) for pane in items[0]["panes"]] == [
+        ("hot, length 8", "wrong, answer 2; reward 1"),
+        ("hot, length 16", "right, answer 2; reward 1"),
+    ]
+
+
+def test_runs_are_named_by_what_differs_and_what_holds_none_is_left_out(run, tmp_path, capsys):
+    folders = []
+    for seed, rate in ((0, 0.1), (1, 0.1), (0, 0.2)):
+        folders.append(with_few_plots(run, tmp_path / f"{seed}-{rate}"))
+        model = {"init_args": {"optimizer": {"init_args": {"lr": rate}}, "seed": seed}}
+        configuration = {"seed_everything": seed, "model": model, "trainer": {"logger": {"name": str(rate)}}}
+        facts = json.loads((run / "run.json").read_text()) | {"configuration": configuration}
+        (folders[-1] / "run.json").write_text(json.dumps(facts))
+    (tmp_path / "empty").mkdir()
+    output = tmp_path / "all.html"
+    assert main(["report", *map(str, folders), str(tmp_path / "empty"), "-o", str(output)]) == 0
+    assert f"Left out: {tmp_path / 'empty'} holds no run." in capsys.readouterr().err
+    data = data_of(output.read_text())
+    assert data["runs"] == ["seed 0, lr 0.1", "seed 1, lr 0.1", "seed 0, lr 0.2"]
+    assert data["seeds"] == [[0, 1], [0, 1], []]
+    # One prompt, with what was before and after in each run.
+    titles = [pane["title"] for pane in data["completions"][0]["panes"]]
+    assert titles == ["before", *(f"after, {name}" for name in data["runs"])]
+
+
+def test_words_beside_a_plot_are_those_of_the_documentation():
+    text = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+    names = ("val/accuracy", "val/8/accuracy", "reward/spread", "reward/own", "time/training", "gradient/norm")
+    said = {name: Panel(name, ()).about for name in names}
+    assert all(part.replace("`", "") in text.replace("`", "") for words in said.values() for part in words)
+    assert said["val/8/accuracy"] == said["val/accuracy"] != said["reward/own"]
+    assert said["reward/spread"][0].startswith("standard deviation within a group")
+    assert said["time/training"][1] == "seconds"
+
+
+def test_a_page_of_a_run_that_goes_on_says_so(run, tmp_path):
+    folder = with_few_plots(run, tmp_path / "a")
+    (folder / "summary.json").unlink()
+    (folder / "rollouts/after.jsonl").unlink()
+    facts = json.loads((run / "run.json").read_text()) | {"configuration": {"trainer": {"max_steps": 20}}}
+    (folder / "run.json").write_text(json.dumps(facts))
+    write_report([folder], folder / "report.html", live=True)
+    text = (folder / "report.html").read_text()
+    assert ", step 8 of 20, " in text
+    assert data_of(text)["live"]
+    # The base is known from the start.
+    assert data_of(text)["plots"][0]["series"][0]["base"] is not None
+    assert [pane["title"] for pane in data_of(text)["completions"][0]["panes"]] == ["before"]
 
 
 def test_each_metric_of_a_learning_curve_is_drawn_with_its_own_base(tmp_path):
@@ -75,8 +209,9 @@ def test_each_metric_of_a_learning_curve_is_drawn_with_its_own_base(tmp_path):
     lines = {line.get_label(): line for line in axes.lines}
     for n, name in enumerate(names):
         label, accuracy = bases[name]
-        curve, base = lines[name], lines[f"base, {label}"]
-        assert list(curve.get_ydata()) == [(1 + n) / 10, (2 + n) / 10]
+        curve, base = lines[label], lines[f"base, {label}"]
+        assert list(curve.get_xdata()) == [0, 1, 2]
+        assert list(curve.get_ydata()) == [accuracy, (1 + n) / 10, (2 + n) / 10]
         assert list(base.get_ydata()) == [accuracy, accuracy]
         assert base.get_color() == curve.get_color()
     assert len({line.get_color() for line in lines.values()}) == 3
@@ -106,7 +241,12 @@ def with_few_plots(run, folder):
     shutil.copytree(run, folder)
     kept = ("reward/total", "val/sampled/accuracy", "val/sampled/accuracy_stderr")
     lines = [
-        line | {"values": {name: line["values"][name] for name in kept if name in line["values"]}}
+        line
+        | (
+            {"values": {name: line["values"][name] for name in kept if name in line["values"]}}
+            if "values" in line
+            else {}
+        )
         for line in read_lines(run / "metrics.jsonl")
     ]
     (folder / "metrics.jsonl").write_bytes(b"".join(map(encoded, lines)))
@@ -118,10 +258,13 @@ def test_several_runs_share_each_plot(run, tmp_path, capsys):
     output, pictures = tmp_path / "both.html", tmp_path / "png"
     assert main(["report", *map(str, runs), "-o", str(output), "--png", str(pictures), "--x", "seconds"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"Report: {output}"
-    plots = data_of(output.read_text())["plots"]
-    labels = [[series["label"] for series in plot["series"]] for plot in plots.values()]
-    assert labels == [["a/version_0 sampled", "b/version_0 sampled"], ["a/version_0", "b/version_0"]]
-    assert {plot["axis"] for plot in plots.values()} == {"seconds of fitting"}
+    data = data_of(output.read_text())
+    plots = data["plots"]
+    labels = [[(series["run"], series["label"]) for series in plot["series"]] for plot in plots]
+    assert labels == [[(0, "sampled"), (1, "sampled")], [(0, ""), (1, "")]]
+    # They differ in nothing by which they could be named.
+    assert data["runs"] == ["a/version_0", "b/version_0"]
+    assert data["axis"] == "seconds"
     assert {path.read_bytes()[:4] for path in pictures.iterdir()} == {b"\x89PNG"}
     assert len(list(pictures.iterdir())) == len(plots)
 
@@ -133,7 +276,7 @@ def test_a_run_of_many_points_is_averaged(run, tmp_path):
         )
     )
     (panel,) = panels(read_runs([tmp_path]))
-    assert len(panel.series[0].x) == MOST_POINTS
+    assert len(panel.series[0].x["step"]) == MOST_POINTS
     assert panel.series[0].y[:2] == (4.5, 14.5)
 
 
@@ -184,7 +327,7 @@ def test_a_bad_value_takes_no_good_one_and_is_counted_by_its_name(tmp_path, caps
     (tmp_path / "summary.json").write_text(json.dumps({"before": results, "after": 3}))
     assert main(["report", str(tmp_path)]) == 0
     text = (tmp_path / "report.html").read_text()
-    assert {"reward/total"} <= set(re.findall(r"<figcaption>([\w/]+)", text))
+    assert "reward/total is 0.5" in text
     assert "0.250 ± 0.125" in text
     assert any(pane["tokens"] for item in data_of(text)["completions"] for pane in item["panes"])
     said = [line.split(": ", 1)[1] for line in capsys.readouterr().err.splitlines()]
@@ -217,7 +360,8 @@ def test_a_report_reads_only_what_has_an_end(tmp_path):
     with (folder / "rank9-000000.jsonl").open("wb") as file:
         file.truncate(2**40)
     found, left_out = write_report([tmp_path], tmp_path / "report.html")
-    assert [panel.name for panel in found] == ["total"]
+    assert found == []
+    assert "reward/total is 0.5" in (tmp_path / "report.html").read_text()
     unread = {what.partition(":")[0] for _, what, _ in left_out}
     bad = {f"rank{number}-000000.jsonl" for number in (1, 2, 3, 9)} | {"run.json", "summary.json", "before.jsonl"}
     # Of the good ones the line that was cut off.
@@ -226,14 +370,19 @@ def test_a_report_reads_only_what_has_an_end(tmp_path):
 
 def test_the_record_of_an_earlier_version_is_read(tmp_path):
     point = {"kind": "buffer", "iteration": 0, "step": 4, "values": {"reward/total": 0.5}}
-    rollout = {"iteration": 0, "prompt_index": 3, "rollout": 0, "reward": 0.5, "prompt": "a", "completion": "b"}
+    sampled = {"iteration": 0, "prompt_index": 3, "rollout": 0, "reward": 0.5, "prompt": "a", "completion": "b"}
     (tmp_path / "metrics.jsonl").write_bytes(encoded(point))
     (tmp_path / "rollouts").mkdir()
-    lines = [{"header": {"seed": 0}}, rollout]
+    lines = [{"header": {"seed": 0}}, sampled]
     (tmp_path / "rollouts/rank0-000000.jsonl").write_bytes(b"".join(map(encoded, lines)))
     run = read_run(tmp_path, "a")
     assert run.buffers[0].values == {"reward/total": 0.5}
-    assert [(kind, each.text) for kind, each in shown_completions(run, 1)] == [("best", "b"), ("worst", "b")]
+    assert [(each.text, each.buffer) for each in rollouts(run)] == [("b", 0)]
+    lines = [
+        {"moment": moment, "prompt_index": 3, "prompt": "a", "completion": moment} for moment in ("before", "after")
+    ]
+    (tmp_path / "examples.jsonl").write_bytes(b"".join(map(encoded, lines)))
+    assert [[each.text for each in pair] for pair in held_out(run)] == [["before", "after"]]
 
 
 def test_a_folder_without_a_run_is_refused_with_what_was_meant(run, tmp_path, capsys):

@@ -13,6 +13,8 @@ from dmpo_lightning.callbacks.completion_records import example_records
 from dmpo_lightning.callbacks.facts import named_means
 from dmpo_lightning.callbacks.preemption import leave_if_told
 from dmpo_lightning.callbacks.progress import ProgressLine
+from dmpo_lightning.callbacks.records import RunRecorder
+from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.evaluation.batch import MEASURES, EvaluatedBatch
 from dmpo_lightning.evaluation.metrics import EvaluationMetrics
 from dmpo_lightning.modules.dmpo import DMPO
@@ -20,7 +22,7 @@ from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.reports.lines import encoded, read_lines, replace, write_object
 from dmpo_lightning.reports.page import write_report
 from dmpo_lightning.reports.plots import learning_curve
-from dmpo_lightning.reports.record import AFTER, BEFORE, REPORT, ROLLOUTS, SUMMARY, read_runs
+from dmpo_lightning.reports.record import AFTER, BASE, BEFORE, REPORT, ROLLOUTS, SUMMARY, read_runs
 from dmpo_lightning.rollout import PromptBatch
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.tasks.answers import before_end
@@ -81,6 +83,11 @@ class BeforeAfterReport(Callback):
         # A resumed run knows it from its first part, and its weights are not the base's any more.
         if not self.before:
             self.before = self._evaluate(trainer, pl_module, BEFORE, list(self.samplers))
+            before = {name: named_means(result) for name, result in self.before.items()}
+            values = {metric: accuracy for metric, (_, accuracy) in self.bases().items()}
+            for recorder in callbacks_of(trainer, RunRecorder):
+                line = {"kind": BASE, "curve": self.curve, "values": values, BEFORE: before}
+                recorder.note(trainer, pl_module, line)
         # Moved back by what the run took before it was resumed.
         self._started = time.perf_counter() - self.seconds
 
@@ -130,7 +137,8 @@ class BeforeAfterReport(Callback):
             metrics[name].update(evaluated)
             # Rank 0 alone writes them, and they cost the decoding of every token.
             if name == self.sampled and trainer.is_global_zero and len(records) < EXAMPLES:
-                records += example_records(evaluated, prompts, module.policy.tokenizer, moment)
+                data = getattr(trainer, "datamodule", None)
+                records += example_records(evaluated, prompts, module.policy.tokenizer, moment, data)
                 examples += evaluated.examples
         # On all ranks, because it is a broadcast.
         directory = run_directory(trainer)
@@ -217,14 +225,14 @@ class BeforeAfterReport(Callback):
 def learnt_example(task: Task, example: Example, before: str, after: str) -> str:
     """An example beside its answers, as its task draws it, or in words."""
     answers = {BEFORE: before, AFTER: after}
-    question = task.drawn(example, None)
+    question = task.show(example, None)
     if question is None:
         prompt = task.prompt(example)
         asked = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
         said = {"prompt": asked} | {moment: before_end(answer) for moment, answer in answers.items()}
         lines = [f"{name}: {shortened(text)}" for name, text in said.items()]
     else:
-        drawings = {"question": question} | {name: task.drawn(example, text) or "" for name, text in answers.items()}
+        drawings = {"question": question} | {name: task.show(example, text) or "" for name, text in answers.items()}
         columns = [[title, *drawing.splitlines()] for title, drawing in drawings.items()]
         widths = [max(map(len, column)) for column in columns]
         rows = zip_longest(*columns, fillvalue="")

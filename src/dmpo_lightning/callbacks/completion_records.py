@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from dmpo_lightning.data.mixture import MixtureDataModule
 from dmpo_lightning.evaluation.batch import EvaluatedBatch
 from dmpo_lightning.rollout import PromptBatch, RolloutBuffer
+from dmpo_lightning.tasks.base import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,7 +18,17 @@ DIGITS = 3
 """Of confidences, which are shown and not computed with."""
 
 
-def rollout_records(buffer: RolloutBuffer, tokenizer: "PreTrainedTokenizerBase") -> Iterator[dict[str, Any]]:
+def task_of(datamodule: Any, example: Any) -> Task | None:
+    """The task that an example is of, if it is of one."""
+    if isinstance(datamodule, MixtureDataModule):
+        datamodule = datamodule.datamodules[example["task"]]
+    task = getattr(datamodule, "task", None)
+    return task if isinstance(task, Task) else None
+
+
+def rollout_records(
+    buffer: RolloutBuffer, tokenizer: "PreTrainedTokenizerBase", datamodule: Any = None
+) -> Iterator[dict[str, Any]]:
     """One record for each rollout of a buffer, in the order of the prompts."""
     rollouts = buffer.rollouts
     shape = rollouts.reward.shape
@@ -26,6 +38,9 @@ def rollout_records(buffer: RolloutBuffer, tokenizer: "PreTrainedTokenizerBase")
     components = {name: value.tolist() for name, value in rollouts.components.items()}
     rewards, keys, indices = rollouts.reward.tolist(), rollouts.keys.tolist(), rollouts.prompts.prompt_index.tolist()
     for row, prompt in enumerate(prompt_texts(tokenizer, rollouts.prompts)):
+        example = rollouts.prompts.examples[row]
+        task = task_of(datamodule, example)
+        difficulty = None if task is None else task.difficulty(example)
         for column, completion in enumerate(rollouts.completions[row]):
             scores = {name: rounded(values[row][column]) for name, values in components.items()}
             yield {
@@ -36,6 +51,7 @@ def rollout_records(buffer: RolloutBuffer, tokenizer: "PreTrainedTokenizerBase")
                 "components": {name: score for name, score in scores.items() if score is not None},
                 **{name: rounded(values[row][column]) for name, values in targets.items()},
                 "key": keys[row][column],
+                **({} if difficulty is None else {"difficulty": difficulty}),
                 "prompt": prompt,
                 "completion": completion,
                 **facts[row * shape[1] + column],
@@ -43,7 +59,7 @@ def rollout_records(buffer: RolloutBuffer, tokenizer: "PreTrainedTokenizerBase")
 
 
 def example_records(
-    evaluated: EvaluatedBatch, batch: PromptBatch, tokenizer: "PreTrainedTokenizerBase", moment: str
+    evaluated: EvaluatedBatch, batch: PromptBatch, tokenizer: "PreTrainedTokenizerBase", moment: str, datamodule: Any
 ) -> list[dict[str, Any]]:
     """One record for the first completion of each example of a batch, which is that of the evaluation."""
     prompts, samples = prompt_texts(tokenizer, batch[~batch.is_filler]), evaluated.samples
@@ -59,10 +75,19 @@ def example_records(
             "correct": correct[row],
             "prompt": prompts[row],
             "completion": evaluated.completions[row][0],
+            **drawings(
+                task_of(datamodule, evaluated.examples[row]), evaluated.examples[row], evaluated.completions[row][0]
+            ),
             **facts[row],
         }
         for row, index in enumerate(evaluated.prompt_index)
     ]
+
+
+def drawings(task: Task | None, example: Any, completion: str) -> dict[str, list[str]]:
+    """The task's own pictures of an example and of its answer, if it draws any."""
+    found = [] if task is None else [task.show(example, None), task.show(example, completion)]
+    return {"drawings": [each or "" for each in found]} if any(found) else {}
 
 
 def token_facts(

@@ -298,7 +298,7 @@ class Guards(RolloutObserver):
                 self.events.append({**event, "message": message})
                 rank_zero_warn(f"Guard {name} at step {trainer.global_step}: {message}")
                 for recorder in callbacks_of(trainer, RunRecorder):
-                    recorder.note_warning(trainer, module, self.events[-1])
+                    recorder.note(trainer, module, {"kind": "guard", **self.events[-1]})
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen and said, as plain values. Empty before the first buffer, and where nothing is trained."""

@@ -33,9 +33,10 @@ class RunRecorder(RolloutObserver):
     """Writes what a run does into its directory, whatever its loggers are. The command line adds it by itself.
 
     - ``run.json``: configuration, model, data, versions and times.
-    - ``metrics.jsonl``, one line per buffer, per validation and per warning of `Guards`: step, rollouts seen, seconds
-      and all scalars. Of ``train/loss`` it has the mean over the buffer. With several ``sampling_rounds``, ``left_out``
-      has the ``prompt_index`` of each prompt, of any rank, that was sampled and is not in the buffer.
+    - ``metrics.jsonl``, one line per buffer, per validation and per warning of `Guards`, and one of what
+      `BeforeAfterReport` measured before: step, rollouts seen, seconds and all scalars. Of ``train/loss`` it has the
+      mean over the buffer. With several ``sampling_rounds``, ``left_out`` has the ``prompt_index`` of each prompt, of
+      any rank, that was sampled and is not in the buffer.
     - ``rollouts/rankR-N.jsonl``, the rollouts of buffer N, one line each: prompt, completion, reward and components,
       the objective's targets (weight, signal, log_rnd), and of each token its text, the step that revealed it and its
       probability then. The oldest file goes when there are too many bytes.
@@ -72,6 +73,7 @@ class RunRecorder(RolloutObserver):
         self._run: str | None = None
         """By which a record and a checkpoint are known to be of one run."""
         self._started: float | None = None
+        self._validation_started = 0.0
         self._lost: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -173,7 +175,8 @@ class RunRecorder(RolloutObserver):
         self._try(ROLLOUTS, lambda: self._write_rollouts(trainer, module, buffer, directory / ROLLOUTS))
 
     def _write_rollouts(self, trainer: Trainer, module: DMPO, buffer: RolloutBuffer, folder: Path) -> None:
-        lines = [encoded(record) for record in rollout_records(buffer, module.policy.tokenizer)]
+        data = getattr(trainer, "datamodule", None)
+        lines = [encoded(record) for record in rollout_records(buffer, module.policy.tokenizer, data)]
         rank = f"rank{trainer.global_rank}"
         replace(folder / f"{rank}-{buffer.number:06d}.jsonl", b"".join(lines))
         files = sorted(folder.glob(f"{rank}-*.jsonl"))
@@ -192,6 +195,9 @@ class RunRecorder(RolloutObserver):
         if pl_module.buffer.needs_rollouts:
             self._close(trainer, pl_module)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validation_started = time.perf_counter()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
@@ -200,6 +206,7 @@ class RunRecorder(RolloutObserver):
         is_dmpo = isinstance(pl_module, DMPO)
         scalars = _numbers(trainer.callback_metrics)
         values = {name: value for name, value in scalars.items() if name.startswith("val/") or not is_dmpo}
+        values["time/validation"] = round(time.perf_counter() - self._validation_started, 3)
         self._write(trainer, pl_module, {"kind": "validation", "values": values})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -209,10 +216,10 @@ class RunRecorder(RolloutObserver):
         self._open, self._losses, self._lines = now
         self._seconds = self._seconds_by_now()
 
-    def note_warning(self, trainer: Trainer, module: LightningModule, warning: Mapping[str, Any]) -> None:
-        """Records what a guard has said. All ranks call it together."""
+    def note(self, trainer: Trainer, module: LightningModule, line: Mapping[str, Any]) -> None:
+        """Records what another callback knows, such as what a guard has said. All ranks call it together."""
         self.start(trainer, module)
-        self._write(trainer, module, {"kind": "guard", **warning})
+        self._write(trainer, module, line)
 
     def _close(self, trainer: Trainer, module: LightningModule) -> None:
         """Writes the scalars of the buffer that is used up."""

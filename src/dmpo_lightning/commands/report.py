@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dmpo_lightning.reports.page import write_report
 from dmpo_lightning.reports.plots import AXES, write_pictures
-from dmpo_lightning.reports.record import REPORT
+from dmpo_lightning.reports.record import REPORT, holds_run
 from dmpo_lightning.terminal import escaped
 
 
@@ -15,14 +15,20 @@ def run(arguments: Sequence[str]) -> None:
     """Runs the command. Raises ValueError for what a user can mend."""
     options = make_parser().parse_args(arguments)
     folders = [Path(each).expanduser() for each in options.runs]
+    # A pattern of a shell also finds what a failed start has left. Of a single folder the reason is said.
+    chosen = [folder for folder in folders if holds_run(folder)] or folders[:1]
+    for folder in folders:
+        if folder not in chosen:
+            print(escaped(f"Left out: {folder} holds no run."), file=sys.stderr)
     # Of one run it lies beside what it tells of, of several where the command was given.
-    beside = folders[0] if len(folders) == 1 else Path()
+    beside = chosen[0] if len(chosen) == 1 else Path()
     output = Path(options.output).expanduser() if options.output else beside / REPORT
-    panels, left_out = write_report(folders, output, options.x)
+    panels, left_out = write_report(chosen, output, options.x)
     for run, what, count in left_out:
         print(escaped(f"Left out of {run}: {what} ({count})"), file=sys.stderr)
     if options.png:
-        pictures = write_pictures(panels, Path(options.png).expanduser())
+        names = [folder.resolve().name for folder in chosen]
+        pictures = list(write_pictures(panels, Path(options.png).expanduser(), options.x, names))
         print(escaped(f"{len(pictures)} pictures in {options.png}"))
     print(escaped(f"Report: {output}"))
 
@@ -30,7 +36,9 @@ def run(arguments: Sequence[str]) -> None:
 def make_parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(prog="dmpo-lightning report", description=__doc__, allow_abbrev=False)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="the directory of a run; several are compared")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="the directory of a training or an evaluation; several are compared"
+    )
     parser.add_argument("-o", "--output", metavar="FILE", help=f"default: RUN/{REPORT}, of several runs ./{REPORT}")
     parser.add_argument("--png", metavar="DIR", help="also write each plot as a picture there")
     parser.add_argument("--x", choices=tuple(AXES), default="step", help="what to plot over")

@@ -64,12 +64,14 @@ def read_file(path: Path, unread: Counter[str] | None = None) -> dict[str, Any]:
     return found or {}
 
 
-def read_lines(path: Path, unread: Counter[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The records of a file. Lines that hold none, have no end or are too long are left out and counted."""
+def read_lines(path: Path, unread: Counter[str] | None = None, most: int = LARGEST) -> Iterator[dict[str, Any]]:
+    """The records of the first ``most`` bytes of a file. Lines that hold none, have no end or are too long are left out
+    and counted.
+    """
     unread = Counter() if unread is None else unread
     try:
         with _open(path) as file:
-            while line := file.readline(LONGEST):
+            while file.tell() < most and (line := file.readline(LONGEST)):
                 record = read_object(line) if line.endswith(b"\n") else None
                 if record is None:
                     unread[f"{path.name}: lines that hold no record"] += 1

@@ -1,9 +1,9 @@
-"""What is plotted of runs, drawn by matplotlib for a page whose colours are not known yet, or as pictures."""
+"""What is plotted of runs. The page's own script draws it; of pictures, matplotlib does."""
 
-import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,87 +13,125 @@ from dmpo_lightning.terminal import shown
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-AXES = {"step": "optimizer step", "rollouts": "rollouts seen", "seconds": "seconds of fitting"}
+AXES = {"step": "optimizer steps", "rollouts": "rollouts", "seconds": "seconds of fitting"}
 """What a report can be plotted over."""
 MOST_POINTS = 400
 """Of a measure, over all runs. More are averaged, neighbour by neighbour, because nobody sees them apart."""
-FIRST = ("val", "reward", "weight", "policy", "completion", "gradient", "train")
-"""Nouns in the order in which people look at them. Others follow by name."""
-ERROR = "_stderr"
-INK = "#010203"
-"""Stands for the colour of text until the page has one. No series has it."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#777777")
-"""Of series, told apart by most who see few colours (Okabe and Ito 2008). The page replaces them too."""
-SIZE = (4.6, 2.7)
-"""Inches. At 72 points each a plot is about as wide as a small screen, so that its text keeps its size there."""
-AXES_BOX = (0.12, 0.17, 0.83, 0.76)
-"""Left, bottom, width and height as shares: room for five characters beside the axis, and a power of ten above it."""
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    # Text stays text, which takes the page's font and colour.
-    "svg.fonttype": "none",
-    # Without it ids and with them files differ from run to run.
-    "svg.hashsalt": "dmpo",
-    # Names of metrics are names, and `$` begins no formula.
-    "text.parse_math": False,
+GROUPS = {
+    "Learning curves": ("val",),
+    "Rewards": ("reward",),
+    "Weights": ("weight",),
+    "Policy": ("policy",),
+    "Completions": ("completion",),
+    "Training": ("train", "gradient", "optimizer"),
+    "Speed": ("time", "rollouts", "sampler"),
 }
+"""Headings with the nouns below them, in the order in which people look at them. Other nouns are headings too."""
+ERROR = "_stderr"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#777777")
+"""Of series, told apart by most who see few colours (Okabe and Ito 2008)."""
+STYLE: dict[Any, Any] = {"font.size": 9, "text.parse_math": False}
+"""Names of metrics are names, and `$` begins no formula."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line."""
+    """One line: of one run, and of a validation by one sampler."""
 
+    run: int
     label: str
-    colour: int
-    x: tuple[float, ...]
+    """The sampler, else nothing."""
+    x: Mapping[str, tuple[float, ...]]
+    """By each of `AXES`."""
     y: tuple[float, ...]
     errors: tuple[float, ...] = ()
     """Standard errors, which are drawn as a band, or nothing."""
+    base: float | None = None
+    """Of the base, with which the line begins and which is drawn as a line of its own."""
 
 
 @dataclass(frozen=True)
 class Panel:
     """One plot: a measure, of all runs."""
 
-    noun: str
     name: str
-    axis: str
-    """A key of `AXES`."""
     series: tuple[Series, ...]
 
     @property
+    def group(self) -> str:
+        """The heading."""
+        noun = self.name.partition("/")[0]
+        return next((group for group, nouns in GROUPS.items() if noun in nouns), noun.capitalize())
+
+    @property
     def slug(self) -> str:
-        """A name for files and ids."""
-        return re.sub(r"[^A-Za-z0-9_]+", "-", f"{self.noun}-{self.name}").strip("-")[:80]
+        """A name for files."""
+        return re.sub(r"[^A-Za-z0-9_]+", "-", self.name).strip("-")[:80]
+
+    @property
+    def constant(self) -> float | None:
+        """The value of a plot that would be a flat line, or a point."""
+        values = [y for each in self.series for y in each.y]
+        is_flat = max(values) - min(values) <= 1e-6 * max(map(abs, values)) or max(len(x.y) for x in self.series) < 2
+        return values[0] if is_flat and len({each.y[:1] for each in self.series}) == 1 else None
+
+    @property
+    def about(self) -> tuple[str, str, str]:
+        """Meaning, unit and healthy range, as docs/metrics.md has them."""
+        name = self.name.replace("val/", "val/sampler/", 1)
+        return next((said for pattern, said in explained() if pattern.fullmatch(name)), ("", "", ""))
 
 
-def panels(runs: Sequence[Run], axis: str = "step") -> list[Panel]:
-    """All panels, in the order of their nouns. Scalars of a validation share one panel for all samplers."""
-    lines: dict[tuple[str, str], list[Series]] = {}
+@cache
+def explained() -> list[tuple[re.Pattern[str], tuple[str, str, str]]]:
+    """The tables of docs/metrics.md, which a wheel has beside this file. ``<...>`` stands for any part of a name."""
+    own, repository = Path(__file__).with_name("metrics.md"), Path(__file__).parents[3] / "docs" / "metrics.md"
+    text = next((path.read_text(encoding="utf-8") for path in (own, repository) if path.is_file()), "")
+    found = []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        for name in re.findall(r"`([\w<>@/]+/[\w<>@/]+)`", cells[0]) if len(cells) > 4 else ():
+            pattern = "".join(".+" if part.startswith("<") else re.escape(part) for part in re.split("(<.*?>)", name))
+            meaning, unit, healthy = (cell.replace("`", "") for cell in cells[1:4])
+            found.append((re.compile(pattern), (meaning, unit, healthy)))
+    # What is named itself before what fits a pattern.
+    return sorted(found, key=lambda each: ".+" in each[0].pattern)
+
+
+def panels(runs: Sequence[Run]) -> list[Panel]:
+    """All panels, in the order of their groups. Scalars of a validation share one panel for all samplers."""
+    lines: dict[str, list[Series]] = {}
     most = max(MOST_POINTS // max(len(runs), 1), 2)
     for number, run in enumerate(runs):
-        own = f"{run.name} " if len(runs) > 1 else ""
-        for name in _names(run.buffers):
-            noun, _, rest = name.partition("/")
-            series = _series(run.buffers, name, axis, label=run.name, colour=number, most=most)
-            lines.setdefault((noun, rest or noun), []).append(series)
-        for name in _names(run.validations):
-            parts = name.split("/")
-            sampler, measure = parts[1] if len(parts) > 2 else "", "/".join(parts[2:] or parts[1:])
-            others = lines.setdefault(("val", measure), [])
-            label, colour = f"{own}{sampler}".strip(), len(others)
-            others.append(_series(run.validations, name, axis, label=label, colour=colour, most=most))
-    drawn = [
-        Panel(noun, name, axis, tuple(series))
-        for (noun, name), series in lines.items()
-        if any(each.y for each in series)
-    ]
-    return sorted(drawn, key=_order)
+        for points in (averaged(run.buffers, most), averaged(run.validations, most)):
+            for name in _names(points):
+                parts = name.split("/")
+                # `val/accuracy` of the sampler in the middle.
+                is_sampled = parts[0] == "val" and len(parts) > 2
+                title, label = ("/".join(["val", *parts[2:]]), parts[1]) if is_sampled else (name, "")
+                lines.setdefault(title, []).append(_series(run, points, name, number, label))
+    return sorted((Panel(name, tuple(series)) for name, series in lines.items()), key=_order)
 
 
 def _order(panel: Panel) -> tuple[int, str, bool, str]:
-    rank = FIRST.index(panel.noun) if panel.noun in FIRST else len(FIRST)
-    return rank, panel.noun, panel.name not in ("accuracy", "total", "loss"), panel.name
+    groups = list(GROUPS)
+    rank = groups.index(panel.group) if panel.group in GROUPS else len(groups)
+    return rank, panel.group, panel.name.rpartition("/")[2] not in ("accuracy", "total", "loss"), panel.name
+
+
+def drawn_and_said(found: Sequence[Panel]) -> tuple[list[Panel], list[str]]:
+    """The panels that are worth a plot, and a text on each of the others: one is constant, or equal to another."""
+    drawn, said, seen = [], [], dict[Any, str]()
+    for panel in found:
+        values = tuple((each.run, each.label, each.y) for each in panel.series)
+        if panel.constant is not None:
+            said.append(f"{panel.name} is {panel.constant:.4g}")
+        elif values in seen:
+            said.append(f"{panel.name} is equal to {seen[values]}")
+        else:
+            seen[values] = panel.name
+            drawn.append(panel)
+    return drawn, said
 
 
 def _names(points: Sequence[Point]) -> list[str]:
@@ -101,118 +139,89 @@ def _names(points: Sequence[Point]) -> list[str]:
     return [name for name in names if not (name.endswith(ERROR) and name.removesuffix(ERROR) in names)]
 
 
-def _series(points: Sequence[Point], name: str, axis: str, *, label: str, colour: int, most: int) -> Series:
+def _series(run: Run, points: Sequence[Point], name: str, number: int, label: str) -> Series:
     own = [point for point in points if name in point.values]
-    x, y = [getattr(point, axis) for point in own], [point.values[name] for point in own]
-    errors = [point.values.get(name + ERROR, 0.0) for point in own]
-    size = -(-len(own) // most) or 1
-    x, y, errors = _averaged(x, size), _averaged(y, size), _averaged(errors, size)
-    return Series(label, colour, tuple(x), tuple(y), tuple(errors) if any(errors) else ())
+    x = {axis: tuple(getattr(point, axis) for point in own) for axis in AXES}
+    y = tuple(point.values[name] for point in own)
+    errors = tuple(point.values.get(name + ERROR, 0.0) for point in own)
+    base = run.base(name)
+    if base is not None:
+        x, y = {axis: (0.0, *values) for axis, values in x.items()}, (base["mean"], *y)
+        errors = (base["standard_error"] if any(errors) else 0.0, *errors)
+    return Series(number, label, x, y, errors if any(errors) else (), base["mean"] if base else None)
 
 
-def _averaged(values: list[float], size: int) -> list[float]:
-    cut = [values[start : start + size] for start in range(0, len(values), size)]
-    return [sum(part) / len(part) for part in cut]
+def averaged(points: Sequence[Point], most: int) -> Sequence[Point]:
+    """At most so many points. Each is the mean of neighbours, of those that have a value."""
+    size = -(-len(points) // most) or 1
+    return points if size == 1 else [_mean(points[start : start + size]) for start in range(0, len(points), size)]
 
 
-def draw(panel: Panel, *, ink: str = "#222222") -> "Figure":
-    """The figure of a panel. ``ink`` is the colour of text and axes."""
-    # Slow to import, and needed when a report is written alone (docs/decisions/006-matplotlib.md).
+def _mean(points: Sequence[Point]) -> Point:
+    names = dict.fromkeys(name for point in points for name in point.values)
+    values = {name: [point.values[name] for point in points if name in point.values] for name in names}
+    means = {name: sum(own) / len(own) for name, own in values.items()}
+    step, seen, seconds = (sum(getattr(point, axis) for point in points) / len(points) for axis in AXES)
+    return Point(step, seen, seconds, means)
+
+
+def draw(panel: Panel, axis: str, names: Sequence[str], size: tuple[float, float] = (6.4, 3.6)) -> "Figure":
+    """The picture of a panel. Lines are named at their ends."""
+    # Slow to import, and needed for pictures alone (docs/decisions/006-matplotlib.md).
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
-        figure = Figure(figsize=SIZE)
-        # A layout that is computed takes twice the time.
-        axes = figure.add_axes(AXES_BOX)
-        for series in panel.series:
-            colour = COLOURS[series.colour % len(COLOURS)]
-            few: dict[str, Any] = {"marker": "o", "markersize": 2.5} if len(series.x) <= 60 else {}
-            axes.plot(series.x, series.y, color=colour, linewidth=1.4, label=shown(series.label, 60), **few)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        for number, series in enumerate(panel.series):
+            x, colour = series.x[axis], COLOURS[number % len(COLOURS)]
+            own = names[series.run] if len(names) > 1 else ""
+            label = shown(f"{own} {series.label}".strip(), 60)
+            axes.plot(x, series.y, color=colour, linewidth=1.6, label=label)
+            axes.annotate(f" {label}", (x[-1], series.y[-1]), color=colour, va=("bottom", "top")[number % 2])
             if series.errors:
                 low = [y - error for y, error in zip(series.y, series.errors, strict=True)]
                 high = [y + error for y, error in zip(series.y, series.errors, strict=True)]
-                axes.fill_between(series.x, low, high, color=colour, alpha=0.2, linewidth=0)
-        axes.set_xlabel(AXES[panel.axis])
-        axes.grid(color=ink, alpha=0.15, linewidth=0.6)
-        axes.tick_params(colors=ink)
-        axes.xaxis.label.set_color(ink)
+                axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+            if series.base is not None:
+                axes.axhline(series.base, color=colour, linestyle="--", linewidth=1, label=f"base, {label}")
+        axes.set(xlabel=AXES[axis], ylabel=shown(panel.name, 60))
+        axes.ticklabel_format(useOffset=False)
+        axes.grid(alpha=0.15, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[:].set_color(ink)
-        figure.patch.set_visible(False)
-        axes.patch.set_visible(False)
     return figure
 
 
 def learning_curve(run: Run, bases: Mapping[str, tuple[str, float]]) -> "Figure":
-    """Validation metrics by their names, each with the accuracy of a base as a dashed line of its colour.
+    """Validation metrics by their names from step 0 on, where each has the accuracy of its base, which is also a dashed
+    line of its colour.
 
     Args:
         run: whose record has the validations.
         bases: by the name of the metric, what the base was sampled with and its accuracy.
     """
-    series = [
-        _series(run.validations, name, "step", label=name, colour=colour, most=MOST_POINTS)
-        for colour, name in enumerate(bases)
-    ]
-    figure = draw(Panel("val", "accuracy", "step", tuple(series)))
-    figure.set_size_inches(7, 4)
-    axes = figure.axes[0]
-    for each, (label, accuracy) in zip(series, bases.values(), strict=True):
-        colour = COLOURS[each.colour % len(COLOURS)]
-        axes.axhline(accuracy, color=colour, linestyle="--", linewidth=1, label=f"base, {label}")
-    axes.set(ylabel="accuracy", ylim=(0, 1))
-    axes.legend()
-    figure.patch.set_visible(True)
+    series = []
+    for name, (sampler, accuracy) in bases.items():
+        own = [point for point in run.validations if name in point.values]
+        x = {"step": (0.0, *(point.step for point in own))}
+        series.append(Series(0, sampler, x, (accuracy, *(point.values[name] for point in own)), base=accuracy))
+    figure = draw(Panel("accuracy", tuple(series)), "step", [run.name], size=(7, 4))
+    figure.axes[0].set(ylim=(0, 1.05))
     return figure
 
 
-def to_svg(panel: Panel) -> tuple[str, dict[str, Any]]:
-    """The plot as an element of a page, and where its data lies within it, by which a script finds what is under a
-    pointer: the axes' rectangle as shares of the plot, and its limits.
-
-    Its colours are ``currentColor`` and the page's ``--series-N``. Ids begin with the panel's name, because all plots
-    of a page share one space of them.
-    """
-    from matplotlib import rc_context
-
-    figure, buffer = draw(panel, ink=INK), io.StringIO()
-    with rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    svg = buffer.getvalue()
-    # Without the prolog of a file of its own, what the page does not need, and a style that would hold for all of it.
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    head = r'<svg viewBox="\1" role="img" aria-hidden="true">'
-    svg = re.sub(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', head, svg, count=1)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{panel.slug}-", svg)
-    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
-    svg = svg.replace(INK, "currentColor")
-    for number, colour in enumerate(COLOURS):
-        svg = svg.replace(colour, f"var(--series-{number})")
-    axes = figure.axes[0]
-    box = axes.get_position()
-    rectangle = {"left": box.x0, "right": box.x1, "top": 1 - box.y1, "bottom": 1 - box.y0}
-    return svg, rectangle | {"x": list(axes.get_xlim()), "y": list(axes.get_ylim())}
-
-
-def write_pictures(found: Sequence[Panel], folder: Path) -> list[Path]:
-    """Writes each panel as a PNG, with its name and legend.
+def write_pictures(found: Sequence[Panel], folder: Path, axis: str, names: Sequence[str]) -> Iterator[Path]:
+    """Writes each panel as a PNG.
 
     Raises:
         ValueError: the folder cannot be written.
     """
-    paths = []
     for panel in found:
-        figure = draw(panel)
-        figure.axes[0].set_title(shown(f"{panel.noun}/{panel.name}", 80), fontsize=9, parse_math=False)
-        if len(panel.series) > 1:
-            figure.axes[0].legend(fontsize=7)
-        figure.patch.set_visible(True)
-        paths.append(folder / f"{panel.slug}.png")
+        path = folder / f"{panel.slug}.png"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(paths[-1], dpi=150)
+            draw(panel, axis, names).savefig(path, dpi=150)
         except OSError as error:
             raise ValueError(f"`--png` must be a folder that can be written; got {folder}: {error}.") from error
-    return paths
+        yield path

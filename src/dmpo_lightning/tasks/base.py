@@ -159,13 +159,20 @@ class Task(ABC):
         """Whether training and evaluations call `check`. By default they do if the task defines it."""
         return type(self).check is not Task.check
 
-    def drawn(self, example: Example, completion: str | None) -> str | None:
+    def show(self, example: Example, completion: str | None) -> str | None:
         """A picture of an example in a few lines of text, as reports print it: with the answer of a completion, or of
         the question alone.
 
         The default is None, where prompt and completion are printed as they are.
         """
         return None
+
+    def difficulty(self, example: Example) -> str | int | None:
+        """How hard an example is by the task's own measure, by which reports tell prompts apart.
+
+        The default is the ``level`` of an example that has one.
+        """
+        return example.get("level") if isinstance(example, Mapping) else None
 
     @classmethod
     def from_saved(cls, record: Mapping[str, Any]) -> Example:

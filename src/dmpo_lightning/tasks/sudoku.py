@@ -258,7 +258,10 @@ class Sudoku(Benchmark):
             f"`sizes` asks for {self.sizes[split]}; ask for fewer or widen `blanks`."
         )
 
-    def drawn(self, example: Example, completion: str | None) -> str:
+    def difficulty(self, example: Example) -> str:
+        return f"{example['puzzle'].count('0')} blanks"
+
+    def show(self, example: Example, completion: str | None) -> str:
         """The grid, with a point for each cell without a digit."""
         digits = example["puzzle"] if completion is None else published_answer(completion)[:CELLS]
         cells = [digit if digit in "1234" else "." for digit in digits.ljust(CELLS, "0")]
