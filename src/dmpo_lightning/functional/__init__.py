@@ -1,58 +1,30 @@
 """The mathematics of DMPO on plain tensors: masks, likelihoods, weights, baselines, losses and keyed randomness."""
 
-from dmpo_lightning.functional.baselines import (
-    group_baseline,
-    negative_baseline,
-    no_baseline,
-    policy_baseline,
-)
-from dmpo_lightning.functional.likelihood import elbo, elbo_replicates, trajectory_log_prob
-from dmpo_lightning.functional.losses import denoising_cross_entropy, denoising_likelihood, wdce_loss, wddo_loss
-from dmpo_lightning.functional.masking import (
-    antithetic_pair,
-    block_weights,
-    check_replicates,
-    draw_masks,
-    mask_count,
-    position_ranks,
-    trajectory_masks,
-)
-from dmpo_lightning.functional.randomness import Purpose, fold_in, inverse_cdf, row_keys, uniforms
-from dmpo_lightning.functional.weights import (
-    effective_sample_size,
-    equal_reward_groups,
-    importance_weights,
-    log_partition,
-    negligible,
-)
-
-__all__ = [
-    "Purpose",
-    "antithetic_pair",
-    "block_weights",
-    "check_replicates",
-    "denoising_cross_entropy",
-    "denoising_likelihood",
-    "draw_masks",
-    "effective_sample_size",
-    "elbo",
-    "elbo_replicates",
-    "equal_reward_groups",
-    "fold_in",
-    "group_baseline",
-    "importance_weights",
-    "inverse_cdf",
-    "log_partition",
-    "mask_count",
-    "negative_baseline",
-    "negligible",
-    "no_baseline",
-    "policy_baseline",
-    "position_ranks",
-    "row_keys",
-    "trajectory_log_prob",
-    "trajectory_masks",
-    "uniforms",
-    "wdce_loss",
-    "wddo_loss",
-]
+from dmpo_lightning.functional.baselines import group_baseline as group_baseline
+from dmpo_lightning.functional.baselines import negative_baseline as negative_baseline
+from dmpo_lightning.functional.baselines import no_baseline as no_baseline
+from dmpo_lightning.functional.baselines import policy_baseline as policy_baseline
+from dmpo_lightning.functional.likelihood import elbo as elbo
+from dmpo_lightning.functional.likelihood import elbo_replicates as elbo_replicates
+from dmpo_lightning.functional.likelihood import trajectory_log_prob as trajectory_log_prob
+from dmpo_lightning.functional.losses import denoising_cross_entropy as denoising_cross_entropy
+from dmpo_lightning.functional.losses import denoising_likelihood as denoising_likelihood
+from dmpo_lightning.functional.losses import wdce_loss as wdce_loss
+from dmpo_lightning.functional.losses import wddo_loss as wddo_loss
+from dmpo_lightning.functional.masking import antithetic_pair as antithetic_pair
+from dmpo_lightning.functional.masking import block_weights as block_weights
+from dmpo_lightning.functional.masking import check_replicates as check_replicates
+from dmpo_lightning.functional.masking import draw_masks as draw_masks
+from dmpo_lightning.functional.masking import mask_count as mask_count
+from dmpo_lightning.functional.masking import position_ranks as position_ranks
+from dmpo_lightning.functional.masking import trajectory_masks as trajectory_masks
+from dmpo_lightning.functional.randomness import Purpose as Purpose
+from dmpo_lightning.functional.randomness import fold_in as fold_in
+from dmpo_lightning.functional.randomness import inverse_cdf as inverse_cdf
+from dmpo_lightning.functional.randomness import row_keys as row_keys
+from dmpo_lightning.functional.randomness import uniforms as uniforms
+from dmpo_lightning.functional.weights import effective_sample_size as effective_sample_size
+from dmpo_lightning.functional.weights import equal_reward_groups as equal_reward_groups
+from dmpo_lightning.functional.weights import importance_weights as importance_weights
+from dmpo_lightning.functional.weights import log_partition as log_partition
+from dmpo_lightning.functional.weights import negligible as negligible

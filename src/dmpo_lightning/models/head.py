@@ -18,31 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_outputs import MaskedLMOutput
 
 CHUNK_BYTES = 2**25
 """How many bytes of float32 scores exist at once."""
 CHUNK_TOKENS = 8192
 """How many tokens of the vocabulary have scores at once."""
-
-
-def predict(
-    head: nn.Module,
-    hidden: Tensor,
-    positions: Tensor | None,
-    targets: Tensor | None,
-    logit_bias: Tensor | None,
-    temperature: float,
-) -> MaskedLMOutput | Tensor:
-    """What a native model returns for the hidden states at ``positions``.
-
-    That is logits, or float32 log-probs of ``targets`` where both are given. The arguments and results are those of
-    `NativeModel.forward`.
-    """
-    if positions is not None and targets is not None:
-        return target_log_probs(head, hidden, targets, logit_bias=logit_bias, temperature=temperature)
-    logits = head(hidden) if logit_bias is None else head(hidden) + logit_bias
-    return MaskedLMOutput(logits=logits) if positions is None else logits
 
 
 def target_log_probs(

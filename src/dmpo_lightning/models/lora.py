@@ -77,7 +77,11 @@ class LoRA:
         if self.targets is None:
             return block_linear_names(model)
         names, head = linear_names(model), head_name(model)
-        matched = {target: matching_names(target, names, head=head) for target in self.targets}
+        # LLaDA's head is called ff_out, like the last linear of each of its layers.
+        matched = {
+            target: [name for name in names if name == target or (name.endswith(f".{target}") and name != head)]
+            for target in self.targets
+        }
         for target, layers in matched.items():
             if not layers:
                 kinds = sorted({name.rpartition(".")[2] for name in names})
@@ -97,12 +101,6 @@ def check_adapted(model: nn.Module, tied_head: str | None, adapted: Collection[s
             f"LoRA cannot adapt {tied_head!r} of {type(model).__name__}: its weight is that of the embedding too "
             "(`tie_word_embeddings`), and a merged adapter would change both. Leave it out of `targets`."
         )
-
-
-def matching_names(target: str, names: list[str], *, head: str | None) -> list[str]:
-    """Those of the full ``names`` that ``target`` is, or whose last parts it is. The head only by its full name."""
-    # LLaDA's head is called ff_out, like the last linear of each of its layers.
-    return [name for name in names if name == target or (name.endswith(f".{target}") and name != head)]
 
 
 def block_linear_names(model: nn.Module) -> list[str]:

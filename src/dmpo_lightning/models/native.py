@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
-from dmpo_lightning.models.head import predict
+from dmpo_lightning.models.head import target_log_probs
 from dmpo_lightning.models.kv_cache import Columns
 from dmpo_lightning.models.layers import (
     additive,
@@ -223,4 +223,8 @@ class NativeModel(PreTrainedModel):
         """
         at = self.state_positions(input_ids, positions)
         hidden = self.hidden_states(input_ids, attention_mask, at, columns)
-        return predict(self.get_output_embeddings(), hidden, positions, targets, logit_bias, temperature)
+        head = self.get_output_embeddings()
+        if positions is not None and targets is not None:
+            return target_log_probs(head, hidden, targets, logit_bias=logit_bias, temperature=temperature)
+        logits = head(hidden) if logit_bias is None else head(hidden) + logit_bias
+        return MaskedLMOutput(logits=logits) if positions is None else logits

@@ -1,23 +1,11 @@
 """Objectives: weights and losses over rollouts. `Objective` says what one has to provide."""
 
-from dmpo_lightning.objectives.base import (
-    Diagnostics,
-    Objective,
-    Targets,
-    score_rollouts,
-)
-from dmpo_lightning.objectives.estimators import ElboEstimator, LogProbEstimator, TrajectoryEstimator
-from dmpo_lightning.objectives.wdce import WDCE
-from dmpo_lightning.objectives.wddo import WDDO
-
-__all__ = [
-    "WDCE",
-    "WDDO",
-    "Diagnostics",
-    "ElboEstimator",
-    "LogProbEstimator",
-    "Objective",
-    "Targets",
-    "TrajectoryEstimator",
-    "score_rollouts",
-]
+from dmpo_lightning.objectives.base import Diagnostics as Diagnostics
+from dmpo_lightning.objectives.base import Objective as Objective
+from dmpo_lightning.objectives.base import Targets as Targets
+from dmpo_lightning.objectives.base import score_rollouts as score_rollouts
+from dmpo_lightning.objectives.estimators import ElboEstimator as ElboEstimator
+from dmpo_lightning.objectives.estimators import LogProbEstimator as LogProbEstimator
+from dmpo_lightning.objectives.estimators import TrajectoryEstimator as TrajectoryEstimator
+from dmpo_lightning.objectives.wdce import WDCE as WDCE
+from dmpo_lightning.objectives.wddo import WDDO as WDDO

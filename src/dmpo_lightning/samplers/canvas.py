@@ -12,7 +12,7 @@ from torch import Tensor
 from dmpo_lightning.models.kv_cache import KeyValueCache
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers.base import Sampler, Samples
-from dmpo_lightning.samplers.draws import Confidence, Draw, draw_tokens, most_likely, step_uniforms
+from dmpo_lightning.samplers.draws import Confidence, Draw, draw_tokens, step_uniforms
 
 
 @dataclass(frozen=True)
@@ -203,8 +203,6 @@ class Canvas:
 
         Options are those of the ``sampler``. What it leaves open is as in the published decoding of the model's family.
         """
-        if sampler.temperature == 0:
-            return most_likely(logits)
         uniform = step_uniforms(self.keys, step, self.length)
         uniform = uniform.gather(1, positions) if rows is None else uniform[rows, positions]
         # SDAR, TraDo's JetEngine and Dream rank tokens by the probability that they were drawn with, LLaDA does not.

@@ -64,7 +64,9 @@ def draw_tokens(
     has them. A most likely token is drawn from nothing, so that its ``confidence`` is the model's in any case.
     """
     if temperature == 0:
-        return most_likely(logits)
+        tokens = logits.argmax(-1)
+        odds = log_odds(logits, tokens)
+        return Draw(tokens, torch.zeros_like(odds, dtype=torch.float32), odds)
     # Passes over the vocabulary are most of a step's work beside the forward. So exponentials are taken in place, and
     # only those of the drawn tokens are divided by their sum. At temperature 1 one pass serves both the draw and its
     # log-prob, and no more than one tensor of that size is made; at any other `shifted` is kept for the log-odds.
@@ -96,13 +98,6 @@ def _truncate(probabilities: Float[Tensor, "*at vocab"], top_k: int | None, top_
         before = ordered.cumsum(-1).sub_(ordered)
         ordered.masked_fill_(before >= top_p * ordered.sum(-1, keepdim=True), 0)
         probabilities.scatter_(-1, tokens, ordered)
-
-
-def most_likely(logits: Float[Tensor, "*at vocab"]) -> Draw:
-    """The most likely token of each position."""
-    tokens = logits.argmax(-1)
-    odds = log_odds(logits, tokens)
-    return Draw(tokens, torch.zeros_like(odds, dtype=torch.float32), odds)
 
 
 def log_odds(logits: Float[Tensor, "*at vocab"], tokens: Int[Tensor, "*at"]) -> Float[Tensor, "*at"]:
