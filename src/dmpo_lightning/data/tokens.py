@@ -161,12 +161,10 @@ def _of_few_lines(most: int = 1_000_000) -> Iterator[None]:
 
     Python's own tracing counts them, which needs no second thread and stops in the middle of a loop.
     """
-    left = most
+    left = iter(range(most))
 
     def on_line(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0:
+        if next(left, None) is None:
             raise RuntimeError(f"it takes more than {most} lines, and may have no end")
         return on_line
 

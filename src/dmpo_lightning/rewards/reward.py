@@ -234,7 +234,11 @@ class Reward:
     def _scores(self, judged: Sequence[Judgement | ScoreError], shape: tuple[int, int]) -> Scores:
         """Tensors of what is said of each completion, whose shape is prompts and rollouts."""
         failed = torch.tensor([isinstance(each, ScoreError) for each in judged], dtype=torch.bool).view(shape)
-        own = self._table([each if isinstance(each, ScoreError) else each.numbers for each in judged], shape)
+
+        def filled(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: values.masked_fill(failed, self.failure_score) for name, values in table.items()}
+
+        own = filled(self._table([{} if isinstance(each, ScoreError) else each.numbers for each in judged], shape))
         components, accuracy, verdicts = own, self.accuracy, None
         if self.check is not None:
             said = [None if isinstance(each, ScoreError) else each.verdict for each in judged]
@@ -247,8 +251,8 @@ class Reward:
             self._names = list(own)
             self._check_names(components, accuracy)
         # Weights may be of the check alone, by whose components a failed completion is merely not correct.
-        weighed = {name: values.masked_fill(failed, self.failure_score) for name, values in components.items()}
-        return Scores(components, self._total(weighed, own), int(failed.sum()), accuracy, verdicts, failed=failed)
+        total = self._total(filled(components), own)
+        return Scores(components, total, int(failed.sum()), accuracy, verdicts, failed=failed)
 
     def _answered(self, said: Sequence[Verdict | None]) -> list[Verdict]:
         """The verdicts on a prompt's completions. One that failed has none of as many parts right."""
@@ -257,15 +261,11 @@ class Reward:
         wrong = Verdict(None, False, share and replace(share, right=0))
         return [wrong if verdict is None else verdict for verdict in said]
 
-    def _table(self, rows: Sequence[Mapping[str, float] | ScoreError], shape: tuple[int, int]) -> dict[str, Tensor]:
+    def _table(self, rows: Sequence[Mapping[str, float]], shape: tuple[int, int]) -> dict[str, Tensor]:
         """Components by name. What a completion does not have is NaN."""
-        names = dict.fromkeys(name for row in rows if not isinstance(row, ScoreError) for name in row)
-
-        def number(row: Mapping[str, float] | ScoreError, name: str) -> float:
-            return self.failure_score if isinstance(row, ScoreError) else row.get(name, math.nan)
-
+        names = dict.fromkeys(name for row in rows for name in row)
         return {
-            name: torch.tensor([number(row, name) for row in rows], dtype=torch.float32).view(shape)
+            name: torch.tensor([row.get(name, math.nan) for row in rows], dtype=torch.float32).view(shape)
             # Where every completion failed, none of them has named a component.
             for name in names or self._names or self.weights or ["reward"]
         }
@@ -281,9 +281,7 @@ class Reward:
 
     def _total(self, components: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum. Without weights it is that of the score function's own components."""
-        table = own if self.weights is None else components
-        weights = dict.fromkeys(own, 1.0) if self.weights is None else self.weights
-        present = {name: weight for name, weight in weights.items() if name in table}
-        zero = torch.zeros_like(next(iter(table.values())))
+        table, weights = (own, dict.fromkeys(own, 1.0)) if self.weights is None else (components, self.weights)
         # NaN is a component that a completion does not have, and adds nothing.
-        return sum((weight * table[name].nan_to_num(0.0) for name, weight in present.items()), zero)
+        terms = (weight * table[name].nan_to_num(0.0) for name, weight in weights.items() if name in table)
+        return sum(terms, torch.zeros_like(next(iter(own.values()))))

@@ -13,10 +13,7 @@ Variant = Literal["published", "verified"]
 is DMPO's. ``verified`` is what we hold to be right. Numbers of the two variants never belong in one table."""
 PromptStyle = Literal["train", "eval"]
 
-FACTS = (
-    *("task", "prompt style", "system prompt", "instruction", "few-shot examples"),
-    *("prefill", "rewards", "check"),
-)
+FACTS = ("task", "prompt style", "system prompt", "instruction", "few-shot examples", "prefill", "rewards", "check")
 """What every report states of a task."""
 
 
