@@ -185,6 +185,8 @@ def test_the_wheel_holds_configs_and_the_embedded_models_and_stays_small(wheel):
     for config in ("sudoku_tiny.yaml", "countdown_tiny.yaml", "overlays/blocks_tiny.yaml"):
         assert f"dmpo_lightning/shipped_configs/{config}" in names
     assert "dmpo_lightning/py.typed" in names
+    # What the report says beside its plots.
+    assert "dmpo_lightning/reports/metrics.md" in names
     assert wheel.stat().st_size < 3_500_000
 
 

@@ -135,7 +135,7 @@ def test_an_evaluation_has_a_page_with_its_table_its_settings_and_its_verdicts(t
     folder = evaluated(tmp_path / "e")
     assert main(["report", str(folder)]) == 0
     text = (folder / "report.html").read_text()
-    assert "<h1>GSM8K: accuracy on test: hot .50 at length 8, hot .50 at length 16, 2 prompts</h1>" in text
+    assert "<h1>GSM8K: accuracy .50 hot at length 8, .50 hot at length 16 on 2 test prompts</h1>" in text
     assert text.count("0.500 ± 0.250") == 2
     assert text.count("0.750 ± 0.100") == 2
     assert '<th scope="row">split</th><td class=short>test</td>' in text

@@ -37,7 +37,7 @@ COUNT = 16
 """Prompts of each kind in the viewer, and of rollouts for each of them, at most."""
 ITEM_BYTES = 1_200_000
 """Of all completions of a page."""
-LIVE_BYTES = 2**22
+LIVE_BYTES = 2**20
 """Of rollouts that are read for a page of a run that goes on, which is written again and again."""
 LONGEST_TOKEN = 100
 TIMES = ("sampling", "scoring", "training", "validation")
@@ -138,14 +138,20 @@ def _measured(run: Run) -> str:
     if before and after:
         return f"{share(max(before))} to {share(after[0])} on held-out examples"
     if run.results:
-        own = [(each, each.means["accuracy"]["mean"]) for each in run.results if "accuracy" in each.means]
-        said = ", ".join(f"{each.sampler} {share(mean)} at length {each.length:g}" for each, mean in own[:4])
-        return f"accuracy on {run.facts.get('split')}: {said}, {run.results[0].prompts:g} prompts"
+        own = [each for each in run.results if "accuracy" in each["means"]]
+        one_length = len({each["length"] for each in own}) == 1
+        said = ", ".join(
+            f"{share(each['means']['accuracy']['mean'])} {each['sampler']}"
+            + ("" if one_length else f" at length {each['length']:g}")
+            for each in own[:4]
+        )
+        return f"accuracy {said} on {run.results[0]['n']:g} {run.facts.get('split')} prompts"
     for points in (run.validations, run.buffers):
         for ending in ("/accuracy", "val/loss", "reward/total"):
             for name in dict.fromkeys(name for point in points for name in point.values if name.endswith(ending)):
                 values = [point.values[name] for point in points if name in point.values]
-                return f"{name} {share(values[0])} to {share(values[-1])}"
+                first = (run.base(name) or {"mean": values[0]})["mean"]
+                return f"{name} {share(first)} to {share(values[-1])}"
     return ""
 
 
@@ -210,19 +216,19 @@ def results(runs: Sequence[Run]) -> str:
                 elif both != solved_by:
                     others.append([f"{measure}, {row[0]}", *row[1:]])
         for each in run.results:
-            stated = {"sampler": own + each.sampler, "length": f"{each.length:g}"}
-            stated |= {fact: str(_of(run, fact).get(each.sampler, "")) for fact in ("steps", "temperature")}
-            measured.append(stated | {name: _with_error(value) for name, value in each.means.items()})
+            stated = {"sampler": own + each["sampler"], "length": f"{each['length']:g}"}
+            for fact in ("steps", "temperature"):
+                of_all = run.facts.get(fact)
+                stated[fact] = flat(of_all).get(each["sampler"], "") if isinstance(of_all, dict) else ""
+            measured.append(stated | {name: _with_error(value) for name, value in each["means"].items()})
     names = dict.fromkeys([*("sampler", "length", "accuracy"), *(name for row in measured for name in row)])
+    known = [
+        name for name in names if name == "accuracy" or any(row.get(name) != row.get("accuracy") for row in measured)
+    ]
     text = table(["accuracy, held-out examples", BEFORE, AFTER], accuracy) if accuracy else ""
     if others:
         text += f"<details><summary>Other measures</summary>{table(['', BEFORE, AFTER], others)}</details>"
-    return text + (table([*names], [[row.get(name, "") for name in names] for row in measured]) if measured else "")
-
-
-def _of(run: Run, key: str) -> Mapping[str, Any]:
-    value = run.facts.get(key)
-    return value if isinstance(value, dict) else {}
+    return text + (table(known, [[row.get(name, "") for name in known] for row in measured]) if measured else "")
 
 
 def _with_error(value: Mapping[str, float] | None) -> str:
@@ -241,17 +247,8 @@ def prompts(run: Run, found: Sequence[Completion], items: Sequence[Mapping[str, 
     """How many prompts were never, sometimes and always solved, over time and by difficulty, and which never were."""
     if not found:
         return ""
-    numbers = sorted({each.buffer for each in found})
-    size = -(-len(numbers) // 10)
-    slices = {"all": list(found)}
-    for start in range(0, len(numbers), size) if len(numbers) > 1 else ():
-        tenth = numbers[start : start + size]
-        name = f"buffers {tenth[0] + 1} to {tenth[-1] + 1}" if len(tenth) > 1 else f"buffer {tenth[0] + 1}"
-        slices[name] = [each for each in found if each.buffer in tenth]
-    for difficulty in sorted({each.difficulty for each in found} - {""}, key=lambda text: (len(text), text)):
-        slices[f"difficulty {difficulty}"] = [each for each in found if each.difficulty == difficulty]
     highest = max(each.reward or 0.0 for each in found)
-    counts = {name: list(solved(own, highest).values()) for name, own in slices.items()}
+    counts = {name: list(solved(own, highest).values()) for name, own in _slices(found).items()}
     kinds = ("never", "sometimes", "always")
     rows = [
         f'<tr><th scope="row">{escaped_html(name)}</th><td>{bar([(kind, own.count(kind)) for kind in kinds])}</td>'
@@ -260,13 +257,13 @@ def prompts(run: Run, found: Sequence[Completion], items: Sequence[Mapping[str, 
         for name, own in counts.items()
     ]
     links = "".join(
-        f'<li><button type="button" data-item="{number}">{escaped_html(item["title"])}</button></li>'
+        f'<li><button type="button" data-item="{number}">prompt {item["index"]}</button></li>'
         for number, item in enumerate(items)
         if item["kind"] == (f"{run.name}: never solved" if several else "never solved")
     )
     heading = escaped_html(f"Prompts of {run.name}" if several else "Prompts")
     known = {name for each in found[:100] for name in each.facts if name.rpartition("/")[2] in SOLVED}
-    rule = f"Right means {' and '.join(sorted(known))} of 1." if known else f"Right means a reward of {highest:.4g}."
+    rule = f"Right means {' and '.join(sorted(known))} = 1." if known else f"Right means a reward of {highest:.4g}."
     head = "".join(f'<th scope="col">{name}</th>' for name in ("prompts", "", *kinds))
     return (
         f'<h2>{heading}</h2><p class="soft">Of how many prompts no, some or all rollouts were right. {rule}</p>'
@@ -274,6 +271,21 @@ def prompts(run: Run, found: Sequence[Completion], items: Sequence[Mapping[str, 
         + f"<details class='never'><summary>Never solved, the latest first</summary><ul>{links}</ul></details>"
         * bool(links)
     )
+
+
+def _slices(found: Sequence[Completion]) -> dict[str, list[Completion]]:
+    """Rollouts by the tenth of the run in which they were sampled, and by the difficulty of their prompts."""
+    numbers = sorted({each.buffer for each in found})
+    size = -(-len(numbers) // 10)
+    whole = "all" if numbers[0] <= 0 else f"the last {len(numbers)} buffers"
+    slices = {whole: list(found)}
+    for start in range(0, len(numbers), size) if len(numbers) > 1 else ():
+        tenth = numbers[start : start + size]
+        name = f"buffers {tenth[0] + 1} to {tenth[-1] + 1}" if len(tenth) > 1 else f"buffer {tenth[0] + 1}"
+        slices[name] = [each for each in found if each.buffer in tenth]
+    for difficulty in sorted({each.difficulty for each in found} - {""}, key=lambda text: (len(text), text)):
+        slices[f"difficulty {difficulty}"] = [each for each in found if each.difficulty == difficulty]
+    return slices
 
 
 def solved(found: Iterable[Completion], highest: float) -> dict[int, str]:
@@ -355,7 +367,9 @@ def viewer_items(
     """
     several = len(runs) > 1
     kept: list[dict[str, Any]] = []
-    chosen = [[("most changed", own) for own in _in_all_runs(runs)[:count]]]
+    together = _in_all_runs(runs)[:count]
+    kind = "most changed" if any(len(own) > 1 for own in together) else "held out"
+    chosen = [[(kind, own) for own in together]]
     for run, found in zip(runs, sampled, strict=True):
         chosen.append([("evaluated", own) for own in evaluated(run)[: 4 * count]] + list(_told(found, count)))
     for number, own in enumerate(chosen):
@@ -411,6 +425,7 @@ def viewer_item(kind: str, completions: Sequence[Completion], run: str = "") -> 
     return {
         "kind": f"{run}: {kind}" if run else kind,
         "title": shown(title, 200),
+        "index": first.prompt_index,
         "prompt": shown(first.prompt),
         "drawing": shown(first.drawings[0], 2000),
         "panes": [_pane(each) for each in completions],

@@ -174,18 +174,22 @@ def draw(panel: Panel, axis: str, names: Sequence[str], size: tuple[float, float
     with rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
+        highest = max((series.y[-1] for series in panel.series), default=0.0)
         for number, series in enumerate(panel.series):
             x, colour = series.x[axis], COLOURS[number % len(COLOURS)]
             own = names[series.run] if len(names) > 1 else ""
             label = shown(f"{own} {series.label}".strip(), 60)
             axes.plot(x, series.y, color=colour, linewidth=1.6, label=label)
-            axes.annotate(f" {label}", (x[-1], series.y[-1]), color=colour, va=("bottom", "top")[number % 2])
+            axes.annotate(
+                f" {label}", (x[-1], series.y[-1]), color=colour, va="bottom" if series.y[-1] == highest else "top"
+            )
             if series.errors:
                 low = [y - error for y, error in zip(series.y, series.errors, strict=True)]
                 high = [y + error for y, error in zip(series.y, series.errors, strict=True)]
                 axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
             if series.base is not None:
                 axes.axhline(series.base, color=colour, linestyle="--", linewidth=1, label=f"base, {label}")
+                axes.annotate(" base", (x[-1], series.base), color=colour, va="bottom")
         axes.set(xlabel=AXES[axis], ylabel=shown(panel.name, 60))
         axes.ticklabel_format(useOffset=False)
         axes.grid(alpha=0.15, linewidth=0.6)

@@ -68,17 +68,6 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Result:
-    """What an evaluation has measured with one sampler at one length."""
-
-    sampler: str
-    length: float
-    prompts: float
-    tokens_per_second: float
-    means: Mapping[str, Mapping[str, float]]
-
-
-@dataclass(frozen=True)
 class Run:
     """All that a report says of one run but its completions, which may be many."""
 
@@ -91,8 +80,8 @@ class Run:
     """Results before and after, by sampler and measure."""
     curve: Mapping[str, str]
     """By validation metric, which sampler's base it began with."""
-    results: tuple[Result, ...]
-    """Of an evaluation."""
+    results: tuple[Mapping[str, Any], ...]
+    """Of an evaluation: sampler, length, n (prompts) and means with their errors."""
     guards: tuple[tuple[float, str, str], ...]
     """Step, name and message."""
     unread: Counter[str]
@@ -254,18 +243,13 @@ def rollouts(run: Run, most_bytes: int = MOST_BYTES) -> list[Completion]:
 
 def held_out(run: Run) -> list[tuple[Completion, ...]]:
     """Held-out examples before and after, those whose reward changed most first. A run that goes on has no second."""
-    # Of older runs both are in one file.
-    together = list(_completions(run.folder / "examples.jsonl", run.unread))
-    before, after = (
-        {
-            each.prompt_index: each
-            for each in (
-                *(each for each in together if each.moment == moment),
-                *_completions(run.folder / ROLLOUTS / f"{moment}.jsonl", run.unread),
-            )
-        }
+    before, after = found = [
+        {each.prompt_index: each for each in _completions(run.folder / ROLLOUTS / f"{moment}.jsonl", run.unread)}
         for moment in (BEFORE, AFTER)
-    )
+    ]
+    # Of older runs both are in one file.
+    for each in _completions(run.folder / "examples.jsonl", run.unread):
+        found[each.moment == AFTER].setdefault(each.prompt_index, each)
     pairs = [(before[index], after[index]) for index in before if index in after]
     if not pairs:
         return [(each,) for each in before.values()]
@@ -335,11 +319,11 @@ def _measures(measures: Foreign) -> dict[str, dict[str, float]]:
     return {name: each for name, each in found.items() if {"mean", "standard_error"} <= set(each)}
 
 
-def _evaluation(evaluation: Foreign) -> Iterator[Result]:
+def _evaluation(evaluation: Foreign) -> Iterator[dict[str, Any]]:
     for content in evaluation.items("results", lambda value: isinstance(value, dict)):
         each = Foreign(content, EVALUATION, evaluation.unread)
-        length, prompts, speed = (each.get(name, is_number, 0.0) for name in ("length", "n", "tokens_per_second"))
-        yield Result(str(each.get("sampler")), length, prompts, speed, _measures(each.inner("means")))
+        numbers = {name: each.get(name, is_number, 0.0) for name in ("length", "n")}
+        yield {"sampler": str(each.get("sampler")), **numbers, "means": _measures(each.inner("means"))}
 
 
 def _completions(path: Path, unread: Counter[str]) -> Iterator[Completion]:

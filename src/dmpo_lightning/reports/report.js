@@ -342,6 +342,7 @@
     });
     slider.max = Math.max(...panes.map((pane) => pane.last));
     slider.disabled = play.disabled = slider.max === "0";
+    byId("steps").hidden = byId("colours").hidden = slider.disabled;
     slider.value = slider.max;
     reveal();
   }
