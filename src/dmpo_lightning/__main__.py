@@ -55,9 +55,9 @@ exit status:
   0      done
   1      failed, with a traceback
   2      a mistake in what was asked, said in one line
-  130    interrupted (Ctrl-C)
-  128+N  ended by signal N (143 SIGTERM, 138 SIGUSR1); with the callback Preemption, as in the published recipes,
-         after saving, so that the same command with --ckpt_path last continues
+  130    interrupted (Ctrl-C): a training saves at the end of its step, or ends at once after a second one
+  128+N  ended by signal N (143 SIGTERM, 138 SIGUSR1), after saving, so that the same command with --ckpt_path last
+         continues
 """
 MISTAKE, INTERRUPTED, NOT_READ = 2, 128 + signal.SIGINT, 128 + 13
 """Exit statuses, see `USAGE`. The last is that of a process that SIGPIPE has ended."""
@@ -147,7 +147,7 @@ def _dispatch(command: str, arguments: Sequence[str]) -> None:
     # It brings torch and Lightning, for which --help need not wait (docs/decisions/028-layout.md).
     from dmpo_lightning.commands.fit import run
 
-    run([command, *resolved])
+    run([command, *resolved], typed=[command, *arguments])
 
 
 def _announce(command: str, arguments: Sequence[str]) -> None:

@@ -52,6 +52,23 @@ def test_a_preempted_run_saves_at_the_next_optimizer_step_and_continues_exactly(
     assert rest.losses == record.losses[saved_at * accumulate :]
 
 
+@pytest.mark.parametrize(("presses", "after", "saved"), [(1, 2, 3), (2, 2, None), (1, 0, None)])
+def test_ctrl_c_saves_what_was_trained_and_a_second_one_ends_at_once(tmp_path, presses, after, saved):
+    pressed = [Killer(signal.SIGINT, after=after) for _ in range(presses)]
+    leaves = Preemption()
+    stopped = trainer(tmp_path, callbacks=[leaves, *pressed], max_steps=8)
+    with pytest.raises(SystemExit) as exit_:
+        stopped.fit(module(), loader())
+    # As Lightning leaves after Ctrl-C.
+    assert isinstance(exit_.value.__context__, KeyboardInterrupt)
+    assert stopped.global_step == after + 1
+    found = newest_readable(tmp_path)
+    assert (None if found is None else torch.load(found, weights_only=True)["global_step"]) == saved
+    assert leaves.saved == found
+    # Lightning leaves it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Validations(Callback):
     """The batches and results of each validation; may send a signal after a batch of one."""
 

@@ -61,7 +61,9 @@ def test_predict_writes_one_json_line_per_completion(workplace, capsys):
     records = [json.loads(line) for line in written.read_text().splitlines()]
     assert [record["index"] for record in records] == sorted([*range(8), *range(8)])  # two samplers
     assert list(records[0]) == RECORD
-    assert f"Written to runs/sudoku_tiny/{written.parent.name}: completions.jsonl\n" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert f"  answers     runs/sudoku_tiny/{written.parent.name}/completions.jsonl" in said
+    assert "Predicted; 16 completions" in said
     assert not Path("runs/sudoku_tiny/latest").exists(), "of training alone"
 
 
@@ -94,7 +96,8 @@ def test_an_evaluation_prints_a_table_with_all_that_its_numbers_depend_on(evalua
     assert "accuracy  pass@1  pass@2" in printed
     # Lightning's own table would be a second one.
     assert "test/greedy" not in printed
-    assert f"Written to runs/sudoku_tiny/{run.name}: evaluation.json, completions.jsonl\n" in printed
+    assert f"  results     runs/sudoku_tiny/{run.name}/evaluation.json\n" in printed
+    assert (run / "report.html").is_file()
     written = json.loads((run / "evaluation.json").read_text())
     assert (written["n"], written["length"], written["split"]) == (8, [20, 24], "test")
     accuracy = written["results"][2]["means"]["accuracy"]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -25,6 +26,11 @@ from dmpo_lightning import GSM8K
 class Broken(Callback):
     def on_train_batch_start(self, *arguments):
         raise RuntimeError("mine")
+
+class Pressed(Callback):
+    def on_train_batch_end(self, trainer, *arguments):
+        if trainer.global_step == 2:
+            signal.raise_signal(signal.SIGINT)
 
 class Impatient(GSM8K):
     def __init__(self, check):
@@ -161,6 +167,28 @@ def test_a_run_is_found_by_its_name_and_continued_in_its_folder(workplace):
         assert tiny("fit", f"--ckpt_path={checkpoint}", f"--trainer.max_steps={steps}", KEEPS_LAST) == 0
         assert len(list(runs.iterdir())) == 4
         assert (first / f"checkpoints/epoch=0-step={steps}.ckpt").is_file()
+
+
+def test_an_interrupted_run_says_what_is_saved_and_the_command_that_goes_on(with_own_code, capsys):
+    Path("own habits.yaml").write_text("trainer: {max_steps: 4}")
+    assert tiny("fit", "--config", "own habits.yaml", "--trainer.callbacks+=own_habits.Pressed") == 130
+    deed, place, saved, *rest = capsys.readouterr().out.strip().splitlines()
+    (run,) = Path("runs/sudoku_tiny").glob("2*")
+    assert deed.startswith("Interrupted, trained 2 of 4 steps on 16 rollouts in 00:0")
+    assert place == f"  directory   {run}"
+    assert saved == f"  checkpoint  {run}/checkpoints/preempted.ckpt, of step 2"
+    assert rest[-2] == "Next:"
+    _, *command = shlex.split(rest[-1])
+    assert command[-2:] == ["--ckpt_path", "last"]
+    # Without the one who presses.
+    assert main([each for each in command if "Pressed" not in each]) == 0
+    deed, _, saved, page, _, generate, export, report = capsys.readouterr().out.strip().splitlines()
+    assert deed.startswith("Trained 4 of 4 steps on 32 rollouts")
+    assert saved == f"  checkpoint  {run}/checkpoints/epoch=0-step=4.ckpt, of step 4"
+    assert page == f"  page        {run}/report.html"
+    assert (run / "report.html").is_file()
+    for line in (generate, export, report):
+        assert main(shlex.split(line)[1:]) == 0, line
 
 
 def test_a_start_that_fails_leaves_no_folder_and_its_version_is_free(with_own_code):

@@ -13,16 +13,15 @@ from dmpo_lightning.callbacks.completion_records import example_records
 from dmpo_lightning.callbacks.facts import named_means
 from dmpo_lightning.callbacks.preemption import leave_if_told
 from dmpo_lightning.callbacks.progress import ProgressLine
-from dmpo_lightning.callbacks.records import RunRecorder
+from dmpo_lightning.callbacks.records import RunRecorder, write_page
 from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.evaluation.batch import MEASURES, EvaluatedBatch
 from dmpo_lightning.evaluation.metrics import EvaluationMetrics
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.reports.lines import encoded, read_lines, replace, write_object
-from dmpo_lightning.reports.page import write_report
 from dmpo_lightning.reports.plots import learning_curve
-from dmpo_lightning.reports.record import AFTER, BASE, BEFORE, REPORT, ROLLOUTS, SUMMARY, read_runs
+from dmpo_lightning.reports.record import AFTER, BASE, BEFORE, ROLLOUTS, SUMMARY, read_runs
 from dmpo_lightning.rollout import PromptBatch
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.tasks.answers import before_end
@@ -43,8 +42,8 @@ class BeforeAfterReport(Callback):
     T = 1 unless ``sampled`` says otherwise), ``greedy_before`` and ``greedy_after``. It also holds ``seconds`` of
     fitting, which include validation but not the two evaluations of this report, ``rollouts``, ``seed`` and all
     results. ``learning_curve.png`` shows the validations that `RunRecorder` has recorded. ``rollouts`` gets the
-    completions of the first examples by ``sampled``, before and after, token by token. ``report.html`` shows all of
-    it, as ``dmpo-lightning report`` does.
+    completions of the first examples by ``sampled``, before and after, token by token. ``report.html``, which shows all
+    of it, is the recorder's.
 
     The final weights are evaluated. Not for strategies that divide the model's weights, because the report runs outside
     of the training loop.
@@ -115,13 +114,11 @@ class BeforeAfterReport(Callback):
         try:
             write_object(directory / SUMMARY, self.summary(pl_module.seed, pl_module.rollouts_seen))
             learning_curve(read_runs([directory])[0], self.bases()).savefig(directory / CURVE, dpi=120)
-            write_report([directory], directory / REPORT)
         # Of the disk, which does not make the run fail.
         except (OSError, ValueError) as error:
-            rank_zero_warn(escaped(f"{SUMMARY}, {CURVE} and {REPORT} could not be written to {directory}: {error}"))
-        else:
-            print(escaped(f"Written to {directory}: {SUMMARY}, {CURVE}"))
-            print(escaped(f"Next: open {directory / REPORT}, which shows what happened."))
+            rank_zero_warn(escaped(f"{SUMMARY} and {CURVE} could not be written to {directory}: {error}"))
+        if not callbacks_of(trainer, RunRecorder):
+            write_page(directory)
 
     def state_dict(self) -> dict[str, Any]:
         return {"before": self.before, "seconds": self._seconds_by_now(), "examples": self._examples}

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from dmpo_lightning.callbacks.facts import named_means, task_facts
+from dmpo_lightning.callbacks.records import write_page
 from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.evaluation.metrics import EvaluationResult
 from dmpo_lightning.modules.dmpo import DMPO
@@ -77,18 +78,16 @@ class EvaluationReport(Callback):
         if trainer.state.fn == TrainerFn.FITTING or not isinstance(pl_module, DMPO):
             return
         # On all ranks, because it is a broadcast.
-        directory, written = run_directory(trainer), [COMPLETIONS]
+        directory = run_directory(trainer)
         if not trainer.is_global_zero:
             return
         if trainer.state.fn != TrainerFn.PREDICTING:
             facts, results = evaluation_facts(trainer, pl_module), pl_module.evaluator.results
             print("\n".join([*table(facts["task"], results), "", *fact_lines(facts)]))
-            written.insert(0, EVALUATION)
             if self._file is not None:
                 set_aside(directory / EVALUATION)
                 write_object(directory / EVALUATION, facts | {"results": [_plain(result) for result in results]})
-        if self._file is not None:
-            print(escaped(f"Written to {directory}: {', '.join(written)}"))
+                write_page(directory)
 
     on_validation_end = on_predict_end = on_test_end
 

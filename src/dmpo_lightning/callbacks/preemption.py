@@ -20,22 +20,25 @@ from dmpo_lightning.distributed.internals import (
     is_accumulating,
     log_step,
     replace_original_handlers,
-    resume_whole_runs,
 )
 from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.modules.run_directory import run_directory
 
 FILE_NAME = "preempted.ckpt"
+INTERRUPTED = b"\nThe run saves at the end of this optimizer step and leaves. Ctrl-C again ends it at once.\n"
 
 
 class Preemption(Callback):
-    """After SIGTERM, SIGUSR1 or the signal that requeues the job, to any rank, all ranks save a checkpoint and exit.
+    """After Ctrl-C, SIGTERM, SIGUSR1 or the signal that requeues the job, to any rank, all ranks save and exit.
 
     They do so at the end of the next optimizer step, when all other callbacks have seen it. In a validation they do so
     at the end of its next batch, and the continued run makes that validation again. In the evaluation of
     `BeforeAfterReport` behind the last step they do so at its next batch, and the continued run makes that evaluation.
     Until the first step of a run has ended, from ``setup`` on, they leave without a checkpoint: what it continues from,
     if anything, says all there is.
+
+    Ctrl-C before the first step has ended, and a second one, end the run at once. Where another handler of it is set
+    than Python's own, that one is left. The command line adds the callback by itself.
 
     The checkpoint is ``preempted.ckpt`` beside those of `ModelCheckpoint`. It continues the run bit for bit, and
     ``--ckpt_path last`` finds it. The exit status of all ranks is 128 plus the signal's number, as of a process that
@@ -47,13 +50,15 @@ class Preemption(Callback):
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._has_trained = False
+        self.saved: Path | None = None
+        """The checkpoint that this run has left with."""
+        self._has_trained = self._speaks = False
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self.received, self._has_trained = None, False
-            resume_whole_runs(trainer)
+            self.received, self.saved, self._has_trained = None, None, False
+            self._speaks = trainer.is_global_zero
             call_last(trainer, self)
             self._listen(trainer)
 
@@ -74,10 +79,20 @@ class Preemption(Callback):
         """
         for each in {signal.SIGTERM, signal.SIGUSR1, requeue_signal(trainer) or signal.SIGUSR1}:
             self._previous.setdefault(each, signal.signal(each, self._note))
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # Only noted: a handler may run in the middle of a step, of which no checkpoint can be continued.
         self.received = number
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None or not self._has_trained:
+            signal.default_int_handler(number, frame)
+        self.received = number
+        if self._speaks:
+            # Not by `print`, in the middle of which a handler may run.
+            os.write(2, INTERRUPTED)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         # Between two steps gradients are being accumulated, which no checkpoint holds.
@@ -102,6 +117,7 @@ class Preemption(Callback):
             directory = getattr(trainer.checkpoint_callback, "dirpath", None) or run_directory(trainer) / "checkpoints"
             path = Path(directory) / FILE_NAME
             trainer.save_checkpoint(path)
+            self.saved = path
             rank_zero_info(f"Saved to {path} after signal {received}, at optimizer step {trainer.global_step}.")
         else:
             rank_zero_info(f"Left after signal {received}: nothing was trained since the start, nothing is saved.")
@@ -109,6 +125,8 @@ class Preemption(Callback):
             requeue()
         # srun may end the job at the first exit of a rank, before rank 0 has put it back into the queue.
         trainer.strategy.barrier()
+        if received == signal.SIGINT:
+            raise KeyboardInterrupt
         raise SystemExit(128 + received)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -119,7 +137,9 @@ class Preemption(Callback):
 
     def _restore(self, trainer: Trainer) -> None:
         for each, previous in self._previous.items():
-            signal.signal(each, previous)
+            # Lightning ignores further ones while it ends an interrupted run.
+            if each != signal.SIGINT or signal.getsignal(each) == self._interrupt:
+                signal.signal(each, previous)
         replace_original_handlers(trainer, self._previous)
         self._previous = {}
 

@@ -21,10 +21,13 @@ from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.observers import RolloutObserver
 from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.reports.lines import append, encoded, keep_lines, read_file, replace, set_aside, write_object
-from dmpo_lightning.reports.record import METRICS, ROLLOUTS, RUN, SUMMARY
+from dmpo_lightning.reports.page import write_report
+from dmpo_lightning.reports.record import METRICS, REPORT, ROLLOUTS, RUN, SUMMARY
 from dmpo_lightning.rollout import RolloutBuffer, check_counts
-from dmpo_lightning.terminal import escaped
+from dmpo_lightning.terminal import error_line, escaped
 
+PAGE_PAUSE = 20
+"""For how many times as long as it takes the page of a run that goes on is not made again."""
 FORMAT = 2
 """Of the files. A reader of another one may find other names."""
 
@@ -40,6 +43,8 @@ class RunRecorder(RolloutObserver):
     - ``rollouts/rankR-N.jsonl``, the rollouts of buffer N, one line each: prompt, completion, reward and components,
       the objective's targets (weight, signal, log_rnd), and of each token its text, the step that revealed it and its
       probability then. The oldest file goes when there are too many bytes.
+
+    ``report.html`` shows all of it, as ``dmpo-lightning report`` does, at each validation and at the end.
 
     A resumed run goes on in the same files. What it does again is removed first. Files of another run that are found
     there get other names, such as ``metrics_part1.jsonl``. A file that cannot be written ends no
@@ -75,6 +80,8 @@ class RunRecorder(RolloutObserver):
         self._started: float | None = None
         self._validation_started = 0.0
         self._lost: set[str] = set()
+        self._page_at = 0.0
+        """From when on the page is worth being made again."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Each fit has its own record. What a checkpoint holds comes afterwards."""
@@ -84,7 +91,7 @@ class RunRecorder(RolloutObserver):
     def state_dict(self) -> dict[str, Any]:
         losses, logged = list(map(float, self._losses)), _numbers(self._logged)
         state = {"open": self._open, "losses": losses, "logged": logged}
-        return state | {"lines": self._lines, "seconds": self._seconds_by_now(), "run": self._run}
+        return state | {"lines": self._lines, "seconds": self.seconds_by_now(), "run": self._run}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seconds, self._lines = state_dict["seconds"], state_dict.get("lines")
@@ -208,13 +215,23 @@ class RunRecorder(RolloutObserver):
         values = {name: value for name, value in scalars.items() if name.startswith("val/") or not is_dmpo}
         values["time/validation"] = round(time.perf_counter() - self._validation_started, 3)
         self._write(trainer, pl_module, {"kind": "validation", "values": values})
+        before = time.perf_counter()
+        if self._directory is not None and trainer.is_global_zero and before >= self._page_at:
+            write_page(self._directory)
+            # That of a long run takes longer, and a run has other things to do.
+            self._page_at = time.perf_counter() + PAGE_PAUSE * (time.perf_counter() - before)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A run that goes on from here to more steps goes on in the buffer, of which it then writes another line.
         now = self._open, self._losses, self._lines
         self._close(trainer, pl_module)
         self._open, self._losses, self._lines = now
-        self._seconds = self._seconds_by_now()
+        self._seconds = self.seconds_by_now()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Behind what other callbacks write at the end.
+        if stage == TrainerFn.FITTING and self._directory is not None and trainer.is_global_zero:
+            write_page(self._directory)
 
     def note(self, trainer: Trainer, module: LightningModule, line: Mapping[str, Any]) -> None:
         """Records what another callback knows, such as what a guard has said. All ranks call it together."""
@@ -238,11 +255,12 @@ class RunRecorder(RolloutObserver):
         if directory is None or not trainer.is_global_zero:
             return
         self._lines = (self._lines or 0) + 1
-        rollouts, seconds = getattr(module, "rollouts_seen", 0), round(self._seconds_by_now(), 3)
+        rollouts, seconds = getattr(module, "rollouts_seen", 0), round(self.seconds_by_now(), 3)
         progress = {"step": trainer.global_step, "rollouts": rollouts, "seconds": seconds}
         self._try(METRICS, lambda: append(directory / METRICS, encoded({**progress, **line})))
 
-    def _seconds_by_now(self) -> float:
+    def seconds_by_now(self) -> float:
+        """How long the run has taken, all of its parts together."""
         return self._seconds if self._started is None else time.perf_counter() - self._started
 
     def _try(self, what: str, write: Callable[[], object]) -> None:
@@ -259,6 +277,15 @@ class RunRecorder(RolloutObserver):
                     ),
                     stacklevel=2,
                 )
+
+
+def write_page(directory: Path) -> None:
+    """Makes the page of a run from its files, on one rank. A run is worth more than its page."""
+    try:
+        write_report([directory], directory / REPORT)
+    # Files may be of any kind, and what draws raises what it likes.
+    except Exception as error:
+        warnings.warn(escaped(f"The run goes on without {directory / REPORT}: {error_line(error)}."), stacklevel=2)
 
 
 def _numbers(logged: Mapping[str, Any]) -> dict[str, float]:

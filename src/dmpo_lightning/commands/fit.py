@@ -22,18 +22,20 @@ from transformers.utils.logging import disable_progress_bar
 from dmpo_lightning.callbacks.config import ConfigInCheckpoint
 from dmpo_lightning.callbacks.evaluation import EvaluationReport
 from dmpo_lightning.callbacks.guards import Guards
+from dmpo_lightning.callbacks.preemption import Preemption
 from dmpo_lightning.callbacks.progress import ProgressLine
 from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.callbacks.samples import LoggingExtras
 from dmpo_lightning.checkpoints.reading import UnfitCheckpointError
 from dmpo_lightning.commands.arguments import merged_text
+from dmpo_lightning.commands.closing import closing_text, is_interrupt
 from dmpo_lightning.commands.last_checkpoint import LAST, check_exists, check_trusted, newest_checkpoint
 from dmpo_lightning.distributed.internals import was_restoring
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.run_directory import KINDS, Start, choose_directory
 from dmpo_lightning.terminal import error_line, escaped
 
-ADDED: tuple[type[Callback], ...] = (LoggingExtras, RunRecorder, EvaluationReport, Guards)
+ADDED: tuple[type[Callback], ...] = (LoggingExtras, RunRecorder, EvaluationReport, Guards, Preemption)
 """Callbacks of every run from the command line, unless it has one of that class: what a run leaves and shows."""
 # Class paths nest, and the last one named before the key is the one that refused it.
 REFUSED = re.compile(r".*given class_path '([\w.]+)\.(\w+)'.*Option '(?P<key>[\w.]+)' is not accepted", re.DOTALL)
@@ -105,6 +107,11 @@ def _remedy(message: str, parser: LightningArgumentParser) -> str:
 class DMPOCLI(LightningCLI):
     """``fit``, ``validate``, ``test`` and ``predict`` for a `PolicyModule` and any datamodule, both by class path."""
 
+    def __init__(self, *arguments: Any, typed: Sequence[str] = (), **options: Any) -> None:
+        """``typed`` is the command as it was typed, which the end of a run says again."""
+        self.typed = list(typed)
+        super().__init__(*arguments, **options)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("model.init_args.model", "data.init_args.tokenizer", compute_fn=tokenizer_source)
         parser.add_argument(
@@ -173,13 +180,24 @@ class DMPOCLI(LightningCLI):
         self._start = Start()
         try:
             super()._run_subcommand(subcommand)
+            self._close()
         # torch gathers the errors of all ranks in one that is no `Exception`.
         except BaseException as error:
-            self._start.undo()
+            if not self._start.undo():
+                self._close(error)
+            elif is_interrupt(error):
+                print("Interrupted before anything came of the run: nothing is kept.", file=sys.stderr)
             if not was_restoring(error) or isinstance(error, UnfitCheckpointError | KeyboardInterrupt | SystemExit):
                 raise
             path = self.config_init[subcommand].get("ckpt_path")
             raise UnfitCheckpointError(f"`--ckpt_path {path}` cannot be restored: {error_line(error)}") from error
+
+    def _close(self, error: BaseException | None = None) -> None:
+        """Says what came of the run, unless what ended it says enough."""
+        has_begun = self.trainer.state.fn is not None and not self.trainer.fast_dev_run
+        if has_begun and self.trainer.is_global_zero and not isinstance(error, ValueError | OSError):
+            checkpoint = self.config_init[self.subcommand].get("ckpt_path")
+            print(closing_text(self.trainer, self.model, self.typed, checkpoint=checkpoint, error=error), flush=True)
 
     # The hooks below are called once the Trainer exists, whose ranks can choose together
     # (docs/decisions/027-last-checkpoint.md).
@@ -272,11 +290,12 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str], typed: Sequence[str]) -> None:
     """Parses and runs. A bad configuration ends it with status 2 and a message."""
     quiet()
     command_line(
         arguments,
+        typed=typed,
         # `ProgressLine` says how large the model is. Lightning's table counts the reference twice and FLOPs never.
         trainer_defaults={"enable_model_summary": False},
         save_config_callback=ConfigInCheckpoint,

@@ -109,13 +109,17 @@ def run_directory(trainer: Trainer) -> Path:
     other, such as those of W&B and MLflow, it is the folder that all runs share. `ModelCheckpoint` adds name and
     version, and so does this.
     """
-    logger: Any = trainer.logger
-    own = Path(trainer.default_root_dir)
-    if logger is not None:
-        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-        own = _runs(trainer, logger) / version
     # The other ranks may not know what their logger's service has called the run.
-    return Path(trainer.strategy.broadcast(str(own)))
+    return Path(trainer.strategy.broadcast(str(own_directory(trainer))))
+
+
+def own_directory(trainer: Trainer) -> Path:
+    """The directory as this rank knows it, which is as it is on rank 0."""
+    logger: Any = trainer.logger
+    if logger is None:
+        return Path(trainer.default_root_dir)
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return _runs(trainer, logger) / version
 
 
 def _runs(trainer: Trainer, logger: Any) -> Path:
