@@ -1,5 +1,8 @@
 """`generate`: prompts of one's own, answered as a validation would answer them."""
 
+import json
+from html.parser import HTMLParser
+
 import pytest
 import torch
 from dmpo_runs import PROMPTS, Recorder, loader, module, trainer
@@ -54,6 +57,37 @@ def test_facts_of_tokens_belong_together(dmpo):
     assert all(0 < sure <= 1 for sure in answer.confidence)
     assert not set(answer.ids) & set(NEVER_SAMPLED)
     assert answer != dmpo.generate(TEXTS[0], sampler=RandomOrderSampler(denoising_steps=4), seed=4)[0]
+
+
+class Frames(HTMLParser):
+    """The elements of a text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def test_a_notebook_shows_an_answer_in_the_viewer_and_elsewhere_it_is_one_line(dmpo):
+    (answer,) = dmpo.generate([[{"role": "user", "content": "</script>\"12\n'3"}]], sampler=SAMPLED)
+    ((tag, attributes),) = Frames(answer._repr_html_()).found
+    # Nothing but the script of the frame may run, and it reaches neither the notebook nor a network.
+    assert (tag, attributes["sandbox"]) == ("iframe", "allow-scripts")
+    document = attributes["srcdoc"]
+    assert document.startswith("<!DOCTYPE html>")
+    assert "default-src 'none'" in document
+    (data,) = document.split('<script type="application/json" id="data">')[1:]
+    (item,) = json.loads(data.partition("</script>")[0])["completions"]
+    assert item["prompt"] == "user: </script>\"12\n'3"
+    (pane,) = item["panes"]
+    assert pane["steps"] == answer.steps
+    assert len(pane["tokens"]) == len(answer.tokens) == len(answer.ids)
+    assert "".join(answer.tokens).startswith(answer.text[:1])
+    assert repr(answer).startswith("Generation(prompt='user: </script>\"12\\n'3', text='")
+    assert "\n" not in repr(answer)
 
 
 def test_what_an_early_exit_fills_in_has_neither_step_nor_confidence(dmpo):

@@ -1,5 +1,6 @@
 """Answers to prompts of one's own, with how each came about."""
 
+import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,16 +13,22 @@ from dmpo_lightning.data.tokens import named, tokenize_prompt, warn_of_lost_text
 from dmpo_lightning.evaluation.batch import EVALUATION
 from dmpo_lightning.functional.randomness import check_seed
 from dmpo_lightning.policy import Policy
+from dmpo_lightning.reports.page import viewer, viewer_item
+from dmpo_lightning.reports.record import Completion
 from dmpo_lightning.rollout import PromptBatch, Sampling, check_counts, sample_completions
 from dmpo_lightning.samplers import Change, observed
 from dmpo_lightning.tasks.base import Message
+from dmpo_lightning.terminal import shortened
 
 Prompt = str | Sequence[Message]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Generation:
-    """One answer to a prompt, and of each of its tokens when and how surely it was revealed."""
+    """One answer to a prompt, and of each of its tokens when and how surely it was revealed.
+
+    A notebook shows it in the viewer of reports, step by step.
+    """
 
     prompt: Prompt
     index: int
@@ -38,6 +45,34 @@ class Generation:
     """The `Confidence` of each token in that step. None where an early exit filled it in, and for samplers that keep no
     `Canvas`.
     """
+    tokens: list[str]
+    """The text of each token."""
+
+    def __repr__(self) -> str:
+        return f"Generation(prompt='{shortened(_as_text(self.prompt), 200)}', text='{shortened(self.text, 400)}')"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the viewer, whose script runs in a frame of its own and reaches nothing outside."""
+        completion = Completion(
+            _as_text(self.prompt),
+            self.text,
+            self.index,
+            f"answer {self.rollout + 1}",
+            verdict="not scored",
+            tokens=tuple(self.tokens),
+            steps=tuple(-1 if step is None else step for step in self.steps),
+            confidences=tuple(0.0 if sure is None else sure for sure in self.confidence),
+        )
+        document = html.escape(viewer([viewer_item("answer", [completion])]))
+        look = "width: 100%; height: 34em; border: 0"
+        return f'<iframe srcdoc="{document}" sandbox="allow-scripts" style="{look}"></iframe>'
+
+
+def _as_text(prompt: Prompt) -> str:
+    """A prompt as people read it, of a conversation a paragraph per turn."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
 
 def generate(
@@ -103,6 +138,7 @@ def generate(
             ids=ids,
             steps=[None if step < 0 else step for step in steps],
             confidence=[None if math.isnan(sure) else sure for sure in surely],
+            tokens=[str(text) for text in policy.tokenizer.batch_decode([[token] for token in ids])],
         )
         for row, (text, ids, steps, surely) in enumerate(rows)
     ]
