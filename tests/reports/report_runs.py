@@ -1,7 +1,9 @@
 """A real run with everything that a report shows, and text that wants to be more than text."""
 
+import shutil
+
 from dmpo_runs import loader, module, trainer
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule
 
 from dmpo_lightning import BeforeAfterReport, ConfidenceSampler, RunRecorder
 from dmpo_lightning.reports.lines import append, encoded
@@ -30,6 +32,17 @@ class Digits(LightningDataModule):
         return loader(3, shuffle=False)
 
 
+class Looks(Callback):
+    """Keeps the page of the first validation, as somebody sees it who looks meanwhile."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_validation_end(self, trainer, pl_module):
+        if not (self.folder / "live.html").exists():
+            shutil.copy(self.folder / "report.html", self.folder / "live.html")
+
+
 _MADE = []
 
 
@@ -44,7 +57,7 @@ def made_run(factory):
 
 def make_run(folder):
     samplers = {"temperature_1": ConfidenceSampler(denoising_steps=4), "greedy": ConfidenceSampler(temperature=0.0)}
-    callbacks = [BeforeAfterReport(samplers), RunRecorder()]
+    callbacks = [BeforeAfterReport(samplers), RunRecorder(), Looks(folder)]
     run = trainer(folder, max_steps=8, max_epochs=-1, val_check_interval=4, callbacks=callbacks)
     run.fit(module(), datamodule=Digits())
 

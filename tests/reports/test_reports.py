@@ -182,6 +182,12 @@ def test_words_beside_a_plot_are_those_of_the_documentation():
     assert said["time/training"][1] == "seconds"
 
 
+def test_each_validation_leaves_a_page_that_loads_itself_anew_and_the_end_one_that_does_not(run):
+    pages = [(run / name).read_text(encoding="utf-8") for name in ("live.html", "report.html")]
+    assert [data_of(text)["live"] for text in pages] == [True, False]
+    assert re.search(r"<h1>[^<]*accuracy [^<]* to [^<]*, 4 steps", pages[0])
+
+
 def test_a_page_of_a_run_that_goes_on_says_so(run, tmp_path):
     folder = with_few_plots(run, tmp_path / "a")
     (folder / "summary.json").unlink()
@@ -325,6 +331,12 @@ def test_a_bad_value_takes_no_good_one_and_is_counted_by_its_name(tmp_path, caps
     results = {"good": {"reward": MEASURE}, "worse": {str(n): MEASURE | {"mean": v} for n, v in enumerate(WRONG)}}
     results |= {f"wrong {number}": value for number, value in enumerate(WRONG)}
     (tmp_path / "summary.json").write_text(json.dumps({"before": results, "after": 3}))
+    measured = {"sampler": "s", "length": 8, "n": 2, "means": {"accuracy": MEASURE}}
+    evaluation = {"task": WRONG[3], "results": [measured | {name: value} for name in measured for value in WRONG]}
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation | {"steps": 3, "temperature": {"s": [None]}}))
+    answer = {"index": 0, "sampler": "s", "length": 8, "completion": "c", "scores": {"reward": 1.0}, "correct": True}
+    answers = [answer | {name: value} for name in (*answer, "example", "answer", "rollout") for value in WRONG]
+    write_lines(tmp_path / "completions.jsonl", [answer, *answers], *NO_LINES)
     assert main(["report", str(tmp_path)]) == 0
     text = (tmp_path / "report.html").read_text()
     assert "reward/total is 0.5" in text
@@ -341,6 +353,8 @@ def test_a_bad_value_takes_no_good_one_and_is_counted_by_its_name(tmp_path, caps
         "run.json: versions (1)",
         "run.json: configuration (1)",
         "summary.json: after (1)",
+        "evaluation.json: means (7)",
+        "completions.jsonl: lines that hold no record (7)",
     } <= set(said)
     assert all(line.isprintable() and html.escape(line.rpartition(" (")[0]) in text for line in said)
     assert text.count("<script") == 2

@@ -57,6 +57,9 @@ def drawn(tmp_path_factory):
             record |= {"tokens": list(text), "reveal_step": [0] * len(text), "confidence": [1.0] * len(text)}
             record |= {} if index else {"drawings": ["1 2 | . .", grid]}
             append(folder / f"rollouts/{moment}.jsonl", encoded(record))
+        words = {"before": "it is five", "after": "it is six"}[moment]
+        record = {"moment": moment, "prompt_index": 2, "prompt": "p", "completion": words, "reward": 0.0}
+        append(folder / f"rollouts/{moment}.jsonl", encoded(record))
     rollout = {"buffer": 0, "prompt_index": 7, "prompt": "q", "completion": "r", "reward": 0.0}
     append(folder / "rollouts/rank0-0.jsonl", encoded(rollout | {"components": {"correct": 0.0}}))
     write_report([folder], folder / "report.html")
@@ -140,6 +143,10 @@ def test_differences_are_marked_and_a_task_draws_its_own(drawn, chromium):
     assert chromium.value("document.getElementById('drawing').textContent") == "1 2 | . ."
     chromium.value("document.getElementById('later').click()")
     assert chromium.value(marked.format(".token.other")) == [["a"], ["x", "y"]]
+    chromium.value("document.getElementById('later').click()")
+    assert chromium.value(marked.format(".text .other")) == [["five"], ["six"]]
+    # Nothing is known of its steps.
+    assert chromium.value("document.getElementById('play').offsetParent") is None
     chromium.value("document.querySelector('details.never').open = true")
     chromium.value("document.querySelector('button[data-item]').click()")
     assert "never solved" in chromium.value("document.getElementById('which').selectedOptions[0].text")

@@ -217,7 +217,7 @@ class RunRecorder(RolloutObserver):
         self._write(trainer, pl_module, {"kind": "validation", "values": values})
         before = time.perf_counter()
         if self._directory is not None and trainer.is_global_zero and before >= self._page_at:
-            write_page(self._directory)
+            write_page(self._directory, live=True)
             # That of a long run takes longer, and a run has other things to do.
             self._page_at = time.perf_counter() + PAGE_PAUSE * (time.perf_counter() - before)
 
@@ -279,10 +279,13 @@ class RunRecorder(RolloutObserver):
                 )
 
 
-def write_page(directory: Path) -> None:
-    """Makes the page of a run from its files, on one rank. A run is worth more than its page."""
+def write_page(directory: Path, *, live: bool = False) -> None:
+    """Makes the page of a run from its files, on one rank. A run is worth more than its page.
+
+    One that is ``live``, of a run that goes on, loads itself anew in a browser.
+    """
     try:
-        write_report([directory], directory / REPORT)
+        write_report([directory], directory / REPORT, live=live)
     # Files may be of any kind, and what draws raises what it likes.
     except Exception as error:
         warnings.warn(escaped(f"The run goes on without {directory / REPORT}: {error_line(error)}."), stacklevel=2)

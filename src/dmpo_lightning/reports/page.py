@@ -124,7 +124,7 @@ def headline(run: Run, *, live: bool = False) -> str:
     if not points:
         return f"{what}: {_measured(run)}".removesuffix(": ")
     steps, most = f"{points[-1].step:.0f}", options.get("trainer.max_steps", "-1")
-    steps = f"step {steps} of {most}" if live and not most.startswith("-") else f"{steps} steps"
+    steps = f"step {steps} of {most}" if live and most.isdecimal() else f"{steps} steps"
     spent = [steps, f"{points[-1].rollouts:.0f} rollouts" if points[-1].rollouts else "", clock(points[-1].seconds)]
     return f"{what}: {', '.join(filter(None, [_measured(run), *spent]))}"
 

@@ -305,11 +305,15 @@
     return isAligned ? placed : differing(own, other);
   }
 
-  function drawing(text, other) {
-    const made = element("pre", undefined, "drawing"), letters = [...text];
-    const differs = marked(letters, other && [...other]);
-    letters.forEach((each, index) => made.append(differs[index] ? element("span", each, "other") : each));
+  // Letters of a drawing, or words of a text whose tokens are not known.
+  function spell(made, parts, others) {
+    const differs = marked(parts, others);
+    parts.forEach((each, index) => made.append(differs[index] ? element("span", each, "other") : each));
     return made;
+  }
+
+  function words(text) {
+    return text.split(/(?<=\s)/);
   }
 
   function show(index) {
@@ -325,7 +329,8 @@
       const other = item.panes.length > 1 ? item.panes[number ? 0 : 1] : null;
       text.dir = "auto";
       box.append(element("h3", completion.title));
-      if (completion.drawing) box.append(drawing(completion.drawing, other && other.drawing));
+      const canvas = element("pre", undefined, "drawing");
+      if (completion.drawing) box.append(spell(canvas, [...completion.drawing], other && [...other.drawing]));
       box.append(text, element("p", completion.about, "soft"));
       byId("panes").append(box);
       const last = lastStep(completion), differs = marked(completion.tokens, other && other.tokens);
@@ -337,7 +342,7 @@
         text.append(made);
         return { made, token, step, confidence: completion.confidences[place] };
       });
-      if (!tokens.length) text.textContent = completion.text;
+      if (!tokens.length) spell(text, words(completion.text), other && words(other.text));
       return { tokens, last };
     });
     slider.max = Math.max(...panes.map((pane) => pane.last));
