@@ -1,6 +1,5 @@
 """The command ``dmpo-lightning``. Answers what needs no torch by itself and leaves the rest to the Lightning CLI."""
 
-import difflib
 import errno
 import os
 import signal
@@ -17,6 +16,7 @@ from dmpo_lightning.commands.arguments import (
     LIGHT,
     config_directory,
     named_modules,
+    nearest,
     pairs,
     resolve_arguments,
     shipped_configs,
@@ -132,14 +132,17 @@ def _dispatch(command: str, arguments: Sequence[str]) -> None:
         ValueError: what a user can mend, before torch is imported or in a light command. Else any error of a run.
     """
     if command not in COMMANDS:
-        close = difflib.get_close_matches(command, COMMANDS, n=1)
-        meant = " The command comes first."
-        if close and not command.startswith("-"):
-            meant = f" Did you mean {close[0]}?"
+        meant = "" if command.startswith("-") else nearest(command, COMMANDS)
+        meant = meant or " The command comes first."
         raise ValueError(f"There is no command {command!r}.{meant} Commands: {', '.join(COMMANDS)}.")
     resolved = resolve_arguments(arguments)
     # For tasks and rewards by dotted path.
     find_local_modules(Path.cwd(), named_modules(resolved))
+    if command == "plan" or command not in LIGHT:
+        # A module that reads sources, and is not needed for --help.
+        from dmpo_lightning.commands.mistakes import check
+
+        check(command, resolved)
     if command in LIGHT:
         import_module(f"dmpo_lightning.commands.{command}").run(resolved)
         return

@@ -1,11 +1,12 @@
 """Command lines as people write them, turned into what the parser merges as they mean it. Imports nothing heavy."""
 
+import argparse
 import difflib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 LIGHT = ("generate", "export", "plan", "score", "report", "completion")
 """Commands that are not the Lightning CLI's."""
@@ -18,6 +19,29 @@ TEXTS = ("--prompt", "--prefill")
 NULLS = ("null", "Null", "NULL", "~")
 """The ways in which YAML writes that there is no value."""
 YAML = (".yaml", ".yml", ".json")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The options of a light command. A mistake is a ValueError of one line, with what was meant."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False} | options)
+
+    def error(self, message: str) -> NoReturn:
+        options = [option for action in self._actions for option in action.option_strings]
+        hint = ""
+        if wrong := re.search(r"unrecognized arguments: ([^\s=]+)|invalid choice: '(.*?)' \((.*)\)", message):
+            hint = nearest(wrong[1] or wrong[2], options if wrong[1] else re.findall(r"'(.*?)'", wrong[3]))
+        raise ValueError(f"{message[0].upper()}{message[1:]}.{hint} `{self.prog} --help` lists all options.")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A question whether the nearest of some names was meant, empty where none is near."""
+    # Upper and lower case are confused more often than letters.
+    folded = {each.lower(): each for each in map(str, names)}
+    close = difflib.get_close_matches(name.lower(), folded, n=1)
+    close = close or [each for each in folded if each.startswith(name.lower())]
+    return f" Did you mean {folded[close[0]]}?" if close else ""
 
 
 def config_directory() -> Path:
@@ -47,8 +71,7 @@ def resolve_config(name: str) -> str:
         if (path := config_directory() / candidate).is_file():
             return str(path)
     names = shipped_configs()
-    close = difflib.get_close_matches(name.removesuffix(".yaml"), [n.removesuffix(".yaml") for n in names], n=1)
-    hint = f" Did you mean {close[0]}.yaml?" if close else ""
+    hint = nearest(name if name.endswith(".yaml") else f"{name}.yaml", names)
     raise ValueError(f"No configuration {name!r}: it is neither a file nor shipped.{hint} Shipped: {', '.join(names)}.")
 
 
@@ -71,7 +94,7 @@ def resolve_arguments(arguments: Sequence[str]) -> list[str]:
         home = _at_home(value)
         if option in CONFIG:
             source = resolve_config(home)
-            merged_text(_text_of(source), source)
+            merged_text(text_of(source), source)
             resolved.append(f"--config={source}")
         elif option in MODEL_OPTIONS and not value.lstrip().startswith("{"):
             resolved.append(f"{option}.model={home}")
@@ -171,7 +194,7 @@ def _is_file(source: str) -> bool:
         return False
 
 
-def _text_of(source: str) -> str:
+def text_of(source: str) -> str:
     """The text of a configuration, which is a file or a text already."""
     try:
         return Path(source).read_text(encoding="utf-8") if _is_file(source) else source

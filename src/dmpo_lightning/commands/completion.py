@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pkgutil import resolve_name
 
-from dmpo_lightning.commands.arguments import COMMANDS, LIGHT, shipped_configs
+from dmpo_lightning.commands.arguments import COMMANDS, LIGHT, CommandParser, shipped_configs
 from dmpo_lightning.models.loading import EMBEDDED_MODELS
 
 DESCRIPTION = """\
@@ -69,7 +69,7 @@ compdef _dmpo_lightning dmpo-lightning
 def run(arguments: Sequence[str]) -> None:
     """Prints the script."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("dmpo-lightning completion", description=DESCRIPTION, formatter_class=formatter)
+    parser = CommandParser("dmpo-lightning completion", description=DESCRIPTION, formatter_class=formatter)
     parser.add_argument("shell", choices=("bash", "zsh"))
     print(script(parser.parse_args(arguments).shell), end="")
 

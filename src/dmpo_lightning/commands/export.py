@@ -1,9 +1,9 @@
 """``dmpo-lightning export``: writes the trained policy of a checkpoint as a Hugging Face folder."""
 
-import argparse
 from collections.abc import Sequence
 
 from dmpo_lightning.checkpoints.export import export_checkpoint
+from dmpo_lightning.commands.arguments import CommandParser
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -14,9 +14,9 @@ def run(arguments: Sequence[str]) -> None:
     print(f"{output}: {count} trained tensors" + (", merged into the base" if options["merge"] else ""))
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser("dmpo-lightning export", description=__doc__, allow_abbrev=False)
+    parser = CommandParser("dmpo-lightning export", description=__doc__)
     add = parser.add_argument
     add("--ckpt_path", required=True, help="checkpoint file or folder of a run")
     add("--output", required=True, help="folder to write")

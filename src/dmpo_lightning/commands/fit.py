@@ -3,15 +3,16 @@
 Tokenizer and seed are filled in from the rest of the configuration.
 """
 
-import difflib
 import logging
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any, NoReturn
 
+import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
@@ -29,7 +30,8 @@ from dmpo_lightning.callbacks.samples import LoggingExtras
 from dmpo_lightning.checkpoints.reading import UnfitCheckpointError
 from dmpo_lightning.commands.arguments import merged_text
 from dmpo_lightning.commands.closing import closing_text, is_interrupt
-from dmpo_lightning.commands.last_checkpoint import LAST, check_exists, check_trusted, newest_checkpoint
+from dmpo_lightning.commands.last_checkpoint import check_trusted, newest_checkpoint
+from dmpo_lightning.commands.mistakes import LAST, parser_line, unknown
 from dmpo_lightning.distributed.internals import was_restoring
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.run_directory import KINDS, Start, choose_directory
@@ -60,6 +62,9 @@ KNOWN = (
 class DMPOArgumentParser(LightningArgumentParser):
     """Says what is missing or what exists in one line, instead of printing every option of the Trainer."""
 
+    given: Sequence[str] = ()
+    """The command line, of which messages quote an option with its whole name."""
+
     def __init__(self, *args: Any, **options: Any) -> None:
         # Else `--trainer.max_step` would mean `max_steps`, or another option in the next version of Lightning.
         super().__init__(*args, **{"allow_abbrev": False} | options)
@@ -69,39 +74,25 @@ class DMPOArgumentParser(LightningArgumentParser):
         return super().parse_string(merged_text(content, str(path) or content), path, *arguments, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        parser = getattr(ex, "subcommand_parser", None) or self
-        line = _remedy(message, parser) or " ".join(message.split())
+        line = _remedy(message, getattr(ex, "subcommand_parser", None) or self, self.given)
         if self.exit_on_error:
             self.exit(2, f"dmpo-lightning: {escaped(line)}\n")
         super().error(message, ex)
 
 
-def _remedy(message: str, parser: LightningArgumentParser) -> str:
-    """One line on what is missing or misspelt, empty where something else is wrong."""
-    refused = REFUSED.match(message)
-    # An overlay that stands alone names no class, so that the base class is asked for its options.
-    is_overlay = refused is not None and refused[2] in ("PolicyModule", "LightningDataModule")
-    missing = refused if is_overlay else re.search(r"the following arguments are required: (?P<key>.+)", message)
-    if missing:
-        what = f"{'the class that has ' * is_overlay}{missing['key']}"
-        return (
-            f"A configuration is missing, which states {what}: pass --config NAME_OR_FILE, such as --config "
-            "sudoku_tiny.yaml (`dmpo-lightning configs` lists those shipped)."
-        )
-    if unknown := re.search(r"unrecognized arguments: --(?P<key>[\w.]+)", message):
+def _remedy(message: str, parser: LightningArgumentParser, given: Sequence[str]) -> str:
+    """One line on what is wrong: what is missing or misspelt, or the innermost cause in the parser's words."""
+    if missing := re.search(r"the following arguments are required: (?P<key>.+)", message):
+        return f"A configuration must state {missing['key']}; pass one that does before the others, by --config."
+    if unrecognized := re.search(r"unrecognized arguments: --([\w.]+)", message):
         options = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
-        group = unknown["key"].rpartition(".")[0]
-        where, names = "Options there", sorted(name for name in options if name.rpartition(".")[0] == group)
-    elif unknown := refused:
+        return unknown(unrecognized[1], options, [each for each in options if "." not in each], "The command")
+    if refused := REFUSED.match(message):
         # With the arguments that the class passes on to its base classes.
-        owner = getattr(import_module(unknown[1]), unknown[2])
+        owner = getattr(import_module(refused[1]), refused[2])
         names = ArgumentParser().add_class_arguments(owner, fail_untyped=False)
-        where = f"{unknown[1]}.{unknown[2]} has"
-    else:
-        return ""
-    close = difflib.get_close_matches(unknown["key"], names, n=1)
-    meant = f"Did you mean {close[0]}? " if close else ""
-    return f"There is no option {unknown['key']}. {meant}{where}: {', '.join(names)}."
+        return unknown(f"{refused[2]}.{refused['key']}", [], names, f"{refused[1]}.{refused[2]}")
+    return parser_line(message, given)
 
 
 class DMPOCLI(LightningCLI):
@@ -135,7 +126,10 @@ class DMPOCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """As Lightning does it. What a constructor refuses is one line and status 2, not a traceback."""
-        model = self.config.get(self.subcommand, self.config).get("model.init_args.model")
+        config = self.config.get(self.subcommand, self.config)
+        _check_trainer(config.trainer)
+        _check_optimizer(config.model.init_args if config.model else {})
+        model = config.get("model.init_args.model")
         if model is not None:
             name = model if isinstance(model, str) else model.get("init_args", model).get("model")
             # It takes minutes where a model is large.
@@ -217,11 +211,48 @@ class DMPOCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As Lightning does it, without its warning that arguments are passed in, as the entry point always does."""
         assert args is None or isinstance(args, list)
+        parser.given = args or ()  # type: ignore[attr-defined]
         self.config = parser.parse_args(args)
-        seed = self.config.get(f"{self.config.get('subcommand')}.seed_everything", self.config.get("seed_everything"))
-        if seed is not None and not 0 <= seed < 2**32:
-            raise ValueError(f"`--seed_everything` must be at least 0 and less than 2**32, got {seed}.")
-        check_exists(self.config.get(f"{self.config.get('subcommand')}.ckpt_path"))
+
+
+def _check_trainer(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for what the Trainer refuses of its plain options, such as a GPU that is not there.
+
+    Lightning makes the Trainer when the model is loaded, which may take minutes.
+    """
+    plain: dict[str, Any] = {
+        name: value for name, value in vars(options).items() if isinstance(value, int | float | str)
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            Trainer(**plain | {"logger": False, "enable_checkpointing": False, "enable_model_summary": False})
+        except Exception as error:
+            said = " ".join(str(error).split())
+            words = set(re.findall(r"\w+", said))
+            named = [
+                f"--trainer.{name} {value}"
+                for name, value in plain.items()
+                if name in words or (isinstance(value, str) and value in words)
+            ]
+            raise ValueError(f"The Trainer refuses {' '.join(named) or 'its options'}: {said}") from error
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _check_optimizer(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for what an optimizer or scheduler of torch refuses, which are made when a run starts."""
+    made: Any = [torch.nn.Parameter(torch.zeros(1))]
+    for name in ("optimizer", "lr_scheduler"):
+        given = options.get(name)
+        if given is None or callable(given) or not str(given.get("class_path")).startswith("torch.optim."):
+            return
+        path = given["class_path"]
+        try:
+            made = resolve_name(path)(made, **given.get("init_args", {}))
+        except Exception as error:
+            raise ValueError(f"`model.{name}`: {path} refuses its options: {' '.join(str(error).split())}.") from error
 
 
 def _constructor_message(error: ValueError) -> str:

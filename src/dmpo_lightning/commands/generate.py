@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmpo_lightning.commands.arguments import CommandParser
 from dmpo_lightning.tasks.json_lines import numbered_lines
 from dmpo_lightning.terminal import error_line, escaped, printable
 
@@ -178,12 +179,11 @@ def make_sampler(arguments: Sequence[str], stored: Mapping[str, Any]) -> "Sample
     return parser.instantiate(parser.parse_args(list(arguments))).sampler
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="dmpo-lightning generate",
         description=DESCRIPTION,
-        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument

@@ -11,41 +11,20 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from dmpo_lightning.checkpoints.reading import newest_readable, why_unfit, why_unsafe
 from dmpo_lightning.checkpoints.writing import remove_partial
+from dmpo_lightning.commands.mistakes import is_elsewhere
 from dmpo_lightning.modules.run_directory import own_directories
-
-LAST, OF_LIGHTNING = "last", ("best", "hpc")
-
-
-def check_exists(path: str | None) -> None:
-    """Raises ValueError for a checkpoint that does not exist, so that a run ends before its model is loaded."""
-    if path in OF_LIGHTNING:
-        # Lightning would look for the best one among those of this process, and for its own of SLURM or an error.
-        raise ValueError(
-            f"`--ckpt_path {path}` has no meaning here: pass `last`, with which a first job starts and a later one "
-            f"goes on, or the path of a checkpoint (./{path} for a file of that name)."
-        )
-    if path in (None, LAST) or _is_elsewhere(path) or Path(path).exists():
-        return
-    raise ValueError(
-        f"`--ckpt_path` must be a checkpoint of a run, a file or a folder, or `last`; got {path}, which does not exist."
-    )
 
 
 def check_trusted(path: str) -> None:
     """Raises ValueError for a checkpoint that could run code where it is opened."""
     trust = "if you trust who wrote it, add --trust_checkpoint"
-    if _is_elsewhere(path):
+    if is_elsewhere(path):
         problem = f"it is not on this machine, where it could be checked; download it, or {trust}."
     elif (unsafe := why_unsafe(Path(path))) is not None:
         problem = f"{unsafe}; {trust}."
     else:
         return
     raise ValueError(f"`--ckpt_path {path}`: {problem}")
-
-
-def _is_elsewhere(path: str) -> bool:
-    """Whether a checkpoint is named by an address, of the web or of a registry of models."""
-    return "://" in path or path.startswith("registry")
 
 
 def newest_checkpoint(trainer: Trainer, module: LightningModule, *, continues: bool) -> str | None:

@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 from importlib import import_module
 from typing import Any
 
+from dmpo_lightning.commands.arguments import CommandParser
 from dmpo_lightning.planning.memory import rehearsed
 from dmpo_lightning.planning.network import counted
 from dmpo_lightning.planning.plan import REACHED, Plan
@@ -63,12 +64,11 @@ def merged_configuration(arguments: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="dmpo-lightning plan",
         description=DESCRIPTION,
-        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

@@ -1,10 +1,10 @@
 """``dmpo-lightning report``: one HTML file on one or several runs. Imports no torch."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dmpo_lightning.commands.arguments import CommandParser
 from dmpo_lightning.reports.page import write_report
 from dmpo_lightning.reports.plots import AXES, write_pictures
 from dmpo_lightning.reports.record import REPORT, holds_run
@@ -33,9 +33,9 @@ def run(arguments: Sequence[str]) -> None:
     print(escaped(f"Report: {output}"))
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(prog="dmpo-lightning report", description=__doc__, allow_abbrev=False)
+    parser = CommandParser(prog="dmpo-lightning report", description=__doc__)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="the directory of a training or an evaluation; several are compared"
     )

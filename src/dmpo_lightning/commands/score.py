@@ -1,6 +1,5 @@
 """``dmpo-lightning score``: checks saved completions again, without a model. Imports no torch."""
 
-import argparse
 import inspect
 import json
 from collections.abc import Mapping, Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from dmpo_lightning.commands.arguments import CommandParser
 from dmpo_lightning.data.sources import Parser, load_file
 from dmpo_lightning.rewards.functions import Judge, ScoreError, call_each
 from dmpo_lightning.tasks.base import Example, Task, Verdict
@@ -135,9 +135,9 @@ def _checked(task: Task, example: Example, completion: str) -> Verdict:
     return verdict
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser("dmpo-lightning score", description=__doc__, allow_abbrev=False)
+    parser = CommandParser("dmpo-lightning score", description=__doc__)
     parser.add_argument("--task", required=True, help=f"{', '.join(TASKS)}, or the dotted path of a Task class")
     parser.add_argument("--check", choices=("published", "verified"), default="verified", help="which variant of it")
     parser.add_argument("--algebra", action="store_true", help="math500: also compare by math-verify")
