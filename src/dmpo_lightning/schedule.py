@@ -36,8 +36,7 @@ class Schedule:
     @property
     def micro_batches(self) -> int:
         """Micro-batches in one pass over the buffer."""
-        # 1 at least: `plan` prints the counts of a configuration that `problem` refuses too, and divides by them.
-        return max(1, self.buffer_rollouts // self.micro_batch_size)
+        return self.buffer_rollouts // self.micro_batch_size
 
     @property
     def training_steps(self) -> int:
@@ -47,8 +46,7 @@ class Schedule:
     @property
     def optimizer_steps(self) -> int:
         """Optimizer steps of one buffer."""
-        # 1 at least, for the same reason.
-        return max(1, self.training_steps // self.accumulation)
+        return self.training_steps // self.accumulation
 
     @property
     def step_rollouts(self) -> int:

@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -114,11 +114,17 @@ class WorkerPool:
                 idle.put(worker)
 
         # One thread waits for each worker, so that what a worker goes through can be read from top to bottom.
-        with self._lock, ThreadPoolExecutor(self.workers) as threads:
+        with self._lock, futures.ThreadPoolExecutor(self.workers) as threads:
             for worker in self._workers:
                 worker.is_stopped = False
             try:
-                return list(threads.map(call, calls))
+                results = []
+                for each in [threads.submit(call, arguments) for arguments in calls]:
+                    # Now and then this thread looks up, since a signal that another one is given does not wake it.
+                    while not each.done():
+                        futures.wait([each], LIFE_SIGN)
+                    results.append(each.result())
+                return results
             # An interrupt leaves calls under way, for whose answers the threads would wait.
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
@@ -151,8 +157,6 @@ class _Worker:
         So only a process that has served no other call is believed that a call did this itself.
         """
         pickled = pickle.dumps(arguments)
-        if self.process is not None and not self.process.is_alive():
-            self.end()
         suspected = None
         if self.process is not None:
             suspected = self._made(arguments, pickled, HEARING)
