@@ -271,3 +271,15 @@ def test_a_forward_needs_a_step():
 def test_a_beta_that_is_no_positive_number_is_an_error(beta):
     with pytest.raises(ValueError, match=f"`beta` must be positive and finite, got {beta}"):
         WDDO(reward_temperature=0.1, beta=beta)
+
+
+class Older(WDCE):
+    """Of another signature than `DMPO` calls."""
+
+    def validate(self, *, completion_length):
+        raise NotImplementedError
+
+
+def test_an_objective_of_another_signature_is_named_at_construction():
+    with pytest.raises(ValueError, match=r"`objective` needs validate\(\*, group_size, sampler\), got .*group_size"):
+        module(objective=Older(reward_temperature=0.1))

@@ -55,7 +55,20 @@ class Thaws(BaseFinetuning):
 
 
 class ThawsByItself(Callback):
-    """The same without Lightning's bookkeeping, of an adapter too."""
+    """The same without Lightning's bookkeeping, of an adapter too: of weights that the optimizer knows."""
+
+    def on_fit_start(self, trainer, pl_module):
+        for weight in first_block(pl_module):
+            weight.requires_grad_(False)
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            for weight in first_block(pl_module):
+                weight.requires_grad_(True)
+
+
+class AddsAGroup(Callback):
+    """Has the optimizer know the weights when they are thawed."""
 
     def setup(self, trainer, pl_module, stage):
         for weight in first_block(pl_module):
@@ -118,6 +131,13 @@ def test_a_run_that_thaws_on_its_way_goes_on_as_if_it_had_not_ended(tmp_path, ki
     assert all(
         torch.equal(held[f"policy.model.{n}"], w) for n, w in again.policy.model.named_parameters() if w.requires_grad
     )
+
+
+@pytest.mark.slow
+def test_a_param_group_that_nobody_restores_is_refused_before_the_first_step(tmp_path):
+    fit(tmp_path, EPOCH + 2, AddsAGroup(), save_at=EPOCH + 2)
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        fit(tmp_path, EPOCH + 4, AddsAGroup(), ckpt_path=tmp_path / "at.ckpt")
 
 
 @pytest.mark.slow

@@ -70,21 +70,6 @@ def test_a_schedule_is_measured_anew_where_a_resumed_run_is_longer(tmp_path):
     assert len(record.learning_rates) == 2
 
 
-class Raising(lr_scheduler.ConstantLR):
-    """Fails in a run, and not when it is tried out with a single number as its weights."""
-
-    def step(self, *epoch):
-        if self.last_epoch == 2 and len(self.optimizer.param_groups[0]["params"]) > 1:
-            raise RuntimeError("no more rates")
-        super().step(*epoch)
-
-
-def test_a_schedule_that_fails_on_the_way_ends_no_run(tmp_path):
-    with pytest.warns(UserWarning, match="Raising has ended at optimizer step 3 .no more rates.* stays where it is"):
-        _, record, fitted = fit(tmp_path, steps=5, lr_scheduler=lambda optimizer: Raising(optimizer, 1.0))
-    assert (fitted.global_step, len(set(record.learning_rates))) == (5, 1)
-
-
 def plateau(monitor="val/sampled/reward", **options):
     return lambda optimizer: ReduceLROnPlateau(
         optimizer, monitor, **{"patience": 0, "mode": "max", "factor": 0.1} | options

@@ -5,8 +5,8 @@ makes tensors and plain values alone. A folder, of FSDP or DeepSpeed, is unpickl
 that one which was not written by the run itself is opened only where it is trusted.
 """
 
-import io
 import logging
+import mmap
 import os
 import pickle
 import zipfile
@@ -57,39 +57,31 @@ def checked(path: str | Path, load: Callable[[], Any]) -> dict[str, Any]:
     Raises:
         ValueError: it is damaged, holds more than data, or is no dictionary, or not of weights.
     """
-    problem = why_damaged(Path(path))
+    if (problem := why_damaged(Path(path))) is not None:
+        raise ValueError(problem)
     try:
-        saved: Any = load() if problem is None else None
-    # A file of anything else, or a damaged one, may raise any error of Python's and torch's.
+        saved = load()
+    # A file of anything else may raise any error of Python's and torch's.
     except Exception as error:
         kind = "it holds more than data" if isinstance(error, pickle.UnpicklingError) else PART
         raise ValueError(f"{kind}: {error_line(error)}") from error
-    if (problem := problem or why_misshapen(saved)) is not None:
-        raise ValueError(problem)
-    return dict(saved)
-
-
-def why_misshapen(saved: Any) -> str | None:
-    """What of a checkpoint is of another kind than it must be. None if nothing is."""
     if not isinstance(saved, dict):
-        return f"it holds no dictionary but {type(saved).__name__}"
+        raise ValueError(f"it holds no dictionary but {type(saved).__name__}")
     for name in ("state_dict", "callbacks", "loops", "backbone", "arguments"):
         if not isinstance(saved.get(name, {}), dict):
-            return f"its {name!r} must be a dictionary, got {type(saved[name]).__name__}"
+            raise ValueError(f"its {name!r} must be a dictionary, got {type(saved[name]).__name__}")
     for name, value in saved.get("state_dict", {}).items():
-        is_dense = isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_meta
-        if not (is_dense and value.is_floating_point()):
-            got = f"{value.dtype}, {value.layout}, {value.device}" if isinstance(value, torch.Tensor) else type(value)
-            return f"its weight {name!r} must be a dense tensor of floating-point numbers, got {got}"
-    return None
+        if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
+            got = getattr(value, "dtype", type(value).__name__)
+            raise ValueError(f"its weight {name!r} must be a tensor of floating-point numbers, got {got}")
+    return saved
 
 
 def why_damaged(path: Path, *, part: int = 0, parts: int = 1) -> str | None:
     """What of a checkpoint is not as it was written, by the checksums (CRC-32) in it. None if all is.
 
     torch writes one for every tensor and does not read them. This takes about half a second per gigabyte. A folder's
-    list of its tensors (``.metadata``) has none, nor have files of torch before 1.6 and safetensors. Ranks may look at
-    one of several ``parts`` of a folder's files each.
+    list of its tensors (``.metadata``) has none. Ranks may look at one of several ``parts`` of a folder's files each.
     """
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.suffix in (".pt", ".distcp"))
     found = (_damage(file.absolute(), file.stat().st_size, file.stat().st_ctime_ns) for file in files[part::parts])
@@ -100,39 +92,28 @@ def why_damaged(path: Path, *, part: int = 0, parts: int = 1) -> str | None:
 def _damage(file: Path, size: int, changed: int) -> str | None:
     """What is damaged of a file. It is kept until the file changes: it is looked at to be chosen, and to be loaded."""
     end = size
-    # A file of FSDP is an archive for each of its tensors, one behind the other. The list of an archive is at its end.
-    while True:
-        try:
-            with _Beginning(file, end) as beginning, zipfile.ZipFile(beginning) as archive:
-                beginning.seek(-22, os.SEEK_END)
+    try:
+        # A file of FSDP is an archive for each of its tensors, one behind the other. The list of one is at its end.
+        while end or not size:
+            with file.open("rb") as opened, _Mapped(opened.fileno(), end, access=mmap.ACCESS_READ) as mapped:
+                archive = zipfile.ZipFile(mapped)  # type: ignore[call-overload]
                 # Python would pass over what follows an archive, which is a part of the next one.
-                if beginning.read(4) != b"PK\x05\x06":
+                if mapped[-22:-18] != b"PK\x05\x06":
                     raise zipfile.BadZipFile("it has no end")
-                damaged, end = archive.testzip(), min(each.header_offset for each in archive.infolist())
-        # A damaged archive may raise any error.
-        except Exception as error:
-            with file.open("rb") as opened:
-                is_archive = end < size or b"PK".startswith(opened.read(2))
-            return f"{PART}: {file.name}: {error}" if is_archive else None
-        if damaged is not None:
-            return f"it is damaged: in {file.name}, {damaged} has not the checksum with which it was written"
-        if end == 0:
-            return None
+                if (damaged := archive.testzip()) is not None:
+                    return f"it is damaged: in {file.name}, {damaged} has not the checksum with which it was written"
+                end = min(each.header_offset for each in archive.infolist())
+    # What is damaged, or no archive, may raise any error.
+    except Exception as error:
+        return f"{PART}: {file.name}: {error}"
+    return None
 
 
-class _Beginning(io.FileIO):
-    """A file as if it ended before its ``end``."""
+class _Mapped(mmap.mmap):
+    """The beginning of a file, as if it were all of it. Python's archives ask one thing more."""
 
-    def __init__(self, path: Path, end: int) -> None:
-        super().__init__(path)
-        self.end = end
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return super().seek(offset + self.end) if whence == os.SEEK_END else super().seek(offset, whence)
-
-    def read(self, size: int | None = -1) -> bytes:
-        rest = self.end - self.tell()
-        return super().read(rest if size is None or size < 0 else min(size, rest))
+    def seekable(self) -> bool:
+        return True
 
 
 def why_unsafe(path: Path) -> str | None:
@@ -150,15 +131,12 @@ def why_unfit(path: Path, *, keys: Collection[str] = (), continues: bool = False
         keys: what the module itself writes and cannot continue without.
         continues: whether training goes on. An evaluation needs the weights alone.
     """
-    if path.is_dir() and is_deepspeed(path):
-        return why_damaged(path)
-    facts = path / "meta.pt" if path.is_dir() else path
+    if (problem := why_damaged(path)) is not None or (path.is_dir() and is_deepspeed(path)):
+        return problem
     try:
-        saved = load_data(facts)
+        saved = load_data(path / "meta.pt" if path.is_dir() else path)
     except ValueError as error:
         return str(error)
-    if (problem := why_damaged(path)) is not None:
-        return problem
     if continues and "lr_schedulers" not in saved:
         return "it holds weights alone, of which no run can be continued"
     missing = [key for key in keys if key not in saved] if continues else []

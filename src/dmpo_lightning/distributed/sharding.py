@@ -113,7 +113,7 @@ def gradient_norm(model: nn.Module) -> Tensor:
     """The 2-norm of all gradients as one vector, the same on each rank. It is 0 where there are none.
 
     All ranks call it, after the gradients were averaged over them. Not for DeepSpeed, which hides gradients and knows
-    their norm behind its step (`engine_norm`).
+    their norm behind its step (`norm_of_step`).
     """
     if isinstance(model, FullyShardedDataParallel):
         # Its only way to a norm over all ranks. Clipped to infinity, gradients are multiplied by exactly 1.

@@ -1,6 +1,5 @@
 """What `DMPO` and `MaskedSFT` share: the policy, the optimizer, and checkpoints of what can be trained."""
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,12 +17,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from lightning.pytorch.strategies import (
-    DeepSpeedStrategy,
-    FSDPStrategy,
-    ModelParallelStrategy,
-    SingleDeviceStrategy,
-)
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -39,7 +33,7 @@ from dmpo_lightning.distributed.internals import (
     is_being_fitted,
     resume_whole_runs,
 )
-from dmpo_lightning.distributed.ranks import check_same_start, means_over_ranks
+from dmpo_lightning.distributed.ranks import check_same_start
 from dmpo_lightning.distributed.sharding import is_zero3, plain_name, shard_fsdp2, wrap_fsdp1
 from dmpo_lightning.distributed.strategies import ZeROStrategy, divides_weights, write_whole_files
 from dmpo_lightning.functional.randomness import check_seed
@@ -47,19 +41,16 @@ from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.parts import compile_layers
 from dmpo_lightning.modules.checkpoint import (
     ARGUMENTS,
-    GROUPS,
     REFERENCE_PARTS,
     SCALE,
     SHAPES,
     TRAINED,
     Shapes,
-    Trained,
     adapter_scale,
     check_fit,
     described,
     loaded_arguments,
     own_shapes,
-    put_back,
     restore_reference,
     trainable,
     trainable_by_design,
@@ -68,7 +59,7 @@ from dmpo_lightning.modules.generating import Generation, Prompt, generate
 from dmpo_lightning.modules.options import (
     Options,
     SchedulerFactory,
-    check_optimizer,
+    check_plateau,
     check_schedule,
     configured_options,
     plain,
@@ -109,8 +100,6 @@ class PolicyModule(LightningModule):
     completion_length: int | None = None
     rows_per_forward: int | None = None
     gather_for_generation = False
-    losses_repeat = True
-    """Whether the loss of a batch is the same when it is computed once more."""
     # Checkpoints hold trainable weights alone (`state_dict`), so Lightning must not ask for all of them.
     strict_loading = False
 
@@ -138,16 +127,16 @@ class PolicyModule(LightningModule):
         if with_reference and self.backbone.adapter is None and self.policy.has_adapters:
             self.policy.refresh_reference()  # a loaded adapter is where the run starts
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
-        self._is_sharded = self._schedule_has_ended = self._holds_reference_early = False
+        self._holds_reference_early = False
         self._options: Options | None = None
         self._stored_options: Options | None = None
-        self._shapes = own_shapes(self)
-        self._needed = trainable(self)
-        """What the module was made to train, without which it cannot go on from a checkpoint."""
-        self._held = {f"policy.{name}" for name in trainable_by_design(self.policy)} | self._needed
-        self._trained = Trained()
-        self._stored_trained: Trained | None = None
-        self._stored_groups: list[list[str]] | None = None
+        self._shapes: Shapes | None = None
+        """Of the whole weights, from when a strategy divides them."""
+        self._held = {f"policy.{name}" for name in trainable_by_design(self.policy)} | trainable(self)
+        self._optimized: set[str] = set()
+        self._start: set[str] = set()
+        """What is trained: where the optimizer is made, and where training starts."""
+        self._stored_trained: dict[str, list[str]] | None = None
         self.register_load_state_dict_post_hook(_forgive_frozen)
 
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
@@ -276,7 +265,7 @@ class PolicyModule(LightningModule):
         """
         # Lightning calls this hook for each of fit, validate, test and predict, and weights can be divided only once.
         trainer = attached_trainer(self)
-        if self._is_sharded or trainer is None or not divides_weights(trainer.strategy):
+        if self._shapes is not None or trainer is None or not divides_weights(trainer.strategy):
             return
         strategy, policy, self._shapes = trainer.strategy, self.policy, own_shapes(self)
         if self.backbone.quantization is not None:
@@ -302,7 +291,6 @@ class PolicyModule(LightningModule):
             policy.model = wrap_fsdp1(policy.model)
             if policy.reference.model is not None:
                 policy.reference.model = wrap_fsdp1(policy.reference.model)
-        self._is_sharded = True
 
     def setup(self, stage: str) -> None:
         """Where weights are divided, ranks run their forwards together. Checkpoint files are complete or absent."""
@@ -311,7 +299,7 @@ class PolicyModule(LightningModule):
         if stage == "fit":
             resume_whole_runs(self.trainer)
         # Those may be of a checkpoint that was evaluated before.
-        self._stored_options = self._stored_trained = self._stored_groups = None
+        self._stored_options = self._stored_trained = None
         if not isinstance(strategy, SingleDeviceStrategy) and callbacks_of(self.trainer, BaseFinetuning):
             raise ValueError(FIXED)
         if self.trainer.world_size > 1 and divides_weights(strategy):
@@ -335,12 +323,20 @@ class PolicyModule(LightningModule):
                 )
 
     def configure_optimizers(self) -> Any:
-        """An optimizer over the trainable parameters. A scheduler advances once per optimizer step."""
-        self._trained = Trained()
-        self._known = trainable(self)
+        """An optimizer over the trainable parameters. A scheduler advances once per optimizer step.
+
+        Raises:
+            ValueError: the checkpoint's optimizer has other parameters, or a scheduler has no value to look at.
+        """
+        self._optimized = trainable(self)
+        if self._stored_trained and (odd := self._optimized ^ set(self._stored_trained["optimized"])):
+            raise ValueError(
+                f"The checkpoint's optimizer has other weights than this run's: {len(odd)} differ, such as {min(odd)}. "
+                "Freeze what it has behind the start, such as in `on_fit_start` of a callback, or as its run did."
+            )
         optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
         scheduler = None if self.scheduler_factory is None else self.scheduler_factory(optimizer)
-        check_optimizer(optimizer, scheduler, losses_repeat=self.losses_repeat)
+        check_plateau(scheduler, is_validated=self.trainer.enable_validation)
         # Taken now: Lightning puts the checkpoint's options back before training starts.
         self._options = configured_options(optimizer, scheduler)
         self.save_hyperparameters(
@@ -353,21 +349,9 @@ class PolicyModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": own}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Advances a schedule by one optimizer step. One that ends with an error ends no run that is at work.
-
-        `ReduceLROnPlateau` advances in `on_validation_epoch_end`.
-        """
-        if self._schedule_has_ended or isinstance(scheduler, ReduceLROnPlateau):
-            return
-        # It may be anybody's, and raise anything.
-        try:
+        """As Lightning does it. `ReduceLROnPlateau` advances in `on_validation_epoch_end`."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
             super().lr_scheduler_step(scheduler, metric)
-        except Exception as error:
-            self._schedule_has_ended = True
-            rank_zero_warn(
-                f"`lr_scheduler` {type(scheduler).__name__} has ended at optimizer step {self.trainer.global_step} "
-                f"({error}). The run goes on, and the learning rate stays where it is."
-            )
 
     def on_validation_epoch_end(self) -> None:
         """Lets a `ReduceLROnPlateau` look at its ``monitor``, before the checkpoint behind a validation is written.
@@ -375,118 +359,69 @@ class PolicyModule(LightningModule):
         Raises:
             ValueError: nothing of that name is logged.
         """
-        scheduler, logged = self._plateau, self.trainer.callback_metrics
-        if scheduler is None or self.trainer.sanity_checking:
+        scheduler, logged = self.lr_schedulers(), self.trainer.callback_metrics
+        if not isinstance(scheduler, ReduceLROnPlateau) or self.trainer.sanity_checking:
             return
-        if scheduler.monitor not in logged:
+        monitor: Any = vars(scheduler)["monitor"]
+        if monitor not in logged:
             raise ValueError(
-                f"`lr_scheduler` ReduceLROnPlateau looks at {scheduler.monitor!r}, which is not logged; `monitor` is "
-                f"one of: {', '.join(sorted(logged))}."
+                f"`lr_scheduler` ReduceLROnPlateau looks at {monitor!r}, which is not logged; `monitor` is one of: "
+                f"{', '.join(sorted(logged))}."
             )
         # What is logged of training is each rank's own, and all must lower the rate together.
-        means = means_over_ranks({scheduler.monitor: logged[scheduler.monitor].double()})
-        scheduler.step(means.get(scheduler.monitor, math.nan))
-
-    @property
-    def _plateau(self) -> Any:
-        """The scheduler that looks at a value, if the run has one."""
-        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        return next((each for each in schedulers if isinstance(each, ReduceLROnPlateau)), None)
-
-    def _check_schedule(self, steps: int | float) -> None:
-        if self.scheduler_factory is not None and self._options is not None:
-            check_schedule(self.scheduler_factory, self._options, steps=steps)
+        scheduler.step(float(self.trainer.strategy.reduce(logged[monitor])))
 
     def on_fit_start(self) -> None:
         """Before any forward.
 
         Raises:
             RuntimeError: some ranks continue from a checkpoint and others do not.
-            ValueError: the scheduler ends before the run.
         """
         check_same_start("afresh" if self.trainer.ckpt_path is None else "from a checkpoint")
-        self._restore_groups()
-        if self._plateau is not None and not self.trainer.enable_validation:
-            raise ValueError("`lr_scheduler` ReduceLROnPlateau looks at a value after each validation; there is none.")
-        if self.trainer.max_epochs == -1:
-            self._check_schedule(self.trainer.max_steps)
 
     def on_train_start(self) -> None:
         """This run's options of optimizer and scheduler win over the checkpoint's, which Lightning has put back.
 
         Raises:
             RuntimeError: ranks continue at different steps.
+            ValueError: the scheduler ends before the run.
         """
         check_same_start(f"at optimizer step {self.trainer.global_step}")
-        if self.trainer.max_epochs != -1 and not callbacks_of(self.trainer, GradientAccumulationScheduler):
-            self._check_schedule(self.trainer.estimated_stepping_batches)
-        self._schedule_has_ended = False
-        self._begin_training()
+        if self.scheduler_factory and self._options and not callbacks_of(self.trainer, GradientAccumulationScheduler):
+            check_schedule(self.scheduler_factory, self._options, steps=self.trainer.estimated_stepping_batches)
+        self._go_on_training()
         stored, self._stored_options = self._stored_options, None
         if stored is None or self._options is None:
             return
-        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         take_over(
             self.trainer.optimizers[0],
-            schedulers[0] if schedulers else None,
+            self.lr_schedulers(),  # type: ignore[arg-type]
             stored=stored,
             now=self._options,
             scheduler_factory=self.scheduler_factory,
             steps=self.trainer.global_step,
         )
 
-    def _group_names(self) -> list[list[str]] | None:
-        """The names of the weights in each param group. None where a strategy hides them."""
-        names = {id(weight): plain_name(name) for name, weight in self.named_parameters()}
-        groups = [each["params"] for optimizer in self.trainer.optimizers for each in optimizer.param_groups]
-        known = all(id(weight) in names for group in groups for weight in group)
-        return [[names[id(weight)] for weight in group] for group in groups] if known else None
-
-    def _restore_groups(self) -> None:
-        """Adds the param groups that callbacks had added to the optimizer, before its state is read.
-
-        Raises:
-            ValueError: the optimizer of the checkpoint has other weights.
+    def _go_on_training(self) -> None:
+        """A run that continues goes on with what callbacks had frozen and thawed on its way. Where this one begins with
+        other weights, that is its own choice, and stays.
         """
-        stored, own = self._stored_groups, self._group_names()
-        if not stored or own is None:
-            return
-        if stored[: len(own)] != own:
-            odd = sorted({name for each in stored for name in each} ^ {name for each in own for name in each})
-            raise ValueError(
-                f"The checkpoint's optimizer has other weights than this run's: {len(odd)} differ, such as {odd[:1]}. "
-                "Freeze what it has behind the start, such as in `on_fit_start` of a callback, or as its run did."
-            )
-        weights = {plain_name(name): weight for name, weight in self.named_parameters()}
-        for names in stored[len(own) :]:
-            self.trainer.optimizers[0].add_param_group({"params": [weights[name] for name in names]})
+        self._start, stored, self._stored_trained = trainable(self), self._stored_trained, None
+        if stored and set(stored["start"]) == self._start:
+            for name, weight in self.named_parameters():
+                weight.requires_grad_(plain_name(name) in stored["now"])
 
-    def _begin_training(self) -> None:
-        """Notes what is trained. A run that continues freezes and thaws what it had frozen and thawed on its way."""
-        self._trained.start = start = trainable(self)
-        stored, self._stored_trained = self._stored_trained, None
-        if stored is not None:
-            self._trained.ever = stored.ever
-            put_back(self, start=start, then=stored.start, now=stored.now)
-        self._note_trained()
-
-    def _note_trained(self) -> None:
-        """Asks anew what is trained, before each optimizer step.
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """The policy is about to move away from a reference that equals it. What is trained is asked anew.
 
         Raises:
             ValueError: it is no longer what a strategy has prepared ranks for.
         """
-        now = trainable(self)
-        if now != self._known and not isinstance(self.trainer.strategy, SingleDeviceStrategy):
-            raise ValueError(FIXED)
-        self._trained.now = now
-        self._trained.ever |= now
-        self._held |= now
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """The policy is about to move away from a reference that equals it."""
         self.policy.reference.announce_update()
-        self._note_trained()
+        now = trainable(self)
+        if now != self._optimized and not isinstance(self.trainer.strategy, SingleDeviceStrategy):
+            raise ValueError(FIXED)
+        self._held |= now
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Lightning calls this and `on_train_epoch_end` behind the callbacks that average weights."""
@@ -502,17 +437,15 @@ class PolicyModule(LightningModule):
 
     @torch.no_grad()
     def _keep_frozen_weights(self) -> None:
-        """Weights that were never trained are not averaged: base and reference stay what they are.
+        """Weights that are not trained are not averaged: base and reference stay what they are.
 
         The moving average of a weight that does not change drifts away from it by rounding, and that of a refreshed
         reference is none of its states.
         """
         for callback in self._averaging:
             copy = averaged_module(callback)
-            for (name, own), averaged in zip(
-                self.named_parameters(), copy.parameters() if copy else (), strict=bool(copy)
-            ):
-                if plain_name(name) not in self._trained.ever:
+            for own, averaged in zip(self.parameters(), copy.parameters() if copy else (), strict=bool(copy)):
+                if not own.requires_grad:
                     averaged.copy_(own)
 
     def configure_gradient_clipping(
@@ -548,8 +481,8 @@ class PolicyModule(LightningModule):
         """Compares what a checkpoint holds with what this run can train. See `checkpoint.check_fit`."""
         self._held |= check_fit(
             checkpoint,
-            shapes=self._whole_shapes,
-            needed=self._needed,
+            shapes=self._shapes or own_shapes(self),
+            needed=self._held,
             scale=adapter_scale(self.policy.model),
             backbone=self.backbone.to_plain(),
         )
@@ -567,8 +500,7 @@ class PolicyModule(LightningModule):
         self.check_fit(checkpoint)
         options = checkpoint.get("options")
         self._stored_options = options and {name: options[name] for name in ("optimizer", "lr_scheduler")}
-        stored, self._stored_groups = checkpoint.get(TRAINED), checkpoint.get(GROUPS)
-        self._stored_trained = None if stored is None else Trained(**{name: set(stored[name]) for name in stored})
+        self._stored_trained = checkpoint.get(TRAINED)
         trainer = attached_trainer(self)
         if trainer is not None and trainer.ckpt_path is not None:
             callbacks = callbacks_of(trainer, Checkpoint)
@@ -587,11 +519,11 @@ class PolicyModule(LightningModule):
         checkpoint["backbone"], checkpoint["seed"] = self.backbone.to_plain(), self.seed
         checkpoint["reference_is_refreshed"] = self.policy.reference.is_refreshed
         checkpoint["options"] = self._options
-        held, shapes = self.held_names(), self._whole_shapes
+        held, shapes = self.held_names(), self._shapes or own_shapes(self)
         checkpoint[SHAPES] = {name: shape for name, shape in shapes.items() if name in held}
         checkpoint[SCALE] = adapter_scale(self.policy.model)
-        checkpoint[GROUPS] = self._group_names()
-        checkpoint[TRAINED] = {name: sorted(names) for name, names in vars(self._trained).items()}
+        trained = {"optimized": self._optimized, "start": self._start, "now": trainable(self)}
+        checkpoint[TRAINED] = {name: sorted(names) for name, names in trained.items()}
         # In the place of Lightning's own, from which its command line would take options.
         checkpoint[ARGUMENTS] = plain(checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
         checkpoint.pop("hparams_name", None)
@@ -602,11 +534,6 @@ class PolicyModule(LightningModule):
         if self._keeps_reference and is_zero3(self.policy):
             # ZeRO-3 saves no frozen weights. Its checkpoints are one file per rank, which takes this rank's part.
             checkpoint[REFERENCE_PARTS] = self.policy.reference.parts(self.policy.model)
-
-    @property
-    def _whole_shapes(self) -> Shapes:
-        """A class of one's own may have added weights since, but a strategy that divides them hides their shapes."""
-        return self._shapes if self._is_sharded else own_shapes(self)
 
     @property
     def _keeps_reference(self) -> bool:

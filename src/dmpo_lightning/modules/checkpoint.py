@@ -6,7 +6,6 @@ an adapter comes from its source. A refreshed reference is the only other thing 
 
 import inspect
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers import Sampler
 
 ARGUMENTS, REFERENCE_PARTS, SHAPES, SCALE = "arguments", "reference_parts", "trained_shapes", "adapter_scale"
-TRAINED, GROUPS = "trained", "param_groups"
+TRAINED = "trained_names"
 CODE = ("optimizer", "lr_scheduler", "reward")
 """Arguments that are code of the user's own. A module that is loaded without them can do all but train."""
 CLASS = "class"
@@ -111,13 +110,11 @@ def loaded_arguments(module_class: Any, checkpoint: Mapping[str, Any], given: Ma
             lacking[name] = "which it does not hold"
     if lacking:
         # Each class notes all of its own arguments, so that those of another one lack.
-        foreign = f" A run of another class than {module_class.__name__} is exported first, and the folder is `model`."
-        was = "; ".join(f"`{name}` was: {why}" for name, why in lacking.items())
+        own, was = module_class.__name__, "; ".join(f"`{name}` was: {why}" for name, why in lacking.items())
         raise ValueError(
-            f"The checkpoint cannot say what {was}. Pass it: {module_class.__name__}.load_from_checkpoint(path, "
-            f"{', '.join(f'{name}=...' for name in lacking)})."
-            + foreign
-            * ("which it does not hold" in lacking.values())
+            f"The checkpoint cannot say what {was}. Pass it: {own}.load_from_checkpoint(path, "
+            f"{', '.join(f'{name}=...' for name in lacking)}). A run of another class than {own} is exported first, "
+            "and the folder is `model`."
         )
     return found
 
@@ -137,32 +134,6 @@ def trainable_by_design(policy: Policy) -> set[str]:
     """The names, within a policy, of all that is its to train, whatever is frozen: a whole model, or an adapter."""
     own = "." if not policy.has_adapters else f".{policy.model.active_adapter}."
     return {f"model.{name}" for name, _ in policy.model.named_parameters() if own in f"model.{name}."}
-
-
-@dataclass
-class Trained:
-    """The names of the weights that a run trains, which callbacks may freeze and thaw on its way."""
-
-    start: set[str] = field(default_factory=set)
-    """When training started or was continued."""
-    now: set[str] = field(default_factory=set)
-    """In the last optimizer step."""
-    ever: set[str] = field(default_factory=set)
-
-
-def put_back(module: nn.Module, *, start: set[str], then: set[str], now: set[str]) -> None:
-    """Freezes and thaws what callbacks of the run that is continued had frozen and thawed on their way.
-
-    Args:
-        module: whose weights are looked at.
-        start: what this run trains at its start.
-        then: what that run trained at its start. Where this one differs, its own choice stays.
-        now: what that run trained in the end.
-    """
-    for name, weight in module.named_parameters():
-        plain = plain_name(name)
-        if (plain in start) == (plain in then) != (plain in now):
-            weight.requires_grad_(plain in now)
 
 
 def adapter_scale(network: Any) -> float | None:

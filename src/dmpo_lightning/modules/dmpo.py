@@ -23,7 +23,7 @@ from dmpo_lightning.modules.continuation import KEY, Continuation
 from dmpo_lightning.modules.evaluation import Evaluator, check_evaluation
 from dmpo_lightning.modules.non_finite import SkipNonFiniteSteps, check_policy
 from dmpo_lightning.modules.observers import RolloutObserver, RunMeter, measure_first
-from dmpo_lightning.modules.options import SchedulerFactory, several_losses
+from dmpo_lightning.modules.options import SchedulerFactory
 from dmpo_lightning.objectives import Objective
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards.functions import ScoreFunction
@@ -93,7 +93,6 @@ class DMPO(PolicyModule):
     sampler: Sampler
     completion_length: int
     checkpoint_keys = (KEY,)
-    losses_repeat = False
     prompts_per_buffer: int | None = None
     """On each rank; known when fitting starts."""
 
@@ -124,7 +123,10 @@ class DMPO(PolicyModule):
         buffer = RolloutBuffer(num_iterations=num_iterations, micro_batch_size=micro_batch_size)
         check_counts(completion_length=completion_length, sampling_rounds=sampling_rounds)
         check_counts(reference_refresh_interval=reference_refresh_interval, rows_per_forward=rows_per_forward)
-        objective.validate(group_size=group_size, sampler=sampler)
+        try:
+            objective.validate(group_size=group_size, sampler=sampler)
+        except TypeError as error:
+            raise ValueError(f"`objective` needs validate(*, group_size, sampler), got an error: {error}.") from error
         sampler.validate(completion_length)
         samplers = validation_samplers if validation_samplers is not None else {"sampled": sampler}
         lengths = (completion_length,) if evaluation_lengths is None else tuple(evaluation_lengths)
@@ -274,7 +276,11 @@ class DMPO(PolicyModule):
         """
         taken, self._taken = self._taken, self.trainer.fit_loop.total_batch_idx
         if taken == self._taken:
-            raise ValueError(several_losses(type(self.trainer.optimizers[0]).__name__))
+            raise ValueError(
+                f"`optimizer` {type(self.trainer.optimizers[0]).__name__} computes the loss several times per step, as "
+                "line searches do, but each loss of DMPO is one of other rollouts; take an optimizer that computes it "
+                "once, such as torch.optim.AdamW."
+            )
         accumulated = self.trainer.accumulate_grad_batches
         self._continuation.begin_micro_batch(self)
         if self.buffer.needs_rollouts:

@@ -1,6 +1,5 @@
 """Options of optimizer and scheduler on a resume: those of this run win over those that a checkpoint brings back."""
 
-import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
@@ -23,29 +22,17 @@ REPLAYED = 100_000
 """Steps of a schedule that are tried out before a run, which takes less than a second."""
 
 
-def check_optimizer(optimizer: Optimizer, scheduler: LRScheduler | None, *, losses_repeat: bool) -> None:
-    """Refuses, before the first step, what a run cannot be made with.
-
-    Raises:
-        ValueError: an optimizer whose step must be given a function that computes the loss, such as LBFGS, where
-            losses do not repeat, or a `ReduceLROnPlateau` that does not say at which value it looks.
-    """
-    closure = None if losses_repeat else inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty:
-        raise ValueError(several_losses(type(optimizer).__name__))
-    if isinstance(scheduler, ReduceLROnPlateau) and getattr(scheduler, "monitor", None) is None:
+def check_plateau(scheduler: LRScheduler | None, *, is_validated: bool) -> None:
+    """Raises ValueError for a `ReduceLROnPlateau` that does not say at which value it looks, or has none to look at."""
+    if not isinstance(scheduler, ReduceLROnPlateau):
+        return
+    if getattr(scheduler, "monitor", None) is None:
         raise ValueError(
             "`lr_scheduler` ReduceLROnPlateau does not say at which value it looks; take "
             "lightning.pytorch.cli.ReduceLROnPlateau with `monitor`, such as val/sampled/accuracy."
         )
-
-
-def several_losses(optimizer: str) -> str:
-    """Why an optimizer is refused that computes the loss more than once per step."""
-    return (
-        f"`optimizer` {optimizer} computes the loss several times per step, as line searches do, but each loss of DMPO "
-        "is one of other rollouts; take an optimizer that computes it once, such as torch.optim.AdamW."
-    )
+    if not is_validated:
+        raise ValueError("`lr_scheduler` ReduceLROnPlateau looks at a value after each validation; there is none.")
 
 
 def check_schedule(scheduler_factory: SchedulerFactory, options: Options, *, steps: int | float) -> None:
@@ -151,24 +138,15 @@ def take_over(
         "The checkpoint's optimizer and scheduler had other options; this run's are used (stored -> now):\n"
         + differences_text(differing)
     )
-    # Options that agree are not touched: a scheduler may have moved their present values. The learning rate comes last,
-    # with its schedule.
-    for group, before, after in zip(optimizer.param_groups, stored["optimizer"], now["optimizer"], strict=False):
-        _set(group, {name: value for name, value in after.items() if name != "lr" and before.get(name) != value})
-    # The scheduler that Lightning restored is at the right place of an unchanged schedule.
-    if not any(name.startswith("lr_scheduler") or name.endswith(".lr") for name in differing):
-        return
-    if isinstance(scheduler, ReduceLROnPlateau):
-        before, after = stored["lr_scheduler"] or {}, now["lr_scheduler"]
-        scheduler.load_state_dict({name: value for name, value in after.items() if before.get(name) != value})
-        for group, then, configured in zip(optimizer.param_groups, stored["optimizer"], now["optimizer"], strict=False):
-            # By how much it has lowered the rate follows from what it has seen, and not from a number of steps.
-            lowered = group["lr"] / then["lr"] if "patience" in before else 1.0
-            _set(group, {"lr": configured["lr"] * lowered})
-        return
     moved = _stand_in(now)
     again = None if scheduler_factory is None else scheduler_factory(moved)
-    if again is not None and scheduler is not None:
+    if isinstance(again, ReduceLROnPlateau) and scheduler is not None:
+        before, after = stored["lr_scheduler"] or {}, now["lr_scheduler"]
+        scheduler.load_state_dict({name: value for name, value in after.items() if before.get(name) != value})
+        for group, then, reached in zip(optimizer.param_groups, stored["optimizer"], moved.param_groups, strict=False):
+            # By how much it has lowered the rate follows from what it has seen, and not from a number of steps.
+            reached["lr"] *= group["lr"] / then["lr"] if "patience" in before else 1.0
+    elif again is not None and scheduler is not None:
         for _ in range(steps):
             _advance(again)
         scheduler.load_state_dict(again.state_dict())
