@@ -106,13 +106,13 @@ def test_a_plateau_goes_on_where_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("scheduler", "validation", "message"),
     [
-        (lr_scheduler.ReduceLROnPlateau, True, "does not say at which value it looks"),
+        (lr_scheduler.ReduceLROnPlateau, True, "take that of lightning.pytorch.cli with `monitor`"),
         (
             plateau("val/sampled/accurracy"),
             True,
             "looks at 'val/sampled/accurracy', which is not logged; .*val/sampled/reward",
         ),
-        (plateau(), False, "looks at a value after each validation; there is none"),
+        (plateau(), False, "looks at a value after each validation: .* in a run that validates"),
     ],
 )
 def test_a_plateau_without_a_value_is_refused(tmp_path, scheduler, validation, message):

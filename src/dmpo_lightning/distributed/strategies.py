@@ -85,9 +85,7 @@ class WholeFolders:
         check_fit = getattr(self.lightning_module, "check_fit", None)
         # Other strategies read the weights once the module has looked at them.
         if check_fit is not None and self.restore_checkpoint_after_setup:
-            facts = facts_beside_weights(Path(checkpoint_path))
-            if facts is not None:
-                check_fit(facts)
+            check_fit(facts_beside_weights(Path(checkpoint_path)) or {})
         return super().load_checkpoint(checkpoint_path, *args, **options)  # type: ignore[misc]
 
 

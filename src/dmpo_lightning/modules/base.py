@@ -59,7 +59,6 @@ from dmpo_lightning.modules.generating import Generation, Prompt, generate
 from dmpo_lightning.modules.options import (
     Options,
     SchedulerFactory,
-    check_plateau,
     check_schedule,
     configured_options,
     plain,
@@ -336,7 +335,12 @@ class PolicyModule(LightningModule):
             )
         optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
         scheduler = None if self.scheduler_factory is None else self.scheduler_factory(optimizer)
-        check_plateau(scheduler, is_validated=self.trainer.enable_validation)
+        is_plateau, validates = isinstance(scheduler, ReduceLROnPlateau), self.trainer.enable_validation
+        if is_plateau and not (validates and hasattr(scheduler, "monitor")):
+            raise ValueError(
+                "`lr_scheduler` ReduceLROnPlateau looks at a value after each validation: take that of "
+                "lightning.pytorch.cli with `monitor`, such as val/sampled/accuracy, in a run that validates."
+            )
         # Taken now: Lightning puts the checkpoint's options back before training starts.
         self._options = configured_options(optimizer, scheduler)
         self.save_hyperparameters(

@@ -22,19 +22,6 @@ REPLAYED = 100_000
 """Steps of a schedule that are tried out before a run, which takes less than a second."""
 
 
-def check_plateau(scheduler: LRScheduler | None, *, is_validated: bool) -> None:
-    """Raises ValueError for a `ReduceLROnPlateau` that does not say at which value it looks, or has none to look at."""
-    if not isinstance(scheduler, ReduceLROnPlateau):
-        return
-    if getattr(scheduler, "monitor", None) is None:
-        raise ValueError(
-            "`lr_scheduler` ReduceLROnPlateau does not say at which value it looks; take "
-            "lightning.pytorch.cli.ReduceLROnPlateau with `monitor`, such as val/sampled/accuracy."
-        )
-    if not is_validated:
-        raise ValueError("`lr_scheduler` ReduceLROnPlateau looks at a value after each validation; there is none.")
-
-
 def check_schedule(scheduler_factory: SchedulerFactory, options: Options, *, steps: int | float) -> None:
     """Tries a schedule out for as many optimizer steps as a run has.
 
