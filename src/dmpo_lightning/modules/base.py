@@ -391,6 +391,9 @@ class PolicyModule(LightningModule):
             ValueError: the scheduler ends before the run.
         """
         check_same_start(f"at optimizer step {self.trainer.global_step}")
+        for each in callbacks_of(self.trainer, Checkpoint) if self.trainer.ckpt_path is not None else ():
+            # A rank that does not see the same files would save under other names, and the others wait for it.
+            each.load_state_dict(self.trainer.strategy.broadcast(each.state_dict()))
         if self.scheduler_factory and self._options and not callbacks_of(self.trainer, GradientAccumulationScheduler):
             check_schedule(self.scheduler_factory, self._options, steps=self.trainer.estimated_stepping_batches)
         self._go_on_training()
@@ -507,11 +510,7 @@ class PolicyModule(LightningModule):
         self._stored_trained = checkpoint.get(TRAINED)
         trainer = attached_trainer(self)
         if trainer is not None and trainer.ckpt_path is not None:
-            callbacks = callbacks_of(trainer, Checkpoint)
-            emptied, states = confine_paths(checkpoint, callbacks, trainer.ckpt_path), checkpoint.get("callbacks", {})
-            for key in [each.state_key for each in callbacks if each.state_key in states]:
-                # A rank that does not see the same files would save under other names, and the others wait for it.
-                states[key] = trainer.strategy.broadcast(states[key])
+            emptied = confine_paths(checkpoint, callbacks_of(trainer, Checkpoint), trainer.ckpt_path)
             if emptied and is_being_fitted(self):
                 rank_zero_info(f"{', '.join(emptied)}: begins anew, as the checkpoint lies in no folder of this run's.")
         restore_reference(self.policy, checkpoint, strategy=trainer and trainer.strategy)
