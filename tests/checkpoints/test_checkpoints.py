@@ -207,6 +207,19 @@ def test_what_a_checkpoint_says_of_its_run_is_understood_or_refused_in_a_sentenc
         generate.run(command)
 
 
+@pytest.mark.parametrize("seed", [None, [1], "1"])
+def test_a_seed_that_is_no_number_is_refused_in_a_sentence(tmp_path, finished, seed):
+    path = written(tmp_path / "a.ckpt", load_data(finished) | {"seed": seed})
+    with pytest.raises(ValueError, match=r"a\.ckpt': its 'seed' must be a whole number"):
+        export_checkpoint(path, tmp_path / "out")
+
+
+def test_weights_that_a_checkpoint_lists_and_does_not_hold_are_missing(tmp_path, finished):
+    path = written(tmp_path / "a.ckpt", load_data(finished) | {"state_dict": {}})
+    with pytest.raises(ValueError, match="got 0 tensors"):
+        DMPO.load_from_checkpoint(path)
+
+
 # What a run can use ---------------------------------------------------------------------------------------------------
 
 

@@ -208,6 +208,24 @@ def test_an_adapter_of_ours_loads_without_a_warning_trainable_and_exact(base, tm
         assert torch.equal(loaded.state_dict()[name], value), name
 
 
+def test_an_adapter_names_the_revision_of_its_base_and_loads_on_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    cached, models = tmp_path / "hub" / "models--nobody--base", {}
+    for revision, commit in {"main": "a" * 40, "v2": "b" * 40}.items():
+        models[revision] = tiny_model()
+        perturb(models[revision], seed=len(models))
+        models[revision].save_pretrained(cached / "snapshots" / commit)
+        (cached / "refs").mkdir(exist_ok=True)
+        (cached / "refs" / revision).write_text(commit)
+    adapted = Backbone("nobody/base", revision="v2", tokenizer="sudoku_tiny", adapter=LoRA(r=2)).build()
+    save_policy(adapted, load_tokenizer("sudoku_tiny"), adapted.state_dict(), tmp_path / "adapter")
+    loaded, ids = load_model(str(tmp_path / "adapter")), torch.tensor([[3, 9, 14, 5]])
+    # A fresh adapter changes nothing.
+    torch.testing.assert_close(loaded.eval()(ids).logits, models["v2"].eval()(ids).logits, atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(loaded(ids).logits, models["main"].eval()(ids).logits, atol=1e-2)
+
+
 @pytest.fixture
 def d1_adapter(base, tmp_path):
     """As d1 and DMPO save it: by PEFT itself, Llama's names, a causal task."""

@@ -255,6 +255,8 @@ def read_weights(checkpoint: str | Path, *, trust_checkpoint: bool = False) -> d
             f"{str(checkpoint)!r} was not written by DMPO or MaskedSFT; it has no weights (`state_dict`), or does not "
             "say which model it trained (`backbone`)."
         )
+    if not isinstance(saved.get("seed", 0), int):
+        raise ValueError(f"{str(checkpoint)!r}: its 'seed' must be a whole number, got {saved['seed']!r}.")
     return saved
 
 

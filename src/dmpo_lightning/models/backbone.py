@@ -93,7 +93,7 @@ class Backbone:
         if self.gradient_checkpointing:
             enable_checkpointing(network)
         if self.adapter is not None:
-            network = self.adapter.apply(network, source, seed=seed)
+            network = self.adapter.apply(network, source, seed=seed, revision=self.revision)
         # Transformers hands out models in eval mode, which would switch off dropout and checkpointing.
         return network.train()
 

@@ -90,7 +90,10 @@ def load_model(
     if is_adapter(folder):
         if random_weights:
             raise ValueError(f"`random_weights` needs a whole model, but {source!r} is an adapter on a trained one.")
-        base = load_model(base_of(folder), dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
+        name, named = base_of(folder)
+        base = load_model(
+            name, dtype=dtype, revision=named, quantization=quantization, trust_remote_code=trust_remote_code
+        )
         return load_adapter(base, folder)
     config = read_config(Path(folder), source, trust_remote_code=trust_remote_code)
     problem = NOT_UNDERSTOOD.format(Path(folder, "config.json"))
@@ -240,7 +243,8 @@ def load_tokenizer(source: str | PreTrainedTokenizerBase, *, revision: str | Non
         return source
     folder = fetch(source, revision)
     if is_adapter(folder) and not (Path(folder) / "tokenizer_config.json").is_file():
-        return load_tokenizer(base_of(folder))
+        name, revision = base_of(folder)
+        return load_tokenizer(name, revision=revision)
     for path in (Path(folder) / name for name in TOKENIZER):
         if path.is_file():
             read_object(path)

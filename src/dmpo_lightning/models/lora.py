@@ -47,10 +47,12 @@ class LoRA:
             raise ValueError("`targets` must name at least one module, got none; leave it out for all linear layers.")
         self.r, self.alpha, self.dropout, self.targets = r, alpha, dropout, targets
 
-    def apply(self, model: nn.Module, source: str | None = None, *, seed: int = 0) -> "PeftModel":
+    def apply(
+        self, model: nn.Module, source: str | None = None, *, seed: int = 0, revision: str | None = None
+    ) -> "PeftModel":
         """Gives the model fresh adapters that are drawn from ``seed``, and freezes its own weights.
 
-        ``source`` is where the model came from. Saved adapters name it as their base.
+        ``source`` is where the model came from, in which ``revision``. Saved adapters name them as their base.
         """
         from peft import LoraConfig, get_peft_model
 
@@ -63,6 +65,7 @@ class LoRA:
             adapted = get_peft_model(model, config)
         if source is not None:
             adapted.peft_config["default"].base_model_name_or_path = source
+            adapted.peft_config["default"].revision = revision
         return adapted  # type: ignore[return-value,unused-ignore]
 
     def target_names(self, model: nn.Module) -> list[str]:
@@ -127,20 +130,21 @@ def is_adapter(folder: str | Path) -> bool:
     return (Path(folder) / "adapter_config.json").is_file()
 
 
-def base_of(folder: str) -> str:
-    """What a folder's adapter names as its base.
+def base_of(folder: str) -> tuple[str, str | None]:
+    """What a folder's adapter names as its base, and in which revision.
 
     Raises:
         ValueError: it names none, or an adapter.
     """
     file = Path(folder) / "adapter_config.json"
-    base = read_object(file).get("base_model_name_or_path")
+    stated = read_object(file)
+    base, revision = stated.get("base_model_name_or_path"), stated.get("revision")
     if not isinstance(base, str) or not base or is_adapter(base):
         raise ValueError(
             f"Adapter file {str(file)!r} must name its base in `base_model_name_or_path`, got {base!r}; set it to the "
             "whole model that the adapter was trained on."
         )
-    return base
+    return base, None if revision is None else str(revision)
 
 
 def load_adapter(model: nn.Module, directory: str) -> "PeftModel":

@@ -190,9 +190,9 @@ def check_fit(
     Raises:
         UnfitCheckpointError: they differ, or adapters are scaled in another way.
     """
-    state = checkpoint.get("state_dict") or {}
-    stored: Shapes | None = {name: list(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
-    stored = stored or checkpoint.get(SHAPES)
+    state, stored = checkpoint.get("state_dict"), checkpoint.get(SHAPES)
+    if state is not None:
+        stored = {name: list(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
     was = checkpoint.get("backbone") or {}
     remedy = (
         f"Set model and adapter as in the run that wrote it: model {was.get('model')!r}, adapter {was.get('adapter')} "

@@ -50,7 +50,7 @@ def without_weights(backbone: Backbone) -> Backbone:
     from transformers import AutoModelForMaskedLM
 
     source = str(backbone.model)
-    base = base_of(source) if is_adapter(source) else source
+    base = base_of(source)[0] if is_adapter(source) else source
     config, stored = read_model_config(base)
     # Fresh weights are drawn in float32, whatever the checkpoint's type is (`load_model`).
     dtype = dtype_of(backbone.dtype, getattr(torch, "float32" if backbone.random_weights else stored))
