@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -107,6 +108,10 @@ def number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
 
 
+LEAST_BAR = 4
+"""Columns of a bar that is worth drawing."""
+
+
 class BottomLine:
     """A bar of tqdm's at the bottom of a terminal, above which everything appears that is printed meanwhile.
 
@@ -120,7 +125,11 @@ class BottomLine:
         from tqdm import tqdm
 
         self._stream = stream
-        self._bar: tqdm = tqdm(file=stream, mininterval=interval, miniters=0, bar_format="{desc}")
+        self._widths: list[int] = []
+        """Of the parts, each as long as it was at its longest, so that the others stay where they are."""
+        # On a terminal that says it has no rows tqdm would draw nothing.
+        rows = terminal_size(stream)[1]
+        self._bar: tqdm = tqdm(file=stream, mininterval=interval, miniters=0, bar_format="{desc}", nrows=rows)
         self._streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
         above = {each: _Above(each, self._bar) for each in self._streams.values() if each.isatty()}
         # Handlers keep the stream that they found when they were made.
@@ -130,10 +139,22 @@ class BottomLine:
         for name, own in self._streams.items():
             setattr(sys, name, above.get(own, own))
 
-    def show(self, text: str, step: int, steps: int | None, *, at_once: bool = False) -> None:
-        """Replaces the line, if that was done long enough ago or has to be ``at_once``."""
-        self._bar.n, self._bar.total, self._bar.ncols = step, steps, terminal_size(self._stream)[0]
-        self._bar.bar_format = "{desc}" if steps is None else "{n_fmt}/{total_fmt} {bar} {desc}"
+    def show(self, count: str, parts: Sequence[str], share: float | None, *, at_once: bool = False) -> None:
+        """Replaces the line, if that was done long enough ago or has to be ``at_once``.
+
+        It begins with the ``count`` of what is done, and a bar of its ``share``, where that is known. The ``parts``
+        follow, the most important first. From the first that has no room on they are left out.
+        """
+        columns = terminal_size(self._stream)[0]
+        known = zip_longest(parts, self._widths, fillvalue=0)
+        self._widths = [max(len(part) if isinstance(part, str) else 0, width) for part, width in known]
+        text, room = "", columns - len(count) - (0 if share is None else LEAST_BAR + 1)
+        for part, width in zip(parts, self._widths, strict=False):
+            if len(text) + width + 2 > room:
+                break
+            text += "  " + part.ljust(width)
+        self._bar.n, self._bar.total, self._bar.ncols = share or 0.0, 1.0, columns
+        self._bar.bar_format = f"{count}{{desc}}" if share is None else f"{count} {{bar}}{{desc}}"
         self._bar.set_description_str(text, refresh=at_once)
         self._bar.update(0)
 

@@ -18,9 +18,12 @@ from uuid import uuid4
 import pytest
 from dmpo_runs import loader, module, trainer
 from lightning.pytorch import Callback
+from test_run_directory import Held
 
 from dmpo_lightning import (
     Backbone,
+    BeforeAfterReport,
+    ConfidenceSampler,
     DemonstrationsDataModule,
     LatinSquareDemonstrations,
     MaskedSFT,
@@ -206,15 +209,40 @@ def test_supervised_fine_tuning_shows_its_losses(tmp_path, capsys):
     ]
 
 
-@pytest.mark.parametrize(("columns", "room"), [(0, 80), (40, 40), (200, 200)])
-def test_a_line_fits_every_terminal(columns, room):
-    terminal = Terminal(columns, 24)
+@pytest.mark.parametrize(
+    ("columns", "room", "last"),
+    [(0, 80, "accuracy 0.456"), (80, 80, "accuracy 0.456"), (40, 40, "01:23 left"), (200, 200, "informative 87%")],
+)
+def test_a_line_leaves_out_what_has_no_room_and_cuts_nothing(columns, room, last):
+    # Without columns there are no rows either, as in some containers.
+    terminal = Terminal(columns, 24 if columns else 0)
     line = BottomLine(terminal.stream, 0.0)
-    line.show("1:23 left, sampling 1/4, reward 0.123, accuracy 0.456, ess 0.92, informative 87%", 37, 200)
+    parts = ["01:23 left", "validating 0/1 12/20", "reward 0.123", "accuracy 0.456", "ess 0.92", "informative 87%"]
+    line.show(" 37/200", parts, 37 / 200)
     line.close(keep=True)
-    shown = terminal.end()
-    assert "37/200 " in shown
-    assert max(map(len, re.split(r"[\r\n]", shown))) == room
+    shown = re.split(r"[\r\n]", terminal.end())
+    assert max(map(len, shown)) <= room
+    (drawn,) = {each for each in shown if "37/200" in each}
+    assert re.search(rf"  {last} *$", drawn)
+    assert [part for part in parts if part in drawn] == parts[: parts.index(last) + 1]
+
+
+def form(line: str) -> list[tuple[int, str]]:
+    """Where the words of a line stand, without those that change with what is being done."""
+    words = r"left|reward|accuracy|\bess|informative"
+    return [(found.start(), found[0]) for found in re.finditer(words, line)]
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_the_line_of_a_run_has_one_form_from_the_first_step_to_the_last(tmp_path, on_terminal, columns):
+    terminal = on_terminal(columns, 24)
+    run(tmp_path)
+    lines = [each for each in re.split(r"[\r\n]", terminal.end()) if re.match(r" *\d/8 ", each)]
+    assert {line.split()[0] for line in lines} == {f"{step}/8" for step in range(9)}
+    assert len({str(form(line)) for line in lines}) == 1
+    assert "validating 0/" in "".join(lines)
+    words = [word for _, word in form(lines[0])]
+    assert words[:3] == ["left", "reward", "accuracy"]
 
 
 def test_the_streams_are_given_back_after_an_exception(tmp_path, on_terminal):
@@ -229,7 +257,7 @@ def test_the_streams_are_given_back_after_an_exception(tmp_path, on_terminal):
         run(tmp_path, Fails())
     assert (sys.stdout, sys.stderr) == before
     last = re.split(r"[\r\n]", terminal.end().rstrip())[-1]
-    assert re.match(r"0/8 .* training 0/4, reward ", last)
+    assert re.match(r"0/8 .* training 0/4 +reward ", last)
 
 
 @pytest.mark.parametrize(
@@ -237,3 +265,26 @@ def test_the_streams_are_given_back_after_an_exception(tmp_path, on_terminal):
 )
 def test_numbers_have_few_digits(value, text):
     assert number(value) == text
+
+
+def test_an_evaluation_before_or_behind_a_run_has_a_bar_and_the_time_left(tmp_path, on_terminal, steady_clock):
+    terminal = on_terminal(80, 24)
+    samplers = {"temperature_1": ConfidenceSampler(denoising_steps=4), "greedy": ConfidenceSampler(temperature=0.0)}
+    line = ProgressLine(refresh_interval=0)
+    flags = {"max_steps": 8, "max_epochs": -1, "enable_progress_bar": True}
+    fit = trainer(tmp_path, callbacks=[line, BeforeAfterReport(samplers)], **flags)
+    dmpo = module()
+    fit.fit(dmpo, datamodule=Held())
+    lines = [each for each in re.split(r"[\r\n]", terminal.end()) if re.match(r" *\d/\d ", each)]
+    counts = list(dict.fromkeys(each.split()[0] for each in lines[: len(lines) // 2]))
+    # Two batches by two samplers, before the steps go on.
+    assert counts[:5] == ["0/8", "0/4", "1/4", "2/4", "3/4"]
+    trained = next(place for place, each in enumerate(lines) if each.startswith("8/8"))
+    base, final = ([each for each in part if "evaluating" in each] for part in (lines[:trained], lines[trained:]))
+    assert {each.split()[0] for each in base if "--:-- left" in each} == {"0/4"}
+    # Of the final one the clock knows how long it takes before it has begun.
+    assert final
+    assert not any("--:-- left" in each for each in final)
+    length = dmpo.completion_length
+    assert line._clock.ending == 6 * sum(each.num_steps(length) for each in samplers.values())
+    assert len({each.index("left") for each in lines}) == 1

@@ -77,6 +77,8 @@ class BeforeAfterReport(Callback):
         self.seconds = 0.0
         self._started: float | None = None
         self._learnt: tuple[Example, str, str] | None = None
+        self._examples = 0
+        """How many are evaluated."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A resumed run knows it from its first part, and its weights are not the base's any more.
@@ -87,6 +89,9 @@ class BeforeAfterReport(Callback):
             for recorder in callbacks_of(trainer, RunRecorder):
                 line = {"kind": BASE, "curve": self.curve, "values": values, BEFORE: before}
                 recorder.note(trainer, pl_module, line)
+        if isinstance(bar := trainer.progress_bar_callback, ProgressLine) and isinstance(pl_module, DMPO):
+            steps = (self.samplers[name].num_steps(pl_module.completion_length) for name in (self.sampled, self.greedy))
+            bar.expect_ending(self._examples * pl_module.evaluator.completions / trainer.world_size, sum(steps))
         # Moved back by what the run took before it was resumed.
         self._started = time.perf_counter() - self.seconds
 
@@ -116,10 +121,12 @@ class BeforeAfterReport(Callback):
             write_page(directory)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"before": self.before, "seconds": self._seconds_by_now()}
+        return {"before": self.before, "seconds": self._seconds_by_now(), "examples": self._examples}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         before, self.seconds = state_dict["before"], state_dict["seconds"]
+        # An older checkpoint does not say.
+        self._examples = state_dict.get("examples", 0)
         self.before = {name: before[name] for name in self.samplers} if before else {}
 
     def _seconds_by_now(self) -> float:
@@ -154,7 +161,7 @@ class BeforeAfterReport(Callback):
         limit = trainer.limit_test_batches
         batches = min(limit if isinstance(limit, int) else int(limit * len(loader)), len(loader))
         what, plural = {BEFORE: "the base", AFTER: "the trained model"}[moment], "s" * (len(names) > 1)
-        count = round(len(loader.kept) * batches / len(loader))
+        count = self._examples = round(len(loader.kept) * batches / len(loader))
         bar = trainer.progress_bar_callback
         say: Callable[[str], None] = bar.announce if isinstance(bar, ProgressLine) else rank_zero_info
         say(f"Evaluating {what} on {count} held-out examples with {len(names)} sampler{plural} ...")
@@ -163,7 +170,7 @@ class BeforeAfterReport(Callback):
             batch = prompts.to(trainer.strategy.root_device)
             for position, name in enumerate(names):
                 if isinstance(bar, ProgressLine):
-                    bar.note_phase("evaluating", number * len(names) + position, batches * len(names))
+                    bar.note_evaluation("evaluating", number * len(names) + position, batches * len(names))
                 sampler = self.samplers[name]
                 yield name, prompts, module.evaluator.evaluate_batch(batch, sampler, module.completion_length)
                 # It may take minutes, of which a job that is told to end has none.

@@ -10,8 +10,10 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
+from dmpo_lightning.callbacks.clock import Clock, validations_to_come
 from dmpo_lightning.callbacks.facts import model_line
 from dmpo_lightning.callbacks.samples import samples_text
+from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.observers import RolloutObserver
@@ -26,17 +28,29 @@ OF_BUFFERS = {
 """How the means of a rollout buffer are shown."""
 MEASURES = ("reward/total", "train/loss", "accuracy", "weight/ess", "reward/informative_groups", "rate")
 """What is shown of a run, in the order of what matters."""
+EXPECTED = {
+    "reward/total": "reward -.---",
+    "accuracy": "accuracy -.---",
+    "weight/ess": "ess -.--",
+    "reward/informative_groups": "informative ---%",
+    "rate": "---- rollouts/s",
+}
+"""What stands in the place of each until it is known, so that a line has one form in a whole run."""
+ROOM = 20
+"""Columns for what is being done, at least."""
 duration = tqdm.format_interval
 
 
 class ProgressLine(ProgressBar, RolloutObserver):
     """Shows where a run is. The command line takes it in the place of Lightning's bars, unless one is configured.
 
-    On a terminal it is one line of tqdm's at the bottom: optimizer steps, the time left, what is being done, with
-    denoising steps while completions are sampled, mean reward, validation accuracy, effective sample size, the share of
-    informative groups and rollouts per second. A narrow terminal shows the beginning of it. Elsewhere, as in the log of
-    a job, a plain line is written for rollout buffers and for each validation. Now and then the best and the worst
-    completion of a prompt are shown. All goes to standard error (docs/decisions/036-progress.md).
+    On a terminal it is one line of tqdm's at the bottom: optimizer steps, the time left of the whole run with all its
+    evaluations, what is being done, with denoising steps while completions are sampled, mean reward, validation
+    accuracy, effective sample size, the share of informative groups and rollouts per second. A narrow terminal shows as
+    many of these as it has room for. While an evaluation stands alone, as that of the base before a run, its batches
+    and the time left of it are in the place of steps. Elsewhere, as in the log of a job, a plain line is written now
+    and then and for each validation. Now and then the best and the worst completion of a prompt are shown. All goes to
+    standard error (docs/decisions/036-progress.md).
 
     Args:
         refresh_interval: seconds between two states of the line on a terminal, at least.
@@ -55,12 +69,24 @@ class ProgressLine(ProgressBar, RolloutObserver):
         self._forget()
 
     def _forget(self) -> None:
-        self._phase = self._denoising = ""
+        self._phase = self._part = self._denoising = ""
         self._measures: dict[str, str] = {}
-        self._step = self._first_step = 0
+        self._expected: dict[str, str] = {}
+        """Those of `EXPECTED` that this run will have."""
+        self._room = ROOM
+        """Columns that what is being done will need."""
+        self._step = 0
         self._steps: int | None = None
-        self._started = self._validation_started = 0.0
+        self._evaluated: tuple[int, int | None] | None = None
+        """Batches of an evaluation that stands alone, done and all."""
+        self._started = self._evaluation_started = 0.0
+        self._clock: Clock | None = None
+        self._noted = (0, 0.0)
+        """The step and the time up to which the clock knows the training, without validations since then."""
+        self._validated: tuple[int, float | None] = (0, None)
+        """The step of the last validation, and when the present one began."""
         self._ends: float | None = None
+        """When an evaluation that stands alone will be done."""
         self._written = -math.inf
 
     def enable(self) -> None:
@@ -77,9 +103,30 @@ class ProgressLine(ProgressBar, RolloutObserver):
 
     def note_phase(self, phase: str, done: int = 0, total: int | None = None) -> None:
         """What is being done from here on, and how much of it is done."""
-        changes = phase != self._phase.partition(" ")[0]
-        self._phase, self._denoising = phase if total is None else f"{phase} {done}/{total}", ""
+        changes = phase != self._phase
+        self._evaluated, self._phase, self._denoising = None, phase, ""
+        self._part = "" if total is None else f" {done}/{total}"
         self._refresh(at_once=changes)
+
+    def note_evaluation(self, phase: str, done: int, total: int | None) -> None:
+        """How much is done of an evaluation that stands alone."""
+        now, changes = perf_counter(), phase != self._phase or not done
+        if changes:
+            self._evaluation_started = now
+        # That behind the last step is known to the clock.
+        left = None if self._clock is None else self._clock.left(self._clock.steps)
+        if done and total is not None:
+            left = (now - self._evaluation_started) / done * (total - done)
+        self._evaluated, self._phase, self._part, self._denoising = (done, total), phase, "", ""
+        self._ends = None if left is None else now + left
+        self._refresh(at_once=changes)
+        if done:
+            self._write_plain()
+
+    def expect_ending(self, completions: float, steps: int) -> None:
+        """That this rank will sample so many completions behind the last step, in so many denoising steps each."""
+        if self._clock is not None:
+            self._clock.ending = completions * steps
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -98,19 +145,45 @@ class ProgressLine(ProgressBar, RolloutObserver):
         self.note_phase("starting")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first_step = self._step = trainer.global_step
+        self._step = trainer.global_step
         steps = trainer.estimated_stepping_batches
-        self._steps = int(steps) if math.isfinite(steps) else None
+        if math.isfinite(steps):
+            self._steps = int(steps)
+            self._clock = Clock(max(self._steps, 1), validations_to_come(trainer, self._steps))
+        if isinstance(pl_module, DMPO):
+            self._expect(trainer, pl_module)
         self.note_phase("training")
+
+    def _expect(self, trainer: Trainer, module: DMPO) -> None:
+        """What validations will be, of which the line keeps room for what they show."""
+        evaluator, batches = module.evaluator, [int(each) for each in trainer.num_val_batches if math.isfinite(each)]
+        steps = [each.num_steps(length) for each in evaluator.samplers.values() for length in evaluator.lengths]
+        loaders = trainer.val_dataloaders if isinstance(trainer.val_dataloaders, list) else [trainer.val_dataloaders]
+        self._expected = dict(EXPECTED)
+        if self._clock is not None and self._clock.validations:
+            prompts = (
+                min(count * loader.batch_size, len(loader.kept) / trainer.world_size)
+                for count, loader in zip(batches, loaders, strict=False)
+                if isinstance(loader, PromptLoader)
+            )
+            self._clock.validation = sum(prompts) * evaluator.completions * sum(steps)
+            self._room = max(ROOM, len(f"validating {sum(batches)}/{sum(batches)} {max(steps)}/{max(steps)}"))
+        else:
+            del self._expected["accuracy"]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Not at `on_train_start`, where reports evaluate the base, which no later step takes part in.
         if not self._started:
             self._started = perf_counter()
+            self._noted = (trainer.global_step, self._started)
+            self.note_phase("training")
 
     def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
         shown = {name: show(buffer.means[name]) for name, show in OF_BUFFERS.items() if name in buffer.means}
         self._measures |= shown
+        # An objective may have no weights.
+        for name in OF_BUFFERS.keys() - shown:
+            self._expected.pop(name, None)
         self._show_training(module)
         self._write_plain()
         if self._is_enabled and buffer.number % self.every_n_buffers == 0:
@@ -119,27 +192,37 @@ class ProgressLine(ProgressBar, RolloutObserver):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         self._step = trainer.global_step
         if not isinstance(pl_module, DMPO) or pl_module.buffer.needs_rollouts:
-            self._note_pace(trainer)
+            self._note_pace(trainer, pl_module)
         if not isinstance(pl_module, DMPO) and self._step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._measures["train/loss"] = f"loss {number(float(trainer.callback_metrics['train/loss']))}"
             self._write_plain()
         self._show_training(pl_module)
 
-    def _note_pace(self, trainer: Trainer) -> None:
+    def _note_pace(self, trainer: Trainer, module: LightningModule) -> None:
         """How fast the run is. In the middle of a buffer a part of its steps would stand for all of its sampling."""
-        now, done = perf_counter(), self._step - self._first_step
-        if done and self._steps is not None:
-            # With all validations so far, of which there will be as many in what is left.
-            self._ends = now + (now - self._started) / done * (self._steps - self._step)
+        now, (step, since) = perf_counter(), self._noted
+        if self._clock is not None and self._step > step:
+            sampled = work = 0.0
+            # A buffer of a checkpoint has no times.
+            if isinstance(module, DMPO) and module.buffer.seconds:
+                sampled, steps = module.buffer.seconds["sampling"], module.sampler.num_steps(module.completion_length)
+                work = float(len(module.buffer.rollouts) * module.sampling_rounds * steps)
+            self._clock.note_buffer(self._step - step, now - since, sampled=sampled, work=work)
+            self._noted = (self._step, now)
         if "rollouts/per_second" in trainer.callback_metrics:
             self._measures["rate"] = f"{float(trainer.callback_metrics['rollouts/per_second']):.3g} rollouts/s"
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validation_started = perf_counter()
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._validated = (self._validated[0], perf_counter())
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        counts = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
-        self._show_batch("checking" if trainer.sanity_checking else "validating", batch[1], counts)
+        if trainer.sanity_checking:
+            self._show_batch("checking", batch[1], trainer.num_sanity_val_batches)
+        elif trainer.state.fn != TrainerFn.FITTING:
+            self._show_batch("validating", batch[1], trainer.num_val_batches)
+        else:
+            self.note_phase("validating", batch[1], _whole(trainer.num_val_batches))
 
     def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         self._show_batch("testing", batch[1], trainer.num_test_batches)
@@ -148,13 +231,17 @@ class ProgressLine(ProgressBar, RolloutObserver):
         self._show_batch("predicting", batch[1], trainer.num_predict_batches)
 
     def _show_batch(self, phase: str, number: int, counts: Any) -> None:
-        total = sum(counts) if isinstance(counts, list) else counts
-        self.note_phase(phase, number, int(total) if math.isfinite(total) else None)
+        self.note_evaluation(phase, number, _whole(counts))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
+        (last, started), now = self._validated, perf_counter()
+        seconds = now - (now if started is None else started)
         self._step, accuracies = trainer.global_step, _accuracies(pl_module)
+        self._validated, self._noted = (self._step, None), (self._noted[0], self._noted[1] + seconds)
+        if self._clock is not None:
+            self._clock.note_validation(seconds, self._step - last)
         if accuracies:
             self._measures["accuracy"] = f"accuracy {next(iter(accuracies.values()))[0]:.3f}"
             said = "accuracy " + ", ".join(
@@ -163,13 +250,15 @@ class ProgressLine(ProgressBar, RolloutObserver):
         else:
             logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
             said = ", ".join(f"{name} {number(float(value))}" for name, value in logged.items())
-        self.announce(f"step {self._counted()}: {said} ({duration(perf_counter() - self._validation_started)})")
+        self.announce(f"step {self._counted()}: {said} ({duration(seconds)})")
         self._show_training(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seconds = duration(perf_counter() - self._started if self._started else 0.0)
-        self._step, self._ends = trainer.global_step, None
-        self.announce(f"{self._plain_line()}; trained for {seconds}")
+        self._step = trainer.global_step
+        if self._clock is not None:
+            self._clock.validations = 0
+        self.announce(f"{', '.join([f'step {self._counted()}', *self._known()])}; trained for {seconds}")
         self.note_phase("finishing")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -186,7 +275,7 @@ class ProgressLine(ProgressBar, RolloutObserver):
         self._line = self._module = None
 
     def _note_denoising(self, done: int, total: int) -> None:
-        if self._phase.startswith(("training", "scoring")):
+        if self._phase in ("training", "scoring"):
             self.note_phase("sampling")
         if self._phase == "sampling" and done == total:
             # Of training. Rewards and the objective's log-probs come next, whose steps nobody counts.
@@ -204,8 +293,12 @@ class ProgressLine(ProgressBar, RolloutObserver):
 
     def _refresh(self, *, at_once: bool = False) -> None:
         if self._line is not None:
-            parts = [*self._time_left(), self._phase + self._denoising, *self._known()]
-            self._line.show(", ".join(parts), self._step, self._steps, at_once=at_once)
+            done, total = self._evaluated or (self._step, self._steps)
+            left = "" if total is None else self._time_left() or "--:-- left"
+            doing = (self._phase + self._part + self._denoising).ljust(self._room)
+            count = f"{done}" if total is None else f"{done}/{total}".rjust(2 * len(str(self._steps or total)) + 1)
+            share = None if total is None else done / max(total, 1)
+            self._line.show(count, [left, doing, *self._known(with_expected=True)], share, at_once=at_once)
 
     def _write_plain(self) -> None:
         now = perf_counter()
@@ -214,17 +307,35 @@ class ProgressLine(ProgressBar, RolloutObserver):
             self.announce(self._plain_line())
 
     def _plain_line(self) -> str:
-        """Without a phase, which a line in a log outlives."""
-        return ", ".join([f"step {self._counted()}", *self._known(), *self._time_left()])
+        """Without what a step is doing, which a line in a log outlives."""
+        counted, known = f"step {self._counted()}", self._known()
+        if self._evaluated is not None:
+            counted, known = f"{self._phase} {'/'.join(map(str, filter(None, self._evaluated)))}", []
+        return ", ".join(filter(None, [counted, *known, self._time_left()]))
 
     def _counted(self) -> str:
         return f"{self._step}" if self._steps is None else f"{self._step}/{self._steps}"
 
-    def _known(self) -> list[str]:
-        return [self._measures[name] for name in MEASURES if name in self._measures]
+    def _known(self, *, with_expected: bool = False) -> list[str]:
+        shown = (self._expected if with_expected else {}) | self._measures
+        return [shown[name] for name in MEASURES if name in shown]
 
-    def _time_left(self) -> list[str]:
-        return [] if self._ends is None else [f"{duration(max(0.0, self._ends - perf_counter()))} left"]
+    def _time_left(self) -> str:
+        """Empty where it is not known."""
+        now, left = perf_counter(), None
+        if self._evaluated is not None:
+            left = None if self._ends is None else self._ends - now
+        elif self._clock is not None:
+            (step, since), began = self._noted, self._validated[1]
+            validated = 0.0 if began is None else now - began
+            left = self._clock.left(step, now - since - validated, validated)
+        return "" if left is None else f"{duration(max(0.0, left))} left"
+
+
+def _whole(counts: Any) -> int | None:
+    """All batches of all loaders. None where one of them does not say."""
+    total = sum(counts) if isinstance(counts, list) else counts
+    return int(total) if math.isfinite(total) else None
 
 
 def _accuracies(module: LightningModule) -> dict[str, tuple[float, float]]:

@@ -1,0 +1,115 @@
+"""How long a run will take yet: arithmetic on how long its parts took, without a look at any clock."""
+
+import math
+from dataclasses import dataclass, field
+
+from lightning.pytorch import Trainer
+
+MEMORY = 0.1
+"""The share of a run's steps within which a duration loses half of its weight."""
+
+
+@dataclass
+class Average:
+    """Seconds per unit of work. Recent work weighs more, and the first, which warms up, counts while it is alone."""
+
+    seconds: float = 0.0
+    units: float = 0.0
+    entries: int = 0
+
+    def add(self, seconds: float, units: float, kept: float) -> None:
+        """Takes in a piece of work. What is known already keeps the share ``kept`` of its weight."""
+        kept *= self.entries != 1
+        self.seconds, self.units = kept * self.seconds + seconds, kept * self.units + units
+        self.entries += 1
+
+    def of(self, units: float) -> float | None:
+        """Seconds for this much work. None where nothing is known."""
+        return units * self.seconds / self.units if self.units else None
+
+
+@dataclass
+class Clock:
+    """What is known of the durations of a run, which is optimizer steps, validations and perhaps an evaluation behind.
+
+    Evaluations are counted by completions times denoising steps of one rank, so that the sampling of a buffer tells how
+    long they will take. A validation that was made tells it better.
+
+    Args:
+        steps: optimizer steps of the whole run.
+        validations: those to come.
+        validation: the work of one of them.
+        ending: the work of what is evaluated behind the last step.
+    """
+
+    steps: int
+    validations: int = 0
+    validation: float = 0.0
+    ending: float = 0.0
+    training: Average = field(default_factory=Average)
+    """Per optimizer step, with its share of sampling and without validations."""
+    sampling: Average = field(default_factory=Average)
+    """Per completion and denoising step."""
+    validating: Average = field(default_factory=Average)
+    """Per validation."""
+    buffer: int = 0
+    """Optimizer steps of the last buffer."""
+
+    def note_buffer(self, steps: int, seconds: float, *, sampled: float = 0.0, work: float = 0.0) -> None:
+        """A buffer was used up, or steps of a run without buffers were made.
+
+        Args:
+            steps: optimizer steps on it.
+            seconds: of all but validations.
+            sampled: those of sampling.
+            work: completions times denoising steps.
+        """
+        kept = self._kept(steps)
+        self.buffer = steps
+        self.training.add(seconds, steps, kept)
+        if work:
+            self.sampling.add(sampled, work, kept)
+
+    def note_validation(self, seconds: float, steps: int) -> None:
+        """A validation was made, so many optimizer steps behind the one before."""
+        self.validations = max(0, self.validations - 1)
+        self.validating.add(seconds, 1, self._kept(steps))
+
+    def _kept(self, steps: int) -> float:
+        return float(0.5 ** (steps / (MEMORY * self.steps)))
+
+    def left(self, step: int, trained: float = 0.0, validated: float = 0.0) -> float | None:
+        """Seconds until the end. None before the first buffer is used up.
+
+        They stand still while a buffer or a validation takes longer than it should.
+
+        Args:
+            step: the last step that was noted.
+            trained: seconds of training since then.
+            validated: seconds of the present validation.
+        """
+        rest, buffer = self.training.of(self.steps - step), self.training.of(self.buffer)
+        if rest is None or buffer is None:
+            return None
+        each = self.validating.of(1) or self.sampling.of(self.validation) or 0.0
+        # Where there is no validation, or none of completions, sampling has to tell.
+        per_work = each / self.validation if self.validation and each else self.sampling.of(1) or 0.0
+        training, validating = max(0.0, rest - min(trained, buffer)), each * self.validations - min(validated, each)
+        return training + max(0.0, validating) + per_work * self.ending
+
+
+def validations_to_come(trainer: Trainer, steps: int) -> int:
+    """How many validations a run of so many optimizer steps has yet. Of an interval of time nobody can say."""
+    interval, epoch = trainer.val_check_batch, trainer.num_training_batches
+    if not trainer.enable_validation or interval in (None, math.inf) or not math.isfinite(epoch):
+        return 0
+    every = trainer.check_val_every_n_epoch
+
+    def until(batches: int) -> int:
+        if every is None:
+            return int(batches // interval)
+        epochs, rest = divmod(batches, int(epoch))
+        return int(epochs // every * (epoch // interval) + (rest // interval if every == 1 else 0))
+
+    accumulated = trainer.accumulate_grad_batches
+    return until(steps * accumulated) - until(trainer.global_step * accumulated)
