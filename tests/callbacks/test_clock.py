@@ -21,11 +21,11 @@ def replayed(record):
     """Step, time left as the clock says, and as it was: at the end of each buffer and of each validation."""
     clock = Clock(STEPS, VALIDATIONS, validation=256 * 2 * DENOISING, ending=1024 * 2 * DENOISING)
     end, said = record[-1][2] + ENDING, []
-    last = noted = validated = since = 0
+    last = noted = since = 0
     for kind, step, now, seconds in record:
         if kind == "validation":
-            clock.note_validation(seconds, step - validated)
-            validated, since = step, since + seconds
+            clock.note_validation(seconds)
+            since += seconds
         else:
             clock.note_buffer(step - last, now - noted - since, sampled=seconds, work=256 * DENOISING)
             last, noted, since = step, now, 0
@@ -65,7 +65,7 @@ def test_training_validations_and_the_ending_add_up():
     # 90 steps of 2 s, 3 validations of 40 times half a second, and 80 times as long.
     assert clock.left(10) == 180 + 60 + 40
     # A validation that was made knows better, and the ending follows it.
-    clock.note_validation(30.0, 10)
+    clock.note_validation(30.0)
     assert clock.left(10) == 180 + 2 * 30 + 60
     assert clock.left(100) == 2 * 30 + 60
 
@@ -73,7 +73,7 @@ def test_training_validations_and_the_ending_add_up():
 def test_the_time_goes_by_within_a_buffer_and_stands_still_where_it_takes_longer():
     clock = Clock(steps=100, validations=1, validation=0.0)
     clock.note_buffer(10, 20.0)
-    clock.note_validation(7.0, 10)
+    clock.note_validation(7.0)
     clock.validations = 1
     assert clock.left(10) == 187
     assert clock.left(10, trained=8.0) == 179

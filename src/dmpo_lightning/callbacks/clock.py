@@ -64,19 +64,16 @@ class Clock:
             sampled: those of sampling.
             work: completions times denoising steps.
         """
-        kept = self._kept(steps)
+        kept = float(0.5 ** (steps / (MEMORY * self.steps)))
         self.buffer = steps
         self.training.add(seconds, steps, kept)
         if work:
             self.sampling.add(sampled, work, kept)
 
-    def note_validation(self, seconds: float, steps: int) -> None:
-        """A validation was made, so many optimizer steps behind the one before."""
+    def note_validation(self, seconds: float) -> None:
+        """A validation was made."""
         self.validations = max(0, self.validations - 1)
-        self.validating.add(seconds, 1, self._kept(steps))
-
-    def _kept(self, steps: int) -> float:
-        return float(0.5 ** (steps / (MEMORY * self.steps)))
+        self.validating.add(seconds, 1, kept=0.4)
 
     def left(self, step: int, trained: float = 0.0, validated: float = 0.0) -> float | None:
         """Seconds until the end. None before the first buffer is used up.

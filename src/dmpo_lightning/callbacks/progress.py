@@ -83,8 +83,8 @@ class ProgressLine(ProgressBar, RolloutObserver):
         self._clock: Clock | None = None
         self._noted = (0, 0.0)
         """The step and the time up to which the clock knows the training, without validations since then."""
-        self._validated: tuple[int, float | None] = (0, None)
-        """The step of the last validation, and when the present one began."""
+        self._validating: float | None = None
+        """When the present validation began."""
         self._ends: float | None = None
         """When an evaluation that stands alone will be done."""
         self._written = -math.inf
@@ -167,7 +167,8 @@ class ProgressLine(ProgressBar, RolloutObserver):
                 if isinstance(loader, PromptLoader)
             )
             self._clock.validation = sum(prompts) * evaluator.completions * sum(steps)
-            self._room = max(ROOM, len(f"validating {sum(batches)}/{sum(batches)} {max(steps)}/{max(steps)}"))
+            most, batch = max(steps, default=0), sum(batches)
+            self._room = max(ROOM, len(f"validating {batch}/{batch} {most}/{most}"))
         else:
             del self._expected["accuracy"]
 
@@ -214,34 +215,30 @@ class ProgressLine(ProgressBar, RolloutObserver):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._validated = (self._validated[0], perf_counter())
+            self._validating = perf_counter()
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         if trainer.sanity_checking:
-            self._show_batch("checking", batch[1], trainer.num_sanity_val_batches)
+            self.note_evaluation("checking", batch[1], _whole(trainer.num_sanity_val_batches))
         elif trainer.state.fn != TrainerFn.FITTING:
-            self._show_batch("validating", batch[1], trainer.num_val_batches)
+            self.note_evaluation("validating", batch[1], _whole(trainer.num_val_batches))
         else:
             self.note_phase("validating", batch[1], _whole(trainer.num_val_batches))
 
     def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        self._show_batch("testing", batch[1], trainer.num_test_batches)
+        self.note_evaluation("testing", batch[1], _whole(trainer.num_test_batches))
 
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        self._show_batch("predicting", batch[1], trainer.num_predict_batches)
-
-    def _show_batch(self, phase: str, number: int, counts: Any) -> None:
-        self.note_evaluation(phase, number, _whole(counts))
+        self.note_evaluation("predicting", batch[1], _whole(trainer.num_predict_batches))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        (last, started), now = self._validated, perf_counter()
-        seconds = now - (now if started is None else started)
+        seconds = 0.0 if self._validating is None else perf_counter() - self._validating
         self._step, accuracies = trainer.global_step, _accuracies(pl_module)
-        self._validated, self._noted = (self._step, None), (self._noted[0], self._noted[1] + seconds)
+        self._validating, self._noted = None, (self._noted[0], self._noted[1] + seconds)
         if self._clock is not None:
-            self._clock.note_validation(seconds, self._step - last)
+            self._clock.note_validation(seconds)
         if accuracies:
             self._measures["accuracy"] = f"accuracy {next(iter(accuracies.values()))[0]:.3f}"
             said = "accuracy " + ", ".join(
@@ -326,8 +323,8 @@ class ProgressLine(ProgressBar, RolloutObserver):
         if self._evaluated is not None:
             left = None if self._ends is None else self._ends - now
         elif self._clock is not None:
-            (step, since), began = self._noted, self._validated[1]
-            validated = 0.0 if began is None else now - began
+            step, since = self._noted
+            validated = 0.0 if self._validating is None else now - self._validating
             left = self._clock.left(step, now - since - validated, validated)
         return "" if left is None else f"{duration(max(0.0, left))} left"
 
