@@ -14,12 +14,10 @@ from dmpo_lightning.commands.arguments import (
     COMMANDS,
     CONFIG,
     LIGHT,
-    config_directory,
     named_modules,
     nearest,
     pairs,
     resolve_arguments,
-    shipped_configs,
 )
 from dmpo_lightning.terminal import clean_messages, escaped, printable
 from dmpo_lightning.workers.local_modules import find_local_modules
@@ -39,7 +37,8 @@ commands:
   plan       memory, parameters and forwards of a configuration; runs nothing
   score      re-score saved completions; needs no model
   report     one HTML page on one or several runs; needs no model
-  configs    list the configurations that --config takes by name
+  configs    list the configurations that --config takes by name; --cat NAME prints one
+  options    list the options of this package: options model.objective, or options temperature
   completion a script by which bash or zsh completes all of these
 
   dmpo-lightning COMMAND --help                              all options of a command
@@ -91,8 +90,6 @@ def _answer(arguments: Sequence[str]) -> int:
         print(USAGE, end="")
     elif arguments[0] == "--version":
         print(f"dmpo-lightning {__version__}")
-    elif arguments[0] == "configs":
-        print(f"in {config_directory()}:", *shipped_configs(), sep="\n  ")
     else:
         return _run(arguments[0], arguments[1:])
     return 0

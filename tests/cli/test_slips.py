@@ -1,11 +1,16 @@
 """What a new user types wrong: one line that says what was meant, and status 2, before torch is loaded."""
 
+import inspect
 import shlex
 import subprocess
 import sys
 
 import pytest
 from cli_runs import status
+
+import dmpo_lightning
+from dmpo_lightning.commands.arguments import config_directory
+from dmpo_lightning.commands.signatures import options_of
 
 OWN = "def right(example, completion):\n    return 1.0\n"
 FILES = {
@@ -112,3 +117,57 @@ def test_slips_are_seen_before_torch_is_loaded(workplace):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# Where options and configurations are found ---------------------------------------------------------------------------
+
+
+def test_options_are_found_by_place_name_and_word(capsys):
+    assert status("options") == 0
+    overview = capsys.readouterr().out
+    assert all(f"{place}: dmpo_lightning." in overview for place in ("model", "model.objective", "data", "data.task"))
+    assert status("options", "model.objective") == 0
+    shown = capsys.readouterr().out
+    assert "--model.objective.negative_term: likelihood, log_likelihood; default 'likelihood'" in shown
+    assert "dmpo_lightning.WDDO" in shown
+    # What a docstring leaves to that of a base class.
+    assert "above 0. A smaller one trusts the reward more." in shown
+    assert status("options", "--data.blanks") == 0
+    assert capsys.readouterr().out.splitlines()[-3:-1] == [
+        "  --data.blanks: [a whole number, a whole number]; default (8, 12)",
+        "      least and most blank cells of a generated puzzle.",
+    ]
+    assert status("options", "temperature") == 0
+    found = capsys.readouterr().out
+    assert "--model.objective.reward_temperature: a number; required" in found
+    assert "--model.sampler.temperature: a number; default 1.0" in found
+    assert status("options", "tempratur") == 2
+    assert capsys.readouterr().err.endswith("Did you mean temperature?\n")
+
+
+def test_signatures_are_those_that_python_sees():
+    for name in ("DMPO", "MaskedSFT", "WDCE", "ConfidenceSampler", "Backbone", "LoRA", "Reward", "Preemption"):
+        owner = getattr(dmpo_lightning, name)
+        seen = {each for each in inspect.signature(owner).parameters if each != "self"}
+        assert set(options_of(f"dmpo_lightning.{name}")) == seen, name
+    options = options_of("dmpo_lightning.SudokuDataModule")
+    # Its own, that of its base classes, and none that these say to each other.
+    assert {"blanks", "sizes", "reward_weights", "prompts_per_buffer"} <= set(options)
+    assert "task" not in options
+
+
+def test_configurations_say_what_they_are_and_need(capsys):
+    assert status("configs") == 0
+    lines = capsys.readouterr().out.splitlines()
+    said = lines[lines.index("  gsm8k.yaml") + 1]
+    assert said == "      DMPO on GSM8K from LLaDA-8B-Instruct. Fits GPUs of 40 GB: about 27 GiB each."
+    assert status("configs", "--cat", "gsm8k") == 0
+    assert capsys.readouterr().out == (config_directory() / "gsm8k.yaml").read_text()
+    assert status("configs", "--cat", "gsm9k") == 2
+    assert "Did you mean gsm8k.yaml?" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_help_of_a_run_begins_with_where_options_are(capsys):
+    assert status("fit", "--help") == 0
+    assert "dmpo-lightning options" in "".join(capsys.readouterr().out.splitlines()[:4])

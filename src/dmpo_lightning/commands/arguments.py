@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-LIGHT = ("generate", "export", "plan", "score", "report", "completion")
+LIGHT = ("generate", "export", "plan", "score", "report", "configs", "options", "completion")
 """Commands that are not the Lightning CLI's."""
-COMMANDS = ("fit", "validate", "test", "predict", *LIGHT, "configs")
+COMMANDS = ("fit", "validate", "test", "predict", *LIGHT)
 CONFIG = ("--config", "-c")
 MODEL_OPTIONS = ("--model.model", "--model.init_args.model")
 """The option that is a name or a `Backbone`."""

@@ -28,7 +28,7 @@ CHOICES = """\
 %(options)s
     esac ;;
   esac
-  case "$option" in dmpo-lightning|completion|--check|--task) files="" ;; esac
+  case "$option" in dmpo-lightning|completion|--check|--task|--cat) files="" ;; esac
   case "$current" in -*) files="" ;; esac
 """
 """Sets the names that may stand at a place, and whether a file may, in both shells."""
@@ -82,7 +82,9 @@ def script(shell: str) -> str:
         *_arguments("model", "dmpo_lightning.DMPO"),
     ]
     runs += _arguments("model.model", "dmpo_lightning.Backbone")
-    options = {name: _options(name) for name in LIGHT if name != "completion"} | {"fit|validate|test|predict": runs}
+    options = {name: _options(name) for name in LIGHT if name not in ("completion", "options", "configs")} | {
+        "fit|validate|test|predict": runs
+    }
     # Of plan all options of a run are options too.
     options["plan"] += runs
     options["generate"] += ["--sampler", *_arguments("sampler", "dmpo_lightning.ConfidenceSampler")]
@@ -94,6 +96,7 @@ def script(shell: str) -> str:
         "--check": "published verified",
         "--task": "gsm8k math500 countdown sudoku",
         "completion": "bash zsh",
+        "--cat": " ".join(shipped_configs()),
     }
     parts = {"values": values, "options": {name: " ".join(each) for name, each in options.items()}}
     cases = {name: "\n".join(f'    {key}) names="{each}" ;;' for key, each in parts[name].items()) for name in parts}

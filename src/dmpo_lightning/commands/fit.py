@@ -42,6 +42,10 @@ ADDED: tuple[type[Callback], ...] = (LoggingExtras, RunRecorder, EvaluationRepor
 # Class paths nest, and the last one named before the key is the one that refused it.
 REFUSED = re.compile(r".*given class_path '([\w.]+)\.(\w+)'.*Option '(?P<key>[\w.]+)' is not accepted", re.DOTALL)
 """How the parser says that the constructor of a class takes no argument of a name."""
+HELP = (
+    "Options of DMPO, its parts and its data: dmpo-lightning options; configurations: dmpo-lightning configs. Below "
+    "are those of the Trainer and of the command line."
+)
 SPEAKERS = ("lightning", "lightning.fabric", "lightning.pytorch")
 """Loggers whose handlers print what Lightning says."""
 NOISE = (
@@ -327,6 +331,10 @@ def run(arguments: Sequence[str], typed: Sequence[str]) -> None:
     command_line(
         arguments,
         typed=typed,
+        parser_kwargs={
+            name: {"description": HELP, "usage": f"dmpo-lightning {name} --config NAME_OR_FILE ... [--key value ...]"}
+            for name in ("fit", "validate", "test", "predict")
+        },
         # `ProgressLine` says how large the model is. Lightning's table counts the reference twice and FLOPs never.
         trainer_defaults={"enable_model_summary": False},
         save_config_callback=ConfigInCheckpoint,
