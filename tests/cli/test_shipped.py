@@ -8,6 +8,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,25 @@ def differing(part: Any, whole: Any, name: str = "") -> list[str]:
     return [] if part == whole else [name]
 
 
-def test_the_commands_of_the_readme_work_one_after_the_other(workplace):
+@pytest.mark.slow
+def test_the_commands_of_the_readme_work_one_after_the_other_in_an_empty_folder(workplace):
     """Runs of the small model in small, and all others as far as the parser goes."""
     example = {"question": "", "ground_truth": 4.0, "completion": "<answer>4</answer>"}
     Path("completions.jsonl").write_text(json.dumps(example))
     assert len(COMMANDS) > 15
     last = "runs/sudoku_tiny/latest/checkpoints/last.ckpt"
     for command, *given in COMMANDS:
-        arguments = [last if each == "CKPT" else re.sub(r"/\d{4}-[^/]*$", "/latest", each) for each in given]
+        arguments = [last if each == "CKPT" else each for each in given]
+        # As a shell has it, on the day of which README speaks.
+        patterns = [re.sub(r"/\d{4}-\d\d-\d\d_\*$", "/20*_*", each) for each in arguments]
+        arguments = [found for each in patterns for found in glob(each) or [each]]
         if command in ("fit", "test", "predict") and "--print_config" not in arguments:
             arguments += SMALL_RUN if "sudoku_tiny.yaml" in arguments else ["--print_config"]
         assert status(command, *arguments) == 0, (command, *given)
     assert (Path("model") / "model.safetensors").is_file()
+    assert Path("both.html").is_file()
+    kinds = [re.sub(r"[\d-]+_[\d-]+", "", each.name) for each in Path("runs/sudoku_tiny").glob("20*")]
+    assert {kind.removesuffix("_2") for kind in kinds} == {"", "_test", "_predict"}
 
 
 def test_what_the_readme_links_exists_and_its_picture_is_small():

@@ -181,6 +181,7 @@ def leave_traces(folder):
     (folder / "run.json").write_text("{}")
     (folder / "rollouts").mkdir()
     (folder / "rollouts/before.jsonl").write_text("")
+    (folder / "metrics.jsonl").write_text('{"kind":"base"}\n')
 
 
 @pytest.mark.parametrize("name", LOGGERS)
@@ -214,13 +215,13 @@ def test_a_start_removes_nothing_that_others_wrote(tmp_path):
         assert Path("runs/mine/latest").readlink().name == run_directory(first).name
 
 
-@pytest.mark.parametrize("kept", ["checkpoints/last.ckpt", "rollouts/rank0-000000.jsonl", "completions.jsonl"])
+@pytest.mark.parametrize("kept", ["checkpoints/last.ckpt", "rollouts/rank0-000000.jsonl", "metrics.jsonl"])
 def test_what_has_become_of_a_start_stays(kept):
     run = trainer("home", logger=CSVLogger("runs", name="mine"))
     start = choose_directory(run)
     leave_traces(run_directory(run))
     (run_directory(run) / kept).parent.mkdir(exist_ok=True)
-    (run_directory(run) / kept).write_text("")
+    (run_directory(run) / kept).write_text('{"kind":"guard"}\n')
     assert not start.undo()
     assert (run_directory(run) / "config.yaml").is_file()
 

@@ -15,15 +15,20 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from dmpo_lightning.checkpoints.reading import facts_beside_weights
-from dmpo_lightning.distributed.internals import (
-    FILE_LOGGERS,
-    NoLog,
-    continue_log,
-    given_version,
-    name_version,
-)
+from dmpo_lightning.distributed.internals import FILE_LOGGERS, NoLog, continue_log, given_version, name_version
 from dmpo_lightning.reports.lines import read_file, read_lines
-from dmpo_lightning.reports.record import AFTER, BEFORE, COMPLETIONS, EVALUATION, KNOWN, METRICS, ROLLOUTS, RUN, SUMMARY
+from dmpo_lightning.reports.record import (
+    AFTER,
+    BASE,
+    BEFORE,
+    COMPLETIONS,
+    EVALUATION,
+    KNOWN,
+    METRICS,
+    ROLLOUTS,
+    RUN,
+    SUMMARY,
+)
 
 LATEST = "latest"
 """The link beside the directories of runs that leads to that of the run that trained last."""
@@ -32,10 +37,10 @@ KINDS = {"fit": "", "validate": "_validate", "test": "_test", "predict": "_predi
 CONFIG = "config.yaml"
 TRACES = (CONFIG, "hparams.yaml", "metrics.csv", "events.out.tfevents.*", "checkpoints", COMPLETIONS, *KNOWN)
 """By any of these a directory is that of a run, into which no other one writes."""
-KEPT = ("checkpoints/*", f"{ROLLOUTS}/rank*", METRICS, "metrics.csv", COMPLETIONS, EVALUATION, SUMMARY)
-"""By any of these more has become of a run than a start."""
+KEPT = ("checkpoints/*", f"{ROLLOUTS}/rank*", "metrics.csv", COMPLETIONS, EVALUATION, SUMMARY)
+"""By any of these, or by metrics of more than the base, more has become of a run than a start."""
 HELD_OUT = (f"{ROLLOUTS}/{BEFORE}.jsonl", f"{ROLLOUTS}/{AFTER}.jsonl")
-STARTED = (CONFIG, "hparams.yaml", "events.out.tfevents.*", RUN, *HELD_OUT)
+STARTED = (CONFIG, "hparams.yaml", "events.out.tfevents.*", RUN, METRICS, *HELD_OUT)
 """What runs write before anything is trained or evaluated."""
 
 
@@ -83,7 +88,8 @@ class Start:
 
         What others have written there stays.
         """
-        if not self.taken or any(next(run.glob(each), None) for run in self.taken for each in KEPT):
+        is_kept = any(next(run.glob(each), None) for run in self.taken for each in KEPT)
+        if is_kept or any(line.get("kind") != BASE for run in self.taken for line in read_lines(run / METRICS)):
             return False
         files = [path for folder in self.taken for each in STARTED for path in folder.glob(each)]
         inner = {each for path in files for each in path.parents if not self.taken.isdisjoint(each.parents)}
@@ -99,7 +105,7 @@ class Start:
             # Only an empty one is removed.
             with contextlib.suppress(OSError):
                 folder.rmdir()
-        return True
+        return bool(self.taken)
 
 
 def run_directory(trainer: Trainer) -> Path:
