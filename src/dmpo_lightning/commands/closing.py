@@ -92,8 +92,8 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, SIGTERMException):
         return f"Ended by signal {signal.SIGTERM}"
     # As `Preemption` leaves.
-    is_signal = isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128
-    return f"Ended by signal {error.code - 128}" if is_signal else "Failed"
+    status = error.code if isinstance(error, SystemExit) else None
+    return f"Ended by signal {status - 128}" if isinstance(status, int) and status > 128 else "Failed"
 
 
 def is_interrupt(error: BaseException) -> bool:
@@ -119,8 +119,8 @@ def _measures(trainer: Trainer, module: Any, directory: Path) -> Iterator[str]:
         if report.after:
             return
     for kind in ("validation", "buffer"):
-        values = [line.get("values") for line in read_lines(directory / METRICS) if line.get("kind") == kind]
-        values = [each for each in values if isinstance(each, dict)]
+        found = [line.get("values") for line in read_lines(directory / METRICS) if line.get("kind") == kind]
+        values: list[dict[str, Any]] = [each for each in found if isinstance(each, dict)]
         names = [name for name in (values[-1] if values else ()) if name.endswith("/accuracy")]
         for name in (names or ["val/loss", "reward/total"])[:2]:
             known = [each[name] for each in values if isinstance(each.get(name), float)]
@@ -131,7 +131,7 @@ def _measures(trainer: Trainer, module: Any, directory: Path) -> Iterator[str]:
 def _saved(trainer: Trainer, checkpoint: str | None) -> Iterator[tuple[Path, int]]:
     """The checkpoints that there are, each with its step."""
     callbacks = callbacks_of(trainer, ModelCheckpoint)
-    paths = [each.saved for each in callbacks_of(trainer, Preemption)]
+    paths: list[Any] = [each.saved for each in callbacks_of(trainer, Preemption)]
     paths += [path for each in callbacks for path in (each.last_model_path, each.best_model_path)] + [checkpoint]
     for path in dict.fromkeys(Path(each) for each in paths if each):
         facts = facts_beside_weights(path) if path.exists() else None
@@ -175,7 +175,7 @@ def _task(trainer: Trainer) -> Any:
 
 def _prompt(trainer: Trainer) -> str:
     """A prompt of the run, if it is short enough to be typed."""
-    loader = trainer.train_dataloader
+    loader: Any = trainer.train_dataloader
     try:
         prompt = loader.prompt(loader.dataset[loader.kept[0]])
     # Loaders of one's own have no such prompts.

@@ -192,7 +192,8 @@ class DMPOCLI(LightningCLI):
 
     def _close(self, error: BaseException | None = None) -> None:
         """Says what came of the run, unless what ended it says enough."""
-        has_begun = self.trainer.state.fn is not None and not self.trainer.fast_dev_run
+        is_trial = self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        has_begun = self.trainer.state.fn is not None and not is_trial
         if has_begun and self.trainer.is_global_zero and not isinstance(error, ValueError | OSError):
             checkpoint = self.config_init[self.subcommand].get("ckpt_path")
             print(closing_text(self.trainer, self.model, self.typed, checkpoint=checkpoint, error=error), flush=True)
@@ -203,7 +204,7 @@ class DMPOCLI(LightningCLI):
     def before_validate(self) -> None:
         """Chooses the checkpoint, and then a directory."""
         self._choose_checkpoint()
-        self._start = choose_directory(self.trainer, kind=KINDS[self.subcommand])
+        self._start = choose_directory(self.trainer, kind=KINDS[str(self.subcommand)])
 
     before_test = before_predict = before_validate
 
