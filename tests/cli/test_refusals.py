@@ -145,3 +145,9 @@ def test_worker_processes_find_the_modules_of_the_working_directory(tmp_path, mo
         reward.close()
     finally:
         find_local_modules(Path(), ())
+
+
+def test_an_optimizer_of_matrices_alone_is_not_refused():
+    from dmpo_lightning.commands.fit import _check_optimizer
+
+    _check_optimizer({"optimizer": {"class_path": "torch.optim.Muon", "init_args": {"lr": 1e-3}}})

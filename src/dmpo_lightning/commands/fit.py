@@ -248,7 +248,8 @@ def _check_trainer(options: Mapping[str, Any]) -> None:
 
 def _check_optimizer(options: Mapping[str, Any]) -> None:
     """Raises ValueError for what an optimizer or scheduler of torch refuses, which are made when a run starts."""
-    made: Any = [torch.nn.Parameter(torch.zeros(1))]
+    # A matrix, as the weights of adapters are, of which alone some optimizers take any, such as Muon.
+    made: Any = [torch.nn.Parameter(torch.zeros(1, 1))]
     for name in ("optimizer", "lr_scheduler"):
         given = options.get(name)
         if given is None or callable(given) or not str(given.get("class_path")).startswith("torch.optim."):
