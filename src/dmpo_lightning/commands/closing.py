@@ -75,7 +75,8 @@ def closing_text(
 
 def _deed(trainer: Trainer, module: LightningModule, error: BaseException | None) -> str:
     """What was done, and why no more."""
-    done = {TrainerFn.FITTING: "Trained", TrainerFn.PREDICTING: "Predicted"}.get(trainer.state.fn, "Evaluated")
+    deeds: dict[Any, str] = {TrainerFn.FITTING: "Trained", TrainerFn.PREDICTING: "Predicted"}
+    done = deeds.get(trainer.state.fn, "Evaluated")
     if error is not None:
         done = f"{_reason(error)}, {done.lower()}"
     if trainer.state.fn != TrainerFn.FITTING:
