@@ -82,7 +82,7 @@ def test_a_worker_killed_while_idle_is_replaced():
     pool.close()
 
 
-@pytest.mark.parametrize("length", [1_000_000, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("length", [pytest.param(each, marks=pytest.mark.slow) for each in (1_000_000, 1)])
 def test_a_thread_that_holds_everything_up_before_a_call_begins_costs_no_other_call(length):
     """It holds the lock of the interpreter, so that the worker hears nothing more, or only a part of a long text."""
     pool = WorkerPool(behave, workers=1, time_limit=2)

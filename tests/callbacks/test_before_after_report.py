@@ -125,6 +125,7 @@ class Validated(Held):
         return self.test_dataloader()
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_behind_its_last_step_gets_its_validation_and_its_results(tmp_path):
     def run(folder, *callbacks, ckpt_path=None):
         saves = ModelCheckpoint(folder, every_n_train_steps=1, save_last=True)

@@ -130,6 +130,7 @@ def test_a_resumed_run_repeats_no_line_and_loses_none(recorded, tmp_path):
     assert [each["step"] for each in facts["resumed"]] == [10]
 
 
+@pytest.mark.slow
 def test_a_new_run_in_the_same_folder_leaves_the_record_that_it_finds(tmp_path):
     """As programs with a Trainer of their own have it, whose runs have no directories."""
     fit(tmp_path, 4, callbacks=[RunRecorder()], val_check_interval=None)
@@ -151,6 +152,7 @@ def test_a_new_run_in_the_same_folder_leaves_the_record_that_it_finds(tmp_path):
     assert [line["step"] for line in metrics(tmp_path)] == [8]
 
 
+@pytest.mark.slow
 def test_the_oldest_rollouts_go_where_there_are_too_many_bytes(tmp_path):
     fit(tmp_path / "all", 16, callbacks=[RunRecorder()], limit_val_batches=0)
     sizes = [path.stat().st_size for path in sorted((tmp_path / "all/rollouts").iterdir())]

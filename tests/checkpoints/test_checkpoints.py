@@ -537,6 +537,7 @@ def test_what_killed_jobs_left_half_written_is_removed_and_nothing_else(tmp_path
     assert sorted(os.listdir(tmp_path)) == ["c.ckpt", "c.ckpt.old", "notes.partial"]
 
 
+@pytest.mark.slow
 def test_a_requeued_job_continues_from_the_newest_checkpoint_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = {"sizes": {"train": 64, "validation": 8, "test": 8}, "prompts_per_buffer": 4}
