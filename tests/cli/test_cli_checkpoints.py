@@ -119,6 +119,14 @@ def test_what_cannot_be_restored_is_one_line_before_anything_is_trained(workplac
     assert said.startswith("dmpo-lightning: `--ckpt_path foreign.ckpt` cannot be restored: ")
 
 
+def test_states_of_generators_that_are_none_are_one_line_too(workplace, finished, capsys):
+    held = load_data(finished)
+    held["dmpo"]["ranks"][0]["generators"] = {}
+    torch.save(held, "foreign.ckpt")
+    said = refusal(capsys, "fit", *TINY, "--ckpt_path=foreign.ckpt")
+    assert said.startswith("dmpo-lightning: `--ckpt_path foreign.ckpt` cannot be restored: ")
+
+
 ESCAPE = "\x1b]0;owned\x07"
 
 

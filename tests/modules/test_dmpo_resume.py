@@ -146,3 +146,9 @@ def seed_all():
 def test_a_checkpoint_of_another_class_says_what_becomes_of_it():
     with pytest.raises(ValueError, match=r"what `objective` was: .* another class than DMPO is exported first"):
         loaded_arguments(DMPO, {"arguments": {"replicates": 2, "antithetic": True}}, {})
+
+
+@pytest.mark.parametrize("sampler", [{"class": "ConfidenceSampler", "temperature": "hot"}, {"class": ["a"]}])
+def test_an_argument_that_no_module_wrote_is_named(sampler):
+    with pytest.raises(ValueError, match="cannot say what `sampler` was: it cannot be built again"):
+        loaded_arguments(DMPO, {"arguments": {"sampler": sampler}}, {"completion_length": 8, "objective": WDCE(reward_temperature=0.5)})

@@ -2,7 +2,7 @@
 
 import pytest
 from dmpo_runs import Recorder, loader, module, trainer
-from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
+from lightning.pytorch.callbacks import BackboneFinetuning, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
 from torch.optim import LBFGS, SGD, lr_scheduler
 
@@ -120,6 +120,7 @@ def test_a_plateau_without_a_value_is_refused(tmp_path, scheduler, validation, m
         fit(tmp_path, steps=2, lr_scheduler=scheduler, validation=validation, flags={"val_check_interval": 1})
 
 
-def test_a_callback_that_trains_a_new_head_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="BackboneFinetuning trains a new head"):
-        fit(tmp_path, steps=1, callbacks=[BackboneFinetuning()])
+@pytest.mark.parametrize("kind", [BackboneFinetuning, LearningRateFinder])
+def test_a_callback_that_needs_what_a_policy_has_not_is_refused(tmp_path, kind):
+    with pytest.raises(ValueError, match=f"{kind.__name__} .*or leave it out"):
+        fit(tmp_path, steps=1, callbacks=[kind()])

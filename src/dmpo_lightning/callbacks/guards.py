@@ -116,7 +116,7 @@ def reward_drop(history: History, errors: float) -> Finding | None:
     return now[0], (
         f"The reward has fallen: its running mean is {now[0]:.3f} +- {now[1]:.3f}, and was {best[0]:.3f} +- "
         f"{best[1]:.3f} at its best. Most often the policy is being destroyed by too long steps. Continue from the "
-        "best checkpoint with a lower learning rate, or with a `baseline` and negative signals that are bounded."
+        "best checkpoint with a lower learning rate, and with bounded negative signals (`negative_term: likelihood`)."
     )
 
 
@@ -152,8 +152,8 @@ def effective_rollouts(history: History, least: float) -> Finding | None:
         return None
     return ess, (
         f"Of {history.group} rollouts of a group {ess * history.group:.2f} carry the weight (weight/ess {ess:.3f}): "
-        "the policy is told to copy single completions. Raise `reward_temperature`, lower "
-        "`proximal_coefficient`, or refresh the reference (`reference_refresh_interval`)."
+        "the policy is told to copy single completions. Raise `reward_temperature`. Where `policy/log_rnd_spread` "
+        "is the larger part, lower `proximal_coefficient` or refresh the reference (`reference_refresh_interval`)."
     )
 
 

@@ -179,8 +179,8 @@ def _prompt(trainer: Trainer) -> str:
     loader: Any = trainer.train_dataloader
     try:
         prompt = loader.prompt(loader.dataset[loader.kept[0]])
-    # Loaders of one's own have no such prompts.
-    except (AttributeError, TypeError, LookupError):
+    # Loaders of one's own and mixtures have no such prompts, and a run that is done must not fail for want of one.
+    except Exception:
         return "TEXT"
     return prompt if isinstance(prompt, str) and len(prompt) <= LONGEST and prompt.isprintable() else "TEXT"
 

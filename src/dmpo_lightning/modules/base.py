@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import (
     Callback,
     Checkpoint,
     GradientAccumulationScheduler,
+    LearningRateFinder,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -247,8 +248,14 @@ class PolicyModule(LightningModule):
         """None of its own.
 
         Raises:
-            ValueError: Lightning's `BackboneFinetuning`, for which there is no head to train without the rest.
+            ValueError: Lightning's `BackboneFinetuning`, for which there is no head to train without the rest, or
+                `LearningRateFinder`, which sets an ``lr`` that the module has not.
         """
+        if callbacks_of(self.trainer, LearningRateFinder):
+            raise ValueError(
+                "LearningRateFinder looks for the rate at which a loss falls fastest, which says little of a policy, "
+                "whose loss is weighted anew with each buffer; compare short runs, or leave it out."
+            )
         if callbacks_of(self.trainer, BackboneFinetuning):
             raise ValueError(
                 "BackboneFinetuning trains a new head before its backbone, and a language model has no new head; write "

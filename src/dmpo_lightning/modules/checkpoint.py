@@ -106,6 +106,9 @@ def loaded_arguments(module_class: Any, checkpoint: Mapping[str, Any], given: Ma
                 found[name] = rebuilt(stored[name])
             except LookupError as error:
                 lacking[name] = error.args[0]
+            # Of a value that no module wrote.
+            except (AttributeError, TypeError, ValueError) as error:
+                lacking[name] = f"it cannot be built again ({error})"
         elif each.default is each.empty:
             lacking[name] = "which it does not hold"
     if lacking:

@@ -119,7 +119,10 @@ class Continuation:
         if then == now:
             rank = state["ranks"][module.global_rank]
             module.buffer.load_state_dict(rank["buffer"])
-            self._generators = rank["generators"]
+            # Tried out here, where what cannot be restored is said to be the checkpoint's.
+            own, self._generators = generator_states(), rank["generators"]
+            restore_generators(self._generators)
+            restore_generators(own)
             return
         module.buffer.clear()
         rank_zero_warn(
