@@ -150,5 +150,6 @@ def test_a_checkpoint_of_another_class_says_what_becomes_of_it():
 
 @pytest.mark.parametrize("sampler", [{"class": "ConfidenceSampler", "temperature": "hot"}, {"class": ["a"]}])
 def test_an_argument_that_no_module_wrote_is_named(sampler):
+    given = {"completion_length": 8, "objective": WDCE(reward_temperature=0.5)}
     with pytest.raises(ValueError, match="cannot say what `sampler` was: it cannot be built again"):
-        loaded_arguments(DMPO, {"arguments": {"sampler": sampler}}, {"completion_length": 8, "objective": WDCE(reward_temperature=0.5)})
+        loaded_arguments(DMPO, {"arguments": {"sampler": sampler}}, given)
