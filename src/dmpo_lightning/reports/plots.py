@@ -30,6 +30,8 @@ GROUPS = {
 ERROR = "_stderr"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#777777")
 """Of series, told apart by most who see few colours (Okabe and Ito 2008)."""
+SIZE = (7.0, 4.0)
+"""Of a picture, in inches."""
 STYLE: dict[Any, Any] = {"font.size": 9, "text.parse_math": False}
 """Names of metrics are names, and `$` begins no formula."""
 
@@ -165,24 +167,21 @@ def _mean(points: Sequence[Point]) -> Point:
     return Point(step, seen, seconds, means)
 
 
-def draw(panel: Panel, axis: str, names: Sequence[str], size: tuple[float, float] = (6.4, 3.6)) -> "Figure":
-    """The picture of a panel. Lines are named at their ends."""
+def draw(panel: Panel, axis: str, names: Sequence[str], limits: tuple[float, float] | None = None) -> "Figure":
+    """The picture of a panel, whose values lie between ``limits``. Lines are named at their ends."""
     # Slow to import, and needed for pictures alone (docs/decisions/006-matplotlib.md).
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        highest = max((series.y[-1] for series in panel.series), default=0.0)
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes, ends = figure.add_subplot(), list[tuple[float, float, str, str]]()
         for number, series in enumerate(panel.series):
             x, colour = series.x[axis], COLOURS[number % len(COLOURS)]
             own = names[series.run] if len(names) > 1 else ""
             label = shown(f"{own} {series.label}".strip(), 60)
             axes.plot(x, series.y, color=colour, linewidth=1.6, label=label)
-            axes.annotate(
-                f" {label}", (x[-1], series.y[-1]), color=colour, va="bottom" if series.y[-1] == highest else "top"
-            )
+            ends.append((series.y[-1], x[-1], colour, label))
             if series.errors:
                 low = [y - error for y, error in zip(series.y, series.errors, strict=True)]
                 high = [y + error for y, error in zip(series.y, series.errors, strict=True)]
@@ -190,7 +189,13 @@ def draw(panel: Panel, axis: str, names: Sequence[str], size: tuple[float, float
             if series.base is not None:
                 axes.axhline(series.base, color=colour, linestyle="--", linewidth=1, label=f"base, {label}")
                 axes.annotate(" base", (x[-1], series.base), color=colour, va="bottom")
-        axes.set(xlabel=AXES[axis], ylabel=shown(panel.name, 60))
+        axes.set(xlabel=AXES[axis], ylabel=shown(panel.name, 60), ylim=limits or axes.get_ylim())
+        bottom, top = axes.get_ylim()
+        room, height = 0.05 * (top - bottom), top
+        for y, end, colour, label in sorted(ends, reverse=True):
+            # Below the one before, where lines end at the same place.
+            height = min(y, height - room)
+            axes.annotate(f" {label}", (end, height), color=colour, va="center")
         axes.ticklabel_format(useOffset=False)
         axes.grid(alpha=0.15, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -210,9 +215,7 @@ def learning_curve(run: Run, bases: Mapping[str, tuple[str, float]]) -> "Figure"
         own = [point for point in run.validations if name in point.values]
         x = {"step": (0.0, *(point.step for point in own))}
         series.append(Series(0, sampler, x, (accuracy, *(point.values[name] for point in own)), base=accuracy))
-    figure = draw(Panel("accuracy", tuple(series)), "step", [run.name], size=(7, 4))
-    figure.axes[0].set(ylim=(0, 1.05))
-    return figure
+    return draw(Panel("accuracy", tuple(series)), "step", [run.name], limits=(0, 1.05))
 
 
 def write_pictures(found: Sequence[Panel], folder: Path, axis: str, names: Sequence[str]) -> Iterator[Path]:
