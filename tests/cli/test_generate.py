@@ -88,7 +88,7 @@ def test_prompts_come_from_options_files_and_standard_input(tmp_path, capsys, mo
         (["--ckpt_path", "no.ckpt", "--prompt", "1"], "No checkpoint file 'no.ckpt'"),
         (["--ckpt_path", "bad.jsonl", "--prompt", "1"], "truncated, damaged or no checkpoint"),
         (["--model", "sudoku_tiny", "--prompt", "1", "--sampler.temprature", "2"], "Did you mean temperature?"),
-        (["--model", "sudoku_tiny", "--prompt", "1", "--sampler.temperature=hot"], "Expected a <class 'float'>"),
+        (["--model", "sudoku_tiny", "--prompt", "1", "--sampler.temperature=hot"], "must be float, got hot"),
         (["--model", "sudoku_tiny", "--prompt", "1", "--sampler.temperature=-1"], "must be at least 0 and finite"),
         (["--model", "sudoku_tiny", "--prompt", "1", "--sampler", "os.system"], "os.system"),
         (["--model", "sudoku_tiny", "--prompt", "1", "--device", "moon"], "`--device` moon: "),
@@ -153,6 +153,9 @@ class Hostile:
     def decode(self, ids):
         return {6: "\x1b[2J", 7: "\u202e", 8: "a\nb", 9: "漢"}.get(ids[0], "x")
 
+    def batch_decode(self, rows):
+        return [self.decode(row) for row in rows]
+
 
 def shown(monkeypatch, stream, *, size=(24, 10)):
     """What is drawn of a completion of hostile tokens, where the terminal is small."""
@@ -165,6 +168,7 @@ def shown(monkeypatch, stream, *, size=(24, 10)):
     watcher = Denoising(policy, stream)
     policy.tokenizer, real = Hostile(), policy.tokenizer
     monkeypatch.setattr("dmpo_lightning.modules.generating.tokenize_prompt", lambda *_: real("1")["input_ids"])
+    monkeypatch.setattr("dmpo_lightning.modules.generating.warn_of_lost_text", lambda *_, **__: None)
     monkeypatch.setattr(policy, "decode", lambda ids: [""] * len(ids))
     generate(policy, "1", Sampling(ConfidenceSampler(), 40), on_change=watcher)
     return stream.getvalue()
