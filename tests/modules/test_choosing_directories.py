@@ -135,6 +135,9 @@ def test_what_comes_again_is_not_logged_twice():
                 logger.log_metrics({"loss": float(step), f"from_{steps[0]}": 1.0}, step)
                 logger.save()
             logger.finalize("success")
+        # TensorBoard reads files by their names, in which those of one second and process are not in order.
+        for path in run_directory(run).glob("events.out.tfevents.1*"):
+            path.rename(path.with_name(f"events.out.tfevents.0{len(list(path.parent.glob('events*.0?')))}"))
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
