@@ -40,15 +40,20 @@ def is_deepspeed(path: Path) -> bool:
     return (path / "latest").exists()
 
 
-def load_data(path: str | Path) -> dict[str, Any]:
+def load_data(path: str | Path, *, whole: bool = True) -> dict[str, Any]:
     """A file of torch as data. Its tensors stay on the disk until they are used.
+
+    Args:
+        path: of the file.
+        whole: whether all of it is compared with its checksums, for which all of it is read.
 
     Raises:
         ValueError: it is no such file, is damaged, holds more than data, or is no dictionary.
     """
     if not Path(path).is_file():
         raise ValueError("it is no file")
-    return checked(path, partial(torch.load, path, map_location="cpu", weights_only=True, mmap=True))
+    load = partial(torch.load, path, map_location="cpu", weights_only=True, mmap=True)
+    return checked(path, load) if whole else _dictionary(load)
 
 
 def checked(path: str | Path, load: Callable[[], Any]) -> dict[str, Any]:
@@ -59,6 +64,10 @@ def checked(path: str | Path, load: Callable[[], Any]) -> dict[str, Any]:
     """
     if (problem := why_damaged(Path(path))) is not None:
         raise ValueError(problem)
+    return _dictionary(load)
+
+
+def _dictionary(load: Callable[[], Any]) -> dict[str, Any]:
     try:
         saved = load()
     # A file of anything else may raise any error of Python's and torch's.
@@ -220,7 +229,7 @@ def facts_beside_weights(path: Path) -> dict[str, Any] | None:
     try:
         if path.is_dir() and is_deepspeed(path):
             return _deepspeed_facts(path)
-        return load_data(path / "meta.pt" if path.is_dir() else path)
+        return load_data(path / "meta.pt" if path.is_dir() else path, whole=False)
     # Whoever loads it says what is wrong with it. A pickle that is obeyed may raise anything.
     except Exception:
         return None
