@@ -1,7 +1,7 @@
 """Options of optimizer and scheduler on a resume: those of this run win over those that a checkpoint brings back."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -31,15 +31,16 @@ def check_schedule(scheduler_factory: SchedulerFactory, options: Options, *, ste
     scheduler = scheduler_factory(_stand_in(options))
     if isinstance(scheduler, ReduceLROnPlateau):
         return
-    for step in range(int(min(steps, REPLAYED))):
-        # It may be anybody's, and raise anything.
-        try:
-            _advance(scheduler)
-        except Exception as error:
-            raise ValueError(
-                f"`lr_scheduler` {type(scheduler).__name__} ends after {step} optimizer steps, but the run has {steps} "
-                f"({error}); give it as many steps as the run, or the run no more (`max_steps`)."
-            ) from error
+    done = 0
+    try:
+        for done in _advanced(scheduler, int(min(steps, REPLAYED))):  # noqa: B007  said where the next one fails
+            pass
+    # It may be anybody's, and raise anything.
+    except Exception as error:
+        raise ValueError(
+            f"`lr_scheduler` {type(scheduler).__name__} ends after {done} optimizer steps, but the run has {steps} "
+            f"({error}); give it as many steps as the run, or the run no more (`max_steps`)."
+        ) from error
 
 
 def configured_options(optimizer: Optimizer, scheduler: LRScheduler | None) -> Options:
@@ -134,8 +135,8 @@ def take_over(
             # By how much it has lowered the rate follows from what it has seen, and not from a number of steps.
             reached["lr"] *= group["lr"] / then["lr"] if "patience" in before else 1.0
     elif again is not None and scheduler is not None:
-        for _ in range(steps):
-            _advance(again)
+        for _ in _advanced(again, steps):
+            pass
         scheduler.load_state_dict(again.state_dict())
     for group, reached in zip(optimizer.param_groups, moved.param_groups, strict=False):
         _set(group, {name: value for name, value in reached.items() if name != "params"})
@@ -148,10 +149,13 @@ def _stand_in(options: Options) -> Optimizer:
     return Optimizer([group | {"params": [torch.zeros(1)]} for group in groups], dict(groups[0]))
 
 
-def _advance(scheduler: LRScheduler) -> None:
+def _advanced(scheduler: LRScheduler, steps: int) -> Iterator[int]:
+    """Advances a schedule by so many steps, and counts those that it has made before each."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
-        scheduler.step()
+        for step in range(steps):
+            yield step
+            scheduler.step()
 
 
 def _set(group: dict[str, Any], options: Options) -> None:
