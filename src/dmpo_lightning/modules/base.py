@@ -74,6 +74,13 @@ FIXED = (
     "would stay each rank's own. Freeze in `setup` of a callback, for the whole run, or take one device."
 )
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+REFUSED: dict[type[Callback], str] = {
+    BackboneFinetuning: "trains a new head before its backbone, and a language model has no new head; write a "
+    "BaseFinetuning that freezes parts of `pl_module.policy.model`",
+    LearningRateFinder: "looks for the rate at which a loss falls fastest, which says little of a policy, whose loss "
+    "is weighted anew with each buffer; compare short runs",
+}
+"""Lightning's callbacks that a policy cannot be trained with, and why."""
 
 
 def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -248,19 +255,11 @@ class PolicyModule(LightningModule):
         """None of its own.
 
         Raises:
-            ValueError: Lightning's `BackboneFinetuning`, for which there is no head to train without the rest, or
-                `LearningRateFinder`, which sets an ``lr`` that the module has not.
+            ValueError: there is one of `REFUSED`.
         """
-        if callbacks_of(self.trainer, LearningRateFinder):
-            raise ValueError(
-                "LearningRateFinder looks for the rate at which a loss falls fastest, which says little of a policy, "
-                "whose loss is weighted anew with each buffer; compare short runs, or leave it out."
-            )
-        if callbacks_of(self.trainer, BackboneFinetuning):
-            raise ValueError(
-                "BackboneFinetuning trains a new head before its backbone, and a language model has no new head; write "
-                "a BaseFinetuning that freezes parts of `pl_module.policy.model`, or leave it out."
-            )
+        for kind, why in REFUSED.items():
+            if callbacks_of(self.trainer, kind):
+                raise ValueError(f"{kind.__name__} {why}, or leave it out.")
         return []
 
     def configure_model(self) -> None:

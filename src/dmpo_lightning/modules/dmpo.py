@@ -143,8 +143,8 @@ class DMPO(PolicyModule):
         self.policy.room_for_prompts(max(completion_length, *lengths))
         if reference_refresh_interval != 1 and getattr(objective, "prompt_weight", "equal") == "reward":
             rank_zero_warn(
-                "`prompt_weight` reward moves the minimum from the target towards a reference that is not renewed for "
-                "every buffer; set `reference_refresh_interval` 1, or `prompt_weight` equal."
+                "`prompt_weight` reward moves the minimum from the target towards a reference that is not refreshed "
+                "for every buffer; set `reference_refresh_interval` 1, or `prompt_weight` equal."
             )
         if sample_merged:
             self.policy.check_mergeable()

@@ -58,8 +58,8 @@ class WDCE(WeightedObjective):
             over that of the buffer on all ranks: prompts without a good rollout have nothing to imitate, and those that
             are solved go on to be imitated. b does not count with them, so that ``group`` pushes all rollouts of a
             prompt without a good one down, by ``baseline_scale``. Rewards must be on one scale for all prompts. It aims
-            at the target itself where the reference is renewed for every buffer. With a fixed one it moves the minimum
-            towards the reference, the more the smaller the groups are, and `DMPO` warns.
+            at the target itself where the reference is refreshed for every buffer. With a fixed one it moves the
+            minimum towards the reference, the more the smaller the groups are, and `DMPO` warns.
         baseline: ``none`` (b = 0), ``group`` (b = 1), ``negative`` (the weights of -r), or ``policy`` (the weights
             under which the current policy itself would be the target, refreshed before each optimizer step). Or a
             function of weights, log_rnd and rollouts, which a configuration names by its dotted path.

@@ -276,7 +276,7 @@ class Policy(nn.Module):
         The model itself is never written to, and the reference stays what it is.
         """
         if self._merged is None:
-            # Kept between buffers. Only its adapted layers are renewed, which are all that it holds for itself.
+            # Kept between buffers. Only its adapted layers are refreshed, which are all that it holds for itself.
             self._merged = MergedCopy(self.model)
         self._merged.refresh(self.model)
         self._samples_merged = True
