@@ -1,13 +1,12 @@
 """``dmpo-lightning completion``: a script by which bash or zsh completes commands, options and names."""
 
 import argparse
-import inspect
 from collections.abc import Sequence
 from importlib import import_module
-from pkgutil import resolve_name
+from importlib.resources import files
 
 from dmpo_lightning.commands.arguments import COMMANDS, LIGHT, CommandParser, shipped_configs
-from dmpo_lightning.models.loading import EMBEDDED_MODELS
+from dmpo_lightning.commands.signatures import options_of
 
 DESCRIPTION = """\
 Print a script that completes commands, options and names in bash or zsh. It is fixed text, so that no key press waits
@@ -91,7 +90,7 @@ def script(shell: str) -> str:
     values = {
         "dmpo-lightning": " ".join([*COMMANDS, "--help", "--version"]),
         "--config": " ".join(shipped_configs()),
-        "--model|--model.model": " ".join(EMBEDDED_MODELS),
+        "--model|--model.model": " ".join(sorted(each.name for each in (files("dmpo_lightning") / "assets").iterdir())),
         "--ckpt_path": "last",
         "--check": "published verified",
         "--task": "gsm8k math500 countdown sudoku",
@@ -111,4 +110,4 @@ def _options(command: str) -> list[str]:
 
 def _arguments(prefix: str, path: str) -> list[str]:
     """Options of the arguments of a class. Data differ from task to task, and have none here."""
-    return [f"--{prefix}.{each}" for each in inspect.signature(resolve_name(path)).parameters]
+    return [f"--{prefix}.{each}" for each in options_of(path) or ()]

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
-from dmpo_lightning.checkpoints.export import export_checkpoint
 from dmpo_lightning.commands.arguments import CommandParser
 
 
 def run(arguments: Sequence[str]) -> None:
     """Runs the command. Raises ValueError for what a user can mend."""
     options = vars(make_parser().parse_args(arguments))
+    # It brings torch, for which --help and a slip need not wait.
+    from dmpo_lightning.checkpoints.export import export_checkpoint
+
     output, checkpoint = options.pop("output"), options.pop("ckpt_path")
     count = export_checkpoint(checkpoint, output, **options)
     print(f"{output}: {count} trained tensors" + (", merged into the base" if options["merge"] else ""))
