@@ -62,20 +62,22 @@ def test_an_adapter_replaces_an_adapter(tmp_path):
         assert torch.equal(value, network.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"])
-def test_an_adapter_is_not_written_beside_a_model(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "adapter"),
+    [
+        ("model.safetensors", True),
+        ("model-00001-of-00002.safetensors", True),
+        ("pytorch_model.bin", True),
+        ("adapter_config.json", False),
+        ("adapter_model.safetensors", False),
+        ("adapter_model.bin", False),
+    ],
+)
+def test_an_adapter_is_not_written_beside_a_model_nor_the_reverse(tmp_path, name, adapter):
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError, match=rf"holds other weights \({name}\); give an empty or a new folder"):
-        refuse_other_weights(tmp_path, adapter=True)
-    refuse_other_weights(tmp_path, adapter=False)
-
-
-@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
-def test_a_model_is_not_written_beside_an_adapter(tmp_path, name):
-    (tmp_path / name).write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"holds other weights \({name}\); give an empty or a new folder"):
-        refuse_other_weights(tmp_path, adapter=False)
-    refuse_other_weights(tmp_path, adapter=True)
+        refuse_other_weights(tmp_path, adapter=adapter)
+    refuse_other_weights(tmp_path, adapter=not adapter)
 
 
 def test_a_run_that_would_end_in_a_folder_of_another_kind_does_not_begin(tmp_path):
