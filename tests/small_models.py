@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from dmpo_lightning.models.adapted import AdaptedConfig, AdaptedForMaskedDiffusion
 from dmpo_lightning.models.dream import DreamConfig, DreamForMaskedDiffusion
 from dmpo_lightning.models.illada import ILLaDAConfig, ILLaDAForMaskedDiffusion
 from dmpo_lightning.models.sdar import SDARConfig, SDARForMaskedDiffusion
@@ -75,6 +76,14 @@ def tiny_sdar(seed: int = 0, **changes) -> SDARForMaskedDiffusion:
             if "q_norm" in name or "k_norm" in name:
                 torch.nn.init.uniform_(parameter, 0.5, 1.5)
     return model
+
+
+def tiny_adapted(seed: int = 0, **changes) -> AdaptedForMaskedDiffusion:
+    """Shifted blocks of four in the shape of Qwen3, of two layers of width 32 with grouped keys."""
+    shape = {"head_dim": 12, "block_size": 4, "head_norms": True}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AdaptedForMaskedDiffusion(AdaptedConfig(**(SMALL | IDS | shape | changes)))
 
 
 def random_ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:

@@ -1,20 +1,22 @@
 """Log-probs of completions under a block-causal policy: all blocks in one forward, and what it must equal."""
 
+from collections.abc import Callable
 from itertools import combinations
 
 import pytest
 import torch
+from torch import nn
 
 from dmpo_lightning.functional import draw_masks, elbo, elbo_replicates
 from dmpo_lightning.policy import Policy
 from helpers import END_OF_TEXT, MASK, NEVER_SAMPLED, pad_more, tiny_policy
-from small_models import tiny_sdar
+from small_models import tiny_adapted, tiny_sdar
 
 LENGTH = 7
 
 
-def policy_of(block: int) -> Policy:
-    policy = tiny_policy(model=tiny_sdar(block_size=block))
+def policy_of(block: int, model: Callable[..., nn.Module] = tiny_sdar) -> Policy:
+    policy = tiny_policy(model=model(block_size=block))
     return policy.eval()
 
 
@@ -49,10 +51,11 @@ def log_probs_block_after_block(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("model", [tiny_sdar, tiny_adapted], ids=["plain", "shifted"])
 @pytest.mark.parametrize("block", [1, 3, 4, 16])
-def test_all_blocks_in_one_forward_are_the_blocks_computed_one_after_another(block):
+def test_all_blocks_in_one_forward_are_the_blocks_computed_one_after_another(block, model):
     """Prompts of every length modulo the block, in one padded batch, under several maskings each."""
-    policy = policy_of(block)
+    policy = policy_of(block, model)
     lengths = list(range(1, max(block, 6) + 1))
     ids, mask = prompts(lengths)
     completion = completions(len(lengths))
@@ -86,8 +89,9 @@ def test_log_probs_are_computed_at_chosen_positions_alone():
 
 
 @torch.no_grad()
-def test_in_blocks_of_one_token_the_elbo_is_the_autoregressive_log_likelihood():
-    policy, (ids, mask), completion = policy_of(1), prompts([4, 4]), completions(2)
+@pytest.mark.parametrize("model", [tiny_sdar, tiny_adapted], ids=["plain", "shifted"])
+def test_in_blocks_of_one_token_the_elbo_is_the_autoregressive_log_likelihood(model):
+    policy, (ids, mask), completion = policy_of(1, model), prompts([4, 4]), completions(2)
     blocks = policy.completion_blocks(mask, completion)
     masks = draw_masks(torch.arange(2), length=LENGTH, replicates=2, blocks=blocks)
     found = elbo(policy.completion_log_probs(ids, mask, completion, masks), masks, blocks)

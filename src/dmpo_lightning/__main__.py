@@ -33,6 +33,7 @@ commands:
   test       evaluate the test split
   generate   answer prompts with a model or a checkpoint; --show shows the denoising
   predict    write completions of the test split as JSON lines
+  adapt      make a masked diffusion model of a causal one, ready to be trained
   export     write a checkpoint's policy as a PEFT adapter or a Hugging Face model
   plan       memory, parameters and forwards of a configuration; runs nothing
   score      re-score saved completions; needs no model

@@ -3,11 +3,12 @@
 Blocks have two tokens, so that the first begins within the prompt, and the completion is drawn from left to right.
 """
 
+from collections.abc import Callable
 from itertools import product
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmpo_lightning.objectives import WDCE, TrajectoryEstimator
 from dmpo_lightning.policy import Policy, evaluating
@@ -16,7 +17,7 @@ from dmpo_lightning.rollout import PromptBatch, Rollouts, Sampling, collect
 from dmpo_lightning.samplers import ConfidenceSampler
 from helpers import MASK, tiny_policy
 from oracle.tabular import total_variation
-from small_models import tiny_sdar
+from small_models import tiny_adapted, tiny_sdar
 
 ALPHA, PROMPT = 0.5, 20
 VALUES = torch.tensor([9, 14])
@@ -24,8 +25,8 @@ COMPLETIONS = torch.tensor(list(product(range(2), repeat=3)))
 REWARD = torch.tensor([0.0, 0.3, 0.1, 1.0, 0.2, 0.6, 0.4, 0.8])
 
 
-def policy_of_two_values() -> Policy:
-    policy = tiny_policy(model=tiny_sdar(block_size=2, num_hidden_layers=1))
+def policy_of_two_values(model: Callable[..., nn.Module] = tiny_sdar) -> Policy:
+    policy = tiny_policy(model=model(block_size=2, num_hidden_layers=1))
     banned = torch.ones(32, dtype=torch.bool)
     banned[VALUES] = False
     policy._ban[banned] = -torch.inf
@@ -61,8 +62,9 @@ def buffer_of(policy: Policy, number: int, group_size: int) -> Rollouts:
     return collect(policy, Reward(reward), prompts, sampling)
 
 
-def test_recorded_and_replayed_log_probs_are_those_of_the_chain_rule():
-    policy = policy_of_two_values()
+@pytest.mark.parametrize("model", [tiny_sdar, tiny_adapted], ids=["plain", "shifted"])
+def test_recorded_and_replayed_log_probs_are_those_of_the_chain_rule(model):
+    policy = policy_of_two_values(model)
     rollouts = buffer_of(policy, 0, 64)
     log_prob = distribution(policy).log()
     torch.testing.assert_close(log_prob.exp().sum(), torch.tensor(1.0))

@@ -1,7 +1,10 @@
 """Sampling of a block-causal policy equals decoding each row by itself, without padding and without a cache."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import nn
 
 from dmpo_lightning.functional import Purpose, fold_in, row_keys, trajectory_log_prob, trajectory_masks, uniforms
 from dmpo_lightning.models.kv_cache import KeyValueCache
@@ -17,7 +20,7 @@ from dmpo_lightning.samplers import (
     step_uniforms,
 )
 from helpers import MASK, pad_more, tiny_policy
-from small_models import tiny_sdar
+from small_models import tiny_adapted, tiny_sdar
 
 LENGTH = 9
 WHOLE = {"temperature": 0.0}
@@ -49,8 +52,8 @@ SAMPLERS = {
 """And the size of the model's blocks."""
 
 
-def policy_of(block: int, seed: int = 0) -> Policy:
-    return tiny_policy(model=tiny_sdar(seed, block_size=block), with_reference=False)
+def policy_of(block: int, model: Callable[..., nn.Module] = tiny_sdar) -> Policy:
+    return tiny_policy(model=model(block_size=block), with_reference=False)
 
 
 def prompts(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,7 +147,18 @@ def decode_plainly(policy: Policy, sampler, prompt: list[int], key: torch.Tensor
 @pytest.mark.parametrize(("sampler", "block"), SAMPLERS.values(), ids=SAMPLERS.keys())
 def test_samples_are_those_of_each_row_decoded_by_itself_without_a_cache(sampler, block):
     """Prompts of every length modulo the block in one batch; some rows end early, others late."""
-    policy, (ids, mask) = policy_of(block), prompts(every_length(block))
+    equals_rows_by_themselves(policy_of(block), sampler)
+
+
+@pytest.mark.parametrize("name", ["one by one", "cold, top-k, top-p, factor", "random order", "blocks of one"])
+def test_samples_of_a_shifted_model_are_too(name):
+    sampler, block = SAMPLERS[name]
+    equals_rows_by_themselves(policy_of(block, tiny_adapted), sampler)
+
+
+def equals_rows_by_themselves(policy: Policy, sampler: Sampler) -> None:
+    block = policy.block_size
+    ids, mask = prompts(every_length(block))
     policy._ban[list(policy.facts.end_token_ids)] = 1.5  # which makes ends more likely
     keys = keys_of(len(ids))
     found = sample(policy, sampler, ids, mask, keys)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-LIGHT = ("generate", "export", "plan", "score", "report", "configs", "options", "completion")
+LIGHT = ("generate", "adapt", "export", "plan", "score", "report", "configs", "options", "completion")
 """Commands that are not the Lightning CLI's."""
 COMMANDS = ("fit", "validate", "test", "predict", *LIGHT)
 CONFIG = ("--config", "-c")

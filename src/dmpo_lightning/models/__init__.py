@@ -5,6 +5,7 @@ then builds published and exported folders without remote code. ``import dmpo_li
 imports neither torch nor transformers.
 """
 
+from dmpo_lightning.models import adapted as adapted
 from dmpo_lightning.models import dream as dream
 from dmpo_lightning.models import illada as illada
 from dmpo_lightning.models import llada as llada

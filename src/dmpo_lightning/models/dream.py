@@ -4,8 +4,6 @@ They have the shape of Qwen2 with bidirectional attention. They are *shifted*: a
 were trained from, the hidden state at position i - 1 predicts the token at position i.
 """
 
-import torch
-from torch import Tensor
 from transformers import Qwen2Tokenizer
 
 from dmpo_lightning.models.families import Family, register
@@ -53,16 +51,11 @@ class DreamForMaskedDiffusion(QwenModel):
     """
 
     config_class = DreamConfig
-    lookback = 1
 
-    def state_positions(self, input_ids: Tensor, positions: Tensor | None) -> Tensor:
-        """The flat indices one column to the left."""
-        length = input_ids.shape[1]
-        columns = torch.arange(input_ids.numel(), device=input_ids.device).view_as(input_ids)
-        # All positions are listed as well, because their states are shifted: the first counts twice, the last never.
-        wanted = columns if positions is None else positions
-        # The first column has no left neighbour in its row and, as in the published code, predicts itself.
-        return wanted - (wanted % length > 0).long()
+    @property
+    def lookback(self) -> int:
+        """Shifted by one."""
+        return 1
 
 
 class DreamTokenizer(Qwen2Tokenizer):

@@ -158,7 +158,7 @@ def with_named_block(config: Any, source: str, stated: Container[str]) -> Any:
     A block-causal SDAR-8B-Chat-b32 has completion blocks of 32. Without such a name the family's default stays.
     """
     named = re.search(r"-b(\d+)$", Path(source).name)
-    if named and hasattr(config, "block_size") and "block_size" not in stated:
+    if named and getattr(config, "block_size", None) and "block_size" not in stated:
         config.block_size = int(named[1])
     return config
 

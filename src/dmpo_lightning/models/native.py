@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
@@ -14,6 +15,7 @@ from dmpo_lightning.models.head import target_log_probs
 from dmpo_lightning.models.kv_cache import Columns
 from dmpo_lightning.models.layers import (
     additive,
+    block_causal_mask,
     key_padding_mask,
     padded_position_ids,
     queried,
@@ -144,11 +146,6 @@ class NativeModel(PreTrainedModel):
     """Whether the forward takes ``positions`` and ``targets``, which `Policy` asks."""
     is_native = True
     """Whether the forward takes ``columns`` as well, which `Policy` asks."""
-    lookback = 0
-    """How many columns before its own the hidden state stands from which a logit is computed.
-
-    A forward with a cache that computes some columns has to begin this many columns earlier.
-    """
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     main_input_name = "input_ids"
@@ -157,13 +154,43 @@ class NativeModel(PreTrainedModel):
         """The transformer layers in their order, and the norm behind the last of them."""
         raise NotImplementedError
 
+    @property
+    def block_size(self) -> int | None:
+        """The positions of a completion block of a block-causal model, None where every token sees all others.
+
+        The rule holds for whatever a block-causal model is called with. An ``attention_mask`` of queries and keys takes
+        further keys away, as `Policy.completion_log_probs` does. A ``cache`` must be one that grows, and be filled from
+        left to right.
+        """
+        return None
+
+    @property
+    def lookback(self) -> int:
+        """How many columns before its own the hidden state stands from which a logit is computed: 1 where shifted.
+
+        A forward with a cache that computes some columns has to begin this many columns earlier.
+        """
+        return 0
+
     def state_positions(self, input_ids: Tensor, positions: Tensor | None) -> Tensor | None:
         """The flat indices of the hidden states that predict the tokens at ``positions``. None is all in order."""
-        return positions
+        if self.lookback == 0:
+            return positions
+        length = input_ids.shape[1]
+        columns = torch.arange(input_ids.numel(), device=input_ids.device).view_as(input_ids)
+        # All positions are listed as well, because their states are shifted: the first counts twice, the last never.
+        wanted = columns if positions is None else positions
+        # The first column has no left neighbour in its row and, as in Dream's published code, predicts itself.
+        return wanted - (wanted % length > 0).long()
 
     def mask(self, position_ids: Tensor, attended: Tensor | None, first_query: int = 0) -> Tensor | None:
-        """Who sees whom, queries being the columns from ``first_query`` on: here every token all that are attended."""
-        return key_padding_mask(attended)
+        """Who sees whom, queries being the columns from ``first_query`` on, with padding taken away."""
+        if self.block_size is None:
+            return key_padding_mask(attended)
+        # Without padding positions are columns, and all that there is comes before the end of the only block asked for.
+        if attended is None and first_query // self.block_size == (position_ids.shape[1] - 1) // self.block_size:
+            return None
+        return block_causal_mask(position_ids, attended, self.block_size, first_query=first_query)
 
     def hidden_states(
         self,

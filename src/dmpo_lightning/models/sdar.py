@@ -4,11 +4,9 @@ They have the shape of Qwen3 with block-causal attention: a token sees its own c
 earlier ones. They are not shifted: logit i predicts token i.
 """
 
-from torch import Tensor
 from transformers import Qwen2Tokenizer
 
 from dmpo_lightning.models.families import Family, register
-from dmpo_lightning.models.layers import block_causal_mask
 from dmpo_lightning.models.qwen import QwenConfig, QwenModel
 
 FAMILY = Family(
@@ -51,25 +49,14 @@ class SDARConfig(QwenConfig):
 
 
 class SDARForMaskedDiffusion(QwenModel):
-    """SDAR with its head.
-
-    The block rule holds for whatever it is called with. An ``attention_mask`` of queries and keys takes further keys
-    away, as `Policy.completion_log_probs` does. A ``cache`` must be one that grows, and be filled from left to right.
-    """
+    """SDAR with its head."""
 
     config_class = SDARConfig
 
     @property
     def block_size(self) -> int:
-        """The positions of a completion block, which `Policy` asks. Models without blocks have no such attribute."""
+        """As the configuration states."""
         return self.config.block_size
-
-    def mask(self, position_ids: Tensor, attended: Tensor | None, first_query: int = 0) -> Tensor | None:
-        """The block rule, with padding taken away."""
-        # Without padding positions are columns, and all that there is comes before the end of the only block asked for.
-        if attended is None and first_query // self.block_size == (position_ids.shape[1] - 1) // self.block_size:
-            return None
-        return block_causal_mask(position_ids, attended, self.block_size, first_query=first_query)
 
 
 register(FAMILY, SDARForMaskedDiffusion, tokenizer_class=Qwen2Tokenizer)

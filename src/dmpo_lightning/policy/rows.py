@@ -51,6 +51,8 @@ def clean_and_noisy(
     noisy: Int[Tensor, "rows replicate length"],
     at: Bool[Tensor, "rows replicate length"],
     block_size: int,
+    *,
+    shifted: bool = False,
 ) -> ScoringRows:
     """Rows of a block-causal model: ``[clean ; noisy ; noisy ...]``, the replicates as masked copies of the completion.
 
@@ -58,6 +60,9 @@ def clean_and_noisy(
     thereby predicted as in sampling, where all earlier ones are finished, and the prompt is computed once for all
     copies. The layout is that of BD3-LM (arXiv 2503.09573), but for the prompt's end: where that shares a block with
     the first tokens of the completion it stands in every copy as well, since it sees those tokens masked.
+
+    The first token of a block has in a ``shifted`` model the token before it as its predictor, which is clean when the
+    block is sampled. Its log-prob is therefore that of the clean column, which sees no token of the block either.
     """
     copies, length = noisy.shape[1:]
     # The prompt's last columns, with which each copy begins.
@@ -81,8 +86,16 @@ def clean_and_noisy(
     same, is_clean = copy[:, None] == copy, copy == 0
     mask = torch.where(same, (key == query) | is_clean, is_clean & (key < query)) & append(attended)[:, None]
     ids = torch.cat((clean, torch.cat((repeated, noisy), dim=-1).flatten(1)), dim=1)
-    chosen = F.pad(F.pad(at, (tail, 0)).flatten(1), (clean.shape[1], 0))
-    return ScoringRows(ids, mask, chosen.flatten().nonzero().squeeze(-1), position_ids)
+    # The column of each token of each copy, ``[rows replicate length]``.
+    places = torch.arange(length, device=clean.device)
+    first = clean.shape[1] + tail + (tail + length) * torch.arange(copies, device=clean.device)
+    columns = (first[:, None] + places).expand_as(at)
+    if shifted:
+        own = prompt_ids.shape[1] + places
+        begins = position_ids[:, None, own] % block_size == 0
+        columns = torch.where(begins, own, columns)
+    flat = columns + torch.arange(len(ids), device=clean.device)[:, None, None] * ids.shape[1]
+    return ScoringRows(ids, mask, flat[at], position_ids)
 
 
 def completion_blocks(

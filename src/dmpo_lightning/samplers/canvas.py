@@ -206,8 +206,9 @@ class Canvas:
         uniform = step_uniforms(self.keys, step, self.length)
         uniform = uniform.gather(1, positions) if rows is None else uniform[rows, positions]
         # SDAR, TraDo's JetEngine and Dream rank tokens by the probability that they were drawn with, LLaDA does not.
-        is_dream = self.policy.lookback > 0
-        published: Confidence = "drawn" if is_dream or self.policy.block_size is not None else "model"
+        has_blocks = self.policy.block_size is not None
+        is_dream = self.policy.lookback > 0 and not has_blocks
+        published: Confidence = "drawn" if is_dream or has_blocks else "model"
         options = {name: getattr(sampler, name) for name in ("temperature", "top_k", "top_p")}
         return draw_tokens(logits, uniform, top_p_first=is_dream, confidence=sampler.confidence or published, **options)
 
