@@ -79,8 +79,8 @@ def tiny_sdar(seed: int = 0, **changes) -> SDARForMaskedDiffusion:
 
 
 def tiny_adapted(seed: int = 0, **changes) -> AdaptedForMaskedDiffusion:
-    """Shifted blocks of four in the shape of Qwen3, of two layers of width 32 with grouped keys."""
-    shape = {"head_dim": 12, "block_size": 4, "head_norms": True}
+    """Shifted blocks of four in the shape of Llama, of two layers of width 32 with grouped keys."""
+    shape = {"head_dim": 12, "block_size": 4}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AdaptedForMaskedDiffusion(AdaptedConfig(**(SMALL | IDS | shape | changes)))

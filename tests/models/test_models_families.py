@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
+from dmpo_lightning.models.adapted import AdaptedForMaskedDiffusion
 from dmpo_lightning.models.dream import DreamForMaskedDiffusion
 from dmpo_lightning.models.families import FAMILIES
 from dmpo_lightning.models.illada import ILLaDAForMaskedDiffusion
@@ -19,8 +20,8 @@ from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.models.parts import layers_of
 from dmpo_lightning.models.sdar import SDARForMaskedDiffusion
 from helpers import tiny_config, tiny_model
-from published import DREAM, ILLADA, LLADA, SDAR
-from small_models import SMALL, random_ids, tiny_dream, tiny_illada, tiny_sdar
+from published import ADAPTED, DREAM, ILLADA, LLADA, SDAR
+from small_models import SMALL, random_ids, tiny_adapted, tiny_dream, tiny_illada, tiny_sdar
 
 LLAMA_LINEARS = (*(f"self_attn.{p}_proj" for p in "qkvo"), *(f"mlp.{p}_proj" for p in ("gate", "up", "down")))
 LLAMA_NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -97,6 +98,15 @@ PUBLISHED = {
         ],
         others=(*LLAMA_NORMS, "self_attn.q_norm", "self_attn.k_norm"),
     ),
+    "adapted_causal": Published(
+        model=AdaptedForMaskedDiffusion,
+        config=ADAPTED,
+        small=SMALL | {"head_dim": 12, "block_size": 4},
+        tiny=tiny_adapted,
+        # Those of SmolLM2-135M, and the mask token's embedding.
+        parameters=[({}, 272, 134_515_008 + 576)],
+        around=("model.embed_tokens.weight", "model.norm.weight"),
+    ),
 }
 family = pytest.mark.parametrize("family", PUBLISHED.values(), ids=PUBLISHED.keys())
 
@@ -172,8 +182,10 @@ def test_what_no_tensor_shows_must_be_in_the_folder(family, load, name, tmp_path
     """The published classes have other defaults for it than the published models."""
     family.tiny().save_pretrained(tmp_path)
     name = family.model.config_class.attribute_map.get(name, name)
+    # Where the base of rotary positions is, transformers writes it twice.
+    gone = {name, "rope_parameters"}
     for stated in ({}, {name: None}):
-        config = {key: value for key, value in (family.config | family.small).items() if key != name} | stated
+        config = {key: value for key, value in (family.config | family.small).items() if key not in gone} | stated
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(ValueError, match=rf"config\.json of \w+ must state {name}, which its tensors do not show"):
             load(str(tmp_path))

@@ -1,4 +1,4 @@
-"""``dmpo-lightning adapt``: makes a masked diffusion model of a causal one (Llama, Qwen2, Qwen3), ready to be trained."""
+"""``dmpo-lightning adapt``: makes a masked diffusion model of a causal one (Llama, Qwen2, Qwen3) to be trained."""
 
 from collections.abc import Sequence
 

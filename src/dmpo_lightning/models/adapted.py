@@ -12,7 +12,7 @@ FAMILY = Family(end_tokens=(), chat_template=None)
 
 
 class AdaptedConfig(QwenConfig):
-    """Configuration of an adapted causal model, in the keys of Llama and Qwen.
+    """Configuration of an adapted causal model, in the keys of Llama and Qwen. Its defaults are those of SmolLM2-135M.
 
     Args:
         projection_bias: queries, keys and values have biases, as in Qwen2.
@@ -24,22 +24,27 @@ class AdaptedConfig(QwenConfig):
 
     model_type = "adapted_causal"
     fixed = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
+    stated = (*QwenConfig.stated, "shift")
 
-    vocab_size: int = 32000
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int = 32
-    head_dim: int | None = None
-    max_position_embeddings: int = 2048
-    rms_norm_eps: float = 1e-6
+    vocab_size: int = 49153
+    hidden_size: int = 576
+    intermediate_size: int = 1536
+    num_hidden_layers: int = 30
+    num_attention_heads: int = 9
+    num_key_value_heads: int = 3
+    head_dim: int = 64
+    max_position_embeddings: int = 8192
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 100000.0
     projection_bias: bool = False
     head_norms: bool = False
     block_size: int | None = None
     shift: bool = True
-    mask_token_id: int | None = None
-    tie_word_embeddings: bool = False
+    mask_token_id: int | None = 49152
+    eos_token_id: int | list[int] | None = 2
+    pad_token_id: int | None = 2
+    bos_token_id: int | None = 1
+    tie_word_embeddings: bool = True
 
     def _check_numbers(self) -> None:
         super()._check_numbers()

@@ -90,6 +90,7 @@ def _adapted_config(causal: Any, source: str, *, block_size: int | None, shift: 
     stated = causal.to_dict()
     unwanted = ("model_type", "architectures", "dtype", "mask_token_id")
     kept = {name: value for name, value in stated.items() if name not in unwanted}
+    kept["head_dim"] = stated.get("head_dim") or causal.hidden_size // causal.num_attention_heads
     with named_problem(f"{source!r} cannot be adapted"):
         return AdaptedConfig(**kept | SHAPES[causal.model_type], block_size=block_size, shift=shift)
 

@@ -62,9 +62,9 @@ def load_model(
 ) -> nn.Module:
     """Loads a masked diffusion language model by hub id, folder or embedded name.
 
-    LLaDA, iLLaDA, Dream and SDAR load as native models, after every tensor of their checkpoint was found to have its
-    name and shape. Any other model that transformers knows as a masked language model loads as such. For a folder with
-    a PEFT adapter its base is loaded, and the adapter on top of it, trainable.
+    LLaDA, iLLaDA, Dream, SDAR and what `adapt` wrote load as native models, after every tensor of their checkpoint was
+    found to have its name and shape. Any other model that transformers knows as a masked language model loads as such.
+    For a folder with a PEFT adapter its base is loaded, and the adapter on top of it, trainable.
 
     Args:
         source: a hub id, a folder, or the name of an embedded model.

@@ -184,7 +184,9 @@ class Policy(nn.Module):
         if self.block_size is None:
             rows = rows_of_replicates(prompt_ids, prompt_mask, noisy, at)
         else:
-            rows = clean_and_noisy(prompt_ids, prompt_mask, completion_ids, noisy, at, self.block_size, shifted=self.lookback > 0)
+            rows = clean_and_noisy(
+                prompt_ids, prompt_mask, completion_ids, noisy, at, self.block_size, shifted=self.lookback > 0
+            )
         native: dict[str, Any] = {} if rows.position_ids is None else {"columns": Columns(rows.position_ids)}
         targets = completion_ids[:, None].expand_as(masks)[at]
         # The bias is the sampler's own: the density that scores must be the one that drew
