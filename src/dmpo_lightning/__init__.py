@@ -38,6 +38,7 @@ _HOMES = {
     "GSM8K": "tasks.gsm8k",
     "Math500": "tasks.math500",
     "Countdown": "tasks.countdown",
+    "ReasoningGym": "tasks.reasoning_gym",
     "CountdownDemonstrations": "tasks.demonstrations",
     "LatinSquareDemonstrations": "tasks.demonstrations",
     "JsonlPairs": "tasks.demonstrations",
