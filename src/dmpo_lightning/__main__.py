@@ -136,7 +136,7 @@ def _dispatch(command: str, arguments: Sequence[str]) -> None:
     resolved = resolve_arguments(arguments)
     # For tasks and rewards by dotted path.
     find_local_modules(Path.cwd(), named_modules(resolved))
-    if command == "plan" or command not in LIGHT:
+    if command not in LIGHT:
         # A module that reads sources, and is not needed for --help.
         from dmpo_lightning.commands.mistakes import check
 

@@ -5,10 +5,11 @@ import pty
 import select
 import shutil
 import subprocess
+import sys
 
 import pytest
 
-from dmpo_lightning.commands.arguments import COMMANDS
+from dmpo_lightning.commands.arguments import COMMANDS, LIGHT
 from dmpo_lightning.commands.completion import script
 
 ASK = """
@@ -52,6 +53,13 @@ def test_bash_completes_commands_options_and_names(scripts, tmp_path):
         "dmpo-lightning generate --sampler.temp": "--sampler.temperature",
         "dmpo-lightning plan --gpu": "--gpu_memory_gb",
         "dmpo-lightning export --mer": "--merge",
+        "dmpo-lightning fit --model.objective d": "dmpo_lightning.WDCE dmpo_lightning.WDDO",
+        "dmpo-lightning fit --model.objective.baseline = n": "none negative",
+        "dmpo-lightning fit --model.sample_merged t": "true",
+        "dmpo-lightning plan --trainer.callbacks+ = dmpo_lightning.Pre": "dmpo_lightning.Preemption",
+        "dmpo-lightning fit --model.objective.reward": "--model.objective.reward_temperature",
+        "dmpo-lightning generate --sampler.cache p": "prefix",
+        "dmpo-lightning fit --model dmpo": "dmpo_lightning.DMPO dmpo_lightning.MaskedSFT",
         "dmpo-lightning score --task math": "math500",
         # Files stand only where a file may.
         "dmpo-lightning score --check = p": "published",
@@ -112,3 +120,13 @@ def test_zsh_completes_at_a_key_press(typed, scripts, folder):
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     # The blank or slash behind it may be in bold.
     assert PRESSED.get(typed, "--trainer.max_steps").rstrip("/ ") in done.stdout
+
+
+@pytest.mark.parametrize("command", ["completion bash", *(f"{name} --help" for name in LIGHT)])
+def test_scripts_and_help_load_no_torch(command):
+    code = (
+        "import sys; from dmpo_lightning.__main__ import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, check=True)

@@ -4,7 +4,12 @@ import pytest
 import yaml
 from jsonargparse import get_loader
 
-from dmpo_lightning.commands.arguments import merged_text
+from dmpo_lightning.commands.arguments import merged_node
+
+
+def merged_text(text: str, name: str) -> str:
+    return yaml.serialize(merged_node(text, name))
+
 
 VALUES = """\
 date: 2026-11-30

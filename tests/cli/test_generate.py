@@ -88,11 +88,11 @@ def test_prompts_come_from_options_files_and_standard_input(tmp_path, capsys, mo
         (["--ckpt_path", "no.ckpt", "--prompt", "1"], "No checkpoint file 'no.ckpt'"),
         (["--ckpt_path", "bad.jsonl", "--prompt", "1"], "truncated, damaged or no checkpoint"),
         (["--model", "sudoku_tiny", "--prompt", "1", "--sampler.temprature", "2"], "Did you mean temperature?"),
-        (["--model", "sudoku_tiny", "--prompt", "1", "--sampler.temperature=hot"], "must be float, got hot"),
+        (["--model", "sudoku_tiny", "--prompt", "1", "--sampler.temperature=hot"], "Expected a float. Got value: hot"),
         (["--model", "sudoku_tiny", "--prompt", "1", "--sampler.temperature=-1"], "must be at least 0 and finite"),
         (["--model", "sudoku_tiny", "--prompt", "1", "--sampler", "os.system"], "os.system"),
         (["--model", "sudoku_tiny", "--prompt", "1", "--device", "moon"], "`--device` moon: "),
-        (["--model", "sudoku_tiny", "--prompt", "1", "--lenght", "2"], "There is no option --lenght"),
+        (["--model", "sudoku_tiny", "--prompt", "1", "--comletions", "2"], "Did you mean --completions?"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(arguments, said, tmp_path, capsys, monkeypatch):

@@ -20,7 +20,6 @@ FILES = {
     "nothing.yaml": "model: {init_args: {group_size: }}\n",
     "class.yaml": "trainer: {callbacks: [{class_path: dmpo_lightning.SavePretraind}]}\n",
 }
-RECIPES = "got the overlay alone. It fits: countdown.yaml, countdown_tiny.yaml, gsm8k.yaml, math500.yaml"
 SLIPS = [
     # Names of options.
     ("--group_size 3", "Did you mean --model.group_size?"),
@@ -52,15 +51,16 @@ SLIPS = [
     ("--config value.yaml", "must be likelihood, log_likelihood, got likelyhood. Did you mean likelihood?"),
     ("--data.rewards verifed", "must be published, verified, got verifed. Did you mean verified?"),
     ("--model.validation_samplers greedy", "must be {name: Sampler} or null, got greedy."),
-    ("--seed_everything abc", "`seed_everything` must be a whole number or true or false or null, got abc."),
+    ("--seed_everything abc", "`seed_everything` must be a whole number or null, got abc."),
     ("--seed_everything -1", "must be at least 0 and less than 2**32, got -1."),
     # Lists, and options without a value.
-    ("--data.blanks 3 5", "belongs to no option. A list is written as one value, such as --data.blanks='[3, 5]'."),
+    ("--data.blanks 3 5", "must be [a whole number, a whole number], got 3."),
+    ("--trainer.max_steps 3 5", "A list is one value, such as --data.blanks='[3, 5]', and"),
     ("--data.blanks=[3", "`data.blanks` must be [a whole number, a whole number], got [3."),
     ("--trainer.max_steps", "`trainer.max_steps` must be a whole number, got nothing."),
     ("--ckpt_path", "`--ckpt_path` must have a value behind it"),
     ("--config", "`--config` must have a value behind it"),
-    ("gsm8k.yaml", "Did you mean --config gsm8k.yaml?"),
+    ("gsm8k.yaml", "a configuration has --config before it."),
     # Classes.
     ("--trainer.callbacks+=dmpo_lightning.Preemtion", "Did you mean dmpo_lightning.Preemption?"),
     ("--config class.yaml", "Did you mean dmpo_lightning.SavePretrained?"),
@@ -85,12 +85,20 @@ OTHERS = [
     ("fit", "pass --config NAME_OR_FILE, such as --config sudoku_tiny.yaml"),
     (
         "plan --config overlays/single_80gb.yaml",
-        f"--config RECIPE --config overlays/single_80gb.yaml, {RECIPES}",
+        "--config RECIPE --config overlays/single_80gb.yaml, got the overlay alone",
     ),
-    ("fit --config overlays/sdar.yaml", RECIPES),
+    ("fit --config overlays/sdar.yaml", "An overlay needs a recipe before it"),
     ("plan --config sudoku_tiny.yaml --group_size 3", "Did you mean --model.group_size?"),
     ("score --task gsm8k --check publishd --file x", "Did you mean published?"),
     ("score --task gsm8k --file x --jsn", "Unrecognized arguments: --jsn. Did you mean --json?"),
+    ("plan --config sudoku_tiny.yaml --gpu_memory 24", "Did you mean gpu_memory_gb?"),
+    ("plan --config sudoku_tiny.yaml --promt_length=24", "Did you mean prompt_length?"),
+    ("generate --comletions 3", "Unrecognized arguments: --comletions. Did you mean --completions?"),
+    ("generate --samplr WinoSampler", "Did you mean --sampler?"),
+    ("export --ckpt_path x --output y --megre", "Did you mean --merge?"),
+    ("report runs --pgn x", "Did you mean --png?"),
+    ("configs --cta gsm8k", "Did you mean --cat?"),
+    ("completion bsh", "Did you mean bash?"),
     ("report", "The following arguments are required: RUN."),
 ]
 

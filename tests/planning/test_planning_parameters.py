@@ -17,23 +17,10 @@ def model(source: str, **options):
         return without_weights(Backbone(source, **options)).build()
 
 
-@pytest.fixture(scope="module")
-def llada():
-    return model("GSAI-ML/LLaDA-8B-Instruct")
-
-
-def test_llada_8b_has_the_published_number_of_parameters_by_module_type(llada):
-    total, trained = counted(llada)
-    assert total == trained
-    assert (sum(total.values()), llada.dtype) == (8_015_581_184, torch.bfloat16)
-    # The head has the name of each layer's last linear layer.
-    assert total["ff_out"] == 126464 * 4096
-    assert (total["blocks.ff_out"], total["blocks.attn_norm"]) == (32 * 12288 * 4096, 32 * 4096)
-
-
 @pytest.mark.parametrize(
     ("source", "count"),
     [
+        ("GSAI-ML/LLaDA-8B-Instruct", 8_015_581_184),
         ("GSAI-ML/LLaDA-1.5", 8_015_581_184),
         ("Dream-org/Dream-v0-Instruct-7B", 7_615_616_512),
         ("JetLM/SDAR-1.7B-Chat", 2_031_739_904),
@@ -44,7 +31,8 @@ def test_llada_8b_has_the_published_number_of_parameters_by_module_type(llada):
 )
 def test_published_models_are_known_without_network(source, count, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert sum(counted(model(source))[0].values()) == count
+    network = model(source)
+    assert (*counted(network), network.dtype) == (count, count, torch.bfloat16)
 
 
 def test_a_published_name_says_how_long_blocks_are():
@@ -68,9 +56,8 @@ def test_an_unknown_dtype_is_refused():
 def test_lora_on_all_linear_layers_counts_rank_times_in_and_out():
     total, trained = counted(model("GSAI-ML/LLaDA-8B-Instruct", adapter=LoRA(r=128)))
     by_hand = 32 * 128 * (4 * (4096 + 4096) + 3 * (4096 + 12288))
-    assert sum(trained.values()) == by_hand == 335_544_320
-    assert sum(total.values()) == 8_015_581_184 + by_hand
-    assert trained["blocks.ff_out (LoRA)"] == 32 * 128 * (4096 + 12288)
+    assert trained == by_hand == 335_544_320
+    assert total == 8_015_581_184 + by_hand
 
 
 def test_four_bits_do_not_change_the_number_of_weights():
@@ -84,7 +71,7 @@ def test_as_many_weights_are_counted_as_lora_adds(targets, tmp_path):
     config.save_pretrained(tmp_path)
     adapted = adapter.apply(AutoModelForMaskedLM.from_config(config))
     trained = counted(model(str(tmp_path), adapter=adapter))[1]
-    assert sum(trained.values()) == sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
+    assert trained == sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
 
 
 def test_a_target_that_matches_nothing_names_what_there_is():

@@ -24,14 +24,22 @@ YAML = (".yaml", ".yml", ".json")
 class CommandParser(argparse.ArgumentParser):
     """The options of a light command. A mistake is a ValueError of one line, with what was meant."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **{"allow_abbrev": False} | options)
+    def __init__(self, command: str, description: str | None) -> None:
+        layout = argparse.RawDescriptionHelpFormatter
+        program = f"dmpo-lightning {command}"
+        super().__init__(program, description=description, formatter_class=layout, allow_abbrev=False)
+
+    @property
+    def names(self) -> dict[str, Sequence[str]]:
+        """The options by name, without dashes, each with its choices."""
+        found = [(each, action) for action in self._actions for each in action.option_strings]
+        return {name[2:]: tuple(action.choices or ()) for name, action in found if name.startswith("--")}
 
     def error(self, message: str) -> NoReturn:
-        options = [option for action in self._actions for option in action.option_strings]
         hint = ""
-        if wrong := re.search(r"unrecognized arguments: ([^\s=]+)|invalid choice: '(.*?)' \((.*)\)", message):
-            hint = nearest(wrong[1] or wrong[2], options if wrong[1] else re.findall(r"'(.*?)'", wrong[3]))
+        if wrong := re.search(r"unrecognized arguments: -*([^\s=]+)|invalid choice: '(.*?)' \((.*)\)", message):
+            choices = re.findall(r"'(.*?)'", wrong[3] or "")
+            hint = nearest(wrong[2], choices) if wrong[2] else nearest(wrong[1], self.names).replace("mean ", "mean --")
         raise ValueError(f"{message[0].upper()}{message[1:]}.{hint} `{self.prog} --help` lists all options.")
 
 
@@ -65,7 +73,7 @@ def resolve_config(name: str) -> str:
     Raises:
         ValueError: neither a file nor a shipped name. The message lists what exists.
     """
-    if "\n" in name or "{" in name or Path(name).is_file():
+    if _is_text(name) or Path(name).is_file():
         return name
     for candidate in (name, f"{name}.yaml"):
         if (path := config_directory() / candidate).is_file():
@@ -94,12 +102,14 @@ def resolve_arguments(arguments: Sequence[str]) -> list[str]:
         home = _at_home(value)
         if option in CONFIG:
             source = resolve_config(home)
-            merged_text(text_of(source), source)
+            merged_node(text_of(source), source)
             resolved.append(f"--config={source}")
         elif option in MODEL_OPTIONS and not value.lstrip().startswith("{"):
             resolved.append(f"{option}.model={home}")
         elif value in NULLS and option.startswith(("--model.", "--data.")) and option.count(".") > 1:
-            resolved.append(f"--config={_null(option)}")
+            # Only its outermost object needs its `init_args`.
+            ((root, inner),) = nested(option, None).items()
+            resolved.append(f"--config={json.dumps({root: {'init_args': inner}})}")
         else:
             resolved += written if home == value else [f"{option}={home}"]
     return resolved
@@ -120,8 +130,8 @@ def pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]
             yield argument, None, [argument]
 
 
-def merged_text(text: str, name: str) -> str:
-    """The text of a configuration with home folders and the model's name as `resolve_arguments` writes them.
+def merged_node(text: str, name: str) -> Any:
+    """A configuration as PyYAML reads it, with home folders and the model's name as `resolve_arguments` writes them.
 
     Everything else stays as it is written, because YAML leaves it to its readers what a date or 1e3 is.
 
@@ -143,11 +153,11 @@ def merged_text(text: str, name: str) -> str:
             backbone = yaml.compose("model: NAME")
             backbone.value = [(backbone.value[0][0], chosen)]
             options.value = [(key, backbone if value is chosen else value) for key, value in options.value]
-        return str(yaml.serialize(root))
     # The reader goes down with the depth of a file.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         why = " ".join(str(error).split()) or "too deep"
         raise ValueError(f"The configuration {name[:200]!r} cannot be read: {why}") from error
+    return root
 
 
 def _check_options(node: Any, what: str) -> None:
@@ -186,41 +196,31 @@ def _at_home(text: str) -> str:
     return str(Path(text).expanduser()) if text.startswith("~/") else text
 
 
-def _is_file(source: str) -> bool:
-    """Whether a text names a file. The text of a configuration may be too long to be asked for."""
-    try:
-        return Path(source).is_file()
-    except (OSError, ValueError):
-        return False
-
-
 def text_of(source: str) -> str:
     """The text of a configuration, which is a file or a text already."""
+    if _is_text(source):
+        return source
     try:
-        return Path(source).read_text(encoding="utf-8") if _is_file(source) else source
+        return Path(source).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"The configuration {source!r} cannot be read: {error}") from error
 
 
-def _null(option: str) -> str:
-    """The text of a configuration that sets an option to null. Only its outermost object needs its ``init_args``."""
-    top, *names = option.removeprefix("--").replace(".init_args", "").split(".")
-    value: Any = None
-    for name in reversed(names):
+def _is_text(source: str) -> bool:
+    return "\n" in source or "{" in source
+
+
+def nested(option: str, value: Any) -> Any:
+    """An option and its value as a configuration that leaves out ``init_args``."""
+    for name in reversed(option.lstrip("-").replace(".init_args", "").split(".")):
         value = {name: value}
-    return json.dumps({top: {"init_args": value}})
+    return value
 
 
 def named_modules(arguments: Sequence[str]) -> set[str]:
     """The outermost modules of all dotted paths on a resolved command line and in its configurations."""
-    names, known = set[str](), set[Path]()
-    texts = [(each.removeprefix("--config="), Path()) for each in arguments]
-    for text, folder in texts:
-        for word in [text, *re.split(r"[\s\"'=,{}\[\]]+", re.sub(r"(^|\s)#.*", "", text))]:
-            # A configuration may name further ones, which lie beside it.
-            if word.endswith(YAML) and _is_file(str(folder / word)) and folder / word not in known:
-                known.add(folder / word)
-                texts.append(((folder / word).read_text(encoding="utf-8"), (folder / word).parent))
-            elif re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", word):
-                names.add(word.partition(".")[0])
-    return names
+    texts = [text_of(value) if option in CONFIG else value for option, value, _ in pairs(arguments) if value]
+    # Neither comments nor what is in other files.
+    words = {word for text in texts for word in re.split(r"[\s\"'=,{}\[\]]+", re.sub(r"(^|\s)#.*", "", text))}
+    paths = {word for word in words if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", word)}
+    return {path.partition(".")[0] for path in paths}

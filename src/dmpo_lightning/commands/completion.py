@@ -1,33 +1,30 @@
-"""``dmpo-lightning completion``: a script by which bash or zsh completes commands, options and names."""
+"""``dmpo-lightning completion``: a script by which bash or zsh completes commands, options, values and names."""
 
-import argparse
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.resources import files
 
 from dmpo_lightning.commands.arguments import COMMANDS, LIGHT, CommandParser, shipped_configs
-from dmpo_lightning.commands.signatures import options_of
+from dmpo_lightning.commands.signatures import ROOTS, TRAINER, options_of, places
 
 DESCRIPTION = """\
-Print a script that completes commands, options and names in bash or zsh. It is fixed text, so that no key press waits
-for Python; print it again after an upgrade.
+Print a script that completes commands, options, values and names in bash or zsh. It is fixed text, so that no key press
+waits for Python; print it again after an upgrade.
 
   source <(dmpo-lightning completion bash)     in ~/.bashrc, or once: dmpo-lightning completion bash > FILE
   source <(dmpo-lightning completion zsh)      in ~/.zshrc
 """
-RUN_OPTIONS = (
-    *("--config", "--ckpt_path", "--seed_everything", "--print_config", "--trust_checkpoint", "--model", "--data"),
-    *("--help", "--debug"),
-)
+RUN_OPTIONS = ("config", "ckpt_path", "seed_everything", "print_config", "trust_checkpoint", "help", "debug")
+FILES = "FILES"
 CHOICES = """\
-  local names="" files=1
+  local names="" files=""
+  option="${option%%+}"
   case "$option" in
 %(values)s
-    *) case "$command" in
+    *) files=1; case "$command" in
 %(options)s
     esac ;;
   esac
-  case "$option" in dmpo-lightning|completion|--check|--task|--cat) files="" ;; esac
   case "$current" in -*) files="" ;; esac
 """
 """Sets the names that may stand at a place, and whether a file may, in both shells."""
@@ -67,47 +64,46 @@ compdef _dmpo_lightning dmpo-lightning
 
 def run(arguments: Sequence[str]) -> None:
     """Prints the script."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = CommandParser("dmpo-lightning completion", description=DESCRIPTION, formatter_class=formatter)
+    print(script(make_parser().parse_args(arguments).shell), end="")
+
+
+def make_parser() -> CommandParser:
+    """The options of the command."""
+    parser = CommandParser("completion", DESCRIPTION)
     parser.add_argument("shell", choices=("bash", "zsh"))
-    print(script(parser.parse_args(arguments).shell), end="")
+    return parser
 
 
 def script(shell: str) -> str:
     """The completion script of a shell, see `DESCRIPTION`."""
-    runs = [
-        *RUN_OPTIONS,
-        *_arguments("trainer", "lightning.pytorch.Trainer"),
-        *_arguments("model", "dmpo_lightning.DMPO"),
-    ]
-    runs += _arguments("model.model", "dmpo_lightning.Backbone")
-    options = {name: _options(name) for name in LIGHT if name not in ("completion", "options", "configs")} | {
-        "fit|validate|test|predict": runs
+    own = {name: import_module(f"dmpo_lightning.commands.{name}").make_parser().names for name in LIGHT}
+    runs: dict[str, Sequence[str]] = dict.fromkeys(RUN_OPTIONS, ())
+    for root in ROOTS.values():
+        runs[root.name] = root.names
+    for place, _, options in places(options_of(TRAINER) or {}):
+        for name, option in options.items():
+            # What any class at the place takes, since the line may not say yet which one it is.
+            known = runs.get(f"{place}.{name}", ())
+            runs[f"{place}.{name}"] = tuple(dict.fromkeys([*known, *option.names]))
+    sampler = {name.removeprefix("model."): each for name, each in runs.items() if name.startswith("model.sampler")}
+    own |= {"generate": own["generate"] | sampler, "plan": own["plan"] | runs, "fit|validate|test|predict": runs}
+    values = {f"--{name}": each for group in own.values() for name, each in group.items() if each}
+    models = sorted(each.name for each in (files("dmpo_lightning") / "assets").iterdir())
+    values |= {
+        "dmpo-lightning": (*COMMANDS, "--help", "--version"),
+        "--cat": shipped_configs(),
+        "completion": ("bash", "zsh"),
+        "--task": ("gsm8k", "math500", "countdown", "sudoku"),
+        # Where a file may stand too.
+        "--config": (*shipped_configs(), FILES),
+        "--model": (*models, *values["--model"], FILES),
+        "--model.model": (*models, FILES),
+        "--ckpt_path": ("last", FILES),
     }
-    # Of plan all options of a run are options too.
-    options["plan"] += runs
-    options["generate"] += ["--sampler", *_arguments("sampler", "dmpo_lightning.ConfidenceSampler")]
-    values = {
-        "dmpo-lightning": " ".join([*COMMANDS, "--help", "--version"]),
-        "--config": " ".join(shipped_configs()),
-        "--model|--model.model": " ".join(sorted(each.name for each in (files("dmpo_lightning") / "assets").iterdir())),
-        "--ckpt_path": "last",
-        "--check": "published verified",
-        "--task": "gsm8k math500 countdown sudoku",
-        "completion": "bash zsh",
-        "--cat": " ".join(shipped_configs()),
+    choices = CHOICES % {
+        "values": "\n".join(f'    {key}) names="{" ".join(each)}" ;;' for key, each in values.items()),
+        "options": "\n".join(f'    {key}) names="--{" --".join(each)}" ;;' for key, each in own.items()),
     }
-    parts = {"values": values, "options": {name: " ".join(each) for name, each in options.items()}}
-    cases = {name: "\n".join(f'    {key}) names="{each}" ;;' for key, each in parts[name].items()) for name in parts}
-    return (ZSH if shell == "zsh" else BASH) % {"choices": CHOICES % cases}
-
-
-def _options(command: str) -> list[str]:
-    """The options of a light command, as its parser states them."""
-    parser = import_module(f"dmpo_lightning.commands.{command}").make_parser()
-    return [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
-
-
-def _arguments(prefix: str, path: str) -> list[str]:
-    """Options of the arguments of a class. Data differ from task to task, and have none here."""
-    return [f"--{prefix}.{each}" for each in options_of(path) or ()]
+    # A name that stands for files is said to the shell by itself.
+    choices = choices.replace(f' {FILES}" ;;', '"; files=1 ;;')
+    return (ZSH if shell == "zsh" else BASH) % {"choices": choices}

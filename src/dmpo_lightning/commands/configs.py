@@ -1,6 +1,5 @@
 """``dmpo-lightning configs``: the shipped configurations, with what each is for and what it needs."""
 
-import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +17,20 @@ NEEDS = re.compile(r"[^.]*(?:GiB|pip install)[^,.]*")
 
 def run(arguments: Sequence[str]) -> None:
     """Prints them. Raises ValueError for a name that is not there."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = CommandParser("dmpo-lightning configs", description=DESCRIPTION, formatter_class=formatter)
-    parser.add_argument("--cat", metavar="NAME", help="print this one")
-    name = parser.parse_args(arguments).cat
+    name = make_parser().parse_args(arguments).cat
     if name is not None:
         print(Path(resolve_config(name)).read_text(encoding="utf-8"), end="")
         return
     print(f"in {config_directory()}:")
     for each in shipped_configs():
         print(f"  {each}\n      {described((config_directory() / each).read_text(encoding='utf-8'))}")
+
+
+def make_parser() -> CommandParser:
+    """The options of the command."""
+    parser = CommandParser("configs", DESCRIPTION)
+    parser.add_argument("--cat", metavar="NAME", help="print this one")
+    return parser
 
 
 def described(text: str) -> str:

@@ -18,7 +18,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def make_parser() -> CommandParser:
     """The options of the command."""
-    parser = CommandParser("dmpo-lightning export", description=__doc__)
+    parser = CommandParser("export", __doc__)
     add = parser.add_argument
     add("--ckpt_path", required=True, help="checkpoint file or folder of a run")
     add("--output", required=True, help="folder to write")

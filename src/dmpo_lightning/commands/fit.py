@@ -8,11 +8,11 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pkgutil import resolve_name
 from typing import Any, NoReturn
 
 import torch
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
@@ -28,10 +28,10 @@ from dmpo_lightning.callbacks.progress import ProgressLine
 from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.callbacks.samples import LoggingExtras
 from dmpo_lightning.checkpoints.reading import UnfitCheckpointError
-from dmpo_lightning.commands.arguments import merged_text
+from dmpo_lightning.commands.arguments import merged_node, nearest, pairs
 from dmpo_lightning.commands.closing import closing_text, is_interrupt
 from dmpo_lightning.commands.last_checkpoint import check_trusted, newest_checkpoint
-from dmpo_lightning.commands.mistakes import LAST, parser_line, unknown
+from dmpo_lightning.commands.mistakes import LAST
 from dmpo_lightning.distributed.internals import was_restoring
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.run_directory import KINDS, Start, choose_directory
@@ -40,8 +40,10 @@ from dmpo_lightning.terminal import error_line, escaped
 ADDED: tuple[type[Callback], ...] = (LoggingExtras, RunRecorder, EvaluationReport, Guards, Preemption)
 """Callbacks of every run from the command line, unless it has one of that class: what a run leaves and shows."""
 # Class paths nest, and the last one named before the key is the one that refused it.
-REFUSED = re.compile(r".*given class_path '([\w.]+)\.(\w+)'.*Option '(?P<key>[\w.]+)' is not accepted", re.DOTALL)
+REFUSED = re.compile(r".*given class_path '([\w.]+)'.*Option '([\w.]+)' is not accepted", re.DOTALL)
 """How the parser says that the constructor of a class takes no argument of a name."""
+CAUSE = re.compile(r"(?:module '[\w.]+' has|No module|Import path|Expected an? (?!path but)).*")
+"""How it says what is wrong with a value."""
 HELP = (
     "Options of DMPO, its parts and its data: dmpo-lightning options; configurations: dmpo-lightning configs. Below "
     "are those of the Trainer and of the command line."
@@ -75,28 +77,31 @@ class DMPOArgumentParser(LightningArgumentParser):
 
     def parse_string(self, content: str, path: Any = "", *arguments: Any, **options: Any) -> Any:
         """As the parser reads a configuration, in which it merges a model's name and knows home folders."""
-        return super().parse_string(merged_text(content, str(path) or content), path, *arguments, **options)
+        content = str(yaml.serialize(merged_node(content, str(path) or content)))
+        return super().parse_string(content, path, *arguments, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        line = _remedy(message, getattr(ex, "subcommand_parser", None) or self, self.given)
+        line = _remedy(message, self.given)
         if self.exit_on_error:
             self.exit(2, f"dmpo-lightning: {escaped(line)}\n")
         super().error(message, ex)
 
 
-def _remedy(message: str, parser: LightningArgumentParser, given: Sequence[str]) -> str:
-    """One line on what is wrong: what is missing or misspelt, or the innermost cause in the parser's words."""
-    if missing := re.search(r"the following arguments are required: (?P<key>.+)", message):
-        return f"A configuration must state {missing['key']}; pass one that does before the others, by --config."
-    if unrecognized := re.search(r"unrecognized arguments: --([\w.]+)", message):
-        options = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
-        return unknown(unrecognized[1], options, [each for each in options if "." not in each], "The command")
+def _remedy(message: str, given: Sequence[str]) -> str:
+    """One line on what is wrong: the innermost cause, of which the parser names one for each kind of value it tried."""
     if refused := REFUSED.match(message):
         # With the arguments that the class passes on to its base classes.
-        owner = getattr(import_module(refused[1]), refused[2])
+        owner = resolve_name(refused[1])
         names = ArgumentParser().add_class_arguments(owner, fail_untyped=False)
-        return unknown(f"{refused[2]}.{refused['key']}", [], names, f"{refused[1]}.{refused[2]}")
-    return parser_line(message, given)
+        hint = nearest(refused[2], names) or f" {refused[1]} has: {', '.join(names)}."
+        return f"There is no option {owner.__name__}.{refused[2]}.{hint}"
+    keys = re.findall(r'Parser key "([\w.]+)"', message)
+    causes = dict.fromkeys(CAUSE.findall(message.rpartition("Parser key")[2]))
+    if not (keys and causes):
+        return " ".join(message.split())[:500]
+    said = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.", r"\1", "; ".join(causes)).replace("NoneType", "null")
+    whole = [option.strip("-+") for option, _, _ in pairs(given) if option.strip("-+").endswith(keys[-1])]
+    return f"`{whole[0] if whole else '.'.join(keys)}` cannot be read: {said}."
 
 
 class DMPOCLI(LightningCLI):
@@ -225,25 +230,19 @@ def _check_trainer(options: Mapping[str, Any]) -> None:
 
     Lightning makes the Trainer when the model is loaded, which may take minutes.
     """
-    plain: dict[str, Any] = {
-        name: value for name, value in vars(options).items() if isinstance(value, int | float | str)
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
+    kinds = (int, float, str)
+    plain: dict[str, Any] = {name: value for name, value in vars(options).items() if isinstance(value, kinds)}
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             Trainer(**plain | {"logger": False, "enable_checkpointing": False, "enable_model_summary": False})
-        except Exception as error:
-            said = " ".join(str(error).split())
-            words = set(re.findall(r"\w+", said))
-            named = [
-                f"--trainer.{name} {value}"
-                for name, value in plain.items()
-                if name in words or (isinstance(value, str) and value in words)
-            ]
-            raise ValueError(f"The Trainer refuses {' '.join(named) or 'its options'}: {said}") from error
-        finally:
-            logging.disable(logging.NOTSET)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        named = [f"--trainer.{name} {x}" for name, x in plain.items() if {name, x} & set(re.findall(r"\w+", said))]
+        raise ValueError(f"The Trainer refuses {' '.join(named) or 'its options'}: {said}") from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _check_optimizer(options: Mapping[str, Any]) -> None:
@@ -254,11 +253,11 @@ def _check_optimizer(options: Mapping[str, Any]) -> None:
         given = options.get(name)
         if given is None or callable(given) or not str(given.get("class_path")).startswith("torch.optim."):
             return
-        path = given["class_path"]
         try:
-            made = resolve_name(path)(made, **given.get("init_args", {}))
+            made = resolve_name(given["class_path"])(made, **given.get("init_args", {}))
         except Exception as error:
-            raise ValueError(f"`model.{name}`: {path} refuses its options: {' '.join(str(error).split())}.") from error
+            said = " ".join(str(error).split())
+            raise ValueError(f"`model.{name}`: {given['class_path']} refuses its options: {said}.") from error
 
 
 def _constructor_message(error: ValueError) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmpo_lightning.commands.arguments import CommandParser
+from dmpo_lightning.commands.arguments import CommandParser, pairs
 from dmpo_lightning.tasks.json_lines import numbered_lines
 from dmpo_lightning.terminal import error_line, escaped, printable
 
@@ -28,10 +28,8 @@ Answer prompts with a model, or with the policy that a run has trained.
   dmpo-lightning generate --ckpt_path runs/sudoku_tiny/latest/checkpoints/last.ckpt --prompt 1004002001004001
 
 A checkpoint names its model, sampler and length, of which options given here take the place. A prompt is a user's turn
-in the model's chat template. Without --prompt and --prompts_file all of standard input is one prompt.
-
-  --sampler CLASS           in place of the run's, or else of ConfidenceSampler at temperature 0
-  --sampler.NAME VALUE      an option of its constructor: temperature (0 is greedy), denoising_steps, block_length, ...
+in the model's chat template. Without --prompt and --prompts_file all of standard input is one prompt. Options of the
+sampler are written as --sampler.NAME VALUE: temperature (0 is greedy), denoising_steps, block_length, ...
 """
 
 
@@ -41,10 +39,12 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         ValueError: no prompt, or what loading and sampling raise for what a user can mend.
     """
-    options, rest = make_parser().parse_known_args(list(arguments))
-    foreign = next((each for each in rest if each.startswith("-") and not each.startswith("--sampler")), None)
-    if foreign is not None:
-        raise ValueError(f"There is no option {foreign}; dmpo-lightning generate --help lists all.")
+    parser = make_parser()
+    options, rest = parser.parse_known_args(list(arguments))
+    for option, _, _ in pairs(rest):
+        if not option.startswith("--sampler."):
+            parser.error(f"unrecognized arguments: {option}")
+    rest = ([] if options.sampler is None else [f"--sampler={options.sampler}"]) + rest
     prompts = list(_prompts(options))
     if not prompts:
         raise ValueError("There is no prompt: pass --prompt TEXT, --prompts_file FILE, or write one to standard input.")
@@ -181,17 +181,14 @@ def make_sampler(arguments: Sequence[str], stored: Mapping[str, Any]) -> "Sample
 
 def make_parser() -> CommandParser:
     """The options of the command."""
-    parser = CommandParser(
-        prog="dmpo-lightning generate",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser("generate", DESCRIPTION)
     add = parser.add_argument
     add("--model", help="hub id, folder (of a model or an adapter) or embedded name; with --ckpt_path its base's place")
     add("--ckpt_path", help="checkpoint file or folder of a run, read as data")
     add("--prompt", action="append", default=[], metavar="TEXT", help="can be given several times")
     add("--prompts_file", metavar="FILE", help="JSON lines, each with a `prompt`: a text or a conversation")
     add("--prefill", default="", metavar="TEXT", help="what the answer's turn starts with")
+    add("--sampler", metavar="CLASS", help="in place of the run's, or else of ConfidenceSampler at temperature 0")
     add("--completions", type=int, default=1, help="answers to each prompt (default 1)")
     add("--completion_length", type=int, help=f"tokens of an answer (default: the run's, else at most {LENGTH})")
     add("--seed", type=int, default=0, help="of the draws (default 0)")

@@ -1,18 +1,16 @@
 """``dmpo-lightning plan``: reads a configuration as ``fit`` would, and runs one buffer of it without its numbers."""
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dmpo_lightning.commands.arguments import CommandParser
-from dmpo_lightning.planning.memory import rehearsed
-from dmpo_lightning.planning.network import counted
-from dmpo_lightning.planning.plan import REACHED, Plan
-from dmpo_lightning.planning.run import read_run
+from dmpo_lightning.commands.mistakes import check
+
+if TYPE_CHECKING:
+    from dmpo_lightning.planning.plan import Plan
 
 DESCRIPTION = """\
 Parameters, memory per GPU, forwards per rollout buffer and the size of an optimizer step, for a configuration as
@@ -28,57 +26,50 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         ValueError: what `make_plan` raises.
     """
-    options, rest = make_parser().parse_known_args(list(arguments))
-    asks = any(argument.partition("=")[0] in ("-h", "--help", "--print_config") for argument in rest)
+    parser = make_parser()
+    options, rest = parser.parse_known_args(list(arguments))
+    check("plan", rest, own=parser.names)
     # Libraries that a strategy imports speak on standard output, DeepSpeed for one, which is the plan's.
-    with redirect_stdout(sys.stdout if asks else sys.stderr):
-        config = merged_configuration(rest)
+    with redirect_stdout(sys.stderr):
         plan = make_plan(
-            config, gpu_memory_gb=options.gpu_memory_gb, prompt_length=options.prompt_length, tflops=options.tflops
+            merged_configuration(rest), gpu_memory_gb=options.gpu_memory_gb, prompt_length=options.prompt_length
         )
     print(json.dumps(plan.to_dict()) if options.json else plan.to_text())
 
 
 def make_plan(
-    config: dict[str, Any],
-    *,
-    gpu_memory_gb: float | None = None,
-    prompt_length: int | None = None,
-    tflops: float | None = None,
-) -> Plan:
+    config: dict[str, Any], *, gpu_memory_gb: float | None = None, prompt_length: int | None = None
+) -> "Plan":
     """The plan of a merged configuration. Without ``gpu_memory_gb`` a GPU has 80 GiB, and a CPU any number.
 
     Raises:
         ValueError: nothing can be known about the model or the strategy. Settings that training would refuse.
     """
+    # They bring torch, for which --help and a slip need not wait.
+    from dmpo_lightning.planning.memory import rehearsed
+    from dmpo_lightning.planning.network import counted
+    from dmpo_lightning.planning.plan import Plan
+    from dmpo_lightning.planning.run import read_run
+
     planned = read_run(config, prompt_length=prompt_length)
     available = 80.0 if gpu_memory_gb is None and not planned.on_cpu else gpu_memory_gb
     parameters = counted(planned.module.policy.model)
-    return Plan(planned, rehearsed(planned), *parameters, gpu_memory_gb=available, tflops=tflops)
+    return Plan(planned, rehearsed(planned), *parameters, gpu_memory_gb=available)
 
 
 def merged_configuration(arguments: Sequence[str]) -> dict[str, Any]:
     """What ``fit`` would run, as a plain dictionary. Exits with status 2 and a message where ``fit`` would."""
-    fit: Any = import_module("dmpo_lightning.commands.fit")
+    from dmpo_lightning.commands import fit
+
     config: dict[str, Any] = fit.command_line(arguments, fit.ParsedOnly, run=False).config.as_dict()
     return config
 
 
 def make_parser() -> CommandParser:
     """The options of the command."""
-    parser = CommandParser(
-        prog="dmpo-lightning plan",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--gpu_memory_gb", type=float, help="of one GPU, or of the machine without one, in GiB (default: 80 for a GPU)"
-    )
-    parser.add_argument(
-        "--tflops", type=float, help=f"that a GPU reaches in 1e12/s, for the hours (default {REACHED:g}, an assumption)"
-    )
-    parser.add_argument(
-        "--prompt_length", type=int, help="tokens of the longest prompt; default: the data's limit, or 200"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser = CommandParser("plan", DESCRIPTION)
+    add = parser.add_argument
+    add("--gpu_memory_gb", type=float, help="of one GPU, or of the machine without one, in GiB (default: 80 for a GPU)")
+    add("--prompt_length", type=int, help="tokens of the longest prompt; default: the data's limit, or 200")
+    add("--json", action="store_true", help="print one JSON object")
     return parser

@@ -35,11 +35,10 @@ def run(arguments: Sequence[str]) -> None:
 
 def make_parser() -> CommandParser:
     """The options of the command."""
-    parser = CommandParser(prog="dmpo-lightning report", description=__doc__)
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="the directory of a training or an evaluation; several are compared"
-    )
-    parser.add_argument("-o", "--output", metavar="FILE", help=f"default: RUN/{REPORT}, of several runs ./{REPORT}")
-    parser.add_argument("--png", metavar="DIR", help="also write each plot as a picture there")
-    parser.add_argument("--x", choices=tuple(AXES), default="step", help="what to plot over")
+    parser = CommandParser("report", __doc__)
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="the directory of a training or an evaluation; several are compared")
+    add("-o", "--output", metavar="FILE", help=f"default: RUN/{REPORT}, of several runs ./{REPORT}")
+    add("--png", metavar="DIR", help="also write each plot as a picture there")
+    add("--x", choices=tuple(AXES), default="step", help="what to plot over")
     return parser

@@ -137,7 +137,7 @@ def _checked(task: Task, example: Example, completion: str) -> Verdict:
 
 def make_parser() -> CommandParser:
     """The options of the command."""
-    parser = CommandParser("dmpo-lightning score", description=__doc__)
+    parser = CommandParser("score", __doc__)
     parser.add_argument("--task", required=True, help=f"{', '.join(TASKS)}, or the dotted path of a Task class")
     parser.add_argument("--check", choices=("published", "verified"), default="verified", help="which variant of it")
     parser.add_argument("--algebra", action="store_true", help="math500: also compare by math-verify")

@@ -5,10 +5,12 @@ follow is open: any value is right, and a class of which nothing is known is Non
 """
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -19,6 +21,7 @@ from dmpo_lightning import _HOMES
 PACKAGE = __name__.partition(".")[0]
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", None: "null"}
 """The types of Python that a configuration can write, in words."""
+PLAIN = {each.__name__: each for each in WORDS if each is not None}
 COLLECTIONS: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("list", "List", "Sequence", "Iterable", "Collection"), (list, "[{0}, ...]")),
     **dict.fromkeys(("dict", "Dict", "Mapping"), (dict, "{{name: {1}}}")),
@@ -71,23 +74,43 @@ class Option:
         """Those of all kinds."""
         return tuple(dict.fromkeys(path for kind in self.kinds for path in kind.classes))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All values that can be listed: of literals, true and false, and classes of this package."""
+        truth = ("true", "false") if any(kind.type is bool for kind in self.kinds) else ()
+        return (*self.choices, *truth, *public(*self.classes).values())
+
+
+TRAINER = "lightning.pytorch.Trainer"
+ROOTS = {
+    name: Option(name, (Kind(Any, f"a {path.rpartition('.')[2]}", (path,)),), "None", "")
+    for name, path in {
+        "model": f"{PACKAGE}.modules.base.PolicyModule",
+        "data": "lightning.pytorch.LightningDataModule",
+        "trainer": TRAINER,
+    }.items()
+} | {"seed_everything": Option("seed_everything", (Kind(int, WORDS[int]), Kind(None, WORDS[None])), None, "")}
+"""The objects that a configuration states."""
+
 
 @cache
-def names_in(module: str) -> Mapping[str, ast.AST] | None:
+def names_in(module: str) -> Mapping[str, ast.AST | None] | None:
     """What stands in a module by name: classes, functions, values and imports. None of one that is not found."""
     file = _file(module)
     if file is None:
         return None
-    found: dict[str, ast.AST] = {}
-    for node in _statements(ast.parse(file.read_bytes()).body):
+    found: dict[str, ast.AST | None] = {}
+    nodes = ast.parse(file.read_bytes()).body
+    for node in nodes:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             found[node.name] = node
-        elif isinstance(node, ast.Assign):
-            found |= {target.id: node.value for target in node.targets if isinstance(target, ast.Name)}
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
-            found[node.target.id] = node.value
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            names = [each for each in ast.walk(node) if isinstance(each, ast.Name)]
+            found |= dict.fromkeys((each.id for each in names if isinstance(each.ctx, ast.Store)), node.value)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             found |= {alias.asname or alias.name: node for alias in node.names}
+        elif isinstance(node, ast.If | ast.Try | ast.With | ast.For):
+            nodes += node.body + getattr(node, "orelse", [])
     return found
 
 
@@ -96,20 +119,12 @@ def _file(module: str) -> Path | None:
     top, *rest = module.split(".")
     try:
         spec = find_spec(top)
+        for name in rest:
+            spec = spec and PathFinder.find_spec(name, spec.submodule_search_locations or [])
+    # Of a module that is there without having been looked for, such as `__main__`.
     except ValueError:
         return None
-    if spec is None or spec.origin is None or (rest and not spec.submodule_search_locations):
-        return None
-    stem = Path(spec.origin).parent.joinpath(*rest)
-    files = [stem / "__init__.py", stem.with_suffix(".py")] if rest else [Path(spec.origin)]
-    return next((file for file in files if file.suffix == ".py" and file.is_file()), None)
-
-
-def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    for node in body:
-        yield node
-        if isinstance(node, ast.If | ast.Try):
-            yield from _statements(node.body + node.orelse)
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
 @cache
@@ -120,12 +135,9 @@ def find(path: str) -> tuple[str, ast.AST] | None:
         module = f"{PACKAGE}.{_HOMES[name]}"
     node = (names_in(module) or {}).get(name) if module else None
     if isinstance(node, ast.ImportFrom):
-        base = module.split(".") if (_file(module) or Path()).name == "__init__.py" else module.split(".")[:-1]
-        start = (
-            ".".join([*base[: len(base) - node.level + 1], *filter(None, [node.module])]) if node.level else node.module
-        )
-        original = next(alias.name for alias in node.names if name in (alias.asname, alias.name))
-        return find(f"{start}.{original}")
+        package = module if (_file(module) or Path()).name == "__init__.py" else module.rpartition(".")[0]
+        start = resolve_name("." * node.level + (node.module or ""), package)
+        return find(f"{start}.{next(alias.name for alias in node.names if name in (alias.asname, alias.name))}")
     return None if node is None or isinstance(node, ast.Import) else (module, node)
 
 
@@ -146,9 +158,15 @@ def lines_of(path: str) -> tuple[str, ...]:
 
 @cache
 def public(*kinds: str) -> dict[str, str]:
-    """The names of this package's classes that come from one of these classes, each with its dotted path."""
-    wanted = {line for kind in kinds for line in lines_of(kind)[:1]}
-    return {name: f"{PACKAGE}.{name}" for name in _HOMES if wanted & set(lines_of(f"{PACKAGE}.{name}"))}
+    """The names of this package's classes that come from one of these classes, each with its dotted path.
+
+    A base class itself is for those who write their own, unless it is the only one.
+    """
+    found: dict[str, str] = {}
+    for base in {line for kind in kinds for line in lines_of(kind)[:1]}:
+        own = {name: f"{PACKAGE}.{name}" for name in _HOMES if base in lines_of(f"{PACKAGE}.{name}")}
+        found |= {name: path for name, path in own.items() if lines_of(path)[0] != base} or own
+    return found
 
 
 def summary(path: str) -> str:
@@ -164,39 +182,53 @@ def options_of(path: str, method: str = "__init__") -> Mapping[str, Option] | No
     if node is None:
         return None
     own = next((each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == method), None)
-    inherited: Mapping[str, Option] | None = {}
-    for base in node.bases:
-        above = options_of(f"{module}.{ast.unparse(base)}", method)
-        inherited = None if above is None or inherited is None else {**above, **inherited}
+    bases = [options_of(f"{module}.{ast.unparse(base)}", method) for base in node.bases]
+    inherited = {name: option for each in reversed(bases) for name, option in (each or {}).items()}
     texts = _texts(node) | (_texts(own) if own else {})
-    if own is None:
-        fields = [each for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)]
-        if not any("dataclass" in ast.unparse(each) for each in node.decorator_list):
-            return inherited
-        arguments: list[tuple[str, ast.expr | None, ast.expr | None]]
-        arguments = [(each.target.id, each.annotation, each.value) for each in fields if each.target.id != "_"]  # type: ignore[union-attr]
-    else:
-        given = own.args
-        names = [*given.posonlyargs, *given.args][1:]
+    for name in texts.keys() & inherited.keys():
+        # What is left to a base class is said here.
+        texts[name] = re.sub(r"see `\w+`\.?", lambda _, name=name: inherited[name].text, texts[name])
+    arguments: list[tuple[str, ast.expr | None, ast.expr | None]]
+    if own is not None:
+        names, given = own.args.args[1:], own.args
         defaults = [None] * (len(names) - len(given.defaults)) + list(given.defaults)
         pairs = [*zip(names, defaults, strict=True), *zip(given.kwonlyargs, given.kw_defaults, strict=True)]
         arguments = [(each.arg, each.annotation, default) for each, default in pairs]
+    elif any("dataclass" in ast.unparse(each) for each in node.decorator_list):
+        fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+        arguments = [(ast.unparse(each.target), each.annotation, each.value) for each in fields]
+    else:
+        return None if None in bases else inherited
     options = {
-        name: Option(
-            name,
-            tuple(_kinds(annotation, module)),
-            None if default is None else ast.unparse(default),
-            texts.get(name, ""),
-        )
+        name: Option(name, tuple(_kinds(annotation, module)), default and ast.unparse(default), texts.get(name, ""))
         for name, annotation, default in arguments
+        # By which a dataclass says that what follows is given by name.
+        if name != "_"
     }
-    if own is not None and own.args.kwarg is not None:
-        if inherited is None or not module.startswith(PACKAGE):
-            return None
-        # What it says itself to its base class, nobody else can.
-        said = {each.arg for call in ast.walk(own) if isinstance(call, ast.Call) for each in call.keywords}
-        return options | {name: each for name, each in inherited.items() if name not in {*options, *said}}
-    return options
+    if own is None or own.args.kwarg is None:
+        return options
+    # What it says itself to its base class, nobody else can.
+    said = {each.arg for call in ast.walk(own) if isinstance(call, ast.Call) for each in call.keywords}
+    passed = {name: each for name, each in inherited.items() if name not in {*options, *said}}
+    return None if None in bases or not module.startswith(PACKAGE) else options | passed
+
+
+def places(trainer: Mapping[str, Option]) -> Iterator[tuple[str, str, Mapping[str, Option]]]:
+    """All places from these options of the Trainer down, classes of this package that may stand there, and theirs."""
+    yield "trainer", TRAINER, trainer
+    seen: set[str] = set()
+    for place, option in [*ROOTS.items(), *((f"trainer.{name}", each) for name, each in trainer.items())]:
+        yield from _below(place, option, seen)
+
+
+def _below(place: str, option: Option, seen: set[str]) -> Iterator[tuple[str, str, Mapping[str, Option]]]:
+    fresh = [path for path in public(*option.classes).values() if path not in seen]
+    seen.update(fresh)
+    for path in fresh:
+        yield place, path, options_of(path) or {}
+    for path in fresh:
+        for each in (options_of(path) or {}).values():
+            yield from _below(f"{place}.{each.name}", each, seen)
 
 
 def _texts(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
@@ -206,16 +238,14 @@ def _texts(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
 
 def _kinds(node: ast.AST | None, module: str) -> Iterator[Kind]:
     """What an annotation stands for."""
-    plain = {each.__name__: each for each in WORDS if each is not None}
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         node = ast.parse(node.value, mode="eval").body
     if isinstance(node, ast.Constant) and node.value is None:
         yield Kind(None, WORDS[None])
     elif isinstance(node, ast.BinOp):
-        yield from _kinds(node.left, module)
-        yield from _kinds(node.right, module)
-    elif isinstance(node, ast.Name) and node.id in plain:
-        yield Kind(plain[node.id], WORDS[plain[node.id]])
+        yield from (*_kinds(node.left, module), *_kinds(node.right, module))
+    elif isinstance(node, ast.Name) and node.id in PLAIN:
+        yield Kind(PLAIN[node.id], WORDS[PLAIN[node.id]])
     elif isinstance(node, ast.Name) and node.id != "Any" and (found := find(f"{module}.{node.id}")):
         if isinstance(found[1], ast.ClassDef):
             yield Kind(Any, node.id, (f"{found[0]}.{found[1].name}",))
@@ -230,24 +260,19 @@ def _kinds(node: ast.AST | None, module: str) -> Iterator[Kind]:
 def _subscripted(name: str, inner: ast.expr, module: str) -> Iterator[Kind]:
     parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
     if name == "Literal":
-        values = tuple(part.value for part in parts if isinstance(part, ast.Constant))
-        yield Kind(Literal[values], "")
+        yield Kind(Literal[tuple(part.value for part in parts if isinstance(part, ast.Constant))], "")
     elif name in ("Union", "Optional"):
         for part in parts:
             yield from _kinds(part, module)
-        if name == "Optional":
-            yield Kind(None, WORDS[None])
+        yield from [Kind(None, WORDS[None])] * (name == "Optional")
     elif name in COLLECTIONS or name == "tuple":
         each = [Option("", tuple(_kinds(part, module)), None, "") for part in parts if ast.unparse(part) != "..."]
         classes = tuple(path for part in each for path in part.classes)
-        words = [part.words for part in each]
+        words, types = [part.words for part in each], tuple(part.type for part in each)
         if name == "tuple":
-            kind: Any = Any if len(each) < len(parts) else tuple[tuple(part.type for part in each)]  # type: ignore[misc]
-            yield Kind(kind, f"[{', '.join(words)}]", classes)
+            yield Kind(Any if len(each) < len(parts) else tuple[types], f"[{', '.join(words)}]", classes)  # type: ignore[valid-type]
         else:
             collection, pattern = COLLECTIONS[name]
-            yield Kind(collection[tuple(part.type for part in each)], pattern.format(*words), classes)
-    elif name == "Callable":
-        yield Kind(Any, "the dotted path of a function or class")
+            yield Kind(collection[types], pattern.format(*words), classes)
     else:
-        yield Kind(Any, name)
+        yield Kind(Any, "the dotted path of a function or class" if name == "Callable" else name)

@@ -6,7 +6,7 @@ scores, that dropout keeps booleans, and that optimizers update all weights at o
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,27 +18,24 @@ from dmpo_lightning.models.kv_cache import Columns
 from dmpo_lightning.models.parts import layers_of
 from dmpo_lightning.planning.rehearsal import Rehearsal, drop_by_booleans
 from dmpo_lightning.planning.run import Run
-from dmpo_lightning.policy import Policy, evaluating
+from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards.scores import Scores
 from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, Rollouts
 
 GIB = 1024**3
 RUNTIME = 1.0 * GIB
 """CUDA context, cuBLAS work space and fragmentation, on top of tensors. The tests, on CPUs, cannot check it."""
-PHASES = ("training", "optimizer step", "sampling", "scoring")
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What a phase of one buffer takes on one rank: bytes at its worst moment beside what stays, of which ``parts`` are
-    known; calls of the model at most, rows of the largest, and the operations of all.
+    """What a phase of one buffer takes on one rank: bytes at its worst moment beside what stays, calls of the model at
+    most, and the operations of all.
     """
 
     peak: float = 0.0
     forwards: int = 0
-    rows: int = 0
     flops: float = 0.0
-    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,11 +59,6 @@ class Memory:
         return sum(self.resident.values()) + self.phases[self.worst_phase].peak
 
 
-def trained_weights(policy: Policy) -> list[Any]:
-    """The parameters that an optimizer gets."""
-    return [parameter for parameter in policy.parameters() if parameter.requires_grad]
-
-
 def rehearsed(run: Run) -> Memory:
     """The memory and the forwards of one rank."""
     policy, rehearsal = run.module.policy, Rehearsal()
@@ -74,7 +66,8 @@ def rehearsed(run: Run) -> Memory:
         policy.to(run.dtype)
     frozen = set(policy.reference.parameter_names(policy.model))
     reference = _bytes(weight for name, weight in policy.named_parameters() if name in frozen)
-    weights, trained = _bytes(policy.parameters()) - reference, _bytes(trained_weights(policy))
+    weights = _bytes(policy.parameters()) - reference
+    trained = _bytes(each for each in policy.parameters() if each.requires_grad)
     if run.is_mixed and run.sharding.weights > 1:
         # Strategies that divide weights cast them before they gather them, and the states follow the weights.
         policy.to(run.dtype)
@@ -82,32 +75,43 @@ def rehearsed(run: Run) -> Memory:
     if not run.on_cpu:
         drop_by_booleans(policy)
     with rehearsal:
-        buffer = RehearsedBuffer(run, rehearsal)
-        return on_ranks(run, buffer, weights=weights, reference=reference, trained=trained)
+        return RehearsedBuffer(run, rehearsal).on_ranks(weights, reference, trained)
 
 
-class Forwards:
-    """Counts the forwards of a policy. Of those without gradient each kind is run once.
+class RehearsedBuffer:
+    """One buffer of a run on one rank: its phases in their order, as its module runs them.
 
-    A sampler calls the model hundreds of times, mostly for as many tokens as before. What the later forwards take was
-    seen in the first, and none of them has numbers.
+    Forwards are counted. Of those without gradient each kind is run once: a sampler calls the model hundreds of times,
+    mostly for as many tokens as before. What the later ones take was seen in the first, and none of them has numbers.
     """
 
-    def __init__(self, policy: Policy, rehearsal: Rehearsal) -> None:
-        self.rehearsal, self.vocab_size, self.count, self.rows = rehearsal, policy.facts.vocab_size, 0, 0
+    def __init__(self, run: Run, rehearsal: Rehearsal) -> None:
+        self.run, self.rehearsal, self.policy = run, rehearsal, run.module.policy
+        self.phases: dict[str, Phase] = {}
+        self.merged_bytes = self.rollout_bytes = 0.0
+        self.trained: list[Any] = [each for each in self.policy.parameters() if each.requires_grad]
+        """What the optimizer gets."""
+        self._forwards = 0
         self._seen: dict[Any, tuple[float, torch.dtype]] = {}
-        self._predictor, policy.predictor = policy.predictor, self.predictor  # type: ignore[method-assign]
+        """Operations and type of a forward by its kind."""
+        self._real_predictor, self.policy.predictor = self.policy.predictor, self._predictor  # type: ignore[method-assign]
+        rollouts = None if run.module.sampler is None else self._sample(run.module)
+        buffer = None if rollouts is None else self._score(run.module, rollouts)
+        for parameter in self.trained:
+            parameter.grad = torch.zeros_like(parameter)
+        self.state_bytes = self._optimize()
+        self._train(buffer)
 
     @contextmanager
-    def predictor(self, reference: bool) -> Iterator[Any]:
+    def _predictor(self, reference: bool) -> Iterator[Any]:
         """In the place of `Policy.predictor`."""
-        with self._predictor(reference) as predict:
+        with self._real_predictor(reference) as predict:
             yield partial(self._counted, predict, reference)
 
     def _counted(
         self, predict: Any, reference: bool, ids: Tensor, mask: Tensor | None, *, positions: Tensor, **options: Any
     ) -> Tensor:
-        self.count, self.rows = self.count + 1, max(self.rows, len(ids))
+        self._forwards += 1
         at, scores = options.get("columns", Columns()), "targets" in options
         # The longest attention to a growing cache is that of its last columns.
         is_last = at.cache is not None and at.start + ids.shape[1] == at.cache.attention_mask.shape[1]
@@ -119,39 +123,19 @@ class Forwards:
             return result
         flops, dtype = self._seen[kind]
         self.rehearsal.flops += flops
-        return torch.zeros(positions.shape if scores else (*positions.shape, self.vocab_size), dtype=dtype)
-
-
-class RehearsedBuffer:
-    """One buffer of a run on one rank: its phases in their order, as its module runs them."""
-
-    def __init__(self, run: Run, rehearsal: Rehearsal) -> None:
-        self.run, self.rehearsal, self.policy = run, rehearsal, run.module.policy
-        self.forwards = Forwards(self.policy, rehearsal)
-        self.phases: dict[str, Phase] = {}
-        self.merged_bytes = self.rollout_bytes = 0.0
-        rollouts = None if run.module.sampler is None else self._sample(run.module)
-        buffer = None if rollouts is None else self._score(run.module, rollouts)
-        trained = trained_weights(self.policy)
-        for parameter in trained:
-            parameter.grad = torch.zeros_like(parameter)
-        self.state_bytes = self._optimize(trained)
-        self._train(trained, buffer)
-        self.phases = {name: self.phases[name] for name in PHASES if name in self.phases}
+        shape = positions.shape if scores else (*positions.shape, self.policy.facts.vocab_size)
+        return torch.zeros(shape, dtype=dtype)
 
     @contextmanager
     def _phase(self, name: str, times: int = 1) -> Iterator[None]:
         """Inside is what one of ``times`` equal parts of a phase runs. What was counted under the name is kept."""
-        rehearsal, forwards, earlier = self.rehearsal, self.forwards, self.phases.get(name, Phase())
-        forwards.count, forwards.rows = 0, earlier.rows
-        before, flops, rehearsal.peak = rehearsal.live, rehearsal.flops, rehearsal.live
+        rehearsal, earlier = self.rehearsal, self.phases.get(name, Phase())
+        before, flops, self._forwards, rehearsal.peak = rehearsal.live, rehearsal.flops, 0, rehearsal.live
         yield
-        self.phases[name] = replace(
-            earlier,
-            peak=max(earlier.peak, rehearsal.peak - before),
-            forwards=earlier.forwards + times * forwards.count,
-            rows=forwards.rows,
-            flops=earlier.flops + times * (rehearsal.flops - flops),
+        self.phases[name] = Phase(
+            max(earlier.peak, rehearsal.peak - before),
+            earlier.forwards + times * self._forwards,
+            earlier.flops + times * (rehearsal.flops - flops),
         )
 
     def _autocast(self) -> Any:
@@ -167,17 +151,14 @@ class RehearsedBuffer:
         count, shape = schedule.buffer_rollouts, (schedule.prompts_per_buffer, schedule.group_size)
         rows = min(module.rows_per_forward or count, count)
         (prompts, mask), keys = self._prompts(count), torch.arange(count)
-        if module.sample_merged:
-            before = self.rehearsal.live
-            with self.policy.merged():
-                self.merged_bytes = float(self.rehearsal.live - before)
-        merged = self.policy.merged() if module.sample_merged else nullcontext()
-        times = -(-count // rows) * schedule.sampling_rounds
-        with evaluating(self.policy), merged, self._autocast(), self._phase("sampling", times):
-            options: Any = {"completion_length": length, "keys": keys[:rows]}
-            samples = module.sampler.sample(self.policy, prompts[:rows], mask[:rows], **options)
-            # Where a sampler reveals more as it is surer, the most that it takes is what it says.
-            self.forwards.count = max(self.forwards.count, module.sampler.num_steps(length))
+        before, times = self.rehearsal.live, -(-count // rows) * schedule.sampling_rounds
+        with self.policy.merged() if module.sample_merged else nullcontext():
+            self.merged_bytes = float(self.rehearsal.live - before)
+            with evaluating(self.policy), self._autocast(), self._phase("sampling", times):
+                options: Any = {"completion_length": length, "keys": keys[:rows]}
+                samples = module.sampler.sample(self.policy, prompts[:rows], mask[:rows], **options)
+                # Where a sampler reveals more as it is surer, the most that it takes is what it says.
+                self._forwards = max(self._forwards, module.sampler.num_steps(length))
         drawn = [each[keys % rows].unflatten(0, shape) for each in vars(samples).values()]
         # Rewards that differ, but little: no group is left out, and no rollout is of negligible weight.
         reward = (torch.linspace(0, 0.1, shape[1]) ** 2).expand(shape).clone()
@@ -214,13 +195,13 @@ class RehearsedBuffer:
         buffer.position = 0
         return buffer
 
-    def _optimize(self, trained: list[Any]) -> float:
+    def _optimize(self) -> float:
         """Bytes of the optimizer's states, which a first step makes. The second step is measured."""
-        optimizer: Any = self.run.module.optimizer_factory(trained)
+        optimizer: Any = self.run.module.optimizer_factory(self.trained)
         if type(optimizer).__name__.lower().endswith(("8bit", "8bits")):
             # Its kernels are those of a GPU. It keeps two states of one byte each.
             self.phases["optimizer step"] = Phase()
-            return 2.0 * sum(parameter.numel() for parameter in trained)
+            return 2.0 * sum(parameter.numel() for parameter in self.trained)
         for group in optimizer.param_groups:
             if group.get("foreach", True) is None and not self.run.on_cpu:
                 group["foreach"] = True
@@ -229,79 +210,70 @@ class RehearsedBuffer:
             optimizer.step()
         return _bytes(value for state in optimizer.state.values() for value in state.values())
 
-    def _train(self, trained: list[Any], buffer: RolloutBuffer | None) -> None:
+    def _train(self, buffer: RolloutBuffer | None) -> None:
         """The forward and backward pass of a micro-batch, while gradients are held.
 
         Lightning clears them behind the first forward of an optimizer step. Where that is the only one, the backward
         pass makes them anew, when the largest tensors are gone.
         """
-        schedule, sharding = self.run.schedule, self.run.sharding
+        schedule = self.run.schedule
         with self._phase("training", schedule.training_steps):
-            before = self.rehearsal.live
             with self._autocast():
-                loss = self._demonstrated() if buffer is None else self._weighed(buffer)
-            kept = float(self.rehearsal.live - before)
-            if schedule.accumulation == 1 and sharding.gradients == 1:
-                for parameter in trained:
+                loss = self._loss(buffer)
+            if schedule.accumulation == 1 and self.run.sharding.gradients == 1:
+                for parameter in self.trained:
                     parameter.grad = None
             loss.backward()
-        self.phases["training"].parts["activations"] = kept
 
-    def _weighed(self, buffer: RolloutBuffer) -> Any:
-        iteration, rows, targets = buffer.next_micro_batch()
-        options: Any = {"iteration": iteration, "planned_rollouts": self.run.schedule.micro_batch_size}
-        return self.run.module.objective.loss(self.policy, rows, targets, **options)[0]
+    def _loss(self, buffer: RolloutBuffer | None) -> Any:
+        """Of the next micro-batch of a buffer, or of one of demonstrations."""
+        module, size = self.run.module, self.run.schedule.micro_batch_size
+        if buffer is not None:
+            iteration, rows, targets = buffer.next_micro_batch()
+            return module.objective.loss(self.policy, rows, targets, iteration=iteration, planned_rollouts=size)[0]
+        completions = torch.zeros(size, self.run.completion_length, dtype=torch.int64)
+        return module.loss(DemonstrationBatch(*self._prompts(size), completions, torch.arange(size)), number=0)
 
-    def _demonstrated(self) -> Any:
-        rows = self.run.schedule.micro_batch_size
-        completions = torch.zeros(rows, self.run.completion_length, dtype=torch.int64)
-        batch = DemonstrationBatch(*self._prompts(rows), completions, torch.arange(rows))
-        return self.run.module.loss(batch, number=0)
+    def on_ranks(self, weights: float, reference: float, trained: float) -> Memory:
+        """What one of the ranks has of it, by the rules of the strategy, with the bytes of its weights whole."""
+        sharding, module = self.run.sharding, self.run.module
+        # The optimizer's are those of the weights as they are stored, which a gathering strategy has cast for the run.
+        stored = trained / _bytes(self.trained)
+        states, step = self.state_bytes * stored, self.phases["optimizer step"].peak * stored
+        whole = 4.0 * sum(parameter.numel() for parameter in self.trained)
+        if sharding.master_weights and trained < whole:
+            # DeepSpeed steps a float32 copy of half-precision weights, so its states are float32 too.
+            states = whole * (1 + states / trained)
+        on_gpu = not sharding.offloads_optimizer
+        resident = {
+            "weights": weights / sharding.weights,
+            "reference": reference / sharding.weights,
+            # DDP reduces gradients through buckets, which hold a second copy of all of them.
+            "gradients": trained / sharding.gradients * (1 + sharding.bucketed),
+            "optimizer": on_gpu * states / sharding.optimizer,
+            "merged weights": self.merged_bytes,
+            "rollouts": self.rollout_bytes,
+        }
+        phases = self.phases | {"optimizer step": Phase(on_gpu * step / sharding.optimizer)}
+        for name, phase in phases.items() if sharding.weights > 1 else ():
+            if phase.forwards:
+                phases[name] = replace(phase, peak=phase.peak + self._gathered(name))
+        is_refreshed = getattr(module, "reference_refresh_interval", None) is not None
+        checkpoint = trained + states + is_refreshed * reference + self.rollout_bytes * self.run.schedule.ranks
+        return Memory(resident, phases, checkpoint)
 
+    def _gathered(self, name: str) -> float:
+        """Bytes of the weights that are whole for a while in a phase where they are divided.
 
-def on_ranks(run: Run, buffer: RehearsedBuffer, *, weights: float, reference: float, trained: float) -> Memory:
-    """What one of the ranks has of a buffer, by the rules of the strategy, with the bytes of its weights whole."""
-    sharding, parameters = run.sharding, trained_weights(run.module.policy)
-    # The optimizer's are those of the weights as they are stored, which a gathering strategy has cast for the run.
-    stored = trained / _bytes(parameters)
-    states, step = buffer.state_bytes * stored, buffer.phases["optimizer step"].peak * stored
-    whole = 4.0 * sum(parameter.numel() for parameter in parameters)
-    if sharding.master_weights and trained < whole:
-        # DeepSpeed steps a float32 copy of half-precision weights, so its states are float32 too.
-        states = whole * (1 + states / trained)
-    on_gpu = not sharding.offloads_optimizer
-    resident = {
-        "weights": weights / sharding.weights,
-        "reference": reference / sharding.weights,
-        # DDP reduces gradients through buckets, which hold a second copy of all of them.
-        "gradients": trained / sharding.gradients * (1 + sharding.bucketed),
-        "optimizer": on_gpu * states / sharding.optimizer,
-        "rollouts": buffer.rollout_bytes,
-    } | ({"merged weights": buffer.merged_bytes} if buffer.merged_bytes else {})
-    phases = buffer.phases | {"optimizer step": Phase(on_gpu * step / sharding.optimizer)}
-    if sharding.weights > 1:
-        phases = {name: _gathering(run, name, phase) for name, phase in phases.items()}
-    is_refreshed = getattr(run.module, "reference_refresh_interval", None) is not None
-    checkpoint = trained + states + is_refreshed * reference + buffer.rollout_bytes * run.schedule.ranks
-    return Memory(resident, phases, checkpoint)
-
-
-def _gathering(run: Run, name: str, phase: Phase) -> Phase:
-    """A phase with the weights that are whole for a while where they are divided.
-
-    Embeddings, final norm and head are one unit (`shard_fsdp2`), which is there as long as a forward lasts. Beside it
-    are two layers, and in the backward pass of full fine-tuning the gradients of one before they are divided.
-    """
-    if not phase.forwards:
-        return phase
-    policy, is_training = run.module.policy, name == "training"
-    layers = [_bytes(layer.parameters()) for layer in layers_of(policy.model)]
-    gathered = _bytes(policy.model.parameters())
-    if is_training or not run.module.gather_for_generation:
-        gathered += (2 + (is_training and not policy.has_adapters)) * layers[0] - sum(layers)
-    else:
-        gathered += _bytes(policy.reference.parameters())
-    return replace(phase, peak=phase.peak + gathered, parts=phase.parts | {"gathered weights": gathered})
+        Embeddings, final norm and head are one unit (`shard_fsdp2`), which is there as long as a forward lasts. Beside
+        it are two layers, and in the backward pass of full fine-tuning the gradients of one before they are divided.
+        """
+        policy, is_training = self.policy, name == "training"
+        layers = [_bytes(layer.parameters()) for layer in layers_of(policy.model)]
+        whole = _bytes(policy.model.parameters())
+        if is_training or not self.run.module.gather_for_generation:
+            return whole + (2 + (is_training and not policy.has_adapters)) * layers[0] - sum(layers)
+        return whole + _bytes(policy.reference.parameters())
 
 
 def _bytes(tensors: Iterable[Any]) -> float:

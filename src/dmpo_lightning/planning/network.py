@@ -1,7 +1,5 @@
 """A network on the meta device, from its configuration alone: no weights are read, and none are held."""
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -108,31 +106,14 @@ def read_model_config(source: str) -> tuple["PreTrainedConfig", str]:
     return config, str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
 
 
-def counted(model: nn.Module) -> tuple[dict[str, int], dict[str, int]]:
-    """Parameters by module type, all and trained ones. A head that is the embedding counts once."""
-    total: Counter[str] = Counter()
-    trained: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
-        plain, adapts = re.subn(r"\.lora_[AB]\.\w+", "", name.removeprefix("base_model.model."))
-        # A reference may be a frozen adapter, which is counted as memory and not as part of the network.
-        if adapts and not parameter.requires_grad:
-            continue
-        kind = _module_type(plain.replace(".base_layer", "").rpartition(".")[0]) + " (LoRA)" * adapts
-        count = getattr(parameter, "unpacked", parameter.numel())
-        total[kind] += count
-        trained[kind] += count * parameter.requires_grad
-    # Adapters behind what they adapt, as a reader looks for them.
-    order = sorted(total, key=lambda kind: kind.endswith("(LoRA)"))
-    return {kind: total[kind] for kind in order}, {kind: trained[kind] for kind in order if trained[kind]}
+def counted(model: nn.Module) -> tuple[int, int]:
+    """The numbers of all and of trained parameters. A head that is the embedding counts once.
 
-
-def _module_type(module: str) -> str:
-    """The name without the layer's number: ``blocks.q_proj`` of ``model.transformer.blocks.3.q_proj``.
-
-    Where nothing is numbered it is the last part.
+    A reference that is a frozen adapter is counted as memory, and not as part of the network.
     """
-    numbered = re.search(r"(\w+)\.\d+\.(.+)$", module)
-    return f"{numbered[1]}.{numbered[2]}" if numbered else module.rpartition(".")[2]
+    kept = [each for name, each in model.named_parameters() if each.requires_grad or ".lora_" not in name]
+    counts = [(getattr(each, "unpacked", each.numel()), each.requires_grad) for each in kept]
+    return sum(count for count, _ in counts), sum(count for count, is_trained in counts if is_trained)
 
 
 def quantize(model: nn.Module) -> None:

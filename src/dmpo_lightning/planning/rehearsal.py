@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 KNOWN_NUMBERS = 2**18
@@ -119,7 +119,7 @@ class Rehearsal(TensorMemory):
             return kwargs["out"] if "out" in kwargs else args[0]
         if not given and all(leaf.numel() <= KNOWN_NUMBERS for leaf in tree_leaves(result)):
             return _known(func, args, kwargs)
-        return tree_map(_ghost if func.is_view else _settled, result)
+        return tree_map_only(Tensor, Ghost if func.is_view else _settled, result)
 
 
 def _known(func: Any, args: Any, kwargs: Any) -> Any:
@@ -164,10 +164,6 @@ def _zeros(value: Any) -> Any:
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype).zero_()
 
 
-def _ghost(value: Any) -> Any:
-    return Ghost(value) if isinstance(value, Tensor) else value
-
-
-def _settled(value: Any) -> Any:
-    ghost = _ghost(value)
-    return _zeros(ghost) if isinstance(ghost, Ghost) and ghost.numel() <= KNOWN_NUMBERS else ghost
+def _settled(shape_only: Tensor) -> Tensor:
+    ghost = Ghost(shape_only)
+    return _zeros(ghost) if ghost.numel() <= KNOWN_NUMBERS else ghost

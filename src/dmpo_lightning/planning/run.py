@@ -61,10 +61,13 @@ def read_run(config: Options, *, prompt_length: int | None = None) -> Run:
     on_cpu = trainer.get("accelerator") == "cpu"
     devices, nodes = _devices(trainer.get("devices"), [] if on_cpu else notes), int(trainer.get("num_nodes") or 1)
     sharding = sharding_of(trainer.get("strategy") or "auto", devices=devices, nodes=nodes)
-    notes += [sharding.note] if sharding.note else []
     model = options.get("model")
     backbone = Backbone(model) if isinstance(model, str) else instantiate(model, Backbone)
-    _check(options, backbone, sharding)
+    if backbone.quantization is not None and sharding.divides:
+        raise ValueError(
+            f"`quantization` needs whole layers on each rank, but {sharding.name} divides them; use DDP "
+            "(`--config strategies/ddp.yaml`), or leave it out."
+        )
     blank = without_weights(backbone)
     with torch.device("meta"):
         module = instantiate(dict(config["model"], init_args=dict(options, model=blank)), PolicyModule)
@@ -73,11 +76,16 @@ def read_run(config: Options, *, prompt_length: int | None = None) -> Run:
     if schedule.problem is not None:
         raise ValueError(schedule.problem)
     max_steps = int(trainer.get("max_steps") or -1)
+    prompt_length = prompt_length or data.get("max_prompt_length")
+    if not prompt_length:
+        # A small model may have less room beside the completion.
+        prompt_length = min(PUBLISHED_PROMPT_CAP, module.policy.room_for_prompts(length) or PUBLISHED_PROMPT_CAP)
+        notes.append(f"prompts of {prompt_length} tokens are assumed; say --prompt_length N if yours differ")
     return Run(
         str(backbone.model),
         module,
         schedule,
-        prompt_length or data.get("max_prompt_length") or _assumed(module.policy.room_for_prompts(length), notes),
+        prompt_length,
         length,
         sharding,
         precision=str(trainer.get("precision") or "32-true"),
@@ -92,24 +100,7 @@ def instantiate(spec: Any, wanted: type[Any]) -> Any:
     """An object of a class from its ``class_path`` and ``init_args``, as the command line would make it."""
     parser: Any = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=wanted)
-    # The method has this name since jsonargparse 4.49.
-    build = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    return build(parser.parse_object({"value": spec})).value
-
-
-def _check(options: Options, backbone: Backbone, sharding: Sharding) -> None:
-    """Raises ValueError for what no constructor refuses, but training."""
-    if not isinstance(backbone.model, str):
-        raise ValueError("`plan` needs `model.init_args.model` to be a hub id, a folder or an embedded name.")
-    if backbone.quantization is not None and sharding.divides:
-        raise ValueError(
-            f"`quantization` needs whole layers on each rank, but {sharding.name} divides them; use DDP "
-            "(`--config strategies/ddp.yaml`), or leave it out."
-        )
-    if options.get("gather_for_generation") and sharding.name.startswith("fsdp ("):
-        raise ValueError(
-            "`gather_for_generation` does not work under FSDP1; use FSDP2 (`--config strategies/fsdp2.yaml`)."
-        )
+    return parser.instantiate(parser.parse_object({"value": spec})).value
 
 
 def _schedule(module: Any, data: Options, ranks: Schedule, notes: list[str]) -> tuple[int, Schedule]:
@@ -118,11 +109,10 @@ def _schedule(module: Any, data: Options, ranks: Schedule, notes: list[str]) -> 
     Our datamodules call a buffer's prompts ``prompts_per_buffer``. A plain loader of prompts has a ``batch_size``.
     """
     if module.sampler is None:
-        for name in ("completion_length", "batch_size"):
-            if not isinstance(data.get(name), int):
-                raise ValueError(f"`plan` needs `data.init_args.{name}`, got {data.get(name)!r}.")
+        size, length = data.get("batch_size"), data.get("completion_length")
+        if not (isinstance(size, int) and isinstance(length, int)):
+            raise ValueError(f"`plan` needs `batch_size` and `completion_length` of the data, got {size} and {length}.")
         # A demonstration stands alone, there is nothing to compare it with.
-        size, length = data["batch_size"], data["completion_length"]
         return length, replace(ranks, prompts_per_buffer=size * ranks.accumulation, micro_batch_size=size)
     prompts = data.get("prompts_per_buffer") or data.get("batch_size")
     if prompts is None:
@@ -135,13 +125,6 @@ def _schedule(module: Any, data: Options, ranks: Schedule, notes: list[str]) -> 
         micro_batch_size=module.buffer.micro_batch_size,
         num_iterations=module.buffer.num_iterations,
     )
-
-
-def _assumed(room: int | None, notes: list[str]) -> int:
-    """A length of prompts, where nothing says it. A small model may have less ``room`` beside the completion."""
-    length = PUBLISHED_PROMPT_CAP if room is None else min(PUBLISHED_PROMPT_CAP, room)
-    notes.append(f"prompts of {length} token{'s' * (length > 1)} are assumed; say --prompt_length N if yours differ")
-    return length
 
 
 def _devices(value: Any, notes: list[str]) -> int:

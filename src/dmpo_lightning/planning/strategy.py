@@ -17,8 +17,6 @@ class Sharding:
         bucketed: whether gradients are reduced through buckets, which are a second copy of them.
         master_weights: whether half-precision weights have a float32 copy beside the optimizer states (DeepSpeed).
         offloads_optimizer: whether the optimizer states lie in the memory of the machine.
-        divides: whether the strategy is one that divides weights, on however many ranks. Quantised ones it must not.
-        note: what is surprising about it, for people.
     """
 
     name: str
@@ -28,8 +26,11 @@ class Sharding:
     bucketed: bool = False
     master_weights: bool = False
     offloads_optimizer: bool = False
-    divides: bool = False
-    note: str | None = None
+
+    @property
+    def divides(self) -> bool:
+        """Whether the strategy is one that divides weights, on however many ranks. Quantised ones it must not."""
+        return self.name.startswith(("fsdp", "deepspeed stage 3"))
 
 
 def sharding_of(strategy: str | dict[str, Any], *, devices: int, nodes: int = 1) -> Sharding:
@@ -40,48 +41,29 @@ def sharding_of(strategy: str | dict[str, Any], *, devices: int, nodes: int = 1)
     """
     name, options = (strategy, {}) if isinstance(strategy, str) else (strategy["class_path"], strategy.get("init_args"))
     ranks, key, options = devices * nodes, name.rpartition(".")[2].lower(), options or {}
+    offloads = "offload" in key or bool(options.get("cpu_offload") or options.get("offload_optimizer"))
     if "deepspeed" in key or "zero" in key:
-        return _deepspeed(key, options, ranks)
+        stated = re.search(r"stage_(\d)", key)
+        # 2 is the default of Lightning's DeepSpeedStrategy.
+        stage = int(stated[1] if stated else options.get("stage", 2))
+        shares = [ranks if stage >= least else 1 for least in (3, 2, 1)]
+        return Sharding(f"deepspeed stage {stage}", *shares, master_weights=True, offloads_optimizer=offloads)
     if "modelparallel" in key or "fsdp2" in key:
-        return _fsdp2(ranks if "fsdp2" in key else options.get("data_parallel_size", "auto"), nodes)
+        # Lightning's own divides over the machines, and leaves the ranks of each to tensor parallelism.
+        size = ranks if "fsdp2" in key else options.get("data_parallel_size", "auto")
+        return Sharding("fsdp2", *[nodes if size == "auto" else int(size)] * 3)
     if "fsdp" in key:
-        return _fsdp(key, options, devices, ranks)
+        plan = str(options.get("sharding_strategy", "FULL_SHARD")).rpartition(".")[2].upper()
+        if plan == "NO_SHARD" or ranks == 1:
+            return Sharding("fsdp (no shard)")
+        # Hybrid plans divide within a machine and repeat over machines.
+        shards = devices if plan.startswith(("HYBRID", "_HYBRID")) else ranks
+        # SHARD_GRAD_OP keeps whole weights between forward and backward.
+        weights = 1 if plan == "SHARD_GRAD_OP" else shards
+        return Sharding(f"fsdp ({plan.lower()})", weights, shards, shards, offloads_optimizer=offloads)
     if "ddp" in key:
         # With views the gradients lie in the buckets themselves.
         return Sharding("ddp", bucketed=ranks > 1 and not options.get("gradient_as_bucket_view"))
     if key in ("auto", "singledevicestrategy"):
         return Sharding("ddp", bucketed=True) if ranks > 1 else Sharding("single device")
     raise ValueError(f"`plan` knows the strategies auto, ddp, fsdp, fsdp2 and deepspeed (stage 1 to 3), got {name!r}.")
-
-
-def _fsdp2(shards: int | str, nodes: int) -> Sharding:
-    if shards != "auto":
-        return Sharding("fsdp2", int(shards), int(shards), int(shards), divides=True)
-    # Lightning divides over the machines, and leaves the ranks of each to tensor parallelism, which no model has.
-    note = (
-        f"ModelParallelStrategy divides weights over {nodes} machine{'s' * (nodes > 1)}, and not over the GPUs of one; "
-        "`--config strategies/fsdp2.yaml` divides over all"
-    )
-    return Sharding("fsdp2", nodes, nodes, nodes, divides=True, note=note)
-
-
-def _fsdp(key: str, options: dict[str, Any], devices: int, ranks: int) -> Sharding:
-    plan = str(options.get("sharding_strategy", "FULL_SHARD")).rpartition(".")[2].upper()
-    offload = "offload" in key or bool(options.get("cpu_offload"))
-    # Hybrid plans divide within a machine and repeat over machines.
-    shards = devices if plan.startswith(("HYBRID", "_HYBRID")) else ranks
-    if plan == "NO_SHARD" or ranks == 1:
-        return Sharding("fsdp (no shard)", divides=True)
-    # SHARD_GRAD_OP keeps whole weights between forward and backward.
-    weights = 1 if plan == "SHARD_GRAD_OP" else shards
-    return Sharding(f"fsdp ({plan.lower()})", weights, shards, shards, offloads_optimizer=offload, divides=True)
-
-
-def _deepspeed(key: str, options: dict[str, Any], ranks: int) -> Sharding:
-    stated = re.search(r"stage_(\d)", key)
-    # 2 is the default of Lightning's DeepSpeedStrategy.
-    stage = int(stated[1] if stated else options.get("stage", 2))
-    weights, gradients, states = (ranks if stage >= least else 1 for least in (3, 2, 1))
-    offload = "offload" in key or bool(options.get("offload_optimizer"))
-    options = {"master_weights": True, "offloads_optimizer": offload, "divides": stage >= 3}
-    return Sharding(f"deepspeed stage {stage}", weights, gradients, states, **options)
