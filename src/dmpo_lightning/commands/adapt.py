@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def make_parser() -> CommandParser:
     """The options of the command."""
-    parser = CommandParser("dmpo-lightning adapt", description=__doc__)
+    parser = CommandParser("adapt", __doc__)
     add = parser.add_argument
     add("--model", required=True, help="hub id, folder or GGUF file of the causal model")
     add("--output", required=True, help="folder to write")

@@ -46,12 +46,14 @@ def sharding_of(strategy: str | dict[str, Any], *, devices: int, nodes: int = 1)
         stated = re.search(r"stage_(\d)", key)
         # 2 is the default of Lightning's DeepSpeedStrategy.
         stage = int(stated[1] if stated else options.get("stage", 2))
-        shares = [ranks if stage >= least else 1 for least in (3, 2, 1)]
-        return Sharding(f"deepspeed stage {stage}", *shares, master_weights=True, offloads_optimizer=offloads)
+        weights, gradients, states = (ranks if stage >= least else 1 for least in (3, 2, 1))
+        name = f"deepspeed stage {stage}"
+        return Sharding(name, weights, gradients, states, master_weights=True, offloads_optimizer=offloads)
     if "modelparallel" in key or "fsdp2" in key:
         # Lightning's own divides over the machines, and leaves the ranks of each to tensor parallelism.
         size = ranks if "fsdp2" in key else options.get("data_parallel_size", "auto")
-        return Sharding("fsdp2", *[nodes if size == "auto" else int(size)] * 3)
+        shards = nodes if size == "auto" else int(size)
+        return Sharding("fsdp2", shards, shards, shards)
     if "fsdp" in key:
         plan = str(options.get("sharding_strategy", "FULL_SHARD")).rpartition(".")[2].upper()
         if plan == "NO_SHARD" or ranks == 1:
