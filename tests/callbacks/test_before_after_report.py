@@ -10,6 +10,7 @@ from test_run_directory import Held
 
 from dmpo_lightning import BeforeAfterReport, ConfidenceSampler, ProgressLine, RunRecorder, Sudoku
 from dmpo_lightning.callbacks.before_after import learnt_example
+from dmpo_lightning.callbacks.completion_records import drawings
 from dmpo_lightning.reports.lines import read_lines
 from dmpo_lightning.tasks.base import Task
 
@@ -30,10 +31,10 @@ class Echo(Task):
         return {"correct": 0.0}
 
 
-def fit(folder, report, *callbacks, **options):
+def fit(folder, report, *callbacks, datamodule=None, **options):
     flags = {"max_steps": 4, "max_epochs": -1} | options
     run = trainer(folder, callbacks=[report, *callbacks], **flags)
-    run.fit(module(), datamodule=Held())
+    run.fit(module(), datamodule=datamodule or Held())
     return run
 
 
@@ -84,6 +85,28 @@ def test_each_metric_of_the_curve_has_the_base_of_its_own_sampler(tmp_path):
         metric: (sampler, before[sampler]["accuracy"]["mean"]) for metric, sampler in curve.items()
     }
     assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_record_has_the_base_by_the_names_of_validations_and_what_both_evaluations_took(tmp_path):
+    report = BeforeAfterReport(SAMPLERS)
+    run = fit(tmp_path, report, RunRecorder(), val_check_interval=4, datamodule=Validated())
+    lines = {line["kind"]: line for line in read_lines(tmp_path / "metrics.jsonl")}
+    base, validation = lines["base"]["values"], lines["validation"]["values"]
+    assert {*validation} - {*base} == {"time/validation", *(name for name in validation if "tokens_per" in name)}
+    mean, error = report.before["greedy"]["accuracy"]
+    assert (base["val/greedy/accuracy"], base["val/greedy/accuracy_stderr"]) == (mean, error)
+    assert lines["base"]["examples"] == json.loads((tmp_path / "summary.json").read_text())["examples"] == 6
+    assert min(lines[kind]["values"]["time/evaluation"] for kind in ("base", "after")) > 0
+    assert lines["after"]["step"] == run.global_step
+
+
+def test_a_picture_that_a_task_cannot_draw_of_a_completion_ends_no_run():
+    class Careless(Echo):
+        def show(self, example, completion):
+            return completion and completion.split("=")[1]
+
+    assert drawings(Careless(), {}, "1=2") == {"drawings": ["", "2"]}
+    assert drawings(Careless(), {}, "1") == {}
 
 
 def test_a_learnt_puzzle_is_drawn_beside_both_answers():

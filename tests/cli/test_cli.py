@@ -51,6 +51,8 @@ def test_fit_writes_summary_curve_and_config(workplace, capsys):
     )
     assert summary["seconds"] > 0
     assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((run / "rollouts" / "rank0-000000.jsonl").read_text().splitlines()[0])
+    assert [len(drawing.splitlines()) for drawing in record["drawings"]] == [5, 5], "of the puzzle and of the answer"
     assert (run / "config.yaml").is_file()
     assert "after, greedy" in capsys.readouterr().out
 

@@ -83,7 +83,7 @@ def test_a_notebook_shows_an_answer_in_the_viewer_and_elsewhere_it_is_one_line(d
     (item,) = json.loads(data.partition("</script>")[0])["completions"]
     assert item["prompt"] == "user: </script>\"12\n'3"
     (pane,) = item["panes"]
-    assert pane["steps"] == answer.steps
+    assert [step for _, step, _ in pane["tokens"]] == answer.steps
     assert len(pane["tokens"]) == len(answer.tokens) == len(answer.ids)
     assert "".join(answer.tokens).startswith(answer.text[:1])
     assert repr(answer).startswith("Generation(prompt='user: </script>\"12\\n'3', text='")

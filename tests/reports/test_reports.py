@@ -14,7 +14,7 @@ import pytest
 from report_runs import HOSTILE, add_hostile, made_run
 
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.reports.lines import LONGEST, encoded, read_lines
+from dmpo_lightning.reports.lines import encoded, read_lines
 from dmpo_lightning.reports.page import page, viewer_items, write_report
 from dmpo_lightning.reports.plots import MOST_POINTS, Panel, learning_curve, panels
 from dmpo_lightning.reports.record import held_out, read_run, read_runs, rollouts
@@ -46,10 +46,14 @@ def test_a_run_leaves_its_report(run, capsys):
     base = {series["label"]: (series["y"][0], series["base"]) for series in plots["val/accuracy"]["series"]}
     solved = summary["before"]["temperature_1"]["accuracy"]["mean"]
     assert base["sampled"] == pytest.approx((solved, solved), abs=1e-4)
-    assert data_of(text)["times"][plots["val/accuracy"]["series"][0]["times"]][0] == [0, 4, 8]
+    points = data_of(text)["points"][plots["val/accuracy"]["series"][0]["x"]]
+    assert [step for step, _, _ in points] == [0, 4, 8]
+    # The evaluations before and after are a part of the time.
+    spent = {what: int(seconds) for what, seconds in re.findall(r"</span>(\w+) (\d+) s</span>", text)}
+    assert "evaluation" in spent
     assert "No guard fired." in text
     # The result is the heading, and what was run comes last.
-    assert re.search(r"<h1>[^<]* to [^<]* on held-out examples, 8 steps, \d+ rollouts, 0:\d\d</h1>", text)
+    assert re.search(r"<h1>[^<]* to [^<]* on 6 held-out examples, 8 steps, \d+ rollouts, 0:\d\d</h1>", text)
     assert text.index("<h1>") < text.index('data-plot="0"') < text.index('id="viewer"') < text.index("sudoku_tiny")
 
 
@@ -60,22 +64,11 @@ def test_examples_are_the_same_prompts_before_and_after(run):
     items = [item for item in viewer_items([read_run(run, "a")], [[]]) if item["kind"] == "most changed"]
     panes = [[pane["title"] for pane in item["panes"]] for item in items]
     assert panes == [["before", "after"]] * 6
-    rewards = [found for item in items for found in re.findall(r"reward (\S+) to (\S+)", item["title"])]
-    changes = [abs(float(before) - float(after)) for before, after in rewards]
+    rewards = [
+        [float(re.search(r"reward (\S+)", pane["about"])[1].strip(",")) for pane in item["panes"]] for item in items
+    ]
+    changes = [abs(before - after) for before, after in rewards]
     assert changes == sorted(changes, reverse=True)
-
-
-def test_best_and_worst_are_of_different_prompts(run):
-    found = rollouts(read_run(run, "a"))
-    assert len(found) == len([line for path in (run / "rollouts").glob("rank0-*") for line in read_lines(path)])
-    items = viewer_items([read_run(run, "a")], [found])
-    rewards = [each.reward for each in found]
-    for kind, extreme in (("best", max(rewards)), ("worst", min(rewards))):
-        own = [item for item in items if item["kind"] == kind]
-        assert own[0]["panes"][0]["about"].startswith(f"reward {extreme:.4g}")
-        assert all(item["panes"][0]["tokens"] and item["panes"][0]["title"].startswith("in buffer ") for item in own)
-        prompts = [re.search(r"prompt (\d+)", item["title"])[1] for item in own]
-        assert len(set(prompts)) == len(prompts) == 4
 
 
 def rollout(index, buffer, reward, **more):
@@ -83,32 +76,49 @@ def rollout(index, buffer, reward, **more):
     return record | {"components": {"solved": float(reward > 1)}} | more
 
 
-def test_prompts_are_counted_over_time_and_by_difficulty_and_those_never_solved_are_shown(tmp_path):
-    records = [rollout(1, 0, 2), rollout(1, 0, 2), rollout(2, 0, 2), rollout(2, 0, 1), rollout(3, 0, 1)]
+def test_prompts_are_counted_over_time_and_by_difficulty_and_their_rollouts_are_shown(tmp_path):
+    grids = [{"completion": grid, "drawings": ["..", grid]} for grid in ("21", "12")]
+    records = [rollout(1, 0, 2), rollout(1, 0, 2), rollout(2, 0, 1, **grids[0]), rollout(2, 0, 2, **grids[1])]
+    records += [rollout(3, 0, 1)]
     records += [rollout(4, 1, 1, difficulty="7 blanks"), rollout(4, 1, 1, difficulty="7 blanks")]
     for number in (0, 1):
         own = [each for each in records if each["buffer"] == number]
         write_lines(tmp_path / f"rollouts/rank0-{number}.jsonl", own)
     write_report([tmp_path], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
-    rows = re.findall(r'<th scope="row">([^<]*)</th><td><div class="stack".*?</div></td>((?:<td>\d+</td>)+)', text)
+    rows = re.findall(
+        r'<th scope="row">([^<]*)</th><td><div class="stack".*?</div></td>((?:<td class=short>\d+</td>)+)', text
+    )
     counts = {name: [int(each) for each in re.findall(r"\d+", cells)] for name, cells in rows}
-    assert counts == {"all": [2, 1, 1], "buffer 1": [1, 1, 1], "buffer 2": [1, 0, 0], "difficulty 7 blanks": [1, 0, 0]}
+    assert counts == {"all": [2, 1, 1], "buffer 0": [1, 1, 1], "buffer 1": [1, 0, 0], "difficulty 7 blanks": [1, 0, 0]}
     items = data_of(text)["completions"]
-    never = [number for number, item in enumerate(items) if item["kind"] == "never solved"]
-    assert [items[number]["title"][:22] for number in never] == ["never solved, prompt 4", "never solved, prompt 3"]
-    assert [pane["title"] for pane in items[never[0]]["panes"]] == ["in buffer 1, 2 of 2"]
-    assert re.findall(r'data-item="(\d+)"', text) == [str(number) for number in never]
+    titles = [item["title"] for item in items]
+    assert titles == [
+        "never solved, prompt 4, wrong",
+        "never solved, prompt 3, wrong",
+        "sometimes solved, prompt 2, right, wrong",
+        "always solved, prompt 1, right",
+    ]
+    assert [pane["title"] for pane in items[0]["panes"]] == ["in buffer 1, 2 of 2"]
+    assert [pane["drawing"] for pane in items[2]["panes"]] == ["12", "21"]
+    assert re.findall(r'data-item="(\d+)"', text) == ["0", "2", "3"]
 
 
-def test_seconds_go_into_one_bar(tmp_path):
+@pytest.mark.parametrize("is_within", [True, False])
+def test_seconds_go_into_one_bar(tmp_path, is_within):
     values = {"time/sampling": 30.0, "time/scoring": 10.0, "time/training": 40.0}
     validation = {"kind": "validation", "step": 2, "seconds": 100.0, "values": {"time/validation": 15.0}}
-    write_lines(tmp_path / "metrics.jsonl", [POINT | {"values": values}, validation])
-    text = page(read_runs([tmp_path]), [])
+    # The recorder may begin to count before the first evaluation, or behind it.
+    late = 20.0 * is_within
+    base = {"kind": "base", "step": 0, "seconds": late, "values": {"time/evaluation": 20.0}}
+    after = {"kind": "after", "step": 2, "seconds": 110.0 + late, "values": {"time/evaluation": 10.0}}
+    validation["seconds"] += late
+    write_lines(tmp_path / "metrics.jsonl", [base, POINT | {"values": values}, validation, after])
+    text = page(read_runs([tmp_path]))
     words = re.sub("<.*?>", "", text.partition("Where the time went")[2].partition("</p>")[0])
-    assert words == "sampling 30 s, scoring 10 s, training 40 s, validation 15 s, other 5 s, in all 1:40"
-    assert re.findall(r'width: ([\d.]+)%"', text) == ["30.00", "10.00", "40.00", "15.00", "5.00"]
+    parts = "sampling 30 s, scoring 10 s, training 40 s, validation 15 s, evaluation 30 s, other 5 s"
+    assert words == f"{parts}, in all 2:10"
+    assert re.findall(r'width: ([\d.]+)%"', text) == ["23.08", "7.69", "30.77", "11.54", "23.08", "3.85"]
 
 
 EVALUATION = {"task": "GSM8K", "split": "test", "steps": {"hot": [4]}, "temperature": {"hot": 1.0}, "checkpoint": None}
@@ -169,7 +179,7 @@ def test_runs_are_named_by_what_differs_and_what_holds_none_is_left_out(run, tmp
     assert data["seeds"] == [[0, 1], [0, 1], []]
     # One prompt, with what was before and after in each run.
     titles = [pane["title"] for pane in data["completions"][0]["panes"]]
-    assert titles == ["before", *(f"after, {name}" for name in data["runs"])]
+    assert titles == ["before", *(f"{name}: after" for name in data["runs"])]
 
 
 def test_words_beside_a_plot_are_those_of_the_documentation():
@@ -182,10 +192,14 @@ def test_words_beside_a_plot_are_those_of_the_documentation():
     assert said["time/training"][1] == "seconds"
 
 
-def test_each_validation_leaves_a_page_that_loads_itself_anew_and_the_end_one_that_does_not(run):
+def test_each_validation_leaves_a_page_that_loads_itself_anew_for_a_while_and_the_end_one_that_does_not(run):
     pages = [(run / name).read_text(encoding="utf-8") for name in ("live.html", "report.html")]
-    assert [data_of(text)["live"] for text in pages] == [True, False]
-    assert re.search(r"<h1>[^<]*accuracy [^<]* to [^<]*, 4 steps", pages[0])
+    # The run may be killed.
+    until = (run / "live.html").stat().st_mtime + 3600
+    assert data_of(pages[0])["reload_until"] == pytest.approx(1000 * until, abs=60_000)
+    assert data_of(pages[1])["reload_until"] == 0
+    assert ["Written at" in text for text in pages] == [True, False]
+    assert re.search(r"<h1>[^<]*accuracy [^<]* to [^<]* prompts, 4 steps", pages[0])
 
 
 def test_a_page_of_a_run_that_goes_on_says_so(run, tmp_path):
@@ -196,8 +210,8 @@ def test_a_page_of_a_run_that_goes_on_says_so(run, tmp_path):
     (folder / "run.json").write_text(json.dumps(facts))
     write_report([folder], folder / "report.html", live=True)
     text = (folder / "report.html").read_text()
-    assert ", step 8 of 20, " in text
-    assert data_of(text)["live"]
+    assert ", 8 of 20 steps, " in text
+    assert data_of(text)["reload_until"]
     # The base is known from the start.
     assert data_of(text)["plots"][0]["series"][0]["base"] is not None
     assert [pane["title"] for pane in data_of(text)["completions"][0]["panes"]] == ["before"]
@@ -261,29 +275,22 @@ def with_few_plots(run, folder):
 
 def test_several_runs_share_each_plot(run, tmp_path, capsys):
     runs = [with_few_plots(run, tmp_path / name / "version_0") for name in ("a", "b")]
-    output, pictures = tmp_path / "both.html", tmp_path / "png"
-    assert main(["report", *map(str, runs), "-o", str(output), "--png", str(pictures), "--x", "seconds"]) == 0
+    output = tmp_path / "both.html"
+    assert main(["report", *map(str, runs), "-o", str(output)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"Report: {output}"
     data = data_of(output.read_text())
-    plots = data["plots"]
-    labels = [[(series["run"], series["label"]) for series in plot["series"]] for plot in plots]
+    labels = [[(series["run"], series["label"]) for series in plot["series"]] for plot in data["plots"]]
     assert labels == [[(0, "sampled"), (1, "sampled")], [(0, ""), (1, "")]]
     # They differ in nothing by which they could be named.
     assert data["runs"] == ["a/version_0", "b/version_0"]
-    assert data["axis"] == "seconds"
-    assert {path.read_bytes()[:4] for path in pictures.iterdir()} == {b"\x89PNG"}
-    assert len(list(pictures.iterdir())) == len(plots)
 
 
-def test_a_run_of_many_points_is_averaged(run, tmp_path):
-    (tmp_path / "metrics.jsonl").write_bytes(
-        b"".join(
-            encoded({"kind": "buffer", "buffer": n, "step": n, "values": {"reward/total": n}}) for n in range(4000)
-        )
-    )
+def test_of_a_run_of_many_points_each_tenth_is_drawn_with_the_last(tmp_path):
+    points = ({"kind": "buffer", "buffer": n, "step": n, "values": {"reward/total": n}} for n in range(4000))
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(map(encoded, points)))
     (panel,) = panels(read_runs([tmp_path]))
-    assert len(panel.series[0].x["step"]) == MOST_POINTS
-    assert panel.series[0].y[:2] == (4.5, 14.5)
+    assert len(panel.series[0].x) == MOST_POINTS
+    assert panel.series[0].y[-2:] == (3989, 3999)
 
 
 def test_files_that_were_cut_off_or_hold_something_else_make_a_page(tmp_path):
@@ -295,7 +302,7 @@ def test_files_that_were_cut_off_or_hold_something_else_make_a_page(tmp_path):
             path.parent.mkdir(exist_ok=True, parents=True)
             path.write_bytes(content)
         runs = read_runs([folder])
-        assert page(runs, panels(runs)).startswith("<!DOCTYPE html>")
+        assert page(runs).startswith("<!DOCTYPE html>")
 
 
 POINT = {"kind": "buffer", "step": 4, "rollouts": 8, "seconds": 1.0, "values": {"reward/total": 0.5}}
@@ -307,10 +314,9 @@ ROLLOUT = {
     "completion": "c",
     "components": {"right": 1.0},
 }
-ROLLOUT |= {"tokens": ["a"], "reveal_step": [0], "confidence": [0.5]}
-MEASURE = {"mean": 0.25, "standard_error": 0.125}
+ROLLOUT |= {"tokens": ["a"], "reveal_step": [0], "confidence": [0.5], "drawings": ["q", "a"]}
 WRONG = (None, math.nan, math.inf, "\x1b[2J<script>", [1], [[None]], {}, {"a": "b"}, 10**400, -1e308, 1e308, True)
-NO_LINES = (b"\xff", b"[" * 100_000, b'{"a":' * 5000, b"9" * 5000, b"x" * (LONGEST + 9))
+NO_LINES = (b"\xff", b"[" * 100_000, b'{"a":' * 5000, b"9" * 5000)
 
 
 def write_lines(path, records, *more):
@@ -318,68 +324,43 @@ def write_lines(path, records, *more):
     path.write_bytes(b"".join(json.dumps(record).encode() + b"\n" for record in records) + b"\n".join([*more, b'{"ki']))
 
 
-def test_a_bad_value_takes_no_good_one_and_is_counted_by_its_name(tmp_path, capsys):
+def test_a_bad_line_takes_no_good_one_and_a_warning_names_its_file(tmp_path, capsys):
     points = [POINT | {name: value} for name in POINT for value in WRONG]
     points += [POINT | {"values": {"reward/total": 0.5, "x/y": value}} for value in WRONG]
     write_lines(tmp_path / "metrics.jsonl", [POINT, *points, {"kind": "guard"}], *NO_LINES)
     rollouts = [ROLLOUT | {name: value} for name in (*ROLLOUT, "weight") for value in WRONG]
     rollouts += [ROLLOUT | {name: [value]} for name in ("tokens", "reveal_step", "confidence") for value in WRONG]
-    for name in ("rank0-000000", "rank0-x", "rank0-" + "9" * 99, "before", "after"):
+    for name in ("rank0-000000", "rank0-x", "before", "after"):
         write_lines(tmp_path / f"rollouts/{name}.jsonl", [ROLLOUT, *rollouts], *NO_LINES)
     facts = {name: dict(enumerate(WRONG)) for name in ("model", "data")} | {"versions": [1], "configuration": "x"}
     (tmp_path / "run.json").write_text(json.dumps(facts | {"seed": 3}))
-    results = {"good": {"reward": MEASURE}, "worse": {str(n): MEASURE | {"mean": v} for n, v in enumerate(WRONG)}}
-    results |= {f"wrong {number}": value for number, value in enumerate(WRONG)}
-    (tmp_path / "summary.json").write_text(json.dumps({"before": results, "after": 3}))
-    measured = {"sampler": "s", "length": 8, "n": 2, "means": {"accuracy": MEASURE}}
-    evaluation = {"task": WRONG[3], "results": [measured | {name: value} for name in measured for value in WRONG]}
-    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation | {"steps": 3, "temperature": {"s": [None]}}))
+    (tmp_path / "summary.json").write_bytes(NO_LINES[0])
     answer = {"index": 0, "sampler": "s", "length": 8, "completion": "c", "scores": {"reward": 1.0}, "correct": True}
     answers = [answer | {name: value} for name in (*answer, "example", "answer", "rollout") for value in WRONG]
     write_lines(tmp_path / "completions.jsonl", [answer, *answers], *NO_LINES)
-    assert main(["report", str(tmp_path)]) == 0
+    with pytest.warns(UserWarning, match="not all of it") as warned:
+        assert main(["report", str(tmp_path)]) == 0
     text = (tmp_path / "report.html").read_text()
     assert "reward/total is 0.5" in text
-    assert "0.250 ± 0.125" in text
     assert any(pane["tokens"] for item in data_of(text)["completions"] for pane in item["panes"])
-    said = [line.split(": ", 1)[1] for line in capsys.readouterr().err.splitlines()]
-    # Neither None nor NaN is anything but a number that is not known.
-    assert {
-        "metrics.jsonl: lines that hold no record (7)",
-        "metrics.jsonl: step (9)",
-        "metrics.jsonl: values (7)",
-        "metrics.jsonl: x/y (9)",
-        "rank0-000000.jsonl: reward (9)",
-        "run.json: versions (1)",
-        "run.json: configuration (1)",
-        "summary.json: after (1)",
-        "evaluation.json: means (7)",
-        "completions.jsonl: lines that hold no record (7)",
-    } <= set(said)
-    assert all(line.isprintable() and html.escape(line.rpartition(" (")[0]) in text for line in said)
+    said = [str(each.message) for each in warned]
+    bad = ("metrics.jsonl", "rank0-000000.jsonl", "before.jsonl", "completions.jsonl", "summary.json")
+    assert all(any(f"{name} is not read" in line for line in said) for name in bad)
+    assert all(line.isprintable() for line in said)
     assert text.count("<script") == 2
 
 
 def test_a_report_reads_only_what_has_an_end(tmp_path):
-    """A device, a pipe without a writer, a folder, a file of the system's, and one of a terabyte."""
-    folder = tmp_path / "rollouts"
+    """A device, a pipe without a writer, a folder and a link to nowhere."""
     write_lines(tmp_path / "metrics.jsonl", [POINT])
-    write_lines(folder / "rank0-000000.jsonl", [ROLLOUT])
-    os.mkfifo(folder / "rank1-000000.jsonl")
-    (folder / "rank2-000000.jsonl").mkdir()
-    for number, target in enumerate(("/dev/zero", "/proc/kmsg", "nowhere", "rank4-000000.jsonl"), start=3):
-        (folder / f"rank{number}-000000.jsonl").symlink_to(target)
-    for name in ("run.json", "summary.json", "rollouts/before.jsonl"):
+    write_lines(tmp_path / "rollouts/rank0-000000.jsonl", [ROLLOUT])
+    os.mkfifo(tmp_path / "rollouts/rank1-000000.jsonl")
+    (tmp_path / "rollouts/rank2-000000.jsonl").mkdir()
+    (tmp_path / "rollouts/rank3-000000.jsonl").symlink_to("nowhere")
+    for name in ("run.json", "rollouts/rank4-000000.jsonl", "rollouts/before.jsonl"):
         (tmp_path / name).symlink_to("/dev/zero")
-    with (folder / "rank9-000000.jsonl").open("wb") as file:
-        file.truncate(2**40)
-    found, left_out = write_report([tmp_path], tmp_path / "report.html")
-    assert found == []
-    assert "reward/total is 0.5" in (tmp_path / "report.html").read_text()
-    unread = {what.partition(":")[0] for _, what, _ in left_out}
-    bad = {f"rank{number}-000000.jsonl" for number in (1, 2, 3, 9)} | {"run.json", "summary.json", "before.jsonl"}
-    # Of the good ones the line that was cut off.
-    assert unread == bad | {"metrics.jsonl", "rank0-000000.jsonl"}
+    write_report([tmp_path], tmp_path / "report.html")
+    assert len(data_of((tmp_path / "report.html").read_text())["completions"]) == 1
 
 
 def test_the_record_of_an_earlier_version_is_read(tmp_path):
@@ -389,6 +370,7 @@ def test_the_record_of_an_earlier_version_is_read(tmp_path):
     (tmp_path / "rollouts").mkdir()
     lines = [{"header": {"seed": 0}}, sampled]
     (tmp_path / "rollouts/rank0-000000.jsonl").write_bytes(b"".join(map(encoded, lines)))
+    write_report([tmp_path], tmp_path / "report.html")
     run = read_run(tmp_path, "a")
     assert run.buffers[0].values == {"reward/total": 0.5}
     assert [(each.text, each.buffer) for each in rollouts(run)] == [("b", 0)]

@@ -147,14 +147,13 @@ def test_differences_are_marked_and_a_task_draws_its_own(drawn, chromium):
     assert chromium.value(marked.format(".text .other")) == [["five"], ["six"]]
     # Nothing is known of its steps.
     assert chromium.value("document.getElementById('play').offsetParent") is None
-    chromium.value("document.querySelector('details.never').open = true")
     chromium.value("document.querySelector('button[data-item]').click()")
     assert "never solved" in chromium.value("document.getElementById('which').selectedOptions[0].text")
     assert chromium.complaints == []
 
 
 def test_a_viewer_alone_is_a_document(chromium, tmp_path):
-    completion = Completion("p", "ab", 0, "", tokens=("a", "b"), steps=(1, 0), confidences=(0.5, 1.0))
+    completion = Completion("p", "ab", 0, "", tokens=(("a", 1, 0.5), ("b", 0, 1.0)))
     path = tmp_path / "viewer.html"
     path.write_text(viewer([viewer_item("generated", [completion])]))
     chromium.open(path)
@@ -195,7 +194,7 @@ def test_hostile_completions_are_shown_as_text(report, chromium):
     chromium.look(width=400, dark=False)
     chromium.open(report)
     titles = chromium.value("[...document.getElementById('which').options].map((option) => option.text)")
-    assert any("best, prompt 100" in title for title in titles)
+    assert any("always solved, prompt 100" in title for title in titles)
     seen = []
     for number in range(len(titles)):
         chromium.value(

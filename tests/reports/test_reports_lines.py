@@ -21,9 +21,9 @@ from dmpo_lightning.reports.lines import (
 def test_what_is_no_record_is_passed_over(tmp_path):
     path = tmp_path / "a.jsonl"
     whole = encoded({"a": 1})
-    path.write_bytes(b"[1]\n" + whole + b'\xff\xfe\n{"a":\n' + whole + b'{"a":1}')
-    # The last line has no end, so that more of it may have been meant.
-    assert list(read_lines(path)) == [{"a": 1}, {"a": 1}]
+    path.write_bytes(b"[1]\n" + whole + b'\xff\xfe\n{"a":\n' + whole + b'{"a":')
+    with pytest.warns(UserWarning, match="a.jsonl is not read, or not all of it: no JSON object but list"):
+        assert list(read_lines(path)) == [{"a": 1}, {"a": 1}]
     assert list(read_lines(tmp_path / "none.jsonl")) == []
 
 
@@ -62,20 +62,13 @@ def test_nothing_is_written_through_a_link(tmp_path):
     assert ((tmp_path / "own").read_text(), (tmp_path / "a.json").read_text()) == ("mine", "new")
 
 
-def test_a_line_that_a_full_disk_has_cut_off_takes_no_later_one(tmp_path):
-    path = tmp_path / "a.jsonl"
-    for line in (encoded({"a": 1}), b'{"a":', encoded({"a": 2}), encoded({"a": 3})):
-        append(path, line)
-    assert list(read_lines(path)) == [{"a": 1}, {"a": 2}, {"a": 3}]
-
-
 def test_numbers_that_json_does_not_have_are_none_wherever_they_stand(tmp_path):
     hostile = {"a": [math.nan, {"b": (math.inf, 1.5)}], "c": -math.inf}
     write_object(tmp_path / "a.json", hostile)
-    append(tmp_path / "a.jsonl", encoded(hostile) + b'{"a": [NaN, 1e999], "b": -Infinity}\n')
+    append(tmp_path / "a.jsonl", encoded(hostile) + b'{"a": [NaN], "b": -Infinity}\n')
     expected = {"a": [None, {"b": [None, 1.5]}], "c": None}
     assert read_file(tmp_path / "a.json") == expected
-    assert list(read_lines(tmp_path / "a.jsonl")) == [expected, {"a": [None, None], "b": None}]
+    assert list(read_lines(tmp_path / "a.jsonl")) == [expected, {"a": [None], "b": None}]
 
 
 def test_what_is_set_aside_keeps_every_part(tmp_path):

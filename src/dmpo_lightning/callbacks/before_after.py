@@ -40,10 +40,10 @@ class BeforeAfterReport(Callback):
 
     ``summary.json`` holds ``solve_rate_before``, ``solve_rate_best_temperature_before`` and ``solve_rate_after`` (at
     T = 1 unless ``sampled`` says otherwise), ``greedy_before`` and ``greedy_after``. It also holds ``seconds`` of
-    fitting, which include validation but not the two evaluations of this report, ``rollouts``, ``seed`` and all
-    results. ``learning_curve.png`` shows the validations that `RunRecorder` has recorded. ``rollouts`` gets the
-    completions of the first examples by ``sampled``, before and after, token by token. ``report.html``, which shows all
-    of it, is the recorder's.
+    fitting, which include validation but not the two evaluations of this report, ``rollouts``, ``examples`` that were
+    evaluated, ``seed`` and all results. ``learning_curve.png`` shows the validations that `RunRecorder` has recorded.
+    ``rollouts`` gets the completions of the first examples by ``sampled``, before and after, token by token.
+    ``report.html``, which shows all of it, is the recorder's.
 
     The final weights are evaluated. Not for strategies that divide the model's weights, because the report runs outside
     of the training loop.
@@ -83,12 +83,11 @@ class BeforeAfterReport(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A resumed run knows it from its first part, and its weights are not the base's any more.
         if not self.before:
+            started = time.perf_counter()
             self.before = self._evaluate(trainer, pl_module, BEFORE, list(self.samplers))
             before = {name: named_means(result) for name, result in self.before.items()}
-            values = {metric: accuracy for metric, (_, accuracy) in self.bases().items()}
-            for recorder in callbacks_of(trainer, RunRecorder):
-                line = {"kind": BASE, "curve": self.curve, "values": values, BEFORE: before}
-                recorder.note(trainer, pl_module, line)
+            line = {"kind": BASE, "examples": self._examples, BEFORE: before}
+            self._note(trainer, pl_module, line, self._base_values(), started)
         if isinstance(bar := trainer.progress_bar_callback, ProgressLine) and isinstance(pl_module, DMPO):
             steps = (self.samplers[name].num_steps(pl_module.completion_length) for name in (self.sampled, self.greedy))
             bar.expect_ending(self._examples * pl_module.evaluator.completions / trainer.world_size, sum(steps))
@@ -97,7 +96,26 @@ class BeforeAfterReport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds, self._started = self._seconds_by_now(), None
+        started = time.perf_counter()
         self.after = self._evaluate(trainer, pl_module, AFTER, [self.sampled, self.greedy])
+        self._note(trainer, pl_module, {"kind": AFTER}, {}, started)
+
+    def _note(
+        self, trainer: Trainer, module: LightningModule, line: dict[str, Any], values: dict[str, float], started: float
+    ) -> None:
+        """Has the recorder write a line of an evaluation that began then."""
+        line["values"] = values | {"time/evaluation": round(time.perf_counter() - started, 3)}
+        for recorder in callbacks_of(trainer, RunRecorder):
+            recorder.note(trainer, module, line)
+
+    def _base_values(self) -> dict[str, float]:
+        """What a validation would have measured of the base, by the names that it gives."""
+        values: dict[str, float] = {}
+        for metric, sampler in self.curve.items():
+            place, result = metric.rpartition("/")[0], self.before[sampler]
+            values |= {f"{place}/{measure}": mean for measure, (mean, _) in result.items()}
+            values[f"{place}/accuracy_stderr"] = result["accuracy"][1]
+        return values
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports, now that other callbacks have written what is shown."""
@@ -202,6 +220,7 @@ class BeforeAfterReport(Callback):
             "greedy_after": self.after[self.greedy]["accuracy"][0],
             "seconds": round(self.seconds, 1),
             "rollouts": rollouts,
+            "examples": self._examples,
             "seed": seed,
             "weights": "final",
             "before": {name: named_means(result) for name, result in self.before.items()},

@@ -54,6 +54,7 @@ def rollout_records(
                 **({} if difficulty is None else {"difficulty": difficulty}),
                 "prompt": prompt,
                 "completion": completion,
+                **drawings(task, example, completion),
                 **facts[row * shape[1] + column],
             }
 
@@ -86,7 +87,11 @@ def example_records(
 
 def drawings(task: Task | None, example: Any, completion: str) -> dict[str, list[str]]:
     """The task's own pictures of an example and of its answer, if it draws any."""
-    found = [] if task is None else [task.show(example, None), task.show(example, completion)]
+    try:
+        found = [] if task is None else [task.show(example, None), task.show(example, completion)]
+    # Completions are anything, and a run is worth more than a picture that somebody's task cannot make of one.
+    except Exception:
+        found = []
     return {"drawings": [each or "" for each in found]} if any(found) else {}
 
 

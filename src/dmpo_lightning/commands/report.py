@@ -6,7 +6,6 @@ from pathlib import Path
 
 from dmpo_lightning.commands.arguments import CommandParser
 from dmpo_lightning.reports.page import write_report
-from dmpo_lightning.reports.plots import AXES, write_pictures
 from dmpo_lightning.reports.record import REPORT, holds_run
 from dmpo_lightning.terminal import escaped
 
@@ -23,13 +22,7 @@ def run(arguments: Sequence[str]) -> None:
     # Of one run it lies beside what it tells of, of several where the command was given.
     beside = chosen[0] if len(chosen) == 1 else Path()
     output = Path(options.output).expanduser() if options.output else beside / REPORT
-    panels, left_out = write_report(chosen, output, options.x)
-    for run, what, count in left_out:
-        print(escaped(f"Left out of {run}: {what} ({count})"), file=sys.stderr)
-    if options.png:
-        names = [folder.resolve().name for folder in chosen]
-        pictures = list(write_pictures(panels, Path(options.png).expanduser(), options.x, names))
-        print(escaped(f"{len(pictures)} pictures in {options.png}"))
+    write_report(chosen, output)
     print(escaped(f"Report: {output}"))
 
 
@@ -39,6 +32,4 @@ def make_parser() -> CommandParser:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="the directory of a training or an evaluation; several are compared")
     add("-o", "--output", metavar="FILE", help=f"default: RUN/{REPORT}, of several runs ./{REPORT}")
-    add("--png", metavar="DIR", help="also write each plot as a picture there")
-    add("--x", choices=tuple(AXES), default="step", help="what to plot over")
     return parser

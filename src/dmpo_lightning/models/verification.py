@@ -4,7 +4,6 @@ Transformers and PEFT would only warn, and leave what is missing as it was drawn
 narrowed down as well, so that what is compared is what those two load.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from dmpo_lightning.reports.lines import parsed
 
 WHOLE = r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
 ADAPTER = r"adapter_(config\.json|model\.(safetensors|bin))"
@@ -73,14 +74,10 @@ def verify_tensors(
 def read_object(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds. Raises ValueError, which names the file, where it holds none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError(f"no JSON object but {type(value).__name__}")
-    # Brackets that are nested too deeply are of the last kind.
-    except (OSError, ValueError, RecursionError) as error:
+        return parsed(path.read_bytes())
+    except (OSError, ValueError) as error:
         problem = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
         raise ValueError(f"File {str(path)!r} is {problem}. Download it again.") from error
-    return value
 
 
 @contextmanager

@@ -59,9 +59,10 @@ class Generation:
             self.index,
             f"answer {self.rollout + 1}",
             verdict="not scored",
-            tokens=tuple(self.tokens),
-            steps=tuple(-1 if step is None else step for step in self.steps),
-            confidences=tuple(0.0 if sure is None else sure for sure in self.confidence),
+            tokens=tuple(
+                (token, -1 if step is None else step, sure or 0.0)
+                for token, step, sure in zip(self.tokens, self.steps, self.confidence, strict=True)
+            ),
         )
         document = html.escape(viewer([viewer_item("answer", [completion])]))
         look = "width: 100%; height: 34em; border: 0"

@@ -1,18 +1,17 @@
 """Lines of JSON on disk: appended whole, cut back where a run goes on from before, read in whatever state they are."""
 
-import io
 import json
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import BytesIO
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TypeVar
 
-LONGEST, LARGEST = 2**24, 2**29
-"""Bytes of a line, or of a file that is one object, and of a file of lines, at most. Beyond them nothing is read."""
-DEEPEST = 64
-"""How far objects may be nested."""
+from dmpo_lightning.terminal import escaped
+
+T = TypeVar("T")
 
 
 def encoded(record: Mapping[str, Any]) -> bytes:
@@ -25,90 +24,71 @@ def write_object(path: Path, content: Mapping[str, Any]) -> None:
     replace(path, json.dumps(finite(content), allow_nan=False, indent=2).encode("ascii") + b"\n")
 
 
-def finite(value: Any, levels: int = DEEPEST) -> Any:
-    """The value with None in place of each number that JSON does not have, such as NaN.
-
-    Raises:
-        ValueError: it is nested more than that many levels deep.
-    """
-    if levels == 0:
-        raise ValueError("nested too deeply")
+def finite(value: Any) -> Any:
+    """The value with None in place of each number that JSON does not have, such as NaN."""
     if isinstance(value, Mapping):
-        return {str(name): finite(each, levels - 1) for name, each in value.items()}
+        return {str(name): finite(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(each, levels - 1) for each in value]
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_object(content: bytes) -> dict[str, Any] | None:
-    """The object that is written there, None for what is none, such as what was being written when a run was killed."""
-    try:
-        found = finite(json.loads(content))
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+def parsed(content: bytes) -> dict[str, Any]:
+    """The object that is written there, with None for NaN and infinity.
 
-
-def read_file(path: Path, unread: Counter[str] | None = None) -> dict[str, Any]:
-    """The object of a JSON file, an empty one where there is none. What cannot be read is counted."""
-    try:
-        with _open(path) as file:
-            content = file.read(LONGEST)
-    except FileNotFoundError:
-        return {}
-    except OSError:
-        content = b""
-    found = read_object(content)
-    if found is None and unread is not None:
-        unread[f"{path.name}: no object"] += 1
-    return found or {}
-
-
-def read_lines(path: Path, unread: Counter[str] | None = None, most: int = LARGEST) -> Iterator[dict[str, Any]]:
-    """The records of the first ``most`` bytes of a file. Lines that hold none, have no end or are too long are left out
-    and counted.
+    Raises:
+        ValueError: there is none, or one that was being written when a run was killed.
     """
-    unread = Counter() if unread is None else unread
     try:
-        with _open(path) as file:
-            while file.tell() < most and (line := file.readline(LONGEST)):
-                record = read_object(line) if line.endswith(b"\n") else None
-                if record is None:
-                    unread[f"{path.name}: lines that hold no record"] += 1
-                else:
-                    yield record
-    except FileNotFoundError:
-        return
-    except OSError:
-        unread[f"{path.name}: no file that can be read"] += 1
+        found = json.loads(content, parse_constant=lambda _: None)
+    except RecursionError as error:
+        raise ValueError("brackets are nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"no JSON object but {type(found).__name__}")
+    return found
 
 
-def _open(path: Path) -> BinaryIO:
-    """Opens a file that has an end. A foreign folder may hold a link to a device, or a pipe that nobody writes to."""
-    size = path.stat().st_size
-    if not path.is_file() or size > LARGEST:
-        raise OSError("no file, or one that is too large")
-    # What the system only pretends to have as a file has no size, and may have no end.
-    return path.open("rb") if size else io.BytesIO()
+def read_file(path: Path) -> dict[str, Any]:
+    """The object of a JSON file. It is empty where there is none, and with a warning where it cannot be read."""
+    try:
+        return parsed(path.read_bytes()) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        _warn_of_loss(path, error)
+        return {}
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file, none where there is no file. Lines that hold none are left out with a warning."""
+    return made_of_lines(path, lambda record: [record])
+
+
+def made_of_lines(path: Path, make: Callable[[dict[str, Any]], Iterable[T]]) -> Iterator[T]:
+    """What is made of each record of a file. What ``make`` cannot work with is left out with a warning too."""
+    try:
+        # A device or a pipe, to which a foreign folder may have a link, has no end.
+        with path.open("rb") if path.is_file() else BytesIO() as file:
+            for line in file:
+                try:
+                    yield from make(parsed(line))
+                except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+                    _warn_of_loss(path, error)
+    except OSError as error:
+        _warn_of_loss(path, error)
+
+
+def _warn_of_loss(path: Path, error: Exception) -> None:
+    warnings.warn(escaped(f"{path} is not read, or not all of it: {error}"), stacklevel=2)
 
 
 def append(path: Path, data: bytes) -> None:
-    """Adds whole lines to a file, behind a line that a full disk has cut off.
+    """Adds whole lines to a file.
 
     Raises:
         OSError: the file cannot be written, or the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        if file.tell() and path.is_file() and not _ends_a_line(path):
-            data = b"\n" + data
         file.write(data)
-
-
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read() == b"\n"
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -1,12 +1,12 @@
 """A run as its directory tells it. Files that are missing or half-written leave gaps and no errors."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from dmpo_lightning.reports.lines import read_file, read_lines
+from dmpo_lightning.reports.lines import made_of_lines, read_file
 from dmpo_lightning.terminal import shown
 
 RUN, METRICS, ROLLOUTS = "run.json", "metrics.jsonl", "rollouts"
@@ -14,19 +14,15 @@ RUN, METRICS, ROLLOUTS = "run.json", "metrics.jsonl", "rollouts"
 SUMMARY, EVALUATION, REPORT = "summary.json", "evaluation.json", "report.html"
 COMPLETIONS = "completions.jsonl"
 BEFORE, AFTER, BASE = "before", "after", "base"
-"""The names of files within `ROLLOUTS` that hold held-out examples, of before a fit and of after it, and the kind of
-line that says what was measured before, which a run has that has not ended.
+"""The names of files within `ROLLOUTS` that hold held-out examples, of before a fit and of after it. Kinds of lines of
+`METRICS` are `BASE`, with what was measured before, which a run has that has not ended, and `AFTER`.
 """
-MOST_BYTES = 2**26
-"""Of rollouts, and of an evaluation's completions, that a report reads, the newest buffers first."""
-MOST = 1e100
-"""No measure is larger, and sums and squares of such numbers are still numbers."""
+MOST_BYTES = 2**25
+"""Of rollouts that a report reads, the newest buffers first."""
 KNOWN = (RUN, METRICS, ROLLOUTS, SUMMARY, EVALUATION, COMPLETIONS)
 """By any of these a folder is known as a run's."""
 SOLVED = ("correct", "solved")
-"""Components of a reward that say whether a completion is right, by which a prompt counts as solved."""
-CURVE = {"val/sampled/accuracy": "temperature_1", "val/greedy/accuracy": "greedy"}
-"""The sampler of the base that belongs to a validation metric, where a run does not say."""
+"""Components of a reward that say whether a completion is right."""
 PLACES = ("trainer.logger", "trainer.default_root_dir", "ckpt_path", "config", "started", "resumed", "run", "results")
 """Options and facts that say where and when a run was, and not what."""
 
@@ -56,15 +52,26 @@ class Completion:
     buffer: int = -1
     """Of a rollout."""
     verdict: str = ""
-    """Of an evaluation: right or wrong, and the answer that was read."""
+    """Right or wrong, and the answer that was read, where that is recorded."""
     difficulty: str = ""
     """The task's own, of a rollout."""
     drawings: tuple[str, str] = ("", "")
     """The task's own pictures of the question and of the answer."""
-    tokens: tuple[str, ...] = ()
-    steps: tuple[int, ...] = ()
-    """When each token was revealed. One that is negative was filled in without a step of its own."""
-    confidences: tuple[float, ...] = ()
+    tokens: tuple[tuple[str, int, float], ...] = ()
+    """Each with the step that revealed it, negative if it was filled in without one, and how sure it was then."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured by one sampler."""
+
+    sampler: str
+    moment: str
+    """`BEFORE` or `AFTER` a fit, of an evaluation its length."""
+    examples: Any
+    """How many, if that is known."""
+    means: Mapping[str, Mapping[str, float]]
+    """Mean and standard error of each measure."""
 
 
 @dataclass(frozen=True)
@@ -76,22 +83,21 @@ class Run:
     facts: Mapping[str, Any]
     buffers: tuple[Point, ...]
     validations: tuple[Point, ...]
-    summary: Mapping[str, Any]
-    """Results before and after, by sampler and measure."""
-    curve: Mapping[str, str]
-    """By validation metric, which sampler's base it began with."""
-    results: tuple[Mapping[str, Any], ...]
-    """Of an evaluation: sampler, length, n (prompts) and means with their errors."""
+    base: tuple[Point, ...]
+    """With which validations begin: the evaluation before the fit."""
+    after: tuple[Point, ...]
+    """The evaluation after the fit."""
+    results: tuple[Result, ...]
     guards: tuple[tuple[float, str, str], ...]
     """Step, name and message."""
-    unread: Counter[str]
-    """How often there was what, in which file, that is left out because it is not what it should be."""
 
-    def base(self, metric: str) -> Mapping[str, float] | None:
-        """Mean and standard error that a validation metric had before fitting, of the test split."""
-        sampler, _, measure = metric.removeprefix("val/").partition("/")
-        known = self.curve.get(f"val/{sampler}/accuracy", "")
-        return self.summary[BEFORE].get(known, {}).get(measure)
+    @property
+    def seconds(self) -> float:
+        """Of the whole fit."""
+        points = (*self.base, *self.buffers, *self.validations, *self.after)
+        # The record may have begun behind the first evaluation.
+        unseen = [each.values.get("time/evaluation", 0.0) - each.seconds for each in self.base]
+        return max((point.seconds for point in points), default=0.0) + max([0.0, *unseen])
 
 
 def holds_run(folder: Path) -> bool:
@@ -105,86 +111,76 @@ def read_run(folder: Path, name: str) -> Run:
     Raises:
         ValueError: there is no such folder, or nothing in it is a run's.
     """
-    if not folder.is_dir():
-        raise ValueError(f"RUN must be the directory of a run, such as runs/sudoku_tiny/latest; got {folder}.")
     if not holds_run(folder):
         inside = sorted(str(path.parent) for known in KNOWN for path in folder.glob(f"*/{known}"))
-        meant = f" Did you mean {inside[-1]}?" if inside else ""
-        raise ValueError(f"RUN must hold one of {', '.join(KNOWN)}; got {folder}, which holds none.{meant}")
-    unread: Counter[str] = Counter()
-    facts, summary, evaluation = (
-        Foreign(read_file(folder / file, unread), file, unread) for file in (RUN, SUMMARY, EVALUATION)
+        meant = f"Did you mean {inside[-1]}?" if inside else "It holds no record of one."
+        raise ValueError(f"RUN must be the directory of a run, such as runs/sudoku_tiny/latest; got {folder}. {meant}")
+    facts, summary, evaluation = (read_file(folder / file) for file in (RUN, SUMMARY, EVALUATION))
+    lines = list(made_of_lines(folder / METRICS, _line))
+    buffers, validations, bases, ends = (
+        tuple(sorted((point for own, point, _ in lines if own == kind), key=lambda point: point.step))
+        for kind in ("buffer", "validation", BASE, AFTER)
     )
-    metrics = [Foreign(record, METRICS, unread) for record in read_lines(folder / METRICS, unread)]
-    configuration = {name: facts.inner(name).content for name in ("configuration", "versions")}
-    base = [each for _, each in _of(metrics, BASE)][-1:]
-    first, last = (_results((base or [summary])[0].inner(BEFORE)), _results(summary.inner(AFTER)))
-    curve = {name: str(sampler) for each in base for name, sampler in each.inner("curve").content.items()}
+    tested = [
+        Result(str(each["sampler"]), f"length {each['length']}", each["n"], _means(each["means"]))
+        for each in evaluation.pop("results", [])
+    ]
+    # Of a run that has not ended, the line has what was measured before.
+    measured = summary | {name: each for kind, _, line in lines if kind == BASE for name, each in line.items()}
     return Run(
         name=name,
         folder=folder,
+        results=(*_results(measured), *tested),
         # A folder may hold a training and what was evaluated in it.
-        facts={**evaluation.content, **facts.content, **configuration},
-        buffers=_points(metrics, "buffer"),
-        validations=_points(metrics, "validation"),
-        summary={BEFORE: first, AFTER: last},
-        curve=curve or CURVE,
-        results=tuple(_evaluation(evaluation)),
-        guards=tuple((step, str(each.get("name")), str(each.get("message"))) for step, each in _of(metrics, "guard")),
-        unread=unread,
+        facts={**evaluation, **facts},
+        buffers=buffers,
+        validations=validations,
+        base=bases[-1:],
+        after=ends[-1:],
+        guards=tuple(
+            (at.step, str(it.get("name")), str(it.get("message"))) for kind, at, it in lines if kind == "guard"
+        ),
     )
 
 
-@dataclass(frozen=True)
-class Foreign:
-    """An object of a file, which may hold anything. A value that is of another kind than it is asked for is counted."""
-
-    content: dict[str, Any]
-    file: str
-    unread: Counter[str]
-
-    def get(self, name: str, kind: Callable[[Any], bool] = bool, otherwise: Any = None) -> Any:
-        value = self.content.get(name)
-        if kind(value):
-            return value
-        # None stands for what is not known, and for a number that JSON does not have, such as NaN.
-        self.unread[f"{self.file}: {name}"] += value is not None and kind is not bool
-        return otherwise
-
-    def inner(self, name: str) -> "Foreign":
-        return Foreign(self.get(name, lambda value: isinstance(value, dict), {}), self.file, self.unread)
-
-    def numbers(self) -> dict[str, float]:
-        found = {name: self.get(name, is_number) for name in self.content}
-        return {name: value for name, value in found.items() if value is not None}
-
-    def items(self, name: str, kind: Callable[[Any], bool]) -> tuple[Any, ...]:
-        return tuple(self.get(name, lambda value: isinstance(value, list) and all(map(kind, value)), ()))
+def number(value: Any) -> float:
+    """The value, if it can be drawn and averaged. Raises ValueError."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e100:
+        return value
+    raise ValueError(f"no number: {value!r}")
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value can be drawn and averaged."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Those that are known. None stands for NaN, which JSON does not have."""
+    return {name: number(value) for name, value in values.items() if value is not None}
 
 
-def is_text(value: Any) -> bool:
-    """Whether a value is a text."""
-    return isinstance(value, str)
+def _line(line: dict[str, Any]) -> list[tuple[str, Point, dict[str, Any]]]:
+    seen, seconds = (number(line.get(name) or 0) for name in ("rollouts", "seconds"))
+    return [(str(line.get("kind")), Point(number(line["step"]), seen, seconds, numbers(line.get("values", {}))), line)]
+
+
+def _results(summary: Mapping[str, Any]) -> list[Result]:
+    return [
+        Result(sampler, moment, summary.get("examples"), _means(means))
+        for moment in (BEFORE, AFTER)
+        for sampler, means in summary.get(moment, {}).items()
+    ]
+
+
+def _means(measures: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    found = {name: numbers(each) for name, each in measures.items()}
+    return {name: each for name, each in found.items() if {"mean", "standard_error"} <= set(each)}
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs of a report, each under a name that no other has: what it has otherwise than they, or its folder.
+    """The runs of a report, each named by what it has otherwise than the others, or by its folder.
 
     Raises:
         ValueError: a folder is none, or is not a run's.
     """
     resolved = [folder.resolve() for folder in folders]
-    names = [folder.name for folder in resolved]
-    # By itself a version says nothing.
-    if len(set(names)) < len(names) or any(name.startswith("version_") for name in names):
-        names = [f"{folder.parent.name}/{folder.name}" for folder in resolved]
-    if len(set(names)) < len(names):
-        names = [f"{number + 1} {name}" for number, name in enumerate(names)]
+    names = [folder.name if len(folders) == 1 else f"{folder.parent.name}/{folder.name}" for folder in resolved]
     runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
     stated = [", ".join(f"{name} {value}" for name, value in own.items()) for own in differing(runs)]
     # Where they differ in much, or in nothing, that would be no name.
@@ -194,21 +190,17 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def differing(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Of each run the options in which they differ, by the last part of their names, or by the whole of them where two
-    share it.
-    """
-    options = [flat(run.facts["configuration"] or run.facts) for run in runs]
+    """Of each run the options in which they differ, by the last part of their names."""
+    options = [flat(run.facts.get("configuration") or run.facts) for run in runs]
     names = [
         name
         for name in dict.fromkeys(name for own in options for name in own)
         if len({own.get(name) for own in options}) > 1 and not name.startswith(PLACES)
     ]
-    columns: dict[str, list[str]] = {}
-    for name in names:
-        column, short = [own.get(name, "none") for own in options], name.rpartition(".")[2]
-        short = "seed" if short == "seed_everything" else short
-        columns[short if columns.get(short, column) == column else name] = column
-    return [{name: column[number] for name, column in columns.items()} for number in range(len(runs))]
+    return [
+        {name.rpartition(".")[2].removesuffix("_everything"): own.get(name, "none") for name in names}
+        for own in options
+    ]
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, str]:
@@ -226,135 +218,84 @@ def flat(value: Any, prefix: str = "") -> dict[str, str]:
     return {prefix: "" if value is None else str(value)}
 
 
-def rollouts(run: Run, most_bytes: int = MOST_BYTES) -> list[Completion]:
-    """The rollouts of the last buffers, as many as have these bytes, and of one buffer in any case."""
-    numbers = {path: path.stem.rpartition("-")[2] for path in sorted((run.folder / ROLLOUTS).glob("rank*-*.jsonl"))}
-    buffers = {path: int(number) for path, number in numbers.items() if number.isdecimal()}
-    chosen: list[Path] = []
-    for number in sorted(set(buffers.values()), reverse=True):
-        paths = [path for path, own in buffers.items() if own == number]
-        most_bytes -= sum(path.stat().st_size for path in paths if path.is_file())
-        if chosen and most_bytes < 0:
-            break
-        chosen += paths
-    found = [each for path in chosen for each in _completions(path, run.unread) if each.reward is not None]
-    return sorted(found, key=lambda each: each.buffer)
+def rollouts(run: Run) -> list[Completion]:
+    """The rollouts of the last buffers, as many as have `MOST_BYTES`, in the order of the buffers.
+
+    Right is a rollout by components that say so (`SOLVED`), and where there are none, by the highest reward of all.
+    """
+    paths = sorted(
+        (run.folder / ROLLOUTS).glob("rank*-*.jsonl"), key=lambda path: path.stem.rpartition("-")[2], reverse=True
+    )
+    sizes = accumulate(path.stat().st_size if path.is_file() else 0 for path in paths)
+    chosen = [path for path, size in zip(paths, sizes, strict=True) if size < MOST_BYTES or path == paths[0]]
+    found = [each for path in chosen for each in _completions(path) if each.reward is not None]
+    highest = max((each.reward or 0.0 for each in found), default=0.0)
+    judged = (replace(each, verdict="right" if _is_right(each, highest) else "wrong") for each in found)
+    return sorted(judged, key=lambda each: each.buffer)
+
+
+def _is_right(rollout: Completion, highest: float) -> bool:
+    verdict = [value for name, value in rollout.facts.items() if name.rpartition("/")[2] in SOLVED]
+    return min(verdict) == 1 if verdict else rollout.reward == highest
 
 
 def held_out(run: Run) -> list[tuple[Completion, ...]]:
     """Held-out examples before and after, those whose reward changed most first. A run that goes on has no second."""
     before, after = found = [
-        {each.prompt_index: each for each in _completions(run.folder / ROLLOUTS / f"{moment}.jsonl", run.unread)}
+        {each.prompt_index: each for each in _completions(run.folder / ROLLOUTS / f"{moment}.jsonl")}
         for moment in (BEFORE, AFTER)
     ]
     # Of older runs both are in one file.
-    for each in _completions(run.folder / "examples.jsonl", run.unread):
+    for each in _completions(run.folder / "examples.jsonl"):
         found[each.moment == AFTER].setdefault(each.prompt_index, each)
-    pairs = [(before[index], after[index]) for index in before if index in after]
-    if not pairs:
-        return [(each,) for each in before.values()]
+    pairs: list[tuple[Completion, ...]] = [(each, after[index]) for index, each in before.items() if index in after]
     # What became better first, and what became worse before what stayed.
     gains = {id(pair): (pair[1].reward or 0.0) - (pair[0].reward or 0.0) for pair in pairs}
-    return sorted(pairs, key=lambda pair: (-abs(gains[id(pair)]), -gains[id(pair)], pair[0].text == pair[1].text))
+    pairs.sort(key=lambda pair: (-abs(gains[id(pair)]), -gains[id(pair)], pair[0].text == pair[1].text))
+    return pairs or [(each,) for each in before.values()]
 
 
 def evaluated(run: Run) -> list[tuple[Completion, ...]]:
-    """What an evaluation has made of each prompt, those first that were right by one sampler or length alone, and
-    those last that were right by all.
-    """
+    """What an evaluation has made of each prompt, those first that were wrong most often."""
     prompts: dict[int, list[Completion]] = {}
-    for line in read_lines(run.folder / COMPLETIONS, run.unread, MOST_BYTES):
-        record = Foreign(line, COMPLETIONS, run.unread)
-        text, index = record.get("completion", is_text), record.content.get("index")
-        if text is None or not isinstance(index, int) or record.content.get("rollout"):
-            continue
-        scores = record.inner("scores").numbers()
-        answer, correct = record.content.get("answer"), record.content.get("correct")
-        said = {True: "right", False: "wrong"}.get(correct, "") if isinstance(correct, bool) else ""
-        example = record.content.get("example")
-        asked = example if isinstance(example, dict) else {"example": example}
-        prompts.setdefault(index, []).append(
-            Completion(
-                prompt="\n".join(f"{name}: {value}" for name, value in asked.items()),
-                text=text,
-                prompt_index=index,
-                moment=f"{record.get('sampler')}, length {record.get('length')}",
-                reward=scores.pop("reward", None),
-                facts=scores,
-                verdict=", ".join([said, *([] if answer is None else [f"answer {answer}"])]).strip(", "),
-            )
-        )
-    verdicts = {index: {each.verdict[:5] for each in group} for index, group in prompts.items()}
-    ordered = sorted(prompts, key=lambda index: (-len(verdicts[index]), "right" in verdicts[index]))
-    return [tuple(prompts[index]) for index in ordered]
-
-
-def _of(metrics: list[Foreign], kind: str) -> Iterator[tuple[float, Foreign]]:
-    """The lines of one kind with their steps, without which nothing can be said of them."""
-    for each in metrics:
-        if each.content.get("kind") == kind:
-            step = each.get("step", is_number)
-            if step is not None:
-                yield step, each
-
-
-def _points(metrics: list[Foreign], kind: str) -> tuple[Point, ...]:
-    """The lines of one kind in the order of their steps."""
-    found = [
-        Point(
-            step, each.get("rollouts", is_number, 0), each.get("seconds", is_number, 0), each.inner("values").numbers()
-        )
-        for step, each in _of(metrics, kind)
-    ]
-    return tuple(sorted(found, key=lambda point: point.step))
-
-
-def _results(samplers: Foreign) -> dict[str, dict[str, dict[str, float]]]:
-    """Means and standard errors by sampler and measure."""
-    return {name: _measures(samplers.inner(name)) for name in samplers.content}
-
-
-def _measures(measures: Foreign) -> dict[str, dict[str, float]]:
-    found = {name: measures.inner(name).numbers() for name in measures.content}
-    return {name: each for name, each in found.items() if {"mean", "standard_error"} <= set(each)}
-
-
-def _evaluation(evaluation: Foreign) -> Iterator[dict[str, Any]]:
-    for content in evaluation.items("results", lambda value: isinstance(value, dict)):
-        each = Foreign(content, EVALUATION, evaluation.unread)
-        numbers = {name: each.get(name, is_number, 0.0) for name in ("length", "n")}
-        yield {"sampler": str(each.get("sampler")), **numbers, "means": _measures(each.inner("means"))}
-
-
-def _completions(path: Path, unread: Counter[str]) -> Iterator[Completion]:
-    for line in read_lines(path, unread):
-        record = Foreign(line, path.name, unread)
-        texts = [record.get(name, is_text) for name in ("prompt", "completion")]
-        # Of a line without one of them, such as the first one of older files, nothing can be shown.
-        if None not in texts and isinstance(record.content.get("prompt_index"), int):
-            yield _completion(record, *texts)
-
-
-def _completion(record: Foreign, prompt: str, text: str) -> Completion:
-    buffer = record.content.get("buffer", record.content.get("iteration"))
-    tokens, steps = record.items("tokens", is_text), record.items("reveal_step", lambda value: isinstance(value, int))
-    confidences = record.items("confidence", lambda value: value is None or is_number(value))
-    if not len(tokens) == len(steps) == len(confidences):
-        # The text is shown alone.
-        tokens = steps = confidences = ()
-    drawings = record.items("drawings", is_text)
-    targets = {name: record.get(name, is_number) for name in ("weight", "signal", "log_rnd")}
-    return Completion(
-        prompt=prompt,
-        text=text,
-        prompt_index=record.content["prompt_index"],
-        moment=str(record.get("moment")) if buffer is None else f"in buffer {buffer}",
-        reward=record.get("reward", is_number),
-        facts=record.inner("components").numbers() | {name: each for name, each in targets.items() if each is not None},
-        buffer=buffer if is_number(buffer) and isinstance(buffer, int) else -1,
-        difficulty=shown(str(record.content.get("difficulty") or ""), 40),
-        drawings=(drawings[0], drawings[1]) if len(drawings) == 2 else ("", ""),
-        tokens=tokens,
-        steps=steps,
-        confidences=tuple(value or 0.0 for value in confidences),
+    for each in _completions(run.folder / COMPLETIONS):
+        prompts.setdefault(each.prompt_index, []).append(each)
+    return sorted(
+        map(tuple, prompts.values()), key=lambda own: sum(each.verdict[:5] == "right" for each in own) / len(own)
     )
+
+
+def _completions(path: Path) -> list[Completion]:
+    return list(made_of_lines(path, _completion))
+
+
+def _completion(line: Mapping[str, Any]) -> list[Completion]:
+    """Of a line of rollouts, of held-out examples, or of an evaluation, of which each prompt's first one is shown."""
+    is_evaluation = "index" in line
+    # Older files of rollouts begin with a line about all others.
+    if "completion" not in line or (is_evaluation and line.get("rollout")):
+        return []
+    scores = numbers(line.get("scores") or line.get("components") or {})
+    targets = numbers({name: line.get(name) for name in ("weight", "signal", "log_rnd")})
+    buffer, reward = line.get("buffer", line.get("iteration")), line.get("reward", scores.pop("reward", None))
+    moment = f"{line['sampler']}, length {line['length']}" if is_evaluation else str(line.get("moment"))
+    said = [] if line.get("correct") is None else ["right" if line["correct"] else "wrong"]
+    said += [] if line.get("answer") is None else [f"answer {line['answer']}"]
+    asked = (f"{name}: {value}".lstrip(": ") for name, value in flat(line.get("example")).items())
+    question, answer = line.get("drawings", ("", ""))
+    tokens = zip(*(line.get(name, ()) for name in ("tokens", "reveal_step", "confidence")), strict=True)
+    return [
+        Completion(
+            prompt=str(line.get("prompt", "\n".join(asked))),
+            text=str(line["completion"]),
+            prompt_index=int(line["index"] if is_evaluation else line["prompt_index"]),
+            moment=moment if buffer is None else f"in buffer {buffer}",
+            reward=None if reward is None else number(reward),
+            facts=scores | targets,
+            buffer=-1 if buffer is None else int(buffer),
+            verdict=", ".join(said),
+            difficulty=shown(str(line.get("difficulty") or ""), 40),
+            drawings=(str(question), str(answer)),
+            tokens=tuple((str(token), int(step), number(sure or 0)) for token, step, sure in tokens),
+        )
+    ]

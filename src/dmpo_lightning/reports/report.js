@@ -50,7 +50,7 @@
   }
 
   // What is shown: which runs, over what, and whether runs of other seeds are one.
-  const view = { axis: Math.max(["step", "rollouts", "seconds"].indexOf(data.axis), 0), hidden: new Set(), mean: false };
+  const view = { axis: 0, hidden: new Set(), mean: false };
 
   function colour(index) {
     return "var(--series-" + (index % COLOURS) + ")";
@@ -68,11 +68,11 @@
     const labels = [...new Set(plot.series.map((each) => each.label))];
     const shown = plot.series.filter((each) => !view.hidden.has(each.run)).map((each) => {
       const sort = labels.indexOf(each.label), several = data.runs.length > 1;
-      const range = each.e.length ? each.y.map((y, index) => [y - each.e[index], y + each.e[index]]) : [];
+      const range = each.errors.map((error, index) => [each.y[index] - error, each.y[index] + error]);
       const name = [several ? data.runs[each.run] : "", each.label].filter(Boolean).join(", ");
       return {
-        x: data.times[each.times][view.axis], y: each.y, errors: each.e, range, base: each.base, run: each.run, name,
-        label: each.label, colour: colour(several ? each.run : sort), dash: several ? DASHES[sort % DASHES.length] : "",
+        ...each, x: data.points[each.x].map((point) => point[view.axis]), range, name,
+        colour: colour(several ? each.run : sort), dash: several ? DASHES[sort % DASHES.length] : "",
       };
     });
     if (!view.mean) return shown;
@@ -249,13 +249,14 @@
     });
   }
 
-  // A run that goes on writes its page anew. Nobody is disturbed who reads: only a page that is left alone is renewed.
-  if (data.live) {
+  // A run that goes on writes its page anew. Nobody is disturbed who reads: only a page that is left alone is renewed, and
+  // not for ever, because a run may have been killed.
+  if (data.reload_until) {
     let touched = Date.now();
     for (const kind of ["pointerdown", "pointermove", "keydown", "scroll", "wheel"]) {
       window.addEventListener(kind, () => { touched = Date.now(); }, { passive: true });
     }
-    setInterval(() => { if (Date.now() - touched > 15000) location.reload(); }, 15000);
+    setInterval(() => { if (Date.now() - touched > 15000 && Date.now() < data.reload_until) location.reload(); }, 15000);
   }
 
   // The denoising viewer.
@@ -276,7 +277,7 @@
   });
 
   function lastStep(completion) {
-    return completion.steps.reduce((most, step) => Math.max(most, step + 1), 0);
+    return completion.tokens.reduce((most, [, step]) => Math.max(most, step + 1), 0);
   }
 
   // Which of these are not in the longest row that both have in common, in which all may stand at other places.
@@ -333,14 +334,14 @@
       if (completion.drawing) box.append(spell(canvas, [...completion.drawing], other && [...other.drawing]));
       box.append(text, element("p", completion.about, "soft"));
       byId("panes").append(box);
-      const last = lastStep(completion), differs = marked(completion.tokens, other && other.tokens);
-      const tokens = completion.tokens.map((token, place) => {
-        const made = element("span", undefined, "token");
-        const step = completion.steps[place] < 0 ? last - 1 : completion.steps[place];
-        made.title = "step " + (step + 1) + ", confidence " + short(completion.confidences[place]);
+      const last = lastStep(completion), texts = (each) => each.tokens.map(([token]) => token);
+      const differs = marked(texts(completion), other && texts(other));
+      const tokens = completion.tokens.map(([token, revealed, confidence], place) => {
+        const made = element("span", undefined, "token"), step = revealed < 0 ? last - 1 : revealed;
+        made.title = "step " + (step + 1) + ", confidence " + short(confidence);
         made.classList.toggle("other", differs[place]);
         text.append(made);
-        return { made, token, step, confidence: completion.confidences[place] };
+        return { made, token, step, confidence };
       });
       if (!tokens.length) spell(text, words(completion.text), other && words(other.text));
       return { tokens, last };
