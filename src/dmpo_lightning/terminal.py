@@ -6,11 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, TextIO
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
+from typing import Any, TextIO
 
 
 def printable(text: str) -> str:
@@ -57,7 +53,7 @@ def show_traceback(record: logging.LogRecord) -> bool:
 def clean_messages() -> None:
     """Makes every log record and warning of this process `printable`, whoever speaks and whatever file it quotes.
 
-    Warnings of this package are shown without their place in its code.
+    Warnings that are meant for users are shown without their place in somebody's code.
     """
     make = logging.getLogRecordFactory()
 
@@ -72,20 +68,17 @@ def clean_messages() -> None:
     def show(
         message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: str | None = None
     ) -> None:
+        is_for_users = issubclass(category, UserWarning)
         # Looked up now, because Lightning has one of its own once it is imported.
-        text = f"{message}\n" if _is_ours() else warnings.formatwarning(message, category, filename, lineno, line)
+        text = f"{message}\n" if is_for_users else warnings.formatwarning(message, category, filename, lineno, line)
         print(printable(text), end="", file=file or sys.stderr)
 
     logging.setLogRecordFactory(cleaned)
     warnings.showwarning = show
 
 
-def _is_ours() -> bool:
-    """Whether this package gives the warning that is being shown. Its place may be said to be that of a caller."""
-    frame, between = sys._getframe(2), ("warnings", "lightning_utilities.core.rank_zero")
-    while frame.f_back is not None and frame.f_globals.get("__name__") in between:
-        frame = frame.f_back
-    return str(frame.f_globals.get("__name__")).partition(".")[0] == __package__
+LEAST_BAR = 4
+"""Columns of a bar that is worth drawing."""
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -103,15 +96,6 @@ def terminal_size(stream: TextIO) -> tuple[int, int]:
     return columns or 80, rows or 24
 
 
-def number(value: float) -> str:
-    """Three digits behind the point, or about four in all where the number is large."""
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
-
-
-LEAST_BAR = 4
-"""Columns of a bar that is worth drawing."""
-
-
 class BottomLine:
     """A bar of tqdm's at the bottom of a terminal, above which everything appears that is printed meanwhile.
 
@@ -123,21 +107,22 @@ class BottomLine:
     def __init__(self, stream: TextIO, interval: float) -> None:
         # Commands that show no line need not wait for it.
         from tqdm import tqdm
+        from tqdm.contrib import DummyTqdmFile
 
         self._stream = stream
         self._widths: list[int] = []
         """Of the parts, each as long as it was at its longest, so that the others stay where they are."""
         # On a terminal that says it has no rows tqdm would draw nothing.
         rows = terminal_size(stream)[1]
-        self._bar: tqdm = tqdm(file=stream, mininterval=interval, miniters=0, bar_format="{desc}", nrows=rows)
-        self._streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
-        above = {each: _Above(each, self._bar) for each in self._streams.values() if each.isatty()}
+        self._bar = tqdm(file=stream, mininterval=interval, miniters=0, bar_format="{desc}", nrows=rows)
+        above = DummyTqdmFile(stream)
+        self._streams = {name: each for name in ("stdout", "stderr") if (each := getattr(sys, name)).isatty()}
         # Handlers keep the stream that they found when they were made.
-        self._handlers = [(each, each.stream) for each in _stream_handlers() if each.stream in above]
-        for handler, own in self._handlers:
-            handler.setStream(above[own])
-        for name, own in self._streams.items():
-            setattr(sys, name, above.get(own, own))
+        self._handlers = [(each, each.stream) for each in _handlers() if each.stream in self._streams.values()]
+        for name in self._streams:
+            setattr(sys, name, above)
+        for handler, _ in self._handlers:
+            handler.setStream(above)
 
     def show(self, count: str, parts: Sequence[str], share: float | None, *, at_once: bool = False) -> None:
         """Replaces the line, if that was done long enough ago or has to be ``at_once``.
@@ -146,8 +131,8 @@ class BottomLine:
         follow, the most important first. From the first that has no room on they are left out.
         """
         columns = terminal_size(self._stream)[0]
-        known = zip_longest(parts, self._widths, fillvalue=0)
-        self._widths = [max(len(part) if isinstance(part, str) else 0, width) for part, width in known]
+        widths = [*self._widths, *[0] * len(parts)]
+        self._widths = [max(len(part), width) for part, width in zip(parts, widths, strict=False)]
         text, room = "", columns - len(count) - (0 if share is None else LEAST_BAR + 1)
         for part, width in zip(parts, self._widths, strict=False):
             if len(text) + width + 2 > room:
@@ -160,45 +145,15 @@ class BottomLine:
 
     def close(self, *, keep: bool = False) -> None:
         """Gives the streams back. With ``keep`` the last line stays readable, else it is erased."""
+        self._bar.leave = keep
+        self._bar.close()
         for handler, own in self._handlers:
             handler.setStream(own)
         for name, own in self._streams.items():
-            if isinstance(above := getattr(sys, name), _Above):
-                above.finish()
-                setattr(sys, name, own)
-        self._bar.leave = keep
-        self._bar.close()
+            setattr(sys, name, own)
 
 
-class _Above:
-    """A stream whose whole lines appear above a bar, and that is like its own stream in everything else."""
-
-    def __init__(self, stream: TextIO, bar: "tqdm") -> None:
-        self._stream, self._bar, self._process, self._begun = stream, bar, os.getpid(), ""
-
-    def write(self, text: str) -> int:
-        # A process that was forked meanwhile has no bar of its own.
-        if os.getpid() != self._process:
-            return self._stream.write(text)
-        with self._bar.get_lock():
-            lines, end, self._begun = (self._begun + text).rpartition("\n")
-            if end:
-                self._bar.clear(nolock=True)
-                self._stream.write(lines + end)
-                self._stream.flush()
-                self._bar.refresh(nolock=True)
-        return len(text)
-
-    def finish(self) -> None:
-        """Ends the line that was begun."""
-        if self._begun:
-            self.write("\n")
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def _stream_handlers() -> Iterator["logging.StreamHandler[Any]"]:
+def _handlers() -> Iterator["logging.StreamHandler[Any]"]:
     for logger in [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]:
         # Loggers whose children alone exist are placeholders without handlers.
         for handler in getattr(logger, "handlers", []):

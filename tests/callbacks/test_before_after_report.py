@@ -11,24 +11,10 @@ from test_run_directory import Held
 from dmpo_lightning import BeforeAfterReport, ConfidenceSampler, ProgressLine, RunRecorder, Sudoku
 from dmpo_lightning.callbacks.before_after import learnt_example
 from dmpo_lightning.callbacks.completion_records import drawings
-from dmpo_lightning.reports.lines import read_lines
-from dmpo_lightning.tasks.base import Task
+from dmpo_lightning.reports.lines import encoded, read_lines, replace
 
 PUZZLE = {"puzzle": "1234341223414100", "solution": "1234341223414123"}
 SAMPLERS = {"temperature_1": ConfidenceSampler(denoising_steps=4), "greedy": ConfidenceSampler(temperature=0.0)}
-
-
-class Echo(Task):
-    accuracy = "correct"
-
-    def examples(self, split):
-        return [{"text": "say \x1b[2J"}]
-
-    def prompt(self, example):
-        return example["text"]
-
-    def score(self, example, completion):
-        return {"correct": 0.0}
 
 
 def fit(folder, report, *callbacks, datamodule=None, **options):
@@ -54,33 +40,16 @@ def test_the_table_is_printed_and_what_is_lost_is_said_where_no_file_can_be_writ
     assert said[0].startswith(f"summary.json and learning_curve.png could not be written to {occupied}: [Errno ")
 
 
-def test_an_example_that_was_wrong_before_and_is_right_now_is_the_one_that_was_learnt(tmp_path):
-    report = BeforeAfterReport(SAMPLERS)
-    folder = tmp_path / "rollouts"
-    before = [{"prompt_index": index, "correct": index == 0, "completion": f"old {index}"} for index in range(3)]
-    after = [{"prompt_index": index, "correct": index != 1, "completion": f"new {index}"} for index in range(3)]
-    report._record(folder, "before", before, ["a", "b", "c"])
-    report._record(folder, "after", after, ["a", "b", "c"])
-    assert report._learnt == ("c", "old 2", "new 2")
-    assert list(read_lines(folder / "after.jsonl")) == after
-
-
-def test_a_curve_names_a_sampler_that_was_evaluated():
+def test_a_sampler_that_is_evaluated_again_is_among_the_samplers():
     with pytest.raises(ValueError, match="must contain 'hot'"):
-        BeforeAfterReport(SAMPLERS, curve={"val/sampled/accuracy": "hot"})
-
-
-def test_without_a_curve_each_of_both_samplers_has_its_own_metric():
-    report = BeforeAfterReport(SAMPLERS)
-    assert report.curve == {"val/sampled/accuracy": "temperature_1", "val/greedy/accuracy": "greedy"}
+        BeforeAfterReport(SAMPLERS, sampled="hot")
 
 
 def test_each_metric_of_the_curve_has_the_base_of_its_own_sampler(tmp_path):
-    samplers = SAMPLERS | {"cool": ConfidenceSampler(denoising_steps=4, temperature=0.1)}
-    curve = {"val/greedy/accuracy": "greedy", "val/cool/accuracy": "cool", "val/sampled/accuracy": "temperature_1"}
-    report = BeforeAfterReport(samplers, curve=curve)
+    report = BeforeAfterReport(SAMPLERS)
     fit(tmp_path, report, RunRecorder())
     before = json.loads((tmp_path / "summary.json").read_text())["before"]
+    curve = {"val/greedy/accuracy": "greedy", "val/sampled/accuracy": "temperature_1"}
     assert report.bases() == {
         metric: (sampler, before[sampler]["accuracy"]["mean"]) for metric, sampler in curve.items()
     }
@@ -101,7 +70,7 @@ def test_the_record_has_the_base_by_the_names_of_validations_and_what_both_evalu
 
 
 def test_a_picture_that_a_task_cannot_draw_of_a_completion_ends_no_run():
-    class Careless(Echo):
+    class Careless(Sudoku):
         def show(self, example, completion):
             return completion and completion.split("=")[1]
 
@@ -109,9 +78,22 @@ def test_a_picture_that_a_task_cannot_draw_of_a_completion_ends_no_run():
     assert drawings(Careless(), {}, "1") == {}
 
 
-def test_a_learnt_puzzle_is_drawn_beside_both_answers():
-    answers = [f"<answer>{digits}</answer>" for digits in ("1234341223414132", "1234341223414123")]
-    assert learnt_example(Sudoku(), PUZZLE, *answers).splitlines() == [
+def recorded(folder, **records):
+    for moment, lines in records.items():
+        replace(folder / f"{moment}.jsonl", b"".join(map(encoded, lines)))
+    return learnt_example(folder).splitlines()
+
+
+def test_a_learnt_puzzle_is_drawn_beside_both_answers(tmp_path):
+    before, after = (
+        {"drawings": [Sudoku().show(PUZZLE, each) for each in (None, f"<answer>{digits}</answer>")]}
+        for digits in ("1234341223414132", "1234341223414123")
+    )
+    # Of three puzzles it is the one that was wrong and is right.
+    others = [{"prompt_index": 0, "correct": True}, {"prompt_index": 1, "correct": False}]
+    before, after = ({"prompt_index": 2, "correct": each is after} | each for each in (before, after))
+    shown = recorded(tmp_path, before=[*others, before], after=[*others, after])
+    assert shown == [
         "An example that was learnt:",
         "question     before       after",
         "1 2 | 3 4    1 2 | 3 4    1 2 | 3 4",
@@ -126,14 +108,19 @@ def test_an_answer_without_digits_is_an_empty_grid():
     assert Sudoku().show(PUZZLE, "\x1b[2J no idea").splitlines()[0] == ". . | . ."
 
 
-def test_a_task_without_drawings_shows_its_texts_and_nothing_that_a_terminal_obeys():
-    shown = learnt_example(Echo(), {"text": "say \x1b[2J"}, "\x07", "a\nb<|eot_id|><|eot_id|>")
-    assert shown.splitlines() == [
+def test_an_example_without_drawings_is_shown_in_texts_and_nothing_that_a_terminal_obeys(tmp_path):
+    each = {"prompt_index": 0, "prompt": "say \x1b[2J"}
+    before, after = each | {"completion": "\x07"}, each | {"completion": "a\nb<|eot_id|><|eot_id|>"}
+    assert recorded(tmp_path, before=[before | {"correct": False}], after=[after | {"correct": True}]) == [
         "An example that was learnt:",
         "prompt: say \\x1b[2J",
         "before: \\x07",
         "after: a\\nb",
     ]
+
+
+def test_where_nothing_was_learnt_nothing_is_shown(tmp_path):
+    assert recorded(tmp_path, before=[{"prompt_index": 0, "correct": False}]) == []
 
 
 class Interrupts(Callback):

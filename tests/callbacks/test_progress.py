@@ -31,7 +31,7 @@ from dmpo_lightning import (
 )
 from dmpo_lightning.commands.fit import is_news
 from dmpo_lightning.modules.observers import RolloutObserver
-from dmpo_lightning.terminal import BottomLine, number
+from dmpo_lightning.terminal import BottomLine
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -258,13 +258,6 @@ def test_the_streams_are_given_back_after_an_exception(tmp_path, on_terminal):
     assert (sys.stdout, sys.stderr) == before
     last = re.split(r"[\r\n]", terminal.end().rstrip())[-1]
     assert re.match(r"0/8 .* training 0/4 +reward ", last)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.0, "0.000"), (-0.25, "-0.250"), (99.5, "99.500"), (1234.5678, "1235"), (float("nan"), "nan")]
-)
-def test_numbers_have_few_digits(value, text):
-    assert number(value) == text
 
 
 def test_an_evaluation_before_or_behind_a_run_has_a_bar_and_the_time_left(tmp_path, on_terminal, steady_clock):

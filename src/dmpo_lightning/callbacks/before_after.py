@@ -1,31 +1,29 @@
 """What a run of DMPO changed on held-out examples: a table, ``summary.json``, a learning curve, and the report."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from dmpo_lightning.callbacks.completion_records import example_records
 from dmpo_lightning.callbacks.facts import named_means
 from dmpo_lightning.callbacks.preemption import leave_if_told
 from dmpo_lightning.callbacks.progress import ProgressLine
-from dmpo_lightning.callbacks.records import RunRecorder, write_page
+from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.distributed.internals import callbacks_of
-from dmpo_lightning.evaluation.batch import MEASURES, EvaluatedBatch
+from dmpo_lightning.evaluation.batch import MEASURES
 from dmpo_lightning.evaluation.metrics import EvaluationMetrics
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.reports.lines import encoded, read_lines, replace, write_object
 from dmpo_lightning.reports.plots import learning_curve
 from dmpo_lightning.reports.record import AFTER, BASE, BEFORE, ROLLOUTS, SUMMARY, read_runs
-from dmpo_lightning.rollout import PromptBatch
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.tasks.answers import before_end
-from dmpo_lightning.tasks.base import Example, Task
 from dmpo_lightning.terminal import escaped, printable, shortened
 
 Result = dict[str, tuple[float, float]]
@@ -51,50 +49,44 @@ class BeforeAfterReport(Callback):
     Args:
         samplers: by name. All of them are evaluated before fitting.
         sampled: the name of the sampler at T = 1.
-        greedy: the name of the greedy sampler. It and ``sampled`` are evaluated again afterwards.
-        curve: logged validation metrics to draw, each with the name of the sampler whose base is drawn beside it.
-            None draws ``val/sampled/accuracy`` beside ``sampled`` and ``val/greedy/accuracy`` beside ``greedy``.
+        greedy: the name of the greedy sampler. It and ``sampled`` are evaluated again afterwards, and their bases are
+            drawn beside ``val/greedy/accuracy`` and ``val/sampled/accuracy``.
 
     Raises:
-        ValueError: ``sampled``, ``greedy`` or a name in ``curve`` is not among the samplers.
+        ValueError: ``sampled`` or ``greedy`` is not among the samplers.
     """
 
     def __init__(
-        self,
-        samplers: Mapping[str, Sampler],
-        *,
-        sampled: str = "temperature_1",
-        greedy: str = "greedy",
-        curve: dict[str, str] | None = None,
+        self, samplers: Mapping[str, Sampler], *, sampled: str = "temperature_1", greedy: str = "greedy"
     ) -> None:
-        curve = {"val/sampled/accuracy": sampled, "val/greedy/accuracy": greedy} if curve is None else curve
-        for name in (sampled, greedy, *curve.values()):
+        for name in (sampled, greedy):
             if name not in samplers:
                 raise ValueError(f"`samplers` must contain {name!r}, got {sorted(samplers)}.")
-        self.samplers, self.sampled, self.greedy, self.curve = dict(samplers), sampled, greedy, dict(curve)
+        self.samplers, self.sampled, self.greedy = dict(samplers), sampled, greedy
+        self.curve = {"val/sampled/accuracy": sampled, "val/greedy/accuracy": greedy}
         self.before: dict[str, Result] = {}
         self.after: dict[str, Result] = {}
         self.seconds = 0.0
         self._started: float | None = None
-        self._learnt: tuple[Example, str, str] | None = None
         self._examples = 0
         """How many are evaluated."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DMPO)
         # A resumed run knows it from its first part, and its weights are not the base's any more.
         if not self.before:
             started = time.perf_counter()
             self.before = self._evaluate(trainer, pl_module, BEFORE, list(self.samplers))
-            before = {name: named_means(result) for name, result in self.before.items()}
-            line = {"kind": BASE, "examples": self._examples, BEFORE: before}
+            line = {"kind": BASE, "examples": self._examples, BEFORE: _named(self.before)}
             self._note(trainer, pl_module, line, self._base_values(), started)
-        if isinstance(bar := trainer.progress_bar_callback, ProgressLine) and isinstance(pl_module, DMPO):
+        if isinstance(bar := trainer.progress_bar_callback, ProgressLine):
             steps = (self.samplers[name].num_steps(pl_module.completion_length) for name in (self.sampled, self.greedy))
             bar.expect_ending(self._examples * pl_module.evaluator.completions / trainer.world_size, sum(steps))
         # Moved back by what the run took before it was resumed.
         self._started = time.perf_counter() - self.seconds
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DMPO)
         self.seconds, self._started = self._seconds_by_now(), None
         started = time.perf_counter()
         self.after = self._evaluate(trainer, pl_module, AFTER, [self.sampled, self.greedy])
@@ -119,95 +111,65 @@ class BeforeAfterReport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports, now that other callbacks have written what is shown."""
+        assert isinstance(pl_module, DMPO)
         # On all ranks, because it is a broadcast.
         directory = run_directory(trainer)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        assert isinstance(pl_module, DMPO)
         # Printed first: files may fail, and what took hours is then still to be read.
-        print(printable(self.table(pl_module.rollouts_seen)))
-        task = getattr(getattr(trainer, "datamodule", None), "task", None)
-        if self._learnt is not None and isinstance(task, Task):
-            print(learnt_example(task, *self._learnt))
+        said = [self.table(pl_module.rollouts_seen), learnt_example(directory / ROLLOUTS)]
+        print(printable("\n".join(filter(None, said))))
         try:
             write_object(directory / SUMMARY, self.summary(pl_module.seed, pl_module.rollouts_seen))
             learning_curve(read_runs([directory])[0], self.bases()).savefig(directory / CURVE, dpi=120)
         # Of the disk, which does not make the run fail.
         except (OSError, ValueError) as error:
             rank_zero_warn(escaped(f"{SUMMARY} and {CURVE} could not be written to {directory}: {error}"))
-        if not callbacks_of(trainer, RunRecorder):
-            write_page(directory)
 
     def state_dict(self) -> dict[str, Any]:
         return {"before": self.before, "seconds": self._seconds_by_now(), "examples": self._examples}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        before, self.seconds = state_dict["before"], state_dict["seconds"]
-        # An older checkpoint does not say.
-        self._examples = state_dict.get("examples", 0)
-        self.before = {name: before[name] for name in self.samplers} if before else {}
+        self.before, self.seconds, self._examples = (state_dict[name] for name in ("before", "seconds", "examples"))
 
     def _seconds_by_now(self) -> float:
         return self.seconds if self._started is None else time.perf_counter() - self._started
 
-    def _evaluate(self, trainer: Trainer, module: LightningModule, moment: str, names: list[str]) -> dict[str, Result]:
-        assert isinstance(module, DMPO)
-        metrics = {name: EvaluationMetrics() for name in names}
-        records: list[dict[str, Any]] = []
-        examples: list[Example] = []
-        for name, prompts, evaluated in self._batches(trainer, module, moment, names):
-            metrics[name].update(evaluated)
-            # Rank 0 alone writes them, and they cost the decoding of every token.
-            if name == self.sampled and trainer.is_global_zero and len(records) < EXAMPLES:
-                data = getattr(trainer, "datamodule", None)
-                records += example_records(evaluated, prompts, module.policy.tokenizer, moment, data)
-                examples += evaluated.examples
-        # On all ranks, because it is a broadcast.
-        directory = run_directory(trainer)
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._record(directory / ROLLOUTS, moment, records[:EXAMPLES], examples)
-        return {name: found.result(name, module.completion_length).means for name, found in metrics.items()}
-
-    def _batches(
-        self, trainer: Trainer, module: DMPO, moment: str, names: list[str]
-    ) -> Iterator[tuple[str, PromptBatch, EvaluatedBatch]]:
-        """The test split, each batch by each of these samplers."""
-        data = getattr(trainer, "datamodule", None)
+    def _evaluate(self, trainer: Trainer, module: DMPO, moment: str, names: list[str]) -> dict[str, Result]:
+        """Evaluates the test split by some samplers, each batch by all of them, and records the first examples."""
+        data, bar = getattr(trainer, "datamodule", None), trainer.progress_bar_callback
         if data is None:
             raise ValueError("BeforeAfterReport needs a datamodule, whose test split it evaluates; pass one to fit.")
-        loader = data.test_dataloader()
-        limit = trainer.limit_test_batches
+        loader, limit, length = data.test_dataloader(), trainer.limit_test_batches, module.completion_length
         batches = min(limit if isinstance(limit, int) else int(limit * len(loader)), len(loader))
-        what, plural = {BEFORE: "the base", AFTER: "the trained model"}[moment], "s" * (len(names) > 1)
-        count = self._examples = round(len(loader.kept) * batches / len(loader))
-        bar = trainer.progress_bar_callback
-        say: Callable[[str], None] = bar.announce if isinstance(bar, ProgressLine) else rank_zero_info
-        say(f"Evaluating {what} on {count} held-out examples with {len(names)} sampler{plural} ...")
+        self._examples = round(len(loader.kept) * batches / len(loader))
+        what = {BEFORE: "the base", AFTER: "the trained model"}[moment]
+        if isinstance(bar, ProgressLine):
+            bar.announce(f"Evaluating {what} on {self._examples} held-out examples with {len(names)} samplers ...")
+        metrics, records = {name: EvaluationMetrics() for name in names}, list[dict[str, Any]]()
         for number, prompts in enumerate(islice(loader, batches)):
             # Lightning moves the batches of its own loops only.
             batch = prompts.to(trainer.strategy.root_device)
             for position, name in enumerate(names):
                 if isinstance(bar, ProgressLine):
-                    bar.note_evaluation("evaluating", number * len(names) + position, batches * len(names))
-                sampler = self.samplers[name]
-                yield name, prompts, module.evaluator.evaluate_batch(batch, sampler, module.completion_length)
+                    bar.note("evaluating", number * len(names) + position, batches * len(names), alone=True)
+                evaluated = module.evaluator.evaluate_batch(batch, self.samplers[name], length)
+                metrics[name].update(evaluated)
+                # Rank 0 alone writes them, and they cost the decoding of every token.
+                if name == self.sampled and trainer.is_global_zero and len(records) < EXAMPLES:
+                    records += example_records(evaluated, prompts, module.policy.tokenizer, moment, data)
                 # It may take minutes, of which a job that is told to end has none.
                 leave_if_told(trainer)
-
-    def _record(self, folder: Path, moment: str, records: list[dict[str, Any]], examples: list[Example]) -> None:
-        """Writes examples, and finds one that was learnt."""
-        wrong = {each["prompt_index"]: each for each in read_lines(folder / f"{BEFORE}.jsonl") if not each["correct"]}
-        for record, example in zip(records, examples, strict=False):
-            if moment == AFTER and record["correct"] and record["prompt_index"] in wrong:
-                self._learnt = example, wrong[record["prompt_index"]]["completion"], record["completion"]
-                break
-        try:
-            if moment == BEFORE:
-                # Of an earlier run in the same folder there may be some.
-                replace(folder / f"{AFTER}.jsonl", b"")
-            replace(folder / f"{moment}.jsonl", b"".join(map(encoded, records)))
-        except OSError as error:
-            rank_zero_warn(escaped(f"The run goes on without the examples of {folder}: {error}."))
+        # On all ranks, because it is a broadcast.
+        folder = run_directory(trainer) / ROLLOUTS
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            try:
+                # Of an earlier run in the same folder there may be some of afterwards.
+                for each, kept in {AFTER: [], moment: records[:EXAMPLES]}.items():
+                    replace(folder / f"{each}.jsonl", b"".join(map(encoded, kept)))
+            except OSError as error:
+                rank_zero_warn(escaped(f"The run goes on without the examples of {folder}: {error}."))
+        return {name: found.result(name, length).means for name, found in metrics.items()}
 
     def summary(self, seed: int, rollouts: int) -> dict[str, Any]:
         """The content of ``summary.json``."""
@@ -223,8 +185,8 @@ class BeforeAfterReport(Callback):
             "examples": self._examples,
             "seed": seed,
             "weights": "final",
-            "before": {name: named_means(result) for name, result in self.before.items()},
-            "after": {name: named_means(result) for name, result in self.after.items()},
+            "before": _named(self.before),
+            "after": _named(self.after),
         }
 
     def bases(self) -> dict[str, tuple[str, float]]:
@@ -245,19 +207,29 @@ class BeforeAfterReport(Callback):
         return "\n".join(lines)
 
 
-def learnt_example(task: Task, example: Example, before: str, after: str) -> str:
-    """An example beside its answers, as its task draws it, or in words."""
-    answers = {BEFORE: before, AFTER: after}
-    question = task.show(example, None)
-    if question is None:
-        prompt = task.prompt(example)
-        asked = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
-        said = {"prompt": asked} | {moment: before_end(answer) for moment, answer in answers.items()}
-        lines = [f"{name}: {shortened(text)}" for name, text in said.items()]
-    else:
-        drawings = {"question": question} | {name: task.show(example, text) or "" for name, text in answers.items()}
-        columns = [[title, *drawing.splitlines()] for title, drawing in drawings.items()]
+def _named(results: Mapping[str, Result]) -> dict[str, Any]:
+    return {name: named_means(result) for name, result in results.items()}
+
+
+def learnt_example(folder: Path) -> str:
+    """The first recorded example that was wrong before and is right now, as its task draws it, or in words.
+
+    It is empty where there is none.
+    """
+    wrong = {each["prompt_index"]: each for each in read_lines(folder / f"{BEFORE}.jsonl") if not each["correct"]}
+    now = (each for each in read_lines(folder / f"{AFTER}.jsonl") if each["correct"] and each["prompt_index"] in wrong)
+    if (after := next(now, None)) is None:
+        return ""
+    before = wrong[after["prompt_index"]]
+    if "drawings" in after:
+        drawings = [*before["drawings"], after["drawings"][1]]
+        columns = [
+            [title, *each.splitlines()] for title, each in zip(("question", BEFORE, AFTER), drawings, strict=True)
+        ]
         widths = [max(map(len, column)) for column in columns]
         rows = zip_longest(*columns, fillvalue="")
         lines = ["    ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    else:
+        said = {"prompt": before["prompt"], BEFORE: before["completion"], AFTER: after["completion"]}
+        lines = [f"{name}: {shortened(before_end(text))}" for name, text in said.items()]
     return "\n".join(["An example that was learnt:", *lines])

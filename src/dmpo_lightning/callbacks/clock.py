@@ -52,8 +52,6 @@ class Clock:
     """Per completion and denoising step."""
     validating: Average = field(default_factory=Average)
     """Per validation."""
-    buffer: int = 0
-    """Optimizer steps of the last buffer."""
 
     def note_buffer(self, steps: int, seconds: float, *, sampled: float = 0.0, work: float = 0.0) -> None:
         """A buffer was used up, or steps of a run without buffers were made.
@@ -65,7 +63,6 @@ class Clock:
             work: completions times denoising steps.
         """
         kept = float(0.5 ** (steps / (MEMORY * self.steps)))
-        self.buffer = steps
         self.training.add(seconds, steps, kept)
         if work:
             self.sampling.add(sampled, work, kept)
@@ -75,24 +72,17 @@ class Clock:
         self.validations = max(0, self.validations - 1)
         self.validating.add(seconds, 1, kept=0.4)
 
-    def left(self, step: int, trained: float = 0.0, validated: float = 0.0) -> float | None:
-        """Seconds until the end. None before the first buffer is used up.
-
-        They stand still while a buffer or a validation takes longer than it should.
-
-        Args:
-            step: the last step that was noted.
-            trained: seconds of training since then.
-            validated: seconds of the present validation.
-        """
-        rest, buffer = self.training.of(self.steps - step), self.training.of(self.buffer)
-        if rest is None or buffer is None:
+    def left(self, step: int) -> float | None:
+        """Seconds from an optimizer step until the end. None before the first buffer is used up."""
+        rest, sampling = self.training.of(self.steps - step), self.sampling.of(1) or 0.0
+        if rest is None:
             return None
-        each = self.validating.of(1) or self.sampling.of(self.validation) or 0.0
+        each = self.validating.of(1)
+        if each is None:
+            each = sampling * self.validation
         # Where there is no validation, or none of completions, sampling has to tell.
-        per_work = each / self.validation if self.validation and each else self.sampling.of(1) or 0.0
-        training, validating = max(0.0, rest - min(trained, buffer)), each * self.validations - min(validated, each)
-        return training + max(0.0, validating) + per_work * self.ending
+        per_work = each / self.validation if self.validation else sampling
+        return rest + each * self.validations + per_work * self.ending
 
 
 def validations_to_come(trainer: Trainer, steps: int) -> int:
@@ -102,11 +92,11 @@ def validations_to_come(trainer: Trainer, steps: int) -> int:
         return 0
     every = trainer.check_val_every_n_epoch
 
-    def until(batches: int) -> int:
+    def until(steps: int) -> int:
+        batches = steps * trainer.accumulate_grad_batches
         if every is None:
             return int(batches // interval)
         epochs, rest = divmod(batches, int(epoch))
         return int(epochs // every * (epoch // interval) + (rest // interval if every == 1 else 0))
 
-    accumulated = trainer.accumulate_grad_batches
-    return until(steps * accumulated) - until(trainer.global_step * accumulated)
+    return until(steps) - until(trainer.global_step)

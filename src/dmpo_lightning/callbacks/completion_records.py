@@ -14,9 +14,6 @@ from dmpo_lightning.tasks.base import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DIGITS = 3
-"""Of confidences, which are shown and not computed with."""
-
 
 def task_of(datamodule: Any, example: Any) -> Task | None:
     """The task that an example is of, if it is of one."""
@@ -61,38 +58,35 @@ def rollout_records(
 
 def example_records(
     evaluated: EvaluatedBatch, batch: PromptBatch, tokenizer: "PreTrainedTokenizerBase", moment: str, datamodule: Any
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """One record for the first completion of each example of a batch, which is that of the evaluation."""
     prompts, samples = prompt_texts(tokenizer, batch[~batch.is_filler]), evaluated.samples
     several = len(evaluated.completions[0]) if evaluated.completions else 1
     tokens = (samples.completion_ids, samples.reveal_step, samples.log_prob)
     facts = token_facts(tokenizer, *(each[::several] for each in tokens))
     rewards, correct = evaluated.values.scores["reward"][:, 0].tolist(), evaluated.values.correct[:, 0].tolist()
-    return [
-        {
+    for row, (index, example) in enumerate(zip(evaluated.prompt_index, evaluated.examples, strict=True)):
+        completion = evaluated.completions[row][0]
+        yield {
             "moment": moment,
             "prompt_index": index,
             "reward": rounded(rewards[row]),
             "correct": correct[row],
             "prompt": prompts[row],
-            "completion": evaluated.completions[row][0],
-            **drawings(
-                task_of(datamodule, evaluated.examples[row]), evaluated.examples[row], evaluated.completions[row][0]
-            ),
+            "completion": completion,
+            **drawings(task_of(datamodule, example), example, completion),
             **facts[row],
         }
-        for row, index in enumerate(evaluated.prompt_index)
-    ]
 
 
 def drawings(task: Task | None, example: Any, completion: str) -> dict[str, list[str]]:
     """The task's own pictures of an example and of its answer, if it draws any."""
     try:
-        found = [] if task is None else [task.show(example, None), task.show(example, completion)]
+        found = [] if task is None else [task.show(example, each) or "" for each in (None, completion)]
     # Completions are anything, and a run is worth more than a picture that somebody's task cannot make of one.
     except Exception:
         found = []
-    return {"drawings": [each or "" for each in found]} if any(found) else {}
+    return {"drawings": found} if any(found) else {}
 
 
 def token_facts(
@@ -105,8 +99,8 @@ def token_facts(
     # Each token is decoded once.
     different, positions = ids.unique(return_inverse=True)
     texts = tokenizer.batch_decode(different.unsqueeze(-1))
-    # Rounded in float64, whose shortest decimals the rounded numbers are.
-    confidences = log_probs.double().exp().mul(10**DIGITS).round().div(10**DIGITS)
+    # Three digits are shown. Rounded in float64, whose shortest decimals the rounded numbers are.
+    confidences = log_probs.double().exp().mul(1000).round().div(1000)
     return [
         {"tokens": [str(texts[position]) for position in row], "reveal_step": revealed, "confidence": confidence}
         for row, revealed, confidence in zip(positions.tolist(), steps.tolist(), confidences.tolist(), strict=True)

@@ -16,15 +16,11 @@ from dmpo_lightning.reports.lines import set_aside
 KEY = "cli_config"
 
 RESULT_KEYS = (
-    *("precision", "plugins", "deterministic", "sync_batchnorm"),
-    *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
-    *("limit_train_batches", "overfit_batches", "reload_dataloaders_every_n_epochs", "use_distributed_sampler"),
+    *("precision", "plugins", "deterministic", "sync_batchnorm", "accumulate_grad_batches", "gradient_clip_val"),
+    *("gradient_clip_algorithm", "limit_train_batches", "overfit_batches", "reload_dataloaders_every_n_epochs"),
+    "use_distributed_sampler",
 )
-"""Options of the Trainer that change what is trained.
-
-The others say how long, how often, on what and where to. They commonly differ after a restart, and so do callbacks and
-loggers.
-"""
+"""Options of the Trainer that change what is trained. The others say how long, how often, on what and where to."""
 
 
 class ConfigInCheckpoint(SaveConfigCallback):
@@ -36,11 +32,9 @@ class ConfigInCheckpoint(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """As Lightning does it, but for its folder, which the runs of some loggers share."""
-        if self.already_saved:
-            return
         # On all ranks, because it is a broadcast.
         directory = run_directory(trainer)
-        if trainer.is_global_zero:
+        if not self.already_saved and trainer.is_global_zero:
             directory.mkdir(parents=True, exist_ok=True)
             path = directory / self.config_filename
             # Of an earlier part of this run, which was configured otherwise. An empty file keeps the place of a run.
@@ -63,8 +57,7 @@ class ConfigInCheckpoint(SaveConfigCallback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING or KEY not in checkpoint:
             return
-        differing = differences(compared(checkpoint[KEY]), compared(self.plain_config))
-        if differing:
+        if differing := differences(compared(checkpoint[KEY]), compared(self.plain_config)):
             rank_zero_warn(
                 "The checkpoint was written with another configuration; this run's is used (stored -> now):\n"
                 + differences_text(differing)

@@ -52,7 +52,7 @@ class EvaluationReport(Callback):
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._file = directory / COMPLETIONS
             if trainer.is_global_zero:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
+                directory.mkdir(parents=True, exist_ok=True)
                 set_aside(self._file)
 
     on_validation_start = on_predict_start = on_test_start
@@ -75,21 +75,18 @@ class EvaluationReport(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints and writes what there is."""
-        if trainer.state.fn == TrainerFn.FITTING or not isinstance(pl_module, DMPO):
+        if trainer.state.fn == TrainerFn.FITTING or not isinstance(pl_module, DMPO) or not trainer.is_global_zero:
             return
-        # On all ranks, because it is a broadcast.
-        directory = run_directory(trainer)
-        if not trainer.is_global_zero:
-            return
-        if trainer.state.fn != TrainerFn.PREDICTING:
-            facts, results = evaluation_facts(trainer, pl_module), pl_module.evaluator.results
-            print("\n".join([*table(facts["task"], results), "", *fact_lines(facts)]))
-            if self._file is not None:
-                set_aside(directory / EVALUATION)
-                write_object(directory / EVALUATION, facts | {"results": [_plain(result) for result in results]})
-                write_page(directory)
+        facts, results = evaluation_facts(trainer, pl_module), pl_module.evaluator.results
+        print("\n".join([*table(facts["task"], results), "", *fact_lines(facts)]))
+        if self._file is not None:
+            directory = self._file.parent
+            set_aside(directory / EVALUATION)
+            plain = [vars(each) | {"n": each.prompts, "means": named_means(each.means)} for each in results]
+            write_object(directory / EVALUATION, facts | {"results": plain})
+            write_page(directory)
 
-    on_validation_end = on_predict_end = on_test_end
+    on_validation_end = on_test_end
 
 
 def evaluation_facts(trainer: Trainer, module: DMPO) -> dict[str, Any]:
@@ -136,15 +133,13 @@ def table(task: str | dict[str, str] | None, results: list[EvaluationResult]) ->
     """One line per sampler and length, below a line of headings. A mixture has one per task too."""
     votes = [name for name in results[0].means if name.startswith("pass@") or name == "majority"] if results else []
     lines = {"all": "", **{name: f"{name}/" for name in task}} if isinstance(task, dict) else {task: ""}
-    measures = {"effective_length": "effective length", "truncated": "truncated"}
-    headings = ["", "length", "accuracy", *votes, *measures.values(), "tokens/s"]
-    rows = [headings]
+    rows = [["", "length", "accuracy", *votes, "effective length", "truncated", "tokens/s"]]
     for result, (name, prefix) in product(results, lines.items()):
         accuracy, error = result.means.get(f"{prefix}accuracy", NOTHING)
-        label = result.sampler if name is None else f"{name}/{result.sampler}"
-        row = [escaped(label), str(result.length), f"{accuracy:.4f} +- {error:.4f}"]
+        label = escaped(result.sampler if name is None else f"{name}/{result.sampler}")
+        row = [label, str(result.length), f"{accuracy:.4f} +- {error:.4f}"]
         row += [f"{result.means.get(prefix + vote, NOTHING)[0]:.4f}" for vote in votes]
-        length, truncated = (result.means.get(prefix + measure, NOTHING)[0] for measure in measures)
+        length, truncated = (result.means.get(prefix + each, NOTHING)[0] for each in ("effective_length", "truncated"))
         # Throughput is known of all tasks together.
         rows.append([*row, f"{length:.1f}", f"{truncated:.4f}", "" if prefix else f"{result.tokens_per_second:.0f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -163,16 +158,6 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(_text, value))
     return "-" if value is None else str(value)
-
-
-def _plain(result: EvaluationResult) -> dict[str, Any]:
-    return {
-        "sampler": result.sampler,
-        "length": result.length,
-        "n": result.prompts,
-        "tokens_per_second": result.tokens_per_second,
-        "means": named_means(result.means),
-    }
 
 
 CompletionWriter = EvaluationReport

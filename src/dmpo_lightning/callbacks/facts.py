@@ -24,13 +24,12 @@ PACKAGES = ("dmpo-lightning", "torch", "lightning", "transformers", "peft", "num
 def model_line(trainer: Trainer, module: LightningModule) -> str:
     """The model with its size, the part of it that is trained, and where it runs."""
     name = module.backbone.to_plain()["model"] if isinstance(module, PolicyModule) else type(module).__name__
-    total, trained = parameter_counts(module)
-    share = "all trained" if trained == total else f"{_millions(trained)} of them trained"
-    where = trainer.strategy.root_device.type
-    ranks, threads = trainer.world_size, torch.get_num_threads()
+    total, trained = (f"{count / 1e6:,.4g} M" for count in parameter_counts(module))
+    share = "all trained" if trained == total else f"{trained} of them trained"
+    where, ranks, threads = trainer.strategy.root_device.type, trainer.world_size, torch.get_num_threads()
     where += f", {threads} thread{'s' * (threads > 1)}" * (where == "cpu") + f", {ranks} ranks" * (ranks > 1)
     seed = f", seed {module.seed}" if isinstance(module, PolicyModule) else ""
-    return f"Model {name}: {_millions(total)} parameters, {share}; {where}{seed}."
+    return f"Model {name}: {total} parameters, {share}; {where}{seed}."
 
 
 def parameter_counts(module: LightningModule) -> tuple[int, int]:
@@ -55,7 +54,7 @@ def run_facts(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         "parameters": total,
         "trained": trained,
         "data": {} if data is None else {"datamodule": type(data).__name__} | task,
-        "prompts": _sizes(trainer),
+        "prompts": split_sizes(trainer),
         "ranks": trainer.world_size,
         "strategy": type(trainer.strategy).__name__,
         "device": trainer.strategy.root_device.type,
@@ -95,7 +94,7 @@ def named_means(means: Mapping[str, tuple[float, float]]) -> dict[str, dict[str,
     return {name: {"mean": mean, "standard_error": error} for name, (mean, error) in means.items()}
 
 
-def _sizes(trainer: Trainer) -> dict[str, int]:
+def split_sizes(trainer: Trainer) -> dict[str, int]:
     """Prompts of each split that has been loaded."""
     sizes: dict[str, int] = {}
     for split, loaders in (("train", trainer.train_dataloader), ("validation", trainer.val_dataloaders)):
@@ -111,7 +110,3 @@ def _count(parameter: nn.Parameter) -> int:
     whole = getattr(parameter, "ds_numel", None)
     packed = getattr(getattr(parameter, "quant_state", None), "shape", None)
     return int(whole) if whole is not None else math.prod(packed) if packed is not None else parameter.numel()
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"

@@ -24,6 +24,8 @@ SHORT = 3
 """Buffers whose mean is judged where a buffer has so many tokens or groups that chance plays no part."""
 PROMPTS = 100
 """Prompts behind a statement on the reward or on groups. With fewer, chance alone makes and breaks records."""
+ERRORS = 4.0
+"""Standard errors by which the best reward is discounted, so that a lucky buffer is no record."""
 
 
 @dataclass
@@ -33,11 +35,9 @@ class History:
     Args:
         window: the number of buffers over which reward and groups are averaged, or more where these hold fewer than
             `PROMPTS` prompts.
-        errors: standard errors by which the best reward is discounted, so that a lucky buffer is no record.
     """
 
     window: int
-    errors: float
     prompts: int = 0
     """Prompts of one buffer, over all ranks."""
     group: int = 0
@@ -45,24 +45,18 @@ class History:
     """Tokens of a completion."""
     first: list[Buffer] = field(default_factory=list)
     recent: list[Buffer] = field(default_factory=list)
-    best: tuple[float, float] | None = None
+    best: Sequence[float] | None = None
     """Mean and error of the running reward that was best, discounted."""
 
     def add(self, means: Buffer, *, prompts: int, group: int, length: int) -> None:
         """Takes in the next buffer."""
-        if (self.prompts, self.group, self.length) != (prompts, group, length):
-            # Another number of ranks, or other options after a resume: old and new buffers cannot be averaged.
-            self.prompts, self.group, self.length, self.recent = prompts, group, length, []
+        self.prompts, self.group, self.length = prompts, group, length
         row = {name: value for name, value in means.items() if math.isfinite(value)}
         if len(self.first) * prompts < PROMPTS:
             self.first.append(row)
         self.recent = [*self.recent, row][-max(self.buffers, SHORT) :]
-        now = self.reward
-        if now is not None and (self.best is None or self._low(now) > self._low(self.best)):
-            self.best = now
-
-    def _low(self, reward: tuple[float, float]) -> float:
-        return reward[0] - self.errors * reward[1]
+        found = [each for each in (self.best, self.reward) if each is not None]
+        self.best = max(found, key=lambda each: each[0] - ERRORS * each[1], default=None)
 
     @property
     def buffers(self) -> int:
@@ -92,122 +86,84 @@ class History:
         rewards = [start and now for now in (self.reward, self._reward_of(self.recent[-len(self.first) :]))]
         return any(now[0] - start[0] > 2 * math.hypot(start[1], now[1]) for now in rewards if start and now)
 
-    def mean(self, name: str, *, buffers: int = SHORT) -> float | None:
+    def mean(self, name: str, buffers: int = SHORT, scale: float = 1.0) -> float | None:
         """The mean of a number over the last buffers. None where there were fewer, or one did not have it."""
         values = [row[name] for row in self.recent[-buffers:] if name in row]
-        return fmean(values) if len(values) == buffers else None
+        return scale * fmean(values) if len(values) == buffers else None
 
 
-Finding = tuple[float, str]
-"""The number that a rule stumbled over, and what it says of it."""
-Rule = Callable[[History, float], Finding | None]
-
-
-def reward_drop(history: History, errors: float) -> Finding | None:
-    """The running reward lies below its best, by more than the errors of both."""
-    now, best = history.reward, history.best
+def _fall(history: History) -> float | None:
+    """How far the running reward lies below its best, in standard errors of both."""
+    if history.reward is None or history.best is None:
+        return None
+    (now, error), (best, best_error) = history.reward, history.best
     # Where all rewards are the same there is no error, and rounding is no fall.
-    if (
-        now is None
-        or best is None
-        or now[0] + errors * now[1] + 1e-6 * max(abs(best[0]), 1.0) >= best[0] - errors * best[1]
-    ):
-        return None
-    return now[0], (
-        f"The reward has fallen: its running mean is {now[0]:.3f} +- {now[1]:.3f}, and was {best[0]:.3f} +- "
-        f"{best[1]:.3f} at its best. Most often the policy is being destroyed by too long steps. Continue from the "
-        "best checkpoint with a lower learning rate, and with bounded negative signals (`negative_term: likelihood`)."
-    )
+    return (best - now - 1e-6 * max(abs(best), 1.0)) / max(error + best_error, 1e-9)
 
 
-def informative_groups(history: History, least: float) -> Finding | None:
-    """Nearly all groups have equal rewards, so that there is nothing to learn from, and this is not success."""
-    share, now = history.mean("reward/informative_groups", buffers=history.buffers), history.reward
-    if share is None or now is None or share >= least or history.has_risen:
-        return None
-    return share, (
-        f"Only {share:.1%} of the groups are informative: in all others every rollout got the same reward, "
-        f"{now[0]:.3f} on average. The prompts are too hard or too easy for this model, the policy has collapsed, or "
-        "the reward cannot tell completions apart. Look at completions and their rewards. Take other prompts, a larger "
-        "`group_size`, a higher sampling `temperature`, or a reward that gives partial credit."
-    )
+def _unless_risen(history: History, value: float | None) -> float | None:
+    return None if history.reward is None or history.has_risen else value
 
 
-def entropy(history: History, least: float) -> Finding | None:
-    """The policy has become sure of itself without having become better."""
-    now, first = history.mean("policy/entropy"), history.first[0].get("policy/entropy")
-    if now is None or first is None or first <= 0 or now >= least * first or history.has_risen:
-        return None
-    return now, (
-        f"The entropy has collapsed from {first:.3f} to {now:.3f} nats per token, while the reward has not risen: the "
-        "policy writes the same things over and over. Lower the learning rate, or raise `reward_temperature`, so that "
-        "weights stay closer to the reference."
-    )
+def _share_of_first(history: History, name: str) -> float | None:
+    now, first = history.mean(name), history.first[0].get(name)
+    return None if now is None or not first else now / first
 
 
-def effective_rollouts(history: History, least: float) -> Finding | None:
-    """One rollout of each group has nearly all the weight."""
-    ess = history.mean("weight/ess")
-    if ess is None or ess * history.group >= least:
-        return None
-    return ess, (
-        f"Of {history.group} rollouts of a group {ess * history.group:.2f} carry the weight (weight/ess {ess:.3f}): "
-        "the policy is told to copy single completions. Raise `reward_temperature`. Where `policy/log_rnd_spread` "
-        "is the larger part, lower `proximal_coefficient` or refresh the reference (`reference_refresh_interval`)."
-    )
+def _per_token(history: History) -> float:
+    """The mean of log_rnd or its spread, whichever is larger."""
+    values = (history.mean(name) or 0.0 for name in ("policy/log_rnd", "policy/log_rnd_spread"))
+    return max(map(abs, values)) / history.length
 
 
-def log_rnd(history: History, most: float) -> Finding | None:
-    """The policy has gone far from its reference."""
-    mean, spread = history.mean("policy/log_rnd"), history.mean("policy/log_rnd_spread")
-    farthest = max(mean or 0.0, spread or 0.0, key=abs)
-    if abs(farthest) <= most * history.length:
-        return None
-    return farthest, (
-        f"The policy has left its reference: log_rnd is {mean or 0.0:.1f} nats on average, with a spread of "
-        f"{spread or 0.0:.1f} within groups, over {history.length} tokens. The weights then follow this difference and "
-        "not the reward. Lower the learning rate, raise `reward_temperature`, or refresh the reference "
-        "(`reference_refresh_interval`)."
-    )
-
-
-def _too_many(metric: str, said: str) -> Rule:
-    """A rule that speaks up where the share ``metric`` of completions is above its threshold.
-
-    ``said`` is what it says of them behind their share.
-    """
-
-    def rule(history: History, most: float) -> Finding | None:
-        share = history.mean(metric)
-        return None if share is None or share <= most else (share, f"{share:.0%} of {said}")
-
-    return rule
-
-
-RULES: dict[str, Rule] = {
-    "reward_drop": reward_drop,
-    "informative_groups": informative_groups,
-    "entropy": entropy,
-    "effective_rollouts": effective_rollouts,
-    "repetition": _too_many(
-        "completion/repetition",
-        "what completions say they have said before (4-grams of tokens). The policy has degenerated, or the reward "
-        "likes repetition. Look at completions with a high reward, and lower the learning rate.",
+NUMBERS: dict[str, Callable[[History], float | None]] = {
+    "reward_drop": _fall,
+    "informative_groups": lambda history: _unless_risen(
+        history, history.mean("reward/informative_groups", history.buffers)
     ),
-    "empty": _too_many(
-        "completion/empty",
-        "the completions are empty. The reward may favour saying nothing, the prompt template may not be the model's, "
-        "or the policy has collapsed. Look at rewards of empty completions, and lower the learning rate.",
-    ),
-    "truncated": _too_many(
-        "completion/truncated",
-        "the completions have no end token, so that answers may be cut off. Raise `completion_length`, or let the "
-        "reward ask for short answers. Where completions are meant to fill it, set `truncated: null` of "
-        "dmpo_lightning.Guards.",
-    ),
-    "log_rnd": log_rnd,
+    "entropy": lambda history: _unless_risen(history, _share_of_first(history, "policy/entropy")),
+    "effective_rollouts": lambda history: history.mean("weight/ess", scale=history.group),
+    "repetition": lambda history: history.mean("completion/repetition"),
+    "empty": lambda history: history.mean("completion/empty"),
+    "truncated": lambda history: history.mean("completion/truncated"),
+    "log_rnd": _per_token,
 }
-"""The rules by the names of their thresholds."""
+"""What each guard judges. None where it is not known, or says nothing."""
+TOO_LOW = ("informative_groups", "entropy", "effective_rollouts")
+"""The guards that warn below their thresholds. The others do above."""
+SAID = {
+    "reward_drop": "The reward has fallen: its running mean is {history.reward[0]:.3f} +- {history.reward[1]:.3f}, and "
+    "was {history.best[0]:.3f} +- {history.best[1]:.3f} at its best. Most often too long steps destroy the policy. "
+    "Continue from the best checkpoint with a lower learning rate and bounded negative signals "
+    "(`negative_term: likelihood`).",
+    "informative_groups": "Only {value:.1%} of the groups are informative: in all others every rollout got the same "
+    "reward. The prompts are too hard or too easy, the policy has collapsed, or the reward cannot tell completions "
+    "apart. Take other prompts, a larger `group_size`, a higher `temperature`, or a reward that gives partial credit.",
+    "entropy": "The entropy has collapsed to {value:.1%} of what it was, while the reward has not risen: the policy "
+    "writes the same things over and over. Lower the learning rate, or raise `reward_temperature`.",
+    "effective_rollouts": "{value:.2f} rollouts of a group of {history.group} carry the weight: the policy is told to "
+    "copy single completions. Raise `reward_temperature`, or where `policy/log_rnd_spread` is the larger part, refresh "
+    "the reference (`reference_refresh_interval`).",
+    "repetition": "{value:.0%} of what completions say they have said before (4-grams of tokens). The policy has "
+    "degenerated, or the reward likes repetition. Look at completions with a high reward, and lower the learning rate.",
+    "empty": "{value:.0%} of the completions are empty. The reward favours saying nothing, the prompt template is not "
+    "the model's, or the policy has collapsed. Look at rewards of empty completions, and lower the learning rate.",
+    "truncated": "{value:.0%} of the completions have no end token, so that answers may be cut off. Raise "
+    "`completion_length`, or let the reward ask for short answers. If they are meant to fill it, set "
+    "`truncated: null` of dmpo_lightning.Guards.",
+    "log_rnd": "The policy has left its reference: log_rnd or its spread is {value:.2f} nats per token. The weights "
+    "follow this and not the reward. Lower the learning rate, raise `reward_temperature`, or refresh the reference "
+    "(`reference_refresh_interval`).",
+}
+"""What each guard says of its number, the ``value``."""
+
+
+def finding(history: History, name: str, threshold: float) -> tuple[float, str] | None:
+    """The number that a guard stumbles over, and what it says of it. None where all is well."""
+    value = NUMBERS[name](history)
+    if value is None or (value >= threshold if name in TOO_LOW else value <= threshold):
+        return None
+    return value, SAID[name].format(value=value, history=history)
 
 
 class Guards(RolloutObserver):
@@ -249,7 +205,7 @@ class Guards(RolloutObserver):
         window: int = 10,
     ) -> None:
         given = locals()
-        self.thresholds: dict[str, float | None] = {name: given[name] for name in RULES}
+        self.thresholds: dict[str, float | None] = {name: given[name] for name in NUMBERS}
         for name, value in self.thresholds.items():
             # Written so that NaN, which compares as false with everything, fails.
             if value is not None and not value >= 0:
@@ -263,7 +219,7 @@ class Guards(RolloutObserver):
         """Nothing has been seen yet."""
         self.events: list[dict[str, Any]] = []
         """What was said: ``step``, ``buffer``, ``name``, ``value`` and ``message``."""
-        self._history = History(self.window, errors=self.thresholds["reward_drop"] or 0.0)
+        self._history = History(self.window)
         self._buffer = -1
         """The last one that was counted."""
 
@@ -288,15 +244,14 @@ class Guards(RolloutObserver):
             group=group,
             length=buffer.rollouts.completion_ids.shape[-1],
         )
-        for name, rule in RULES.items():
-            threshold, said = self.thresholds[name], any(event["name"] == name for event in self.events)
-            # All ranks find the same, from means over all of them.
-            found = None if threshold is None or said else rule(self._history, threshold)
+        # All ranks find the same, from means over all of them.
+        for name, threshold in self.thresholds.items():
+            is_said = any(event["name"] == name for event in self.events)
+            found = None if threshold is None or is_said else finding(self._history, name, threshold)
             if found is not None:
-                value, message = found
-                event = {"step": trainer.global_step, "buffer": buffer.number, "name": name, "value": value}
-                self.events.append({**event, "message": message})
-                rank_zero_warn(f"Guard {name} at step {trainer.global_step}: {message}")
+                place = {"step": trainer.global_step, "buffer": buffer.number, "name": name}
+                self.events.append({**place, "value": found[0], "message": found[1]})
+                rank_zero_warn(f"Guard {name} at step {trainer.global_step}: {found[1]}")
                 for recorder in callbacks_of(trainer, RunRecorder):
                     recorder.note(trainer, module, {"kind": "guard", **self.events[-1]})
 
@@ -307,10 +262,8 @@ class Guards(RolloutObserver):
         return {"events": list(self.events), "history": asdict(self._history), "buffer": self._buffer}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where the state was taken, with the thresholds of this run. One of an older version is left out."""
+        """Goes on where the state was taken, with the thresholds of this run."""
         if "buffer" not in state_dict:
             return
         self.events, self._buffer = list(state_dict["events"]), state_dict["buffer"]
-        best = state_dict["history"]["best"]
-        now = {"window": self._history.window, "errors": self._history.errors, "best": best and tuple(best)}
-        self._history = History(**state_dict["history"] | now)
+        self._history = History(**state_dict["history"] | {"window": self.window})

@@ -63,15 +63,11 @@ class Preemption(Callback):
             self._listen(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.leave_if_told(trainer)
-
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listens again, because Lightning replaces handlers between these hooks."""
         self._listen(trainer)
         self.leave_if_told(trainer)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen(trainer)
-        self.leave_if_told(trainer)
+    on_sanity_check_start = on_train_start = on_fit_start
 
     def _listen(self, trainer: Trainer) -> None:
         """Replaces what handles the signals, Lightning's own too, which come shortly before training and would save in
@@ -129,19 +125,18 @@ class Preemption(Callback):
             raise KeyboardInterrupt
         raise SystemExit(128 + received)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore(trainer)
-
-    def _restore(self, trainer: Trainer) -> None:
+    def on_train_end(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException | None = None
+    ) -> None:
+        """Gives the signals back."""
         for each, previous in self._previous.items():
             # Lightning ignores further ones while it ends an interrupted run.
             if each != signal.SIGINT or signal.getsignal(each) == self._interrupt:
                 signal.signal(each, previous)
         replace_original_handlers(trainer, self._previous)
         self._previous = {}
+
+    on_exception = on_train_end
 
 
 def leave_if_told(trainer: Trainer) -> None:

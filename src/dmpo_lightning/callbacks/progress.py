@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: one line at the bottom of a terminal, or plain lines in a log."""
 
 import math
+import re
 import sys
 from time import perf_counter
 from typing import Any
@@ -11,33 +12,28 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
 from dmpo_lightning.callbacks.clock import Clock, validations_to_come
-from dmpo_lightning.callbacks.facts import model_line
+from dmpo_lightning.callbacks.facts import model_line, split_sizes
 from dmpo_lightning.callbacks.samples import samples_text
-from dmpo_lightning.data.prompts import PromptLoader
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.observers import RolloutObserver
 from dmpo_lightning.rollout import RolloutBuffer, check_counts
-from dmpo_lightning.terminal import BottomLine, escaped, is_terminal, number
+from dmpo_lightning.terminal import BottomLine, escaped, is_terminal
 
-OF_BUFFERS = {
-    "reward/total": lambda value: f"reward {number(value)}",
-    "weight/ess": lambda value: f"ess {value:.2f}",
-    "reward/informative_groups": lambda value: f"informative {value:.0%}",
+ACCURACY, LOSS, RATE = "accuracy", "train/loss", "rollouts/per_second"
+MEASURES = {
+    "reward/total": "reward {:.3f}",
+    LOSS: "loss {:.3f}",
+    ACCURACY: "accuracy {:.3f}",
+    "weight/ess": "ess {:.2f}",
+    "reward/informative_groups": "informative {:.0%}",
+    RATE: "{:4.3g} rollouts/s",
 }
-"""How the means of a rollout buffer are shown."""
-MEASURES = ("reward/total", "train/loss", "accuracy", "weight/ess", "reward/informative_groups", "rate")
 """What is shown of a run, in the order of what matters."""
-EXPECTED = {
-    "reward/total": "reward -.---",
-    "accuracy": "accuracy -.---",
-    "weight/ess": "ess -.--",
-    "reward/informative_groups": "informative ---%",
-    "rate": "---- rollouts/s",
-}
-"""What stands in the place of each until it is known, so that a line has one form in a whole run."""
+PHASES = {"sanity_check": "checking", "validate": "validating", "test": "testing", "predict": "predicting"}
+"""Evaluations by Lightning's stages."""
 ROOM = 20
-"""Columns for what is being done, at least."""
+"""Columns for what is being done."""
 duration = tqdm.format_interval
 
 
@@ -45,12 +41,10 @@ class ProgressLine(ProgressBar, RolloutObserver):
     """Shows where a run is. The command line takes it in the place of Lightning's bars, unless one is configured.
 
     On a terminal it is one line of tqdm's at the bottom: optimizer steps, the time left of the whole run with all its
-    evaluations, what is being done, with denoising steps while completions are sampled, mean reward, validation
-    accuracy, effective sample size, the share of informative groups and rollouts per second. A narrow terminal shows as
-    many of these as it has room for. While an evaluation stands alone, as that of the base before a run, its batches
-    and the time left of it are in the place of steps. Elsewhere, as in the log of a job, a plain line is written now
-    and then and for each validation. Now and then the best and the worst completion of a prompt are shown. All goes to
-    standard error (docs/decisions/036-progress.md).
+    evaluations, what is being done, and numbers of the run, as many as there is room for. While an evaluation stands
+    alone, as that of the base before a run, its batches and the time left of it are in the place of steps. Elsewhere,
+    as in the log of a job, a plain line is written now and then and for each validation. Now and then the best and the
+    worst completion of a prompt are shown. All goes to standard error (docs/decisions/036-progress.md).
 
     Args:
         refresh_interval: seconds between two states of the line on a terminal, at least.
@@ -70,23 +64,19 @@ class ProgressLine(ProgressBar, RolloutObserver):
 
     def _forget(self) -> None:
         self._phase = self._part = self._denoising = ""
-        self._measures: dict[str, str] = {}
-        self._expected: dict[str, str] = {}
-        """Those of `EXPECTED` that this run will have."""
-        self._room = ROOM
-        """Columns that what is being done will need."""
+        self._measures: dict[str, float] = {}
+        self._expected: list[str] = []
+        """Those of `MEASURES` that this run will have, for which the line keeps room."""
         self._step = 0
         self._steps: int | None = None
-        self._evaluated: tuple[int, int | None] | None = None
+        self._alone: tuple[int, int | None] | None = None
         """Batches of an evaluation that stands alone, done and all."""
-        self._started = self._evaluation_started = 0.0
+        self._started = self._phase_started = self._validation_started = 0.0
         self._clock: Clock | None = None
         self._noted = (0, 0.0)
         """The step and the time up to which the clock knows the training, without validations since then."""
-        self._validating: float | None = None
-        """When the present validation began."""
         self._ends: float | None = None
-        """When an evaluation that stands alone will be done."""
+        """When the run will be done, or an evaluation that stands alone."""
         self._written = -math.inf
 
     def enable(self) -> None:
@@ -101,26 +91,20 @@ class ProgressLine(ProgressBar, RolloutObserver):
         if self._is_enabled:
             print("\n".join(map(escaped, text.splitlines())), file=sys.stderr, flush=True)
 
-    def note_phase(self, phase: str, done: int = 0, total: int | None = None) -> None:
-        """What is being done from here on, and how much of it is done."""
-        changes = phase != self._phase
-        self._evaluated, self._phase, self._denoising = None, phase, ""
-        self._part = "" if total is None else f" {done}/{total}"
-        self._refresh(at_once=changes)
-
-    def note_evaluation(self, phase: str, done: int, total: int | None) -> None:
-        """How much is done of an evaluation that stands alone."""
-        now, changes = perf_counter(), phase != self._phase or not done
+    def note(self, phase: str, done: int | None = None, total: int | None = None, *, alone: bool = False) -> None:
+        """What is being done from here on, how much of it is done, and whether it is an evaluation that stands
+        ``alone``, which is shown in the place of optimizer steps.
+        """
+        now, changes = perf_counter(), phase != self._phase or (alone and not done)
         if changes:
-            self._evaluation_started = now
-        # That behind the last step is known to the clock.
-        left = None if self._clock is None else self._clock.left(self._clock.steps)
-        if done and total is not None:
-            left = (now - self._evaluation_started) / done * (total - done)
-        self._evaluated, self._phase, self._part, self._denoising = (done, total), phase, "", ""
-        self._ends = None if left is None else now + left
+            self._phase_started = now
+        if alone and done and total is not None:
+            self._ends = now + (now - self._phase_started) / done * (total - done)
+        self._alone = (done or 0, total) if alone else None
+        self._part = "" if alone or done is None else f" {_of(done, total)}"
+        self._phase, self._denoising = phase, ""
         self._refresh(at_once=changes)
-        if done:
+        if alone and done:
             self._write_plain()
 
     def expect_ending(self, completions: float, steps: int) -> None:
@@ -136,71 +120,52 @@ class ProgressLine(ProgressBar, RolloutObserver):
             self._line = BottomLine(sys.stderr, self.refresh_interval)
         if self._line is not None and isinstance(pl_module, PolicyModule):
             self._module = pl_module
-
             # Not the method itself: copies of the module, such as those of averaged weights, copy what one is bound to.
-            def note(done: int, total: int) -> None:
-                self._note_denoising(done, total)
-
-            pl_module.policy.on_denoising_step = note
-        self.note_phase("starting")
+            pl_module.policy.on_denoising_step = lambda *counts: self._note_denoising(*counts)  # noqa: PLW0108
+        self.note("starting")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step = trainer.global_step
-        steps = trainer.estimated_stepping_batches
-        if math.isfinite(steps):
+        self._step, self._ends, self._expected = trainer.global_step, None, [LOSS]
+        if math.isfinite(steps := trainer.estimated_stepping_batches):
             self._steps = int(steps)
             self._clock = Clock(max(self._steps, 1), validations_to_come(trainer, self._steps))
         if isinstance(pl_module, DMPO):
-            self._expect(trainer, pl_module)
-        self.note_phase("training")
-
-    def _expect(self, trainer: Trainer, module: DMPO) -> None:
-        """What validations will be, of which the line keeps room for what they show."""
-        evaluator, batches = module.evaluator, [int(each) for each in trainer.num_val_batches if math.isfinite(each)]
-        steps = [each.num_steps(length) for each in evaluator.samplers.values() for length in evaluator.lengths]
-        loaders = trainer.val_dataloaders if isinstance(trainer.val_dataloaders, list) else [trainer.val_dataloaders]
-        self._expected = dict(EXPECTED)
-        if self._clock is not None and self._clock.validations:
-            prompts = (
-                min(count * loader.batch_size, len(loader.kept) / trainer.world_size)
-                for count, loader in zip(batches, loaders, strict=False)
-                if isinstance(loader, PromptLoader)
-            )
-            self._clock.validation = sum(prompts) * evaluator.completions * sum(steps)
-            most, batch = max(steps, default=0), sum(batches)
-            self._room = max(ROOM, len(f"validating {batch}/{batch} {most}/{most}"))
-        else:
-            del self._expected["accuracy"]
+            left_out = {LOSS} if trainer.enable_validation else {LOSS, ACCURACY}
+            self._expected = [name for name in MEASURES if name not in left_out]
+            if self._clock is not None:
+                evaluator, prompts = pl_module.evaluator, split_sizes(trainer).get("validation", 0)
+                each = sum(one.num_steps(length) for one in evaluator.samplers.values() for length in evaluator.lengths)
+                self._clock.validation = prompts / trainer.world_size * evaluator.completions * each
+        self.note("training")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Not at `on_train_start`, where reports evaluate the base, which no later step takes part in.
         if not self._started:
-            self._started = perf_counter()
+            self._started, self._ends = perf_counter(), None
             self._noted = (trainer.global_step, self._started)
-            self.note_phase("training")
+            self.note("training")
 
     def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
-        shown = {name: show(buffer.means[name]) for name, show in OF_BUFFERS.items() if name in buffer.means}
-        self._measures |= shown
-        # An objective may have no weights.
-        for name in OF_BUFFERS.keys() - shown:
-            self._expected.pop(name, None)
+        self._measures |= {name: value for name, value in buffer.means.items() if name in MEASURES}
         self._show_training(module)
         self._write_plain()
         if self._is_enabled and buffer.number % self.every_n_buffers == 0:
             self.announce(samples_text(module, buffer))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        self._step = trainer.global_step
+        self._step, is_dmpo = trainer.global_step, isinstance(pl_module, DMPO)
+        logged = {
+            name: float(trainer.callback_metrics[name]) for name in (LOSS, RATE) if name in trainer.callback_metrics
+        }
+        # In the middle of a buffer a part of its steps would stand for all of its sampling.
         if not isinstance(pl_module, DMPO) or pl_module.buffer.needs_rollouts:
-            self._note_pace(trainer, pl_module)
-        if not isinstance(pl_module, DMPO) and self._step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._measures["train/loss"] = f"loss {number(float(trainer.callback_metrics['train/loss']))}"
+            self._note_pace(pl_module)
+            self._measures |= logged
+        if not is_dmpo and self._step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._write_plain()
         self._show_training(pl_module)
 
-    def _note_pace(self, trainer: Trainer, module: LightningModule) -> None:
-        """How fast the run is. In the middle of a buffer a part of its steps would stand for all of its sampling."""
+    def _note_pace(self, module: LightningModule) -> None:
         now, (step, since) = perf_counter(), self._noted
         if self._clock is not None and self._step > step:
             sampled = work = 0.0
@@ -210,53 +175,57 @@ class ProgressLine(ProgressBar, RolloutObserver):
                 work = float(len(module.buffer.rollouts) * module.sampling_rounds * steps)
             self._clock.note_buffer(self._step - step, now - since, sampled=sampled, work=work)
             self._noted = (self._step, now)
-        if "rollouts/per_second" in trainer.callback_metrics:
-            self._measures["rate"] = f"{float(trainer.callback_metrics['rollouts/per_second']):.3g} rollouts/s"
+            self._foresee()
+
+    def _foresee(self) -> None:
+        left = None if self._clock is None else self._clock.left(self._noted[0])
+        # Of the steps that the clock does not know yet, some time has gone by.
+        self._ends = None if left is None else self._noted[1] + left
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._validating = perf_counter()
+        self._validation_started = perf_counter()
 
-    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        if trainer.sanity_checking:
-            self.note_evaluation("checking", batch[1], _whole(trainer.num_sanity_val_batches))
-        elif trainer.state.fn != TrainerFn.FITTING:
-            self.note_evaluation("validating", batch[1], _whole(trainer.num_val_batches))
-        else:
-            self.note_phase("validating", batch[1], _whole(trainer.num_val_batches))
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        stage: Any = trainer.state.stage
+        kind = "sanity_val" if trainer.sanity_checking else stage.dataloader_prefix
+        counts = getattr(trainer, f"num_{kind}_batches")
+        total = sum(counts) if isinstance(counts, list) else counts
+        is_part = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        self.note(PHASES[stage], batch_idx, int(total) if math.isfinite(total) else None, alone=not is_part)
 
-    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        self.note_evaluation("testing", batch[1], _whole(trainer.num_test_batches))
-
-    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        self.note_evaluation("predicting", batch[1], _whole(trainer.num_predict_batches))
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        seconds = 0.0 if self._validating is None else perf_counter() - self._validating
-        self._step, accuracies = trainer.global_step, _accuracies(pl_module)
-        self._validating, self._noted = None, (self._noted[0], self._noted[1] + seconds)
+        seconds = perf_counter() - self._validation_started
+        self._step, self._noted = trainer.global_step, (self._noted[0], self._noted[1] + seconds)
         if self._clock is not None:
             self._clock.note_validation(seconds)
-        if accuracies:
-            self._measures["accuracy"] = f"accuracy {next(iter(accuracies.values()))[0]:.3f}"
-            said = "accuracy " + ", ".join(
-                f"{name} {mean:.3f} +- {error:.3f}" for name, (mean, error) in accuracies.items()
+            self._foresee()
+        results = pl_module.evaluator.results if isinstance(pl_module, DMPO) else []
+        measured = [(each, *each.means["accuracy"]) for each in results if "accuracy" in each.means]
+        if measured:
+            self._measures[ACCURACY] = measured[0][1]
+            several = len({each.length for each in results}) > 1
+            texts = (
+                f"{each.sampler}{f'/{each.length}' * several} {mean:.3f} +- {error:.3f}"
+                for each, mean, error in measured
             )
+            said = f"accuracy {', '.join(texts)}"
         else:
-            logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-            said = ", ".join(f"{name} {number(float(value))}" for name, value in logged.items())
-        self.announce(f"step {self._counted()}: {said} ({duration(seconds)})")
+            logged = trainer.callback_metrics.items()
+            said = ", ".join(f"{name} {float(value):.3f}" for name, value in logged if name.startswith("val/"))
+        self.announce(f"step {_of(self._step, self._steps)}: {said} ({duration(seconds)})")
         self._show_training(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seconds = duration(perf_counter() - self._started if self._started else 0.0)
         self._step = trainer.global_step
-        if self._clock is not None:
-            self._clock.validations = 0
-        self.announce(f"{', '.join([f'step {self._counted()}', *self._known()])}; trained for {seconds}")
-        self.note_phase("finishing")
+        self.announce(f"{', '.join(self._known())}; trained for {seconds}")
+        self.note("finishing")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._close(keep=False)
@@ -273,74 +242,49 @@ class ProgressLine(ProgressBar, RolloutObserver):
 
     def _note_denoising(self, done: int, total: int) -> None:
         if self._phase in ("training", "scoring"):
-            self.note_phase("sampling")
+            self.note("sampling")
         if self._phase == "sampling" and done == total:
             # Of training. Rewards and the objective's log-probs come next, whose steps nobody counts.
-            self.note_phase("scoring")
+            self.note("scoring")
         else:
             self._denoising = f" {done}/{total}"
             self._refresh()
 
     def _show_training(self, module: LightningModule) -> None:
-        if isinstance(module, DMPO) and len(module.buffer):
-            buffer = module.buffer
-            self.note_phase("training", buffer.position, buffer.num_iterations * buffer.micro_batches)
-        else:
-            self.note_phase("training")
+        buffer = module.buffer if isinstance(module, DMPO) and len(module.buffer) else None
+        counts = (buffer.position, buffer.num_iterations * buffer.micro_batches) if buffer else ()
+        self.note("training", *counts)
 
     def _refresh(self, *, at_once: bool = False) -> None:
-        if self._line is not None:
-            done, total = self._evaluated or (self._step, self._steps)
-            left = "" if total is None else self._time_left() or "--:-- left"
-            doing = (self._phase + self._part + self._denoising).ljust(self._room)
-            count = f"{done}" if total is None else f"{done}/{total}".rjust(2 * len(str(self._steps or total)) + 1)
-            share = None if total is None else done / max(total, 1)
-            self._line.show(count, [left, doing, *self._known(with_expected=True)], share, at_once=at_once)
+        if self._line is None:
+            return
+        done, total = self._alone or (self._step, self._steps)
+        doing = self._phase + self._part + self._denoising
+        if len(doing) > ROOM:
+            doing = self._phase + self._part
+        # In the place of a number that is not known yet there are dashes.
+        dashes = {name: re.sub(r"\d", "-", MEASURES[name].format(1.0)) for name in self._expected}
+        shown = dashes | {name: MEASURES[name].format(value) for name, value in self._measures.items()}
+        count = _of(done, total).rjust(len(_of(self._steps or 0, self._steps)))
+        parts = [self._time_left() or "--:-- left", doing.ljust(ROOM), *(shown[name] for name in self._expected)]
+        self._line.show(count, parts, done / total if total else None, at_once=at_once)
 
     def _write_plain(self) -> None:
         now = perf_counter()
         if self._line is None and now - self._written >= self.plain_interval:
             self._written = now
-            self.announce(self._plain_line())
+            # Without what a step is doing, which a line in a log outlives.
+            parts = [f"{self._phase} {_of(*self._alone)}"] if self._alone is not None else self._known()
+            self.announce(", ".join(filter(None, [*parts, self._time_left()])))
 
-    def _plain_line(self) -> str:
-        """Without what a step is doing, which a line in a log outlives."""
-        counted, known = f"step {self._counted()}", self._known()
-        if self._evaluated is not None:
-            counted, known = f"{self._phase} {'/'.join(map(str, filter(None, self._evaluated)))}", []
-        return ", ".join(filter(None, [counted, *known, self._time_left()]))
-
-    def _counted(self) -> str:
-        return f"{self._step}" if self._steps is None else f"{self._step}/{self._steps}"
-
-    def _known(self, *, with_expected: bool = False) -> list[str]:
-        shown = (self._expected if with_expected else {}) | self._measures
-        return [shown[name] for name in MEASURES if name in shown]
+    def _known(self) -> list[str]:
+        known = [MEASURES[name].format(self._measures[name]) for name in self._expected if name in self._measures]
+        return [f"step {_of(self._step, self._steps)}", *map(str.strip, known)]
 
     def _time_left(self) -> str:
         """Empty where it is not known."""
-        now, left = perf_counter(), None
-        if self._evaluated is not None:
-            left = None if self._ends is None else self._ends - now
-        elif self._clock is not None:
-            step, since = self._noted
-            validated = 0.0 if self._validating is None else now - self._validating
-            left = self._clock.left(step, now - since - validated, validated)
-        return "" if left is None else f"{duration(max(0.0, left))} left"
+        return "" if self._ends is None else f"{duration(max(0.0, self._ends - perf_counter()))} left"
 
 
-def _whole(counts: Any) -> int | None:
-    """All batches of all loaders. None where one of them does not say."""
-    total = sum(counts) if isinstance(counts, list) else counts
-    return int(total) if math.isfinite(total) else None
-
-
-def _accuracies(module: LightningModule) -> dict[str, tuple[float, float]]:
-    """Mean and error of the last evaluation, by the names of samplers, with the length where there are several."""
-    results = module.evaluator.results if isinstance(module, DMPO) else []
-    several = len({each.length for each in results}) > 1
-    return {
-        f"{each.sampler}/{each.length}" if several else each.sampler: each.means["accuracy"]
-        for each in results
-        if "accuracy" in each.means
-    }
+def _of(done: int, total: int | None) -> str:
+    return f"{done}" if total is None else f"{done}/{total}"

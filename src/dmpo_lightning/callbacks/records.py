@@ -2,14 +2,13 @@
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -47,8 +46,8 @@ class RunRecorder(RolloutObserver):
     ``report.html`` shows all of it, as ``dmpo-lightning report`` does, at each validation and at the end.
 
     A resumed run goes on in the same files. What it does again is removed first. Files of another run that are found
-    there get other names, such as ``metrics_part1.jsonl``. A file that cannot be written ends no
-    run: a warning says what is lost, once for each kind of file. ``dmpo-lightning report`` reads them.
+    there get other names, such as ``metrics_part1.jsonl``. A file that cannot be written ends no run: a warning says
+    what is lost, once for each kind of file.
 
     Args:
         max_bytes: of all rollouts on disk, over all ranks. The last buffer stays in any case.
@@ -65,14 +64,13 @@ class RunRecorder(RolloutObserver):
     def _forget(self) -> None:
         self._directory: Path | None = None
         self._open: dict[str, Any] | None = None
-        """The buffer that is being trained on: its number, and the scalars of its collection, which a run that is
-        resumed within the buffer does not log again.
+        """The buffer that is being trained on: its number, its losses, and the scalars of its collection, which a run
+        that is resumed within the buffer does not log again.
         """
-        self._losses: list[Tensor] = []
         self._logged: dict[str, Any] = {}
         """What was logged last, by the last batch or before the run was resumed."""
-        self._lines: int | None = 0
-        """How many lines of metrics there are. None are all that are found, of which an older checkpoint knows not."""
+        self._lines = 0
+        """How many lines of metrics there are."""
         self._seconds = 0.0
         """How long the run has taken, until now or until it was resumed."""
         self._run: str | None = None
@@ -89,18 +87,13 @@ class RunRecorder(RolloutObserver):
             self._forget()
 
     def state_dict(self) -> dict[str, Any]:
-        losses, logged = list(map(float, self._losses)), _numbers(self._logged)
-        state = {"open": self._open, "losses": losses, "logged": logged}
-        return state | {"lines": self._lines, "seconds": self.seconds_by_now(), "run": self._run}
+        now = self._open and {**self._open, "losses": list(map(float, self._open["losses"]))}
+        state = {"open": now, "logged": _numbers(self._logged), "lines": self._lines}
+        return state | {"seconds": self.seconds_by_now(), "run": self._run}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seconds, self._lines = state_dict["seconds"], state_dict.get("lines")
-        # An older checkpoint has none of what is looked for here.
-        self._losses = [torch.tensor(loss) for loss in state_dict.get("losses", [])]
-        self._logged = state_dict.get("logged", {})
-        # A checkpoint that counts no lines describes its buffer otherwise.
-        self._open = None if self._lines is None else state_dict["open"]
-        self._run = state_dict.get("run")
+        self._open, self._logged, self._lines = (state_dict[name] for name in ("open", "logged", "lines"))
+        self._seconds, self._run = state_dict["seconds"], state_dict["run"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Before anything of this run is written there. Some strategies read the state of a resumed run later.
@@ -112,7 +105,8 @@ class RunRecorder(RolloutObserver):
         found = read_file(directory / RUN).get("run")
         if trainer.ckpt_path is None or self._run not in (None, found):
             for name in (RUN, METRICS, ROLLOUTS, SUMMARY) if trainer.is_global_zero else ():
-                self._try(name, partial(set_aside, directory / name))
+                with self._trying(name):
+                    set_aside(directory / name)
             found = None
         self._run = found or uuid4().hex
 
@@ -130,42 +124,31 @@ class RunRecorder(RolloutObserver):
         directory = self._directory = run_directory(trainer)
         if trainer.ckpt_path is not None:
             self._make_way(trainer, directory)
-        # No rank writes before the directory is free.
-        trainer.strategy.barrier()
         self._started = time.perf_counter() - self._seconds
         collected = getattr(module, "buffers_collected", 0)
         if self._open is not None and self._open["buffer"] >= collected:
             # The checkpoint was rewound to before this buffer (`Continuation`).
-            self._open, self._losses = None, []
-        if isinstance(module, DMPO) and not module.buffer.needs_rollouts:
+            self._open = None
+        elif self._open is not None and isinstance(module, DMPO) and not module.buffer.needs_rollouts:
             # Or to within it.
-            self._losses = self._losses[: module.buffer.position]
-        self._try(ROLLOUTS, lambda: self._remove_rollouts(trainer, directory / ROLLOUTS, collected))
+            del self._open["losses"][module.buffer.position :]
         if trainer.is_global_zero:
-            self._try(METRICS, lambda: self._keep_lines(directory / METRICS))
-            self._try(RUN, lambda: self._write_facts(trainer, module, directory))
-
-    def _keep_lines(self, path: Path) -> None:
-        self._lines = keep_lines(path, self._lines)
-
-    def _remove_rollouts(self, trainer: Trainer, folder: Path, collected: int) -> None:
-        """Those of buffers that come again, of this rank, and on rank 0 of ranks that there are no more."""
-        others = {f"rank{rank}" for rank in range(trainer.world_size) if rank != trainer.global_rank}
-        for path in folder.glob("rank*-*.jsonl"):
-            rank, _, buffer = path.stem.rpartition("-")
-            is_own = rank == f"rank{trainer.global_rank}" or (trainer.is_global_zero and rank not in others)
-            if is_own and buffer.isdecimal() and int(buffer) >= collected:
-                path.unlink()
-
-    def _write_facts(self, trainer: Trainer, module: LightningModule, directory: Path) -> None:
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        times: dict[str, Any] = {"started": now}
-        if trainer.ckpt_path is not None:
-            earlier = read_file(directory / RUN)
-            resumed = [*earlier.get("resumed", []), {"at": now, "step": trainer.global_step}]
-            times = {"started": earlier.get("started", now), "resumed": resumed}
-        facts = {"format": FORMAT, "run": self._run, **times, **run_facts(trainer, module)}
-        write_object(directory / RUN, facts)
+            with self._trying(ROLLOUTS):
+                for path in (directory / ROLLOUTS).glob("rank*-*.jsonl"):
+                    if int(path.stem.rpartition("-")[2]) >= collected:
+                        path.unlink()
+            with self._trying(METRICS):
+                self._lines = keep_lines(directory / METRICS, self._lines)
+            with self._trying(RUN):
+                now, earlier = datetime.now(timezone.utc).isoformat(timespec="seconds"), read_file(directory / RUN)
+                times: dict[str, Any] = {"started": now}
+                if trainer.ckpt_path is not None:
+                    resumed = [*earlier.get("resumed", []), {"at": now, "step": trainer.global_step}]
+                    times = {"started": earlier.get("started", now), "resumed": resumed}
+                facts = {"format": FORMAT, "run": self._run, **times, **run_facts(trainer, module)}
+                write_object(directory / RUN, facts)
+        # No rank writes before the directory is free.
+        trainer.strategy.barrier()
 
     def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
         directory = self._directory
@@ -176,28 +159,25 @@ class RunRecorder(RolloutObserver):
         self._close(trainer, module)
         times = {f"time/{name}": seconds for name, seconds in buffer.seconds.items()}
         values = {**times, **buffer.means, "rollouts/seen": float(module.rollouts_seen)}
-        self._open = {"buffer": buffer.number, "values": values}
+        self._open = {"buffer": buffer.number, "values": values, "losses": []}
         if module.sampling_rounds > 1:
             self._open["left_out"] = [index for each in gather_ranks(list(buffer.left_out)) for index in each]
-        self._try(ROLLOUTS, lambda: self._write_rollouts(trainer, module, buffer, directory / ROLLOUTS))
-
-    def _write_rollouts(self, trainer: Trainer, module: DMPO, buffer: RolloutBuffer, folder: Path) -> None:
-        data = getattr(trainer, "datamodule", None)
-        lines = [encoded(record) for record in rollout_records(buffer, module.policy.tokenizer, data)]
-        rank = f"rank{trainer.global_rank}"
-        replace(folder / f"{rank}-{buffer.number:06d}.jsonl", b"".join(lines))
-        files = sorted(folder.glob(f"{rank}-*.jsonl"))
-        sizes = [path.stat().st_size for path in files]
-        for position, path in enumerate(files[:-1]):
-            if sum(sizes[position:]) > self.max_bytes // trainer.world_size:
-                path.unlink()
+        with self._trying(ROLLOUTS):
+            folder, rank = directory / ROLLOUTS, f"rank{trainer.global_rank}"
+            records = rollout_records(buffer, module.policy.tokenizer, getattr(trainer, "datamodule", None))
+            replace(folder / f"{rank}-{buffer.number:06d}.jsonl", b"".join(map(encoded, records)))
+            files = sorted(folder.glob(f"{rank}-*.jsonl"))
+            sizes = [path.stat().st_size for path in files]
+            for position, path in enumerate(files[:-1]):
+                if sum(sizes[position:]) > self.max_bytes // trainer.world_size:
+                    path.unlink()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any) -> None:
         if self._open is None or not isinstance(pl_module, DMPO):
             return
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         # Kept as tensors, for which nobody waits until the buffer is used up.
-        self._losses += [loss.detach()] if isinstance(loss, Tensor) else []
+        self._open["losses"] += [loss.detach()] if isinstance(loss, Tensor) else []
         self._logged.update(trainer.callback_metrics)
         if pl_module.buffer.needs_rollouts:
             self._close(trainer, pl_module)
@@ -208,13 +188,10 @@ class RunRecorder(RolloutObserver):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        # A run that was ended before a validation makes it before its training starts.
-        self.start(trainer, pl_module)
-        is_dmpo = isinstance(pl_module, DMPO)
-        scalars = _numbers(trainer.callback_metrics)
+        scalars, is_dmpo = _numbers(trainer.callback_metrics), isinstance(pl_module, DMPO)
         values = {name: value for name, value in scalars.items() if name.startswith("val/") or not is_dmpo}
         values["time/validation"] = round(time.perf_counter() - self._validation_started, 3)
-        self._write(trainer, pl_module, {"kind": "validation", "values": values})
+        self.note(trainer, pl_module, {"kind": "validation", "values": values})
         before = time.perf_counter()
         if self._directory is not None and trainer.is_global_zero and before >= self._page_at:
             write_page(self._directory, live=True)
@@ -223,9 +200,9 @@ class RunRecorder(RolloutObserver):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A run that goes on from here to more steps goes on in the buffer, of which it then writes another line.
-        now = self._open, self._losses, self._lines
+        now = self._open, self._lines
         self._close(trainer, pl_module)
-        self._open, self._losses, self._lines = now
+        self._open, self._lines = now
         self._seconds = self.seconds_by_now()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -235,48 +212,40 @@ class RunRecorder(RolloutObserver):
 
     def note(self, trainer: Trainer, module: LightningModule, line: Mapping[str, Any]) -> None:
         """Records what another callback knows, such as what a guard has said. All ranks call it together."""
+        # A run that was ended before a validation makes it before its training starts.
         self.start(trainer, module)
-        self._write(trainer, module, line)
+        if self._directory is None or not trainer.is_global_zero:
+            return
+        self._lines += 1
+        rollouts, seconds = getattr(module, "rollouts_seen", 0), round(self.seconds_by_now(), 3)
+        progress = {"step": trainer.global_step, "rollouts": rollouts, "seconds": seconds}
+        with self._trying(METRICS):
+            append(self._directory / METRICS, encoded({**progress, **line}))
 
     def _close(self, trainer: Trainer, module: LightningModule) -> None:
         """Writes the scalars of the buffer that is used up."""
         if self._open is None:
             return
-        logged = {name: each for name, each in _numbers(self._logged).items() if not name.startswith(("val/", "test/"))}
-        values = logged | self._open["values"]
-        if self._losses:
-            values["train/loss"] = float(sum(loss.float() for loss in self._losses) / len(self._losses))
-        line = {"kind": "buffer"} | self._open | {"values": values}
-        self._open, self._losses = None, []
-        self._write(trainer, module, line)
-
-    def _write(self, trainer: Trainer, module: LightningModule, line: Mapping[str, Any]) -> None:
-        directory = self._directory
-        if directory is None or not trainer.is_global_zero:
-            return
-        self._lines = (self._lines or 0) + 1
-        rollouts, seconds = getattr(module, "rollouts_seen", 0), round(self.seconds_by_now(), 3)
-        progress = {"step": trainer.global_step, "rollouts": rollouts, "seconds": seconds}
-        self._try(METRICS, lambda: append(directory / METRICS, encoded({**progress, **line})))
+        line, self._open = {"kind": "buffer", **self._open}, None
+        losses, logged = line.pop("losses"), _numbers(self._logged).items()
+        before = {name: each for name, each in logged if not name.startswith(("val/", "test/"))}
+        loss = {"train/loss": sum(map(float, losses)) / len(losses)} if losses else {}
+        self.note(trainer, module, {**line, "values": before | line["values"] | loss})
 
     def seconds_by_now(self) -> float:
         """How long the run has taken, all of its parts together."""
         return self._seconds if self._started is None else time.perf_counter() - self._started
 
-    def _try(self, what: str, write: Callable[[], object]) -> None:
-        """Writes if it can. A run is worth more than its record."""
+    @contextmanager
+    def _trying(self, what: str) -> Iterator[None]:
+        """Has the run go on where a file cannot be written. A run is worth more than its record."""
         try:
-            write()
+            yield
         except OSError as error:
             if what not in self._lost:
                 self._lost.add(what)
-                warnings.warn(
-                    escaped(
-                        f"The run goes on without {what} in {self._directory}, or with a part of it: {error}. "
-                        "`dmpo-lightning report` will show what could be written."
-                    ),
-                    stacklevel=2,
-                )
+                said = f"The run goes on without {what} in {self._directory}, or with a part of it: {error}."
+                warnings.warn(escaped(said), stacklevel=2)
 
 
 def write_page(directory: Path, *, live: bool = False) -> None:

@@ -3,17 +3,14 @@
 import os
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dmpo_lightning.callbacks.before_after import BeforeAfterReport
 from dmpo_lightning.callbacks.preemption import Preemption
@@ -21,15 +18,13 @@ from dmpo_lightning.callbacks.progress import duration
 from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.checkpoints.reading import facts_beside_weights
 from dmpo_lightning.commands.score import TASKS
-from dmpo_lightning.distributed.internals import callbacks_of, steps_between_saves
+from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.modules.run_directory import own_directory
 from dmpo_lightning.reports.lines import read_lines
 from dmpo_lightning.reports.record import COMPLETIONS, EVALUATION, METRICS, REPORT, SUMMARY
-from dmpo_lightning.terminal import escaped, number
+from dmpo_lightning.terminal import escaped
 
 PROGRAM = "dmpo-lightning"
-LONGEST = 80
-"""Characters of a prompt that is part of a command."""
 
 
 def closing_text(
@@ -42,12 +37,7 @@ def closing_text(
 ) -> str:
     """The last lines of a run. Rank 0 alone asks for them, when the run is over.
 
-    Args:
-        trainer: that has fitted or evaluated.
-        module: that it has fitted or evaluated.
-        typed: the command with its options, as they were typed.
-        checkpoint: that the run continued.
-        error: that ended the run before its time.
+    The command was ``typed`` with these options, it continued ``checkpoint``, and ``error`` ended it before its time.
     """
     directory = own_directory(trainer)
     is_fit = trainer.state.fn == TrainerFn.FITTING
@@ -58,12 +48,11 @@ def closing_text(
     if last is not None:
         lines.append(f"  checkpoint  {_shown(last)}, of step {saved[last]}")
     elif is_fit:
-        lines.append(f"  checkpoint  none is saved yet{_first_save(trainer)}")
-    for callback in callbacks_of(trainer, ModelCheckpoint) if is_fit else []:
+        lines.append("  checkpoint  none is saved yet")
+    for callback in callbacks_of(trainer, ModelCheckpoint):
         path, score = Path(callback.best_model_path), callback.best_model_score
         if score is not None and path in saved and path != last:
-            measured = f"{callback.monitor} {number(float(score))}"
-            lines.append(f"  best        {_shown(path)}, of step {saved[path]}: {measured}")
+            lines.append(f"  best        {_shown(path)}, of step {saved[path]}: {callback.monitor} {float(score):.3f}")
     lines += [
         f"  {what.ljust(10)}  {_shown(directory / name)}"
         for what, name in (("page", REPORT), ("summary", SUMMARY), ("results", EVALUATION), ("answers", COMPLETIONS))
@@ -90,8 +79,6 @@ def _deed(trainer: Trainer, module: LightningModule, error: BaseException | None
 def _reason(error: BaseException) -> str:
     if is_interrupt(error):
         return "Interrupted"
-    if isinstance(error, SIGTERMException):
-        return f"Ended by signal {signal.SIGTERM}"
     # As `Preemption` leaves.
     status = error.code if isinstance(error, SystemExit) else None
     return f"Ended by signal {status - 128}" if isinstance(status, int) and status > 128 else "Failed"
@@ -107,8 +94,7 @@ def is_interrupt(error: BaseException) -> bool:
 def _measures(trainer: Trainer, module: Any, directory: Path) -> Iterator[str]:
     """What is measured, before and after where both are known."""
     if trainer.state.fn == TrainerFn.PREDICTING and (directory / COMPLETIONS).is_file():
-        with (directory / COMPLETIONS).open("rb") as file:
-            yield f"{sum(1 for _ in file)} completions"
+        yield f"{len((directory / COMPLETIONS).read_bytes().splitlines())} completions"
     if trainer.state.fn != TrainerFn.FITTING:
         for result in getattr(getattr(module, "evaluator", None), "results", []):
             if "accuracy" in result.means:
@@ -120,12 +106,10 @@ def _measures(trainer: Trainer, module: Any, directory: Path) -> Iterator[str]:
         if report.after:
             return
     for kind in ("validation", "buffer"):
-        found = [line.get("values") for line in read_lines(directory / METRICS) if line.get("kind") == kind]
-        values: list[dict[str, Any]] = [each for each in found if isinstance(each, dict)]
+        values = [line["values"] for line in read_lines(directory / METRICS) if line.get("kind") == kind]
         names = [name for name in (values[-1] if values else ()) if name.endswith("/accuracy")]
         for name in (names or ["val/loss", "reward/total"])[:2]:
-            known = [each[name] for each in values if isinstance(each.get(name), float)]
-            if known:
+            if known := [each[name] for each in values if isinstance(each.get(name), float)]:
                 yield f"{name} " + " -> ".join(f"{each:.3f}" for each in dict.fromkeys((known[0], known[-1])))
 
 
@@ -140,38 +124,24 @@ def _saved(trainer: Trainer, checkpoint: str | None) -> Iterator[tuple[Path, int
             yield path, facts["global_step"]
 
 
-def _first_save(trainer: Trainer) -> str:
-    """When the first checkpoint comes, where that is known."""
-    steps = [each for each in map(steps_between_saves, callbacks_of(trainer, ModelCheckpoint)) if each > 0]
-    if not steps and callbacks_of(trainer, ModelCheckpoint) and isinstance(trainer.val_check_batch, int):
-        # By itself it saves behind each validation.
-        steps = [-(-trainer.val_check_batch // trainer.accumulate_grad_batches)]
-    return f"; the first one comes at step {min(steps)}" if steps else ""
-
-
 def _next(
     trainer: Trainer, directory: Path, typed: Sequence[str], last: Path | None, *, is_over: bool
 ) -> Iterator[str]:
     """Commands that make sense now, as they are typed."""
     if not is_over:
-        resumes = ["--ckpt_path", "last"] if last is not None else []
-        kept = _without_checkpoint(typed) if trainer.state.fn == TrainerFn.FITTING else typed
-        yield _command(*kept, *resumes)
+        # The last one of an option that is given twice counts.
+        yield _command(*typed, *(["--ckpt_path", "last"] if last is not None else []))
         return
     if last is not None:
         # A folder, which sharded runs write, can run code where it is opened.
         trust = ["--trust_checkpoint"] * last.is_dir()
         yield _command("generate", "--ckpt_path", _shown(last), *trust, "--prompt", _prompt(trainer), "--show")
         yield _command("export", "--ckpt_path", _shown(last), *trust, "--output", "model")
-    task = next((name for name, kind in TASKS.items() if type(_task(trainer)) is kind), None)
-    if task is not None and (directory / COMPLETIONS).is_file():
+    own: Any = getattr(getattr(trainer, "datamodule", None), "task", None)
+    for task in (name for name, kind in TASKS.items() if type(own) is kind and (directory / COMPLETIONS).is_file()):
         yield _command("score", "--task", task, "--file", _shown(directory / COMPLETIONS))
     if (directory / EVALUATION).is_file() or (directory / METRICS).is_file():
         yield _command("report", _shown(directory))
-
-
-def _task(trainer: Trainer) -> Any:
-    return getattr(getattr(trainer, "datamodule", None), "task", None)
 
 
 def _prompt(trainer: Trainer) -> str:
@@ -182,25 +152,16 @@ def _prompt(trainer: Trainer) -> str:
     # Loaders of one's own and mixtures have no such prompts, and a run that is done must not fail for want of one.
     except Exception:
         return "TEXT"
-    return prompt if isinstance(prompt, str) and len(prompt) <= LONGEST and prompt.isprintable() else "TEXT"
-
-
-def _without_checkpoint(typed: Sequence[str]) -> Iterator[str]:
-    rest = iter(typed)
-    for each in rest:
-        if each == "--ckpt_path":
-            list(islice(rest, 1))
-        elif not each.startswith("--ckpt_path="):
-            yield each
+    return prompt if isinstance(prompt, str) and len(prompt) <= 80 and prompt.isprintable() else "TEXT"
 
 
 def _command(*arguments: str) -> str:
-    called, program = Path(sys.argv[0]), [PROGRAM]
-    if called.parts[-2:] == ("dmpo_lightning", "__main__.py"):
-        program = ["python", "-m", "dmpo_lightning"]
-    elif called.name == PROGRAM and shutil.which(PROGRAM) != str(called.absolute()):
-        program = [str(called)]
-    return shlex.join([*program, *arguments])
+    """As this command was called."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return shlex.join(["python", "-m", "dmpo_lightning", *arguments])
+    is_found = called.name != PROGRAM or shutil.which(PROGRAM) == str(called.absolute())
+    return shlex.join([PROGRAM if is_found else str(called), *arguments])
 
 
 def _shown(path: Path) -> str:

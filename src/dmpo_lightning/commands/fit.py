@@ -52,7 +52,7 @@ SPEAKERS = ("lightning", "lightning.fabric", "lightning.pytorch")
 """Loggers whose handlers print what Lightning says."""
 NOISE = (
     *("💡", "GPU available", "TPU available", "HPU available", "LOCAL_RANK", "Seed set to"),
-    "`Trainer.fit` stopped: `max_",
+    *("`Trainer.fit` stopped: `max_", "\nDetected KeyboardInterrupt", "`weights_only` was not set"),
 )
 """How messages begin that advertise, or that `dmpo-lightning` says better."""
 KNOWN = (

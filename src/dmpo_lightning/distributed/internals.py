@@ -229,11 +229,6 @@ def was_restoring(error: BaseException) -> bool:
     return any(each.filename == checkpoint_connector.__file__ and "resto" in each.name for each in frames)
 
 
-def steps_between_saves(callback: ModelCheckpoint) -> int:
-    """After how many optimizer steps each a checkpoint is saved, 0 where something else decides."""
-    return callback._every_n_train_steps
-
-
 def averaged_module(callback: Any) -> Any:
     """The copy of the module in which one of Lightning's callbacks averages weights, or None before there is one."""
     average = callback._average_model
