@@ -5,15 +5,18 @@ import math
 import pytest
 import torch
 from dmpo_runs import TOKENIZER, loader, small_dmpo, trainer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from dmpo_lightning import WDCE, WDDO, ConfidenceSampler, TrajectoryEstimator
+from dmpo_lightning.checkpoints.export import save_policy
 from dmpo_lightning.functional import Purpose, block_weights, elbo_replicates, fold_in
+from dmpo_lightning.models.adapting import adapt
 from dmpo_lightning.objectives import ElboEstimator
 from dmpo_lightning.objectives.estimators import masked_log_probs
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rollout import Sampling, collect
-from small_models import tiny_sdar
+from small_models import SMALL, tiny_sdar
 
 
 def share_of_ones(example, completion):
@@ -25,7 +28,7 @@ def share_of_digits(example, completion):
     return sum(token in "1234" for token in completion) / 8
 
 
-def block_causal(objective, **options):
+def block_causal(objective, *, model=None, **options):
     """Blocks of four, behind prompts of which some end inside a block, and steps by which it learns soon."""
     defaults = {
         "tokenizer": TOKENIZER,
@@ -34,7 +37,7 @@ def block_causal(objective, **options):
         "reward": share_of_ones,
         "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=3e-3),
     }
-    return small_dmpo(tiny_sdar(initializer_range=0.1), **{**defaults, **options})
+    return small_dmpo(model or tiny_sdar(initializer_range=0.1), **{**defaults, **options})
 
 
 @pytest.mark.slow
@@ -61,6 +64,20 @@ def test_every_objective_raises_the_reward_of_a_block_causal_model(tmp_path, obj
     run.fit(dmpo, loader())
     run.validate(dmpo, loader(6, shuffle=False), verbose=False)
     assert float(run.callback_metrics["val/sampled/reward"]) > before + 0.3
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_an_adapted_causal_model_trains(tmp_path, block_size):
+    """A Llama of transformers, written and read again, with the shift that it was made with."""
+    llama = LlamaForCausalLM(LlamaConfig(**SMALL, max_position_embeddings=64, initializer_range=0.1))
+    save_policy(llama, TOKENIZER, llama.state_dict(), tmp_path / "causal")
+    adapted = adapt(str(tmp_path / "causal"), block_size=block_size)
+    before = {name: weight.clone() for name, weight in adapted.model.state_dict().items()}
+    dmpo = block_causal(WDCE(reward_temperature=0.03, replicates=2), model=adapted.model, reward=share_of_digits)
+    run = trainer(tmp_path, max_steps=2)
+    run.fit(dmpo, loader())
+    assert all(torch.isfinite(weight).all() for weight in adapted.model.state_dict().values())
+    assert any((weight != before[name]).any() for name, weight in adapted.model.state_dict().items())
 
 
 def rollouts_of(dmpo):
