@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 import yaml
 from cli_runs import KEEPS_LAST, printed_config, status
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from dmpo_lightning import load_tokenizer
 from dmpo_lightning.commands.arguments import config_directory, resolve_config, shipped_configs
 from dmpo_lightning.models.llada import LLaDAConfig, LLaDAForMaskedDiffusion
 from dmpo_lightning.models.loading import EMBEDDED_MODELS
+from small_models import SMALL
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
@@ -40,6 +42,9 @@ def test_the_commands_of_the_readme_work_one_after_the_other_in_an_empty_folder(
     """Runs of the small model in small, and all others as far as the parser goes."""
     example = {"question": "", "ground_truth": 4.0, "completion": "<answer>4</answer>"}
     Path("completions.jsonl").write_text(json.dumps(example))
+    # In the place of a model of the hub.
+    Qwen3ForCausalLM(Qwen3Config(**SMALL)).save_pretrained("Qwen/Qwen3-0.6B")
+    load_tokenizer("sudoku_tiny").save_pretrained("Qwen/Qwen3-0.6B")
     assert len(COMMANDS) > 15
     last = "runs/sudoku_tiny/latest/checkpoints/last.ckpt"
     for command, *given in COMMANDS:
