@@ -96,7 +96,7 @@ OTHERS = [
     ("generate --comletions 3", "Unrecognized arguments: --comletions. Did you mean --completions?"),
     ("generate --samplr WinoSampler", "Did you mean --sampler?"),
     ("export --ckpt_path x --output y --megre", "Did you mean --merge?"),
-    ("report runs --pgn x", "Did you mean --png?"),
+    ("report runs --outptu x", "Did you mean --output?"),
     ("configs --cta gsm8k", "Did you mean --cat?"),
     ("completion bsh", "Did you mean bash?"),
     ("report", "The following arguments are required: RUN."),

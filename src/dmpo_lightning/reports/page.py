@@ -267,7 +267,7 @@ def time_spent(runs: Sequence[Run]) -> str:
         points = (*run.base, *run.buffers, *run.validations, *run.after)
         parts = {what: sum(point.values.get(f"time/{what}", 0.0) for point in points) for what in TIMES}
         parts["other"] = max(run.seconds - sum(parts.values()), 0.0)
-        stated = [(what, seconds) for what, seconds in parts.items() if seconds]
+        stated = [(what, seconds) for what, seconds in parts.items() if seconds >= 0.5]
         words = ", ".join(
             f'<span class="short"><span class="key {what}"></span>{what} {seconds:.0f} s</span>'
             for what, seconds in stated

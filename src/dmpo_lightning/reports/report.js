@@ -306,7 +306,7 @@
     return isAligned ? placed : differing(own, other);
   }
 
-  // Letters of a drawing, or words of a text whose tokens are not known.
+  // Letters of a drawing or of a single word, or words of a text whose tokens are not known.
   function spell(made, parts, others) {
     const differs = marked(parts, others);
     parts.forEach((each, index) => made.append(differs[index] ? element("span", each, "other") : each));
@@ -314,7 +314,7 @@
   }
 
   function words(text) {
-    return text.split(/(?<=\s)/);
+    return /\s/.test(text.trim()) ? text.split(/(?<=\s)/) : [...text];
   }
 
   function show(index) {
