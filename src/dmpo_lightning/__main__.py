@@ -10,15 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from dmpo_lightning import __version__
-from dmpo_lightning.commands.arguments import (
-    COMMANDS,
-    CONFIG,
-    LIGHT,
-    named_modules,
-    nearest,
-    pairs,
-    resolve_arguments,
-)
+from dmpo_lightning.commands.arguments import COMMANDS, CONFIG, LIGHT, named_modules, nearest, pairs, resolve_arguments
 from dmpo_lightning.terminal import clean_messages, escaped, printable
 from dmpo_lightning.workers.local_modules import find_local_modules
 
@@ -56,8 +48,7 @@ exit status:
   1      failed, with a traceback
   2      a mistake in what was asked, said in one line
   130    interrupted (Ctrl-C): a training saves at the end of its step, or ends at once after a second one
-  128+N  ended by signal N (143 SIGTERM, 138 SIGUSR1), after saving, so that the same command with --ckpt_path last
-         continues
+  128+N  ended by signal N (143 SIGTERM, 138 SIGUSR1), after saving; the same command with --ckpt_path last continues
 """
 MISTAKE, INTERRUPTED, NOT_READ = 2, 128 + signal.SIGINT, 128 + 13
 """Exit statuses, see `USAGE`. The last is that of a process that SIGPIPE has ended."""
@@ -76,7 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.excepthook, arguments = lambda kind, error, where: _show_traceback(error), sys.argv[1:]
         clean_messages()
     try:
-        status = _answer(arguments)
+        if not arguments or arguments[0] in ("-h", "--help", "--version"):
+            print(f"dmpo-lightning {__version__}\n" if "--version" in arguments[:1] else USAGE, end="")
+            status = 0
+        else:
+            status = _run(arguments[0], arguments[1:])
         # Written now, where it can still be said that nobody reads it.
         sys.stdout.flush()
     except BrokenPipeError:
@@ -84,16 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NOT_READ
     return status
-
-
-def _answer(arguments: Sequence[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE, end="")
-    elif arguments[0] == "--version":
-        print(f"dmpo-lightning {__version__}")
-    else:
-        return _run(arguments[0], arguments[1:])
-    return 0
 
 
 def _run(command: str, arguments: Sequence[str]) -> int:
@@ -136,14 +121,13 @@ def _dispatch(command: str, arguments: Sequence[str]) -> None:
     resolved = resolve_arguments(arguments)
     # For tasks and rewards by dotted path.
     find_local_modules(Path.cwd(), named_modules(resolved))
-    if command not in LIGHT:
-        # A module that reads sources, and is not needed for --help.
-        from dmpo_lightning.commands.mistakes import check
-
-        check(command, resolved)
     if command in LIGHT:
         import_module(f"dmpo_lightning.commands.{command}").run(resolved)
         return
+    # A module that reads sources, and is not needed for --help.
+    from dmpo_lightning.commands.mistakes import check
+
+    check(command, resolved)
     _announce(command, arguments)
     # It brings torch and Lightning, for which --help need not wait (docs/decisions/028-layout.md).
     from dmpo_lightning.commands.fit import run

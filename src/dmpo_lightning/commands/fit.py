@@ -8,15 +8,15 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pkgutil import resolve_name
 from typing import Any, NoReturn
 
 import torch
 import yaml  # type: ignore[import-untyped]
-from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from transformers.utils.logging import disable_progress_bar
 
@@ -28,7 +28,7 @@ from dmpo_lightning.callbacks.progress import ProgressLine
 from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.callbacks.samples import LoggingExtras
 from dmpo_lightning.checkpoints.reading import UnfitCheckpointError
-from dmpo_lightning.commands.arguments import merged_node, nearest, pairs
+from dmpo_lightning.commands.arguments import merged_node, nearest
 from dmpo_lightning.commands.closing import closing_text, is_interrupt
 from dmpo_lightning.commands.last_checkpoint import check_trusted, newest_checkpoint
 from dmpo_lightning.commands.mistakes import LAST
@@ -58,6 +58,7 @@ NOISE = (
 KNOWN = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*does not have many workers.*",
+    r"LightningCLI's args parameter is intended.*",
     r".*Checkpoint directory .* exists and is not empty.*",
     # They are kept (`continue_log`).
     r".*Experiment logs directory .* exists and is not empty.*",
@@ -67,9 +68,6 @@ KNOWN = (
 
 class DMPOArgumentParser(LightningArgumentParser):
     """Says what is missing or what exists in one line, instead of printing every option of the Trainer."""
-
-    given: Sequence[str] = ()
-    """The command line, of which messages quote an option with its whole name."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         # Else `--trainer.max_step` would mean `max_steps`, or another option in the next version of Lightning.
@@ -81,27 +79,22 @@ class DMPOArgumentParser(LightningArgumentParser):
         return super().parse_string(content, path, *arguments, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        line = _remedy(message, self.given)
         if self.exit_on_error:
-            self.exit(2, f"dmpo-lightning: {escaped(line)}\n")
+            self.exit(2, f"dmpo-lightning: {escaped(_remedy(message))}\n")
         super().error(message, ex)
 
 
-def _remedy(message: str, given: Sequence[str]) -> str:
+def _remedy(message: str) -> str:
     """One line on what is wrong: the innermost cause, of which the parser names one for each kind of value it tried."""
     if refused := REFUSED.match(message):
-        # With the arguments that the class passes on to its base classes.
-        owner = resolve_name(refused[1])
-        names = ArgumentParser().add_class_arguments(owner, fail_untyped=False)
-        hint = nearest(refused[2], names) or f" {refused[1]} has: {', '.join(names)}."
-        return f"There is no option {owner.__name__}.{refused[2]}.{hint}"
+        hint = nearest(refused[2], signature(resolve_name(refused[1])).parameters)
+        return f"There is no option {refused[1].rpartition('.')[2]}.{refused[2]}.{hint}"
     keys = re.findall(r'Parser key "([\w.]+)"', message)
     causes = dict.fromkeys(CAUSE.findall(message.rpartition("Parser key")[2]))
     if not (keys and causes):
         return " ".join(message.split())[:500]
     said = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.", r"\1", "; ".join(causes)).replace("NoneType", "null")
-    whole = [option.strip("-+") for option, _, _ in pairs(given) if option.strip("-+").endswith(keys[-1])]
-    return f"`{whole[0] if whole else '.'.join(keys)}` cannot be read: {said}."
+    return f"`{'.'.join(keys)}` cannot be read: {said}."
 
 
 class DMPOCLI(LightningCLI):
@@ -218,12 +211,6 @@ class DMPOCLI(LightningCLI):
         self._choose_checkpoint()
         self._start = choose_directory(self.trainer, self.config_init[self.subcommand].get("ckpt_path"))
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """As Lightning does it, without its warning that arguments are passed in, as the entry point always does."""
-        assert args is None or isinstance(args, list)
-        parser.given = args or ()  # type: ignore[attr-defined]
-        self.config = parser.parse_args(args)
-
 
 def _check_trainer(options: Mapping[str, Any]) -> None:
     """Raises ValueError for what the Trainer refuses of its plain options, such as a GPU that is not there.
@@ -280,10 +267,9 @@ class ParsedOnly(DMPOCLI):
     """Stops when it has parsed, and seeds nothing."""
 
     def instantiate_classes(self) -> None:
-        pass
+        """Does nothing, as what follows."""
 
-    def _set_seed(self) -> None:
-        pass
+    _set_seed = instantiate_classes
 
 
 def command_line(arguments: Sequence[str], cli: type[DMPOCLI] = DMPOCLI, **options: Any) -> DMPOCLI:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from dmpo_lightning.commands.arguments import CommandParser, pairs
@@ -65,7 +66,9 @@ def run(arguments: Sequence[str]) -> None:
         if options.json:
             print(json.dumps(asdict(answer)), flush=True)
         else:
-            heading = f"--- {_name(answer, options)}\n" if several else ""
+            asked = answer.prompt if isinstance(answer.prompt, str) else str(answer.prompt[-1]["content"])
+            number = f"{answer.index}.{answer.rollout}" if options.completions > 1 else f"{answer.index}"
+            heading = f"--- {number} {escaped(shorten(asked, 60, placeholder='...'))}\n" if several else ""
             print(f"{heading}{printable(answer.text)}", flush=True)
 
 
@@ -85,13 +88,6 @@ def _answered(
         part = prompts[start : start + size]
         index = range(options.index + start, options.index + start + len(part))
         yield from generate(policy, part, sampling, prefill=options.prefill, index=index, on_change=watcher)
-
-
-def _name(answer: "Generation", options: argparse.Namespace) -> str:
-    """How an answer among several is headed."""
-    prompt = answer.prompt if isinstance(answer.prompt, str) else str(answer.prompt[-1]["content"])
-    shown = escaped(prompt if len(prompt) <= 60 else f"{prompt[:57]}...")
-    return f"{answer.index}.{answer.rollout} {shown}" if options.completions > 1 else f"{answer.index} {shown}"
 
 
 def _prompts(options: argparse.Namespace) -> Iterator["Prompt"]:
@@ -164,16 +160,14 @@ def make_sampler(arguments: Sequence[str], stored: Mapping[str, Any]) -> "Sample
     from dmpo_lightning.modules.checkpoint import CLASS, REBUILT
     from dmpo_lightning.samplers import Sampler
 
-    default = None
-    if not any(each.partition("=")[0] == "--sampler" for each in arguments):
-        kept = dict(stored.get("sampler") or {CLASS: "ConfidenceSampler", "temperature": 0.0})
-        name = kept.pop(CLASS)
-        if name not in REBUILT:
-            raise ValueError(
-                f"The run of this checkpoint had a sampler of its own ({name}), which a checkpoint cannot choose; pass "
-                "it by --sampler with the dotted path of its class, and its options as --sampler.NAME VALUE."
-            )
-        default = {"class_path": f"dmpo_lightning.samplers.{name}", "init_args": kept}
+    kept = dict(stored.get("sampler") or {CLASS: "ConfidenceSampler", "temperature": 0.0})
+    name, is_named = kept.pop(CLASS), any(each.partition("=")[0] == "--sampler" for each in arguments)
+    if name not in REBUILT and not is_named:
+        raise ValueError(
+            f"The run of this checkpoint had a sampler of its own ({name}), which a checkpoint cannot choose; pass "
+            "it by --sampler with the dotted path of its class, and its options as --sampler.NAME VALUE."
+        )
+    default = None if is_named else {"class_path": f"dmpo_lightning.samplers.{name}", "init_args": kept}
     parser = DMPOArgumentParser(prog="dmpo-lightning generate")
     parser.add_argument("--sampler", type=Sampler, default=default)
     return parser.instantiate(parser.parse_args(list(arguments))).sampler

@@ -17,14 +17,10 @@ from dmpo_lightning.modules.run_directory import own_directories
 
 def check_trusted(path: str) -> None:
     """Raises ValueError for a checkpoint that could run code where it is opened."""
-    trust = "if you trust who wrote it, add --trust_checkpoint"
-    if is_elsewhere(path):
-        problem = f"it is not on this machine, where it could be checked; download it, or {trust}."
-    elif (unsafe := why_unsafe(Path(path))) is not None:
-        problem = f"{unsafe}; {trust}."
-    else:
-        return
-    raise ValueError(f"`--ckpt_path {path}`: {problem}")
+    elsewhere = "it is not on this machine, where it could be checked; download it"
+    problem = elsewhere if is_elsewhere(path) else why_unsafe(Path(path))
+    if problem is not None:
+        raise ValueError(f"`--ckpt_path {path}`: {problem}; if you trust who wrote it, add --trust_checkpoint.")
 
 
 def newest_checkpoint(trainer: Trainer, module: LightningModule, *, continues: bool) -> str | None:

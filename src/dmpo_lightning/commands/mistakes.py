@@ -15,16 +15,7 @@ from jsonargparse import ArgumentParser
 
 from dmpo_lightning import _HOMES
 from dmpo_lightning.commands import signatures
-from dmpo_lightning.commands.arguments import (
-    CONFIG,
-    YAML,
-    config_directory,
-    merged_node,
-    nearest,
-    nested,
-    pairs,
-    text_of,
-)
+from dmpo_lightning.commands.arguments import CONFIG, YAML, merged_node, nearest, nested, pairs, text_of
 from dmpo_lightning.commands.signatures import PACKAGE, ROOTS, TRAINER, Option, lines_of, options_of, public
 
 LAST, OF_LIGHTNING = "last", ("best", "hpc")
@@ -118,7 +109,7 @@ def _unknown(place: str, siblings: Sequence[str], owner: str) -> str:
 
 def _check_argument(value: Any, place: str, option: Option, stated: Stated) -> None:
     """Checks the value of an option, and what is in it."""
-    names = option.choices
+    names: Sequence[str] = option.choices
     if value is None:
         is_nullable = any(kind.type is None or kind.words in ("Any", "anything") for kind in option.kinds)
         is_wrong = bool(option.kinds) and not is_nullable and option.default != "None"
@@ -222,7 +213,7 @@ def _without_recipe(arguments: Sequence[str]) -> str:
             "A configuration is missing, which states the model: pass --config NAME_OR_FILE, such as --config "
             "sudoku_tiny.yaml (`dmpo-lightning configs` lists those shipped)."
         )
-    options = "".join(f" --config {each.removeprefix(f'{config_directory()}/')[:200]}" for each in files)
+    options = "".join(f" --config {each[:200]}" for each in files)
     return (
         f"An overlay needs a recipe before it, which states the model's class: --config RECIPE{options}, got the "
         "overlay alone (`dmpo-lightning configs` lists recipes)."

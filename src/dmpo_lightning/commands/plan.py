@@ -61,6 +61,7 @@ def merged_configuration(arguments: Sequence[str]) -> dict[str, Any]:
     """What ``fit`` would run, as a plain dictionary. Exits with status 2 and a message where ``fit`` would."""
     from dmpo_lightning.commands import fit
 
+    fit.quiet()
     config: dict[str, Any] = fit.command_line(arguments, fit.ParsedOnly, run=False).config.as_dict()
     return config
 

@@ -10,7 +10,7 @@ from typing import Any
 from dmpo_lightning.commands.arguments import CommandParser
 from dmpo_lightning.data.sources import Parser, load_file
 from dmpo_lightning.rewards.functions import Judge, ScoreError, call_each
-from dmpo_lightning.tasks.base import Example, Task, Verdict
+from dmpo_lightning.tasks.base import Task, Verdict
 from dmpo_lightning.tasks.benchmark import Benchmark
 from dmpo_lightning.tasks.countdown import Countdown
 from dmpo_lightning.tasks.gsm8k import GSM8K
@@ -43,29 +43,22 @@ def make_task(name: str, check: str, *, algebra: bool = False) -> Task:
     Raises:
         ValueError: no such task, or computer algebra for another check than the verified one of math500.
     """
-    task = TASKS.get(name) or _imported(name)
-    if algebra:
-        if task is not Math500 or check != "verified":
-            raise ValueError(f"`--algebra` needs --task math500 and --check verified, got {name} and {check}.")
-        return Math500(algebra=True)
-    # `Math500` passes the option on unnamed, so that its signature alone does not tell.
-    takes_check = issubclass(task, Benchmark) or "check" in inspect.signature(task).parameters
     try:
-        return task(**({"check": check} if takes_check else {}))
-    except TypeError as error:
-        raise ValueError(f"`--task` {name} cannot be made without arguments: {error}.") from error
-
-
-def _imported(path: str) -> type[Task]:
-    try:
-        task = resolve_name(path)
+        task = TASKS.get(name) or resolve_name(name)
     except (ImportError, AttributeError, ValueError):
         task = None
     if not (isinstance(task, type) and issubclass(task, Task)):
-        raise ValueError(
-            f"`--task` must be one of {', '.join(TASKS)} or the dotted path of a Task class, got {path!r}."
-        )
-    return task
+        known = ", ".join(TASKS)
+        raise ValueError(f"`--task` must be one of {known} or the dotted path of a Task class, got {name!r}.")
+    if algebra and (task is not Math500 or check != "verified"):
+        raise ValueError(f"`--algebra` needs --task math500 and --check verified, got {name} and {check}.")
+    # `Math500` passes the option on unnamed, so that its signature alone does not tell.
+    takes_check = issubclass(task, Benchmark) or "check" in inspect.signature(task).parameters
+    options: dict[str, Any] = ({"check": check} if takes_check else {}) | ({"algebra": True} if algebra else {})
+    try:
+        return task(**options)
+    except TypeError as error:
+        raise ValueError(f"`--task` {name} cannot be made without arguments: {error}.") from error
 
 
 def score_file(task: Task, path: Path, *, only: str | None = None) -> dict[str, Any]:
@@ -107,41 +100,38 @@ def _summary(task: Task, verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
 
 def _record(task: Task, record: Mapping[str, Any], only: str | None) -> dict[str, Any]:
-    """The verdict on a record, the run that wrote it, and its task's name in a mixture."""
+    """The verdict on a record, the run that wrote it, and its task's name in a mixture.
+
+    Raises whatever the check raises, and for something else than a verdict, as for a bad record.
+    """
     if not isinstance(record["completion"], str):
         raise ValueError("`completion` must be a text")
-    if "example" in record:
-        example = record["example"]
-    elif {"question", "ground_truth"} <= set(record):
-        example = task.from_saved(record)
-    else:
+    if "example" not in record and not {"question", "ground_truth"} <= set(record):
         raise ValueError("a record needs `example`, or `question` and `ground_truth` of one of " + ", ".join(TASKS))
+    example = record["example"] if "example" in record else task.from_saved(record)
     if not isinstance(example, Mapping):
         raise ValueError(f"`example` must be an object, got {type(example).__name__}")
     run = f"{record['sampler']}/{record['length']}" if {"sampler", "length"} <= set(record) else ""
-    name = example.get("task")
+    found: dict[str, Any] = {"verdict": None, "run": run, "task": example.get("task")}
     # Examples of a mixture's other tasks are of other kinds, which this check could not read.
-    verdict = _checked(task, example, record["completion"]) if name in (None, only) else None
-    return {"verdict": verdict, "run": run, "task": name}
-
-
-def _checked(task: Task, example: Example, completion: str) -> Verdict:
-    """What the check says. Raises, as for a bad record, whatever it raises, and for something else than a verdict."""
-    (judged,) = call_each(Judge(lambda *_: 0.0, task.check), [(example, completion, completion)])
-    if isinstance(judged, ScoreError):
-        cause = judged.__cause__
-        raise cause if isinstance(cause, ValueError | LookupError) else ValueError(f"the check failed: {judged}")
-    verdict: Verdict = judged.verdict
-    return verdict
+    if found["task"] in (None, only):
+        text = record["completion"]
+        (judged,) = call_each(Judge(lambda *_: 0.0, task.check), [(example, text, text)])
+        if isinstance(judged, ScoreError):
+            cause = judged.__cause__
+            raise cause if isinstance(cause, ValueError | LookupError) else ValueError(f"the check failed: {judged}")
+        found["verdict"] = judged.verdict
+    return found
 
 
 def make_parser() -> CommandParser:
     """The options of the command."""
     parser = CommandParser("score", __doc__)
-    parser.add_argument("--task", required=True, help=f"{', '.join(TASKS)}, or the dotted path of a Task class")
-    parser.add_argument("--check", choices=("published", "verified"), default="verified", help="which variant of it")
-    parser.add_argument("--algebra", action="store_true", help="math500: also compare by math-verify")
-    parser.add_argument("--file", required=True, help="completions, one JSON object per line")
-    parser.add_argument("--only", metavar="NAME", help="of a mixture: its name of the task")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add = parser.add_argument
+    add("--task", required=True, help=f"{', '.join(TASKS)}, or the dotted path of a Task class")
+    add("--check", choices=("published", "verified"), default="verified", help="which variant of it")
+    add("--algebra", action="store_true", help="math500: also compare by math-verify")
+    add("--file", required=True, help="completions, one JSON object per line")
+    add("--only", metavar="NAME", help="of a mixture: its name of the task")
+    add("--json", action="store_true", help="print one JSON object")
     return parser

@@ -187,7 +187,7 @@ def options_of(path: str, method: str = "__init__") -> Mapping[str, Option] | No
     texts = _texts(node) | (_texts(own) if own else {})
     for name in texts.keys() & inherited.keys():
         # What is left to a base class is said here.
-        texts[name] = re.sub(r"see `\w+`\.?", lambda _, name=name: inherited[name].text, texts[name])
+        texts[name] = re.sub(r"see `\w+`\.?", inherited[name].text.replace("\\", r"\\"), texts[name])
     arguments: list[tuple[str, ast.expr | None, ast.expr | None]]
     if own is not None:
         names, given = own.args.args[1:], own.args
@@ -200,7 +200,12 @@ def options_of(path: str, method: str = "__init__") -> Mapping[str, Option] | No
     else:
         return None if None in bases else inherited
     options = {
-        name: Option(name, tuple(_kinds(annotation, module)), default and ast.unparse(default), texts.get(name, ""))
+        name: Option(
+            name,
+            tuple(_kinds(annotation, module)),
+            None if default is None else ast.unparse(default),
+            texts.get(name, ""),
+        )
         for name, annotation, default in arguments
         # By which a dataclass says that what follows is given by name.
         if name != "_"
@@ -270,7 +275,7 @@ def _subscripted(name: str, inner: ast.expr, module: str) -> Iterator[Kind]:
         classes = tuple(path for part in each for path in part.classes)
         words, types = [part.words for part in each], tuple(part.type for part in each)
         if name == "tuple":
-            yield Kind(Any if len(each) < len(parts) else tuple[types], f"[{', '.join(words)}]", classes)  # type: ignore[valid-type]
+            yield Kind(Any if len(each) < len(parts) else tuple[types], f"[{', '.join(words)}]", classes)
         else:
             collection, pattern = COLLECTIONS[name]
             yield Kind(collection[types], pattern.format(*words), classes)

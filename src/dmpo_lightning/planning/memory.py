@@ -94,7 +94,7 @@ class RehearsedBuffer:
         self._forwards = 0
         self._seen: dict[Any, tuple[float, torch.dtype]] = {}
         """Operations and type of a forward by its kind."""
-        self._real_predictor, self.policy.predictor = self.policy.predictor, self._predictor  # type: ignore[method-assign]
+        self._real_predictor, self.policy.predictor = self.policy.predictor, self._predictor
         rollouts = None if run.module.sampler is None else self._sample(run.module)
         buffer = None if rollouts is None else self._score(run.module, rollouts)
         for parameter in self.trained:
