@@ -11,8 +11,7 @@ from dmpo_runs import digit_share, loader, small_dmpo, trainer
 from dmpo_lightning import DMPO, ConfidenceSampler, LoRA, RandomOrderSampler
 from dmpo_lightning.__main__ import main
 from dmpo_lightning.checkpoints.export import export_checkpoint
-from dmpo_lightning.commands.denoising import Denoising
-from dmpo_lightning.commands.generate import make_sampler
+from dmpo_lightning.commands.generate import Denoising, make_sampler
 from dmpo_lightning.modules.checkpoint import held_arguments
 from dmpo_lightning.modules.generating import generate
 from dmpo_lightning.rollout import Sampling
@@ -161,7 +160,7 @@ class Hostile:
 def shown(monkeypatch, stream, *, size=(24, 10)):
     """What is drawn of a completion of hostile tokens, where the terminal is small."""
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("dmpo_lightning.commands.denoising.terminal_size", lambda stream: size)
+    monkeypatch.setattr("dmpo_lightning.commands.generate.terminal_size", lambda stream: size)
     table = torch.full((60, 32), -9.0)
     table[torch.arange(60), torch.arange(60) % 4 + 6] = 9.0
     policy = tiny_policy(model=FixedLogits(table))

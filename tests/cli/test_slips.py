@@ -23,6 +23,7 @@ FILES = {
 SLIPS = [
     # Names of options.
     ("--group_size 3", "Did you mean --model.group_size?"),
+    ("--group_siz 3", "Did you mean --model.group_size?"),
     ("--max_steps 3", "Did you mean --trainer.max_steps?"),
     ("--model.group_sizes 4", "Did you mean group_size?"),
     ("--model.grop_size=4", "no option model.grop_size. Did you mean group_size?"),
@@ -66,6 +67,7 @@ SLIPS = [
     ("--config class.yaml", "Did you mean dmpo_lightning.SavePretrained?"),
     ("--trainer.callbacks+=lightning.pytorch.callbacks.ModelChekpoint", "callbacks.ModelCheckpoint?"),
     ("--model.objective=WDC", "Did you mean WDCE?"),
+    ("--trainer.callbacks+=EarlyStoping", "Did you mean EarlyStopping?"),
     ("--model.objective=dmpo_lightning.ConfidenceSampler", "must be Objective, got dmpo_lightning.ConfidenceSampler."),
     ("--model.model.adapter=dmpo_lightning.LORA", "Did you mean dmpo_lightning.LoRA?"),
     ("--model.optimizer=torch.optim.Adamm", "Did you mean torch.optim.Adam?"),
@@ -83,11 +85,8 @@ OTHERS = [
     ("fti --config sudoku_tiny.yaml", "There is no command 'fti'. Did you mean fit?"),
     ("--config sudoku_tiny.yaml fit", "The command comes first."),
     ("fit", "pass --config NAME_OR_FILE, such as --config sudoku_tiny.yaml"),
-    (
-        "plan --config overlays/single_80gb.yaml",
-        "--config RECIPE --config overlays/single_80gb.yaml, got the overlay alone",
-    ),
-    ("fit --config overlays/sdar.yaml", "An overlay needs a recipe before it"),
+    ("plan --config overlays/single_80gb.yaml", "such as --config sudoku_tiny.yaml, and overlays behind it"),
+    ("fit --config overlays/sdar.yaml", "such as --config sudoku_tiny.yaml, and overlays behind it"),
     ("plan --config sudoku_tiny.yaml --group_size 3", "Did you mean --model.group_size?"),
     ("score --task gsm8k --check publishd --file x", "Did you mean published?"),
     ("score --task gsm8k --file x --jsn", "Unrecognized arguments: --jsn. Did you mean --json?"),

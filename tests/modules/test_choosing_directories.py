@@ -11,7 +11,7 @@ from dmpo_runs import trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from dmpo_lightning.commands.last_checkpoint import newest_checkpoint
+from dmpo_lightning.commands.fit import newest_checkpoint
 from dmpo_lightning.modules.run_directory import choose_directory, run_directory
 
 DATE = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d)?"

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 
 from dmpo_lightning import BeforeAfterReport, ConfidenceSampler, Preemption
-from dmpo_lightning.commands.last_checkpoint import newest_checkpoint
+from dmpo_lightning.commands.fit import newest_checkpoint
 from dmpo_lightning.modules.run_directory import choose_directory, run_directory
 from tiers import slow_unless
 

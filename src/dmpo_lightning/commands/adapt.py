@@ -4,10 +4,20 @@ from collections.abc import Sequence
 
 from dmpo_lightning.commands.arguments import CommandParser
 
+PARSER = CommandParser("adapt", __doc__)
+_add = PARSER.add_argument
+_add("--model", required=True, help="hub id, folder or GGUF file of the causal model")
+_add("--output", required=True, help="folder to write")
+_add("--block_size", type=int, help="positions of a completion block; bidirectional without it")
+_add("--no_shift", dest="shift", action="store_false", help="a position predicts its own token, not the next one")
+_add("--mask_token", help="a token that no text uses, or a new one; by default the tokenizer's own, or <|mask|>")
+_add("--dtype", default="auto", help="of the weights, such as bfloat16; auto is that of the checkpoint")
+_add("--revision", help="branch, tag or commit on the hub")
+
 
 def run(arguments: Sequence[str]) -> None:
     """Runs the command. Raises ValueError for what a user can mend."""
-    options = vars(make_parser().parse_args(arguments))
+    options = vars(PARSER.parse_args(arguments))
     # They bring torch, for which --help and a slip need not wait.
     from dmpo_lightning.checkpoints.export import refuse_other_weights, save_policy
     from dmpo_lightning.models.adapting import adapt
@@ -24,17 +34,3 @@ def run(arguments: Sequence[str]) -> None:
         f"({tokenizer.mask_token_id}). It has to be trained: "
         f"dmpo-lightning fit --config adapt.yaml --model.model {output}"
     )
-
-
-def make_parser() -> CommandParser:
-    """The options of the command."""
-    parser = CommandParser("adapt", __doc__)
-    add = parser.add_argument
-    add("--model", required=True, help="hub id, folder or GGUF file of the causal model")
-    add("--output", required=True, help="folder to write")
-    add("--block_size", type=int, help="positions of a completion block; bidirectional without it")
-    add("--no_shift", dest="shift", action="store_false", help="a position predicts its own token, not the next one")
-    add("--mask_token", help="a token that no text uses, or a new one; by default the tokenizer's own, or <|mask|>")
-    add("--dtype", default="auto", help="of the weights, such as bfloat16; auto is that of the checkpoint")
-    add("--revision", help="branch, tag or commit on the hub")
-    return parser

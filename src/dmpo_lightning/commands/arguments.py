@@ -75,11 +75,10 @@ def resolve_config(name: str) -> str:
     """
     if _is_text(name) or Path(name).is_file():
         return name
-    for candidate in (name, f"{name}.yaml"):
-        if (path := config_directory() / candidate).is_file():
-            return str(path)
-    names = shipped_configs()
-    hint = nearest(name if name.endswith(".yaml") else f"{name}.yaml", names)
+    names, wanted = shipped_configs(), name if name.endswith(".yaml") else f"{name}.yaml"
+    if wanted in names:
+        return str(config_directory() / wanted)
+    hint = nearest(wanted, names)
     raise ValueError(f"No configuration {name!r}: it is neither a file nor shipped.{hint} Shipped: {', '.join(names)}.")
 
 

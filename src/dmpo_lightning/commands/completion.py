@@ -14,7 +14,7 @@ waits for Python; print it again after an upgrade.
   source <(dmpo-lightning completion bash)     in ~/.bashrc, or once: dmpo-lightning completion bash > FILE
   source <(dmpo-lightning completion zsh)      in ~/.zshrc
 """
-RUN_OPTIONS = ("config", "ckpt_path", "seed_everything", "print_config", "trust_checkpoint", "help", "debug")
+RUN_OPTIONS = (*ROOTS, "config", "ckpt_path", "print_config", "trust_checkpoint", "help", "debug")
 FILES = "FILES"
 CHOICES = """\
   local names="" files=""
@@ -60,26 +60,19 @@ _dmpo_lightning() {
 }
 compdef _dmpo_lightning dmpo-lightning
 """
+PARSER = CommandParser("completion", DESCRIPTION)
+PARSER.add_argument("shell", choices=("bash", "zsh"))
 
 
 def run(arguments: Sequence[str]) -> None:
     """Prints the script."""
-    print(script(make_parser().parse_args(arguments).shell), end="")
-
-
-def make_parser() -> CommandParser:
-    """The options of the command."""
-    parser = CommandParser("completion", DESCRIPTION)
-    parser.add_argument("shell", choices=("bash", "zsh"))
-    return parser
+    print(script(PARSER.parse_args(arguments).shell), end="")
 
 
 def script(shell: str) -> str:
     """The completion script of a shell, see `DESCRIPTION`."""
-    own = {name: import_module(f"dmpo_lightning.commands.{name}").make_parser().names for name in LIGHT}
-    runs: dict[str, Sequence[str]] = dict.fromkeys(RUN_OPTIONS, ())
-    for root in ROOTS.values():
-        runs[root.name] = root.names
+    own = {name: import_module(f"dmpo_lightning.commands.{name}").PARSER.names for name in LIGHT}
+    runs: dict[str, Sequence[str]] = {name: ROOTS[name].names if name in ROOTS else () for name in RUN_OPTIONS}
     for place, _, options in places(options_of(TRAINER) or {}):
         for name, option in options.items():
             # What any class at the place takes, since the line may not say yet which one it is.

@@ -13,24 +13,19 @@ List the configurations that --config takes by name, each with what it is and ne
 """
 NEEDS = re.compile(r"[^.]*(?:GiB|pip install)[^,.]*")
 """What a comment says of the room that is needed."""
+PARSER = CommandParser("configs", DESCRIPTION)
+PARSER.add_argument("--cat", metavar="NAME", help="print this one")
 
 
 def run(arguments: Sequence[str]) -> None:
     """Prints them. Raises ValueError for a name that is not there."""
-    name = make_parser().parse_args(arguments).cat
+    name = PARSER.parse_args(arguments).cat
     if name is not None:
         print(Path(resolve_config(name)).read_text(encoding="utf-8"), end="")
         return
     print(f"in {config_directory()}:")
     for each in shipped_configs():
         print(f"  {each}\n      {described((config_directory() / each).read_text(encoding='utf-8'))}")
-
-
-def make_parser() -> CommandParser:
-    """The options of the command."""
-    parser = CommandParser("configs", DESCRIPTION)
-    parser.add_argument("--cat", metavar="NAME", help="print this one")
-    return parser
 
 
 def described(text: str) -> str:

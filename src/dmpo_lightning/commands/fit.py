@@ -9,13 +9,15 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from inspect import signature
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NoReturn
 
 import torch
 import yaml  # type: ignore[import-untyped]
-from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from transformers.utils.logging import disable_progress_bar
@@ -27,14 +29,14 @@ from dmpo_lightning.callbacks.preemption import Preemption
 from dmpo_lightning.callbacks.progress import ProgressLine
 from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.callbacks.samples import LoggingExtras
-from dmpo_lightning.checkpoints.reading import UnfitCheckpointError
+from dmpo_lightning.checkpoints.reading import UnfitCheckpointError, newest_readable, why_unfit, why_unsafe
+from dmpo_lightning.checkpoints.writing import remove_partial
 from dmpo_lightning.commands.arguments import merged_node, nearest
 from dmpo_lightning.commands.closing import closing_text, is_interrupt
-from dmpo_lightning.commands.last_checkpoint import check_trusted, newest_checkpoint
-from dmpo_lightning.commands.mistakes import LAST
+from dmpo_lightning.commands.mistakes import LAST, is_elsewhere
 from dmpo_lightning.distributed.internals import was_restoring
 from dmpo_lightning.modules.base import PolicyModule
-from dmpo_lightning.modules.run_directory import KINDS, Start, choose_directory
+from dmpo_lightning.modules.run_directory import KINDS, Start, choose_directory, own_directories
 from dmpo_lightning.terminal import error_line, escaped
 
 ADDED: tuple[type[Callback], ...] = (LoggingExtras, RunRecorder, EvaluationReport, Guards, Preemption)
@@ -44,12 +46,7 @@ REFUSED = re.compile(r".*given class_path '([\w.]+)'.*Option '([\w.]+)' is not a
 """How the parser says that the constructor of a class takes no argument of a name."""
 CAUSE = re.compile(r"(?:module '[\w.]+' has|No module|Import path|Expected an? (?!path but)).*")
 """How it says what is wrong with a value."""
-HELP = (
-    "Options of DMPO, its parts and its data: dmpo-lightning options; configurations: dmpo-lightning configs. Below "
-    "are those of the Trainer and of the command line."
-)
-SPEAKERS = ("lightning", "lightning.fabric", "lightning.pytorch")
-"""Loggers whose handlers print what Lightning says."""
+HELP = "Options of DMPO and its parts: dmpo-lightning options; recipes: dmpo-lightning configs. Below: the Trainer's."
 NOISE = (
     *("💡", "GPU available", "TPU available", "HPU available", "LOCAL_RANK", "Seed set to"),
     *("`Trainer.fit` stopped: `max_", "\nDetected KeyboardInterrupt", "`weights_only` was not set"),
@@ -151,9 +148,7 @@ class DMPOCLI(LightningCLI):
         if given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             # First of all, so that it is there when the others report.
             callbacks.insert(0, ProgressLine())
-        for callback_class in ADDED:
-            if not any(isinstance(callback, callback_class) for callback in callbacks):
-                callbacks.append(callback_class())
+        callbacks += [kind() for kind in ADDED if not any(isinstance(each, kind) for each in callbacks)]
         return super().instantiate_trainer(**{**options, "callbacks": callbacks})
 
     def _choose_checkpoint(self) -> None:
@@ -167,7 +162,10 @@ class DMPOCLI(LightningCLI):
             if options["ckpt_path"] is None and self.subcommand != "fit":
                 raise ValueError("`--ckpt_path last` found no checkpoint; pass its path, or leave it out.")
         elif path is not None and not trusted:
-            check_trusted(str(path))
+            elsewhere = "it is not on this machine, where it could be checked; download it"
+            if problem := elsewhere if is_elsewhere(str(path)) else why_unsafe(Path(path)):
+                trust = "if you trust who wrote it, add --trust_checkpoint"
+                raise ValueError(f"`--ckpt_path {path}`: {problem}; {trust}.")
 
     def _run_subcommand(self, subcommand: str) -> None:
         """As Lightning does it. A start of which nothing comes leaves no directory, and what Lightning, torch or a
@@ -190,8 +188,7 @@ class DMPOCLI(LightningCLI):
 
     def _close(self, error: BaseException | None = None) -> None:
         """Says what came of the run, unless what ended it says enough."""
-        is_trial = self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        has_begun = self.trainer.state.fn is not None and not is_trial
+        has_begun = self.trainer.state.fn is not None and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if has_begun and self.trainer.is_global_zero and not isinstance(error, ValueError | OSError):
             checkpoint = self.config_init[self.subcommand].get("ckpt_path")
             print(closing_text(self.trainer, self.model, self.typed, checkpoint=checkpoint, error=error), flush=True)
@@ -217,8 +214,7 @@ def _check_trainer(options: Mapping[str, Any]) -> None:
 
     Lightning makes the Trainer when the model is loaded, which may take minutes.
     """
-    kinds = (int, float, str)
-    plain: dict[str, Any] = {name: value for name, value in vars(options).items() if isinstance(value, kinds)}
+    plain: dict[str, Any] = {name: x for name, x in vars(options).items() if isinstance(x, int | float | str)}
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -245,6 +241,47 @@ def _check_optimizer(options: Mapping[str, Any]) -> None:
         except Exception as error:
             said = " ".join(str(error).split())
             raise ValueError(f"`model.{name}`: {given['class_path']} refuses its options: {said}.") from error
+
+
+def newest_checkpoint(trainer: Trainer, module: LightningModule, *, continues: bool) -> str | None:
+    """The newest usable checkpoint of all runs of that name, and in the folders of each `ModelCheckpoint`.
+
+    Says which it is, or that there is none yet, and then returns None. Rank 0 decides for all, because other nodes may
+    not see yet what it sees (docs/decisions/027-last-checkpoint.md).
+
+    Args:
+        trainer: whose logger and callbacks say where the checkpoints are.
+        module: which says what it needs of one.
+        continues: whether training goes on. It needs more of a checkpoint than an evaluation.
+    """
+    strategy: Any = trainer.strategy
+    # Lightning's own launcher starts the other ranks on this machine once rank 0 has chosen.
+    if trainer.world_size == 1 or isinstance(strategy.cluster_environment, LightningEnvironment):
+        return _newest_checkpoint(trainer, module, continues=continues)
+    # The ranks join now. The Trainer does both again, which changes nothing for those who have joined.
+    strategy.connect(module)
+    strategy.setup_environment()
+    first = trainer.is_global_zero
+    return strategy.broadcast(_newest_checkpoint(trainer, module, continues=continues) if first else None)
+
+
+def _newest_checkpoint(trainer: Trainer, module: LightningModule, *, continues: bool) -> str | None:
+    # Where Lightning's `ModelCheckpoint` writes. Next to the runs there may be those of other names.
+    directories, place = own_directories(trainer)
+    if trainer.logger is None:
+        # There own programs write, whose runs have no directories.
+        directories.append(Path(trainer.default_root_dir))
+    folders = [each / "checkpoints" for each in directories]
+    # A `ModelCheckpoint` may write anywhere.
+    callbacks = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+    own = [Path(callback.dirpath) for callback in callbacks if callback.dirpath]
+    if continues:
+        remove_partial(*folders, *own)
+    keys: Sequence[str] = getattr(module, "checkpoint_keys", ())
+    newest = newest_readable(*folders, *own, why_unusable=lambda path: why_unfit(path, keys=keys, continues=continues))
+    where = " and ".join(map(str, [place / "checkpoints", *own]))
+    rank_zero_info(f"No checkpoint in {where}: starts afresh." if newest is None else f"Continues from {newest}.")
+    return None if newest is None else str(newest.absolute())
 
 
 def _constructor_message(error: ValueError) -> str:
@@ -298,7 +335,7 @@ def quiet() -> None:
 
     Called once torch and Lightning are imported, since warnings that are configured later win.
     """
-    for name in SPEAKERS:
+    for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
         # A filter of the logger itself would not be asked for what its children say.
         for handler in logging.getLogger(name).handlers:
             handler.addFilter(is_news)

@@ -2,26 +2,29 @@
 
 import argparse
 import json
+import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from dmpo_lightning.commands.arguments import CommandParser, pairs
 from dmpo_lightning.tasks.json_lines import numbered_lines
-from dmpo_lightning.terminal import error_line, escaped, printable
+from dmpo_lightning.terminal import error_line, escaped, is_terminal, printable, shortened, terminal_size
 
 if TYPE_CHECKING:
     from dmpo_lightning.modules.generating import Generation, Prompt
     from dmpo_lightning.policy import Policy
-    from dmpo_lightning.samplers import Sampler
+    from dmpo_lightning.samplers import Change, Sampler
 
 LENGTH = 128
 """Tokens of an answer where nothing says."""
 PAUSE = 0.05
 """Seconds per step that is shown live, where small models are too fast to see."""
+GREEN, YELLOW, DIM = "1;32", "1;33", "2"
+"""Of a token that was just revealed, of one to which the model gives less than a half, and of a masked position."""
 DESCRIPTION = """\
 Answer prompts with a model, or with the policy that a run has trained.
 
@@ -32,6 +35,25 @@ A checkpoint names its model, sampler and length, of which options given here ta
 in the model's chat template. Without --prompt and --prompts_file all of standard input is one prompt. Options of the
 sampler are written as --sampler.NAME VALUE: temperature (0 is greedy), denoising_steps, block_length, ...
 """
+PARSER = CommandParser("generate", DESCRIPTION)
+_add = PARSER.add_argument
+_add("--model", help="hub id, folder (of a model or an adapter) or embedded name; with --ckpt_path its base's place")
+_add("--ckpt_path", help="checkpoint file or folder of a run, read as data")
+_add("--prompt", action="append", default=[], metavar="TEXT", help="can be given several times")
+_add("--prompts_file", metavar="FILE", help="JSON lines, each with a `prompt`: a text or a conversation")
+_add("--prefill", default="", metavar="TEXT", help="what the answer's turn starts with")
+_add("--sampler", metavar="CLASS", help="in place of the run's, or else of ConfidenceSampler at temperature 0")
+_add("--completions", type=int, default=1, help="answers to each prompt (default 1)")
+_add("--completion_length", type=int, help=f"tokens of an answer (default: the run's, else at most {LENGTH})")
+_add("--seed", type=int, default=0, help="of the draws (default 0)")
+_add("--index", type=int, default=0, help="number of the first prompt, which keys its draws (default 0)")
+_add("--rows_per_forward", type=int, default=8, help="answers that are sampled at a time (default 8)")
+_add("--show", action="store_true", help="show the denoising on standard error, live on a terminal")
+_add("--json", action="store_true", help="print a JSON object per answer, with steps and confidence of its tokens")
+_add("--dtype", default="auto", help="of the weights (default: the model's)")
+_add("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+_add("--trust_remote_code", action="store_true", help="run code that comes with the model")
+_add("--trust_checkpoint", action="store_true", help="unpickle a checkpoint folder, which can run any code")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -40,11 +62,10 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         ValueError: no prompt, or what loading and sampling raise for what a user can mend.
     """
-    parser = make_parser()
-    options, rest = parser.parse_known_args(list(arguments))
+    options, rest = PARSER.parse_known_args(list(arguments))
     for option, _, _ in pairs(rest):
         if not option.startswith("--sampler."):
-            parser.error(f"unrecognized arguments: {option}")
+            PARSER.error(f"unrecognized arguments: {option}")
     rest = ([] if options.sampler is None else [f"--sampler={options.sampler}"]) + rest
     prompts = list(_prompts(options))
     if not prompts:
@@ -68,7 +89,7 @@ def run(arguments: Sequence[str]) -> None:
         else:
             asked = answer.prompt if isinstance(answer.prompt, str) else str(answer.prompt[-1]["content"])
             number = f"{answer.index}.{answer.rollout}" if options.completions > 1 else f"{answer.index}"
-            heading = f"--- {number} {escaped(shorten(asked, 60, placeholder='...'))}\n" if several else ""
+            heading = f"--- {number} {shortened(asked, 60)}\n" if several else ""
             print(f"{heading}{printable(answer.text)}", flush=True)
 
 
@@ -76,13 +97,12 @@ def _answered(
     policy: "Policy", sampler: "Sampler", prompts: list["Prompt"], options: argparse.Namespace, length: int
 ) -> Iterator["Generation"]:
     """The answers, a few at a time, so that the first are there before the last are begun."""
-    from dmpo_lightning.commands.denoising import Denoising
     from dmpo_lightning.modules.generating import generate
     from dmpo_lightning.rollout import Sampling
 
     rows = 1 if options.show else options.rows_per_forward
     size = max(1, rows // options.completions)
-    watcher = Denoising(policy, sys.stderr, delay=PAUSE) if options.show else None
+    watcher = Denoising(policy, sys.stderr) if options.show else None
     sampling = Sampling(sampler, length, options.completions, seed=options.seed, rows_per_forward=rows)
     for start in range(0, len(prompts), size):
         part = prompts[start : start + size]
@@ -173,25 +193,53 @@ def make_sampler(arguments: Sequence[str], stored: Mapping[str, Any]) -> "Sample
     return parser.instantiate(parser.parse_args(list(arguments))).sampler
 
 
-def make_parser() -> CommandParser:
-    """The options of the command."""
-    parser = CommandParser("generate", DESCRIPTION)
-    add = parser.add_argument
-    add("--model", help="hub id, folder (of a model or an adapter) or embedded name; with --ckpt_path its base's place")
-    add("--ckpt_path", help="checkpoint file or folder of a run, read as data")
-    add("--prompt", action="append", default=[], metavar="TEXT", help="can be given several times")
-    add("--prompts_file", metavar="FILE", help="JSON lines, each with a `prompt`: a text or a conversation")
-    add("--prefill", default="", metavar="TEXT", help="what the answer's turn starts with")
-    add("--sampler", metavar="CLASS", help="in place of the run's, or else of ConfidenceSampler at temperature 0")
-    add("--completions", type=int, default=1, help="answers to each prompt (default 1)")
-    add("--completion_length", type=int, help=f"tokens of an answer (default: the run's, else at most {LENGTH})")
-    add("--seed", type=int, default=0, help="of the draws (default 0)")
-    add("--index", type=int, default=0, help="number of the first prompt, which keys its draws (default 0)")
-    add("--rows_per_forward", type=int, default=8, help="answers that are sampled at a time (default 8)")
-    add("--show", action="store_true", help="show the denoising on standard error, live on a terminal")
-    add("--json", action="store_true", help="print a JSON object per answer, with steps and confidence of its tokens")
-    add("--dtype", default="auto", help="of the weights (default: the model's)")
-    add("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
-    add("--trust_remote_code", action="store_true", help="run code that comes with the model")
-    add("--trust_checkpoint", action="store_true", help="unpickle a checkpoint folder, which can run any code")
-    return parser
+@dataclass
+class Denoising:
+    """An observer that draws a completion anew at each of its steps.
+
+    Args:
+        policy: whose tokenizer reads the tokens. They are untrusted, and nothing in them reaches the terminal as it is.
+        stream: to write to.
+    """
+
+    policy: "Policy"
+    stream: TextIO
+    _row: int | None = field(default=None, init=False)
+    """The number of the completion that is drawn."""
+    _step: int = field(default=0, init=False)
+
+    def __call__(self, change: "Change") -> None:
+        """Draws the first of the completions that have changed."""
+        row, mask = int(change.rows[0]), self.policy.facts.mask_token_id
+        self._row, self._step = row, self._step + 1 if row == self._row else 1
+        columns = (change.completion_ids[0].tolist(), change.written[0].tolist(), change.confidence[0].tolist())
+        # Not every stream can write the other character.
+        blank = "░" if "utf" in (self.stream.encoding or "").lower() else "_"
+        pieces: list[tuple[str, str | None]] = []
+        changed = 0
+        for token, is_new, sure in zip(*columns, strict=True):
+            if token == mask:
+                pieces.append((blank, DIM))
+                continue
+            # One by one, so that each has its own colour.
+            colour = (YELLOW if sure < 0.5 else GREEN) if is_new else None
+            pieces += [(each, colour) for each in escaped(str(self.policy.tokenizer.decode([token])))]
+            changed = len(pieces) if is_new else changed
+        revealed = sum(token != mask for token in columns[0])
+        heading, text = (
+            f"step {self._step}, {revealed} of {len(columns[0])} tokens",
+            "".join(each for each, _ in pieces),
+        )
+        if not is_terminal(self.stream):
+            self.stream.write(f"{heading}: {text}\n")
+            return
+        width, height = terminal_size(self.stream)
+        # What has room around the change, where each character may take two cells.
+        room = width // 2 * max(1, height - 2)
+        first = max(0, min(changed - room // 2, len(pieces) - room))
+        shown = "".join(f"\x1b[{code}m{each}\x1b[0m" if code else each for each, code in pieces[first : first + room])
+        # It forbids colours (https://no-color.org).
+        shown = text[first : first + room] if os.environ.get("NO_COLOR") else shown
+        self.stream.write(f"\x1b[H\x1b[J{heading}\n{shown}\n")
+        self.stream.flush()
+        time.sleep(PAUSE)

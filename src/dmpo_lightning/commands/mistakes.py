@@ -5,7 +5,6 @@ Less than the parser checks, in whose place nothing is done: only names and valu
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_origin
@@ -24,8 +23,6 @@ FLAGS = ("-h", "--help", "--print_config", "--trust_checkpoint", "--json")
 FILES = ("data.path", "data.task.path", "model.model", "model.model.model")
 """Options that name files."""
 OPEN = Option("", (), None, "")
-Stated = dict[str, Any]
-"""The last value of each option by its place, and the class that stands at each."""
 
 
 def check(command: str, arguments: Sequence[str], own: Iterable[str] = ()) -> None:
@@ -40,7 +37,9 @@ def check(command: str, arguments: Sequence[str], own: Iterable[str] = ()) -> No
         return
     top = dict.fromkeys(("config", "trust_checkpoint", "print_config", *own), OPEN)
     top |= options_of(TRAINER, command if command != "plan" else "fit") or {}
-    last, missing, stated = "", "", Stated(trainer=TRAINER)
+    last, missing = "", ""
+    # The last value of each option by its place, and the class that stands at each.
+    stated: dict[str, Any] = {"trainer": TRAINER}
     for option, value, _ in pairs(arguments):
         if not option.startswith("-"):
             raise ValueError(
@@ -57,13 +56,16 @@ def check(command: str, arguments: Sequence[str], own: Iterable[str] = ()) -> No
         last = option
     asks = any(each.partition("=")[0] == "--print_config" for each in arguments)
     if "model" not in stated and not asks and missing not in CONFIG:
-        raise ValueError(_without_recipe(arguments))
+        raise ValueError(
+            "No configuration states what is trained: pass --config NAME_OR_FILE, such as --config sudoku_tiny.yaml, "
+            "and overlays behind it (`dmpo-lightning configs` lists both)."
+        )
     _check_stated(stated, reads_files=command != "plan" and not asks)
     if missing:
         raise ValueError(f"`{missing}` must have a value behind it, got none.")
 
 
-def _check_stated(stated: Stated, *, reads_files: bool) -> None:
+def _check_stated(stated: dict[str, Any], *, reads_files: bool) -> None:
     """Checks what is wrong with values themselves. Those that a later one replaces may be wrong."""
     seed = str(stated.get("seed_everything"))
     if re.fullmatch(r"[+-]?\d+", seed) and not 0 <= int(seed) < 2**32:
@@ -83,7 +85,7 @@ def configuration(source: str) -> dict[str, Any]:
 
 
 def _check_options(
-    given: Mapping[str, Any], options: Mapping[str, Option] | None, place: str, owner: str, stated: Stated
+    given: Mapping[str, Any], options: Mapping[str, Option] | None, place: str, owner: str, stated: dict[str, Any]
 ) -> None:
     """Checks what is given of the options of a class, which stand behind ``place``. None is any."""
     for name, value in given.items():
@@ -102,12 +104,13 @@ def _unknown(place: str, siblings: Sequence[str], owner: str) -> str:
         found = signatures.places(options_of(TRAINER) or {})
         known = {each: f"--{where}.{each}" for where, _, options in found for each in options}
         # Whoever leaves the place out, and whoever takes the wrong one, knows the name.
-        meant = f" Did you mean {known[name]}?" if name in known else "" if "." in place else nearest(name, known)
+        near = nearest(name, known)[len(" Did you mean ") : -1] if name in known or "." not in place else None
+        meant = f" Did you mean {known[near]}?" if near else ""
     listed = f" {owner} has: {', '.join(siblings)}." if not meant else ""
     return f"There is no option {place}.{meant}{listed} `dmpo-lightning options` lists all."
 
 
-def _check_argument(value: Any, place: str, option: Option, stated: Stated) -> None:
+def _check_argument(value: Any, place: str, option: Option, stated: dict[str, Any]) -> None:
     """Checks the value of an option, and what is in it."""
     names: Sequence[str] = option.choices
     if value is None:
@@ -127,17 +130,17 @@ def _check_argument(value: Any, place: str, option: Option, stated: Stated) -> N
     _check_inside(value, place, option, stated)
 
 
-def _check_inside(value: Any, place: str, option: Option, stated: Stated) -> None:
+def _check_inside(value: Any, place: str, option: Option, stated: dict[str, Any]) -> None:
     """Checks what is in a value: objects, and those in lists and by name."""
     is_mapping = any(get_origin(kind.type) is dict for kind in option.kinds)
     # Of an option with one class nothing else can be meant.
-    only = [path for path in public(*option.classes).values() if lines_of(path)[0] in option.classes]
+    only = [path for path in public(*option.classes).values() if lines_of(path)[0] in option.classes and not is_mapping]
     if isinstance(value, list):
         for each in value:
             _check_inside(each, place, option, {})
     elif isinstance(value, dict):
         named = value.get("class_path")
-        path = _checked_class(str(named), place, option) if named else stated.get(place, *([] if is_mapping else only))
+        path = _checked_class(str(named), place, option) if named else stated.get(place) or (only or [None])[0]
         if path is None and is_mapping:
             for name, each in value.items():
                 _check_inside(each, f"{place}.{name}", option, stated)
@@ -189,35 +192,15 @@ def _checked_class(path: str, place: str, option: Option) -> str | None:
     return None
 
 
-@cache
-def _parser(kind: Any) -> Any:
-    parser: Any = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=kind)
-    return parser
-
-
 def _fits(value: Any, kind: Any) -> bool:
     """Whether the parser takes a value."""
+    parser: Any = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=kind)
     try:
-        _parser(kind).parse_object({"value": value})
+        parser.parse_object({"value": value})
     except Exception:  # whatever it is, the parser does not take it
         return False
     return True
-
-
-def _without_recipe(arguments: Sequence[str]) -> str:
-    """The message for configurations of which none says what is trained."""
-    files = [value for option, value, _ in pairs(arguments) if option in CONFIG and value is not None]
-    if not files:
-        return (
-            "A configuration is missing, which states the model: pass --config NAME_OR_FILE, such as --config "
-            "sudoku_tiny.yaml (`dmpo-lightning configs` lists those shipped)."
-        )
-    options = "".join(f" --config {each[:200]}" for each in files)
-    return (
-        f"An overlay needs a recipe before it, which states the model's class: --config RECIPE{options}, got the "
-        "overlay alone (`dmpo-lightning configs` lists recipes)."
-    )
 
 
 def _plain(node: Any) -> Any:
@@ -241,16 +224,12 @@ def _read(value: str) -> Any:
 
 def check_exists(path: str | None) -> None:
     """Raises ValueError for a checkpoint that does not exist, so that a run ends before its model is loaded."""
-    if path in OF_LIGHTNING:
-        # Lightning would look for the best one among those of this process, and for its own of SLURM or an error.
-        raise ValueError(
-            f"`--ckpt_path {path}` has no meaning here: pass `last`, with which a first job starts and a later one "
-            f"goes on, or the path of a checkpoint (./{path} for a file of that name)."
-        )
-    if path in (None, LAST) or is_elsewhere(path) or Path(path).exists():
+    if path in (None, LAST) or is_elsewhere(path) or (Path(path).exists() and path not in OF_LIGHTNING):
         return
+    # Lightning would look for the best one among those of this process, and for its own of SLURM or an error.
+    why = f"has no meaning here (./{path} for a file of that name)" if path in OF_LIGHTNING else "does not exist"
     raise ValueError(
-        f"`--ckpt_path` must be a checkpoint of a run, a file or a folder, or `last`; got {path}, which does not exist."
+        f"`--ckpt_path {path}`: pass `last`, or a checkpoint of a run, a file or a folder; got {path}, which {why}."
     )
 
 

@@ -14,22 +14,27 @@ List the options of this package's classes, and those of the Trainer that its re
   dmpo-lightning options model.objective      one place or one option: values, default and meaning
   dmpo-lightning options temperature          every option whose name or meaning has the word
 """
+PARSER = CommandParser("options", DESCRIPTION)
+PARSER.add_argument("what", nargs="?", default="", metavar="PLACE_OR_WORD")
 
 
 def run(arguments: Sequence[str]) -> None:
     """Prints them. Raises ValueError where nothing is found."""
     # As it is written on a command line.
-    what = make_parser().parse_args([each.removeprefix("--") if "." in each else each for each in arguments]).what
+    what = PARSER.parse_args([each.removeprefix("--") if "." in each else each for each in arguments]).what
     groups = list(places(stated_options()))
     if not what:
         for place, path, options in groups:
             print(f"{place}: {path}\n{_wrapped(summary(path), 2)}\n{_wrapped(', '.join(options), 4)}\n")
         return
-    found = [group for group in groups if group[0] == what] or [
-        (place, path, chosen)
-        for place, path, options in groups
-        if (chosen := {name: each for name, each in options.items() if _has(f"{place}.{name}", each, what)})
-    ]
+    found = [group for group in groups if group[0] == what]
+    for place, path, options in groups if not found else ():
+        chosen = {
+            name: each
+            for name, each in options.items()
+            if f"{place}.{name}" == what or ("." not in what and what.lower() in f"{name} {each.text}".lower())
+        }
+        found += [(place, path, chosen)] * bool(chosen)
     if not found:
         names = {each for place, _, options in groups for each in (place, *options)}
         raise ValueError(f"No option has {what!r} in its name or its meaning.{nearest(what, names)}")
@@ -40,17 +45,6 @@ def run(arguments: Sequence[str]) -> None:
             text = f"\n{_wrapped(option.text, 6)}" if option.text else ""
             print(f"  --{place}.{name}: {option.words}; {default}{text}")
         print()
-
-
-def make_parser() -> CommandParser:
-    """The options of the command."""
-    parser = CommandParser("options", DESCRIPTION)
-    parser.add_argument("what", nargs="?", default="", metavar="PLACE_OR_WORD")
-    return parser
-
-
-def _has(place: str, option: Option, what: str) -> bool:
-    return place == what if "." in what else what.lower() in f"{option.name} {option.text}".lower()
 
 
 def stated_options() -> dict[str, Option]:

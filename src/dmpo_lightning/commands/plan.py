@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Parameters, memory per GPU, forwards per rollout buffer and the size of an optimizer step, for a configuration as
-`fit` would run it. Needs no weights, and for LLaDA-8B, Dream-7B, SDAR and embedded models no
-network.
+`fit` would run it. Needs no weights, and for LLaDA-8B, Dream-7B, SDAR and embedded models no network.
 All options of `fit` are taken as well: dmpo-lightning plan --config X --trainer.devices 8 --model.model.adapter null
 """
+PARSER = CommandParser("plan", DESCRIPTION)
+_add = PARSER.add_argument
+_add("--gpu_memory_gb", type=float, help="of one GPU, or of the machine without one, in GiB (default: 80 for a GPU)")
+_add("--prompt_length", type=int, help="tokens of the longest prompt; default: the data's limit, or 200")
+_add("--json", action="store_true", help="print one JSON object")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -26,9 +30,8 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         ValueError: what `make_plan` raises.
     """
-    parser = make_parser()
-    options, rest = parser.parse_known_args(list(arguments))
-    check("plan", rest, own=parser.names)
+    options, rest = PARSER.parse_known_args(list(arguments))
+    check("plan", rest, own=PARSER.names)
     # Libraries that a strategy imports speak on standard output, DeepSpeed for one, which is the plan's.
     with redirect_stdout(sys.stderr):
         plan = make_plan(
@@ -64,13 +67,3 @@ def merged_configuration(arguments: Sequence[str]) -> dict[str, Any]:
     fit.quiet()
     config: dict[str, Any] = fit.command_line(arguments, fit.ParsedOnly, run=False).config.as_dict()
     return config
-
-
-def make_parser() -> CommandParser:
-    """The options of the command."""
-    parser = CommandParser("plan", DESCRIPTION)
-    add = parser.add_argument
-    add("--gpu_memory_gb", type=float, help="of one GPU, or of the machine without one, in GiB (default: 80 for a GPU)")
-    add("--prompt_length", type=int, help="tokens of the longest prompt; default: the data's limit, or 200")
-    add("--json", action="store_true", help="print one JSON object")
-    return parser

@@ -9,10 +9,15 @@ from dmpo_lightning.reports.page import write_report
 from dmpo_lightning.reports.record import REPORT, holds_run
 from dmpo_lightning.terminal import escaped
 
+PARSER = CommandParser("report", __doc__)
+_add = PARSER.add_argument
+_add("runs", nargs="+", metavar="RUN", help="the directory of a training or an evaluation; several are compared")
+_add("-o", "--output", metavar="FILE", help=f"default: RUN/{REPORT}, of several runs ./{REPORT}")
+
 
 def run(arguments: Sequence[str]) -> None:
     """Runs the command. Raises ValueError for what a user can mend."""
-    options = make_parser().parse_args(arguments)
+    options = PARSER.parse_args(arguments)
     folders = [Path(each).expanduser() for each in options.runs]
     # A pattern of a shell also finds what a failed start has left. Of a single folder the reason is said.
     chosen = [folder for folder in folders if holds_run(folder)] or folders[:1]
@@ -24,12 +29,3 @@ def run(arguments: Sequence[str]) -> None:
     output = Path(options.output).expanduser() if options.output else beside / REPORT
     write_report(chosen, output)
     print(escaped(f"Report: {output}"))
-
-
-def make_parser() -> CommandParser:
-    """The options of the command."""
-    parser = CommandParser("report", __doc__)
-    add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="the directory of a training or an evaluation; several are compared")
-    add("-o", "--output", metavar="FILE", help=f"default: RUN/{REPORT}, of several runs ./{REPORT}")
-    return parser

@@ -18,11 +18,19 @@ from dmpo_lightning.tasks.math500 import Math500
 from dmpo_lightning.tasks.sudoku import Sudoku
 
 TASKS: dict[str, type[Task]] = {"gsm8k": GSM8K, "math500": Math500, "countdown": Countdown, "sudoku": Sudoku}
+PARSER = CommandParser("score", __doc__)
+_add = PARSER.add_argument
+_add("--task", required=True, help=f"{', '.join(TASKS)}, or the dotted path of a Task class")
+_add("--check", choices=("published", "verified"), default="verified", help="which variant of it")
+_add("--algebra", action="store_true", help="math500: also compare by math-verify")
+_add("--file", required=True, help="completions, one JSON object per line")
+_add("--only", metavar="NAME", help="of a mixture: its name of the task")
+_add("--json", action="store_true", help="print one JSON object")
 
 
 def run(arguments: Sequence[str]) -> None:
     """Runs the command. Raises ValueError for what a user can mend."""
-    options = make_parser().parse_args(arguments)
+    options = PARSER.parse_args(arguments)
     task = make_task(options.task, options.check, algebra=options.algebra)
     summary = {"task": options.task, "check": options.check} | score_file(
         task, Path(options.file), only=options.only or options.task
@@ -122,16 +130,3 @@ def _record(task: Task, record: Mapping[str, Any], only: str | None) -> dict[str
             raise cause if isinstance(cause, ValueError | LookupError) else ValueError(f"the check failed: {judged}")
         found["verdict"] = judged.verdict
     return found
-
-
-def make_parser() -> CommandParser:
-    """The options of the command."""
-    parser = CommandParser("score", __doc__)
-    add = parser.add_argument
-    add("--task", required=True, help=f"{', '.join(TASKS)}, or the dotted path of a Task class")
-    add("--check", choices=("published", "verified"), default="verified", help="which variant of it")
-    add("--algebra", action="store_true", help="math500: also compare by math-verify")
-    add("--file", required=True, help="completions, one JSON object per line")
-    add("--only", metavar="NAME", help="of a mixture: its name of the task")
-    add("--json", action="store_true", help="print one JSON object")
-    return parser

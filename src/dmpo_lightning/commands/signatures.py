@@ -58,10 +58,9 @@ class Option:
     @property
     def words(self) -> str:
         """All kinds of value in words."""
-        words = [kind.words for kind in self.kinds if kind.type is not None]
-        listed = [", ".join(self.choices)] if self.choices else []
-        null = [WORDS[None]] * (len(words) < len(self.kinds))
-        return " or ".join(dict.fromkeys([*listed, *filter(None, words), *null]))
+        ordered = sorted(self.kinds, key=lambda kind: kind.type is None)
+        words = [", ".join(self.choices), *(kind.words for kind in ordered)]
+        return " or ".join(dict.fromkeys(filter(None, words)))
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -200,13 +199,9 @@ def options_of(path: str, method: str = "__init__") -> Mapping[str, Option] | No
     else:
         return None if None in bases else inherited
     options = {
-        name: Option(
-            name,
-            tuple(_kinds(annotation, module)),
-            None if default is None else ast.unparse(default),
-            texts.get(name, ""),
-        )
-        for name, annotation, default in arguments
+        name: Option(name, tuple(_kinds(annotation, module)), default, texts.get(name, ""))
+        for name, annotation, node in arguments
+        for default in [None if node is None else ast.unparse(node)]
         # By which a dataclass says that what follows is given by name.
         if name != "_"
     }
@@ -221,19 +216,13 @@ def options_of(path: str, method: str = "__init__") -> Mapping[str, Option] | No
 def places(trainer: Mapping[str, Option]) -> Iterator[tuple[str, str, Mapping[str, Option]]]:
     """All places from these options of the Trainer down, classes of this package that may stand there, and theirs."""
     yield "trainer", TRAINER, trainer
-    seen: set[str] = set()
-    for place, option in [*ROOTS.items(), *((f"trainer.{name}", each) for name, each in trainer.items())]:
-        yield from _below(place, option, seen)
-
-
-def _below(place: str, option: Option, seen: set[str]) -> Iterator[tuple[str, str, Mapping[str, Option]]]:
-    fresh = [path for path in public(*option.classes).values() if path not in seen]
-    seen.update(fresh)
-    for path in fresh:
-        yield place, path, options_of(path) or {}
-    for path in fresh:
-        for each in (options_of(path) or {}).values():
-            yield from _below(f"{place}.{each.name}", each, seen)
+    waiting, seen = [*ROOTS.items(), *((f"trainer.{name}", each) for name, each in trainer.items())], set[str]()
+    while waiting:
+        place, option = waiting.pop(0)
+        fresh = {path: options_of(path) or {} for path in public(*option.classes).values() if path not in seen}
+        seen.update(fresh)
+        yield from ((place, path, options) for path, options in fresh.items())
+        waiting[:0] = [(f"{place}.{name}", each) for options in fresh.values() for name, each in options.items()]
 
 
 def _texts(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:

@@ -16,20 +16,14 @@ from dmpo_lightning.models.parts import head_name, linear_names
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-_SDAR_4B = {"hidden_size": 2560, "intermediate_size": 9728}
 _SDAR_1_7B = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16}
-PUBLISHED: tuple[tuple[str, str, dict[str, int]], ...] = (
-    ("GSAI-ML/LLaDA-8B-", "llada", {}),
-    ("GSAI-ML/LLaDA-1.5", "llada", {}),
-    ("GSAI-ML/iLLaDA-8B-", "illada", {}),
-    ("Dream-org/Dream-v0-", "Dream", {}),
-    ("apple/DiffuCoder-7B-", "Dream", {}),
-    ("JetLM/SDAR-1.7B-", "sdar", _SDAR_1_7B),
-    ("JetLM/SDAR-4B-", "sdar", _SDAR_4B),
-    ("JetLM/SDAR-8B-", "sdar", {}),
-    ("Gen-Verse/TraDo-4B-", "sdar", _SDAR_4B),
-    ("Gen-Verse/TraDo-8B-", "sdar", {}),
-    ("OpenMOSS-Team/DiRL-8B-", "sdar", {}),
+PUBLISHED: tuple[tuple[tuple[str, ...], str, dict[str, int]], ...] = (
+    (("GSAI-ML/LLaDA-8B-", "GSAI-ML/LLaDA-1.5"), "llada", {}),
+    (("GSAI-ML/iLLaDA-8B-",), "illada", {}),
+    (("Dream-org/Dream-v0-", "apple/DiffuCoder-7B-"), "Dream", {}),
+    (("JetLM/SDAR-8B-", "Gen-Verse/TraDo-8B-", "OpenMOSS-Team/DiRL-8B-"), "sdar", {}),
+    (("JetLM/SDAR-4B-", "Gen-Verse/TraDo-4B-"), "sdar", {"hidden_size": 2560, "intermediate_size": 9728}),
+    (("JetLM/SDAR-1.7B-",), "sdar", _SDAR_1_7B),
 )
 """Hub ids by their beginning, their family, and where the published configuration differs from the family's default.
 
@@ -86,8 +80,8 @@ def read_model_config(source: str) -> tuple["PreTrainedConfig", str]:
     from transformers import AutoConfig
 
     # The published models are known without the hub, so that planning needs no network.
-    for beginning, model_type, differences in PUBLISHED:
-        if source.startswith(beginning) and not Path(source).is_dir():
+    for beginnings, model_type, differences in PUBLISHED:
+        if source.startswith(beginnings) and not Path(source).is_dir():
             config = AutoConfig.for_model(model_type, **differences)
             return with_named_block(config, source, differences), "bfloat16"
     if Path(source).exists() or source in EMBEDDED_MODELS:
@@ -97,7 +91,7 @@ def read_model_config(source: str) -> tuple["PreTrainedConfig", str]:
             folder = Path(hf_hub_download(source, "config.json")).parent
         # The hub's errors are of many classes, all of these two kinds.
         except (OSError, ValueError) as error:
-            known = ", ".join(f"{beginning}*" for beginning, *_ in PUBLISHED)
+            known = ", ".join(f"{each}*" for beginnings, *_ in PUBLISHED for each in beginnings)
             raise ValueError(
                 f"`plan` needs the configuration of {source!r}, which is neither a folder nor to be had from the hub. "
                 f"Known without network: {known}, {', '.join(EMBEDDED_MODELS)}."

@@ -9,7 +9,6 @@ from dmpo_lightning.planning.run import Run
 REACHED = 300.0
 """TFLOP/s of one GPU: three tenths of what an H100 has on paper in bfloat16, which sampling reaches at best. It is an
 assumption and printed as one."""
-HOURS = f"hours_at_{REACHED:g}_TFLOP/s"
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,7 @@ class Plan:
         schedule, phases, steps = self.run.schedule, self.memory.phases, self.run.max_steps
         calls = {name: phases[name].forwards if name in phases else 0 for name in ("sampling", "scoring", "training")}
         flops, buffers = sum(each.flops for each in phases.values()), steps and -(-steps // schedule.optimizer_steps)
+        hours = None if buffers is None or self.run.on_cpu else buffers * flops / (REACHED * 1e12) / 3600
         return {
             "buffer_of_a_rank": {
                 "prompts": schedule.prompts_per_buffer,
@@ -96,7 +96,7 @@ class Plan:
                 "optimizer_steps": steps,
                 "buffers": buffers,
                 "checkpoint_GiB": self.memory.checkpoint / GIB,
-                HOURS: None if buffers is None or self.run.on_cpu else buffers * flops / (REACHED * 1e12) / 3600,
+                f"hours_at_{REACHED:g}_TFLOP/s": hours,
             },
         }
 
