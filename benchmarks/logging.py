@@ -23,8 +23,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from benchmarks.options import check_quarters
 from dmpo_lightning import DMPO, WDCE, Backbone, ConfidenceSampler, PromptLoader, load_tokenizer
+from dmpo_lightning.callbacks.completion_records import LoggingExtras
 from dmpo_lightning.callbacks.progress import ProgressLine
-from dmpo_lightning.callbacks.samples import LoggingExtras
 
 
 class Switch:

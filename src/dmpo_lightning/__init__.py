@@ -47,7 +47,7 @@ _HOMES = {
     "EvaluationReport": "callbacks.evaluation",
     "CompletionWriter": "callbacks.evaluation",
     "Guards": "callbacks.guards",
-    "LoggingExtras": "callbacks.samples",
+    "LoggingExtras": "callbacks.completion_records",
     "ProgressLine": "callbacks.progress",
     "RunMeter": "modules.observers",
     "SavePretrained": "callbacks.save_pretrained",

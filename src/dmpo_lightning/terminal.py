@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 
@@ -77,10 +77,6 @@ def clean_messages() -> None:
     warnings.showwarning = show
 
 
-LEAST_BAR = 4
-"""Columns of a bar that is worth drawing."""
-
-
 def is_terminal(stream: TextIO) -> bool:
     """Whether a person may be looking at a stream, on a terminal that can move its cursor."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
@@ -114,11 +110,15 @@ class BottomLine:
         """Of the parts, each as long as it was at its longest, so that the others stay where they are."""
         # On a terminal that says it has no rows tqdm would draw nothing.
         rows = terminal_size(stream)[1]
-        self._bar = tqdm(file=stream, mininterval=interval, miniters=0, bar_format="{desc}", nrows=rows)
+        # With 0 it would wait where the share falls, as behind an evaluation that stood alone.
+        self._bar = tqdm(file=stream, mininterval=interval, miniters=-1, bar_format="{desc}", nrows=rows)
         above = DummyTqdmFile(stream)
         self._streams = {name: each for name in ("stdout", "stderr") if (each := getattr(sys, name)).isatty()}
-        # Handlers keep the stream that they found when they were made.
-        self._handlers = [(each, each.stream) for each in _handlers() if each.stream in self._streams.values()]
+        # Handlers keep the stream that they found when they were made. Loggers whose children alone exist have none.
+        loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+        handlers = [each for logger in loggers for each in getattr(logger, "handlers", [])]
+        own = ((each, vars(each).get("stream")) for each in handlers)
+        self._handlers = [(each, stream) for each, stream in own if stream in self._streams.values()]
         for name in self._streams:
             setattr(sys, name, above)
         for handler, _ in self._handlers:
@@ -133,7 +133,8 @@ class BottomLine:
         columns = terminal_size(self._stream)[0]
         widths = [*self._widths, *[0] * len(parts)]
         self._widths = [max(len(part), width) for part, width in zip(parts, widths, strict=False)]
-        text, room = "", columns - len(count) - (0 if share is None else LEAST_BAR + 1)
+        # A bar has at least four columns.
+        text, room = "", columns - len(count) - (0 if share is None else 5)
         for part, width in zip(parts, self._widths, strict=False):
             if len(text) + width + 2 > room:
                 break
@@ -151,12 +152,3 @@ class BottomLine:
             handler.setStream(own)
         for name, own in self._streams.items():
             setattr(sys, name, own)
-
-
-def _handlers() -> Iterator["logging.StreamHandler[Any]"]:
-    for logger in [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]:
-        # Loggers whose children alone exist are placeholders without handlers.
-        for handler in getattr(logger, "handlers", []):
-            # That of last resort looks up standard error whenever it writes, and has nothing to replace.
-            if isinstance(handler, logging.StreamHandler) and "stream" in vars(handler):
-                yield handler

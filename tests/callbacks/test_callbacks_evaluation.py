@@ -124,7 +124,7 @@ def test_each_fact_is_one_line_that_no_terminal_obeys():
     lines = fact_lines({"instruction": "Say:\n" + 200 * "line\n", "sampler": {"\x1b[31mred": "A()"}, "n": 3})
     assert lines == [
         r"instruction  Say:\n" + 39 * r"line\n" + " ... " + 80 * r"line\n",
-        r"sampler      \x1b[31mred: A()",
+        r'sampler      {"\u001b[31mred": "A()"}',
         "n            3",
     ]
 

@@ -157,7 +157,9 @@ def test_the_oldest_rollouts_go_where_there_are_too_many_bytes(tmp_path):
     fit(tmp_path / "all", 16, callbacks=[RunRecorder()], limit_val_batches=0)
     sizes = [path.stat().st_size for path in sorted((tmp_path / "all/rollouts").iterdir())]
     for most, left in ((sum(sizes[2:]), [2, 3]), (1, [3])):
-        fit(tmp_path / str(most), 16, callbacks=[RunRecorder(max_bytes=most)], limit_val_batches=0)
+        recorder = RunRecorder()
+        recorder.max_bytes = most
+        fit(tmp_path / str(most), 16, callbacks=[recorder], limit_val_batches=0)
         assert sorted({record["buffer"] for record in rollouts(tmp_path / str(most))}) == left
 
 

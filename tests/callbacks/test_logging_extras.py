@@ -11,7 +11,7 @@ from dmpo_runs import loader, module, trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dmpo_lightning.callbacks.samples import LoggingExtras, log_samples
+from dmpo_lightning.callbacks.completion_records import LoggingExtras, log_samples
 from dmpo_lightning.terminal import clean_messages, shortened
 
 OF_A_BUFFER = {"time/sampling", "time/scoring", "time/training", "rollouts/seen", "rollouts/per_second", "optimizer/lr"}

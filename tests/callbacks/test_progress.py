@@ -275,9 +275,11 @@ def test_an_evaluation_before_or_behind_a_run_has_a_bar_and_the_time_left(tmp_pa
     trained = next(place for place, each in enumerate(lines) if each.startswith("8/8"))
     base, final = ([each for each in part if "evaluating" in each] for part in (lines[:trained], lines[trained:]))
     assert {each.split()[0] for each in base if "--:-- left" in each} == {"0/4"}
+    # The line goes on where the share falls from 3/4 to 0/8.
+    assert any("sampling 1/4" in each for each in lines)
     # Of the final one the clock knows how long it takes before it has begun.
     assert final
     assert not any("--:-- left" in each for each in final)
     length = dmpo.completion_length
-    assert line._clock.ending == 6 * sum(each.num_steps(length) for each in samplers.values())
+    assert line.clock.ending == 6 * sum(each.num_steps(length) for each in samplers.values())
     assert len({each.index("left") for each in lines}) == 1

@@ -80,18 +80,18 @@ def test_an_evaluation_prints_a_table_with_all_that_its_numbers_depend_on(evalua
         ["Sudoku/greedy", "24"],
     ]
     stated = {
-        "length": "20 24",
-        "steps": "sampled: 20 24, greedy: 20 24",
-        "block": "sampled: -, greedy: -",
-        "temperature": "sampled: 1.0, greedy: 0.0",
-        "dtype": "float32",
+        "length": "[20, 24]",
+        "steps": '{"sampled": [20, 24], "greedy": [20, 24]}',
+        "block": '{"sampled": null, "greedy": null}',
+        "temperature": '{"sampled": 1.0, "greedy": 0.0}',
+        "dtype": '["float32"]',
         "precision": "32-true",
         "rewards": "published",
         "check": "verified",
         "n": "8",
         "seed": "0",
         "model": "sudoku_tiny",
-        "checkpoint": "-",
+        "checkpoint": "null",
     }
     for name, value in stated.items():
         assert [name, *value.split()] in lines, name

@@ -9,7 +9,7 @@ import yaml
 from cli_runs import SMALL
 
 from dmpo_lightning.__main__ import main
-from dmpo_lightning.callbacks.config import compared
+from dmpo_lightning.callbacks.facts import compared
 from dmpo_lightning.checkpoints.reading import newest_readable
 
 STORED_RATE, OTHER_RATE = "--model.optimizer.lr=0.001", "--model.optimizer.lr=0.002"

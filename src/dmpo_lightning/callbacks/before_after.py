@@ -37,11 +37,10 @@ class BeforeAfterReport(Callback):
     """Evaluates the test split before and after fitting, and writes what changed into the run directory.
 
     ``summary.json`` holds ``solve_rate_before``, ``solve_rate_best_temperature_before`` and ``solve_rate_after`` (at
-    T = 1 unless ``sampled`` says otherwise), ``greedy_before`` and ``greedy_after``. It also holds ``seconds`` of
-    fitting, which include validation but not the two evaluations of this report, ``rollouts``, ``examples`` that were
-    evaluated, ``seed`` and all results. ``learning_curve.png`` shows the validations that `RunRecorder` has recorded.
-    ``rollouts`` gets the completions of the first examples by ``sampled``, before and after, token by token.
-    ``report.html``, which shows all of it, is the recorder's.
+    T = 1 unless ``sampled`` says otherwise), ``greedy_before``, ``greedy_after`` and all results. Its ``seconds`` of
+    fitting include validation but not the two evaluations of this report. ``learning_curve.png`` shows the validations
+    that `RunRecorder` has recorded, and ``rollouts`` gets the completions of the first examples by ``sampled``, before
+    and after, token by token.
 
     The final weights are evaluated. Not for strategies that divide the model's weights, because the report runs outside
     of the training loop.
@@ -68,50 +67,38 @@ class BeforeAfterReport(Callback):
         self.after: dict[str, Result] = {}
         self.seconds = 0.0
         self._started: float | None = None
+        self._took = 0.0
         self._examples = 0
         """How many are evaluated."""
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, DMPO)
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         # A resumed run knows it from its first part, and its weights are not the base's any more.
         if not self.before:
-            started = time.perf_counter()
             self.before = self._evaluate(trainer, pl_module, BEFORE, list(self.samplers))
             line = {"kind": BASE, "examples": self._examples, BEFORE: _named(self.before)}
-            self._note(trainer, pl_module, line, self._base_values(), started)
-        if isinstance(bar := trainer.progress_bar_callback, ProgressLine):
+            # What a validation would have measured of the base, by the names that it gives.
+            values: dict[str, float] = {}
+            for metric, sampler in self.curve.items():
+                values |= {metric.replace("accuracy", name): mean for name, (mean, _) in self.before[sampler].items()}
+                values[f"{metric}_stderr"] = self.before[sampler]["accuracy"][1]
+            self._note(trainer, pl_module, line, values)
+        if isinstance(bar := trainer.progress_bar_callback, ProgressLine) and bar.clock is not None:
             steps = (self.samplers[name].num_steps(pl_module.completion_length) for name in (self.sampled, self.greedy))
-            bar.expect_ending(self._examples * pl_module.evaluator.completions / trainer.world_size, sum(steps))
+            bar.clock.ending = self._examples * pl_module.evaluator.completions / trainer.world_size * sum(steps)
         # Moved back by what the run took before it was resumed.
         self._started = time.perf_counter() - self.seconds
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, DMPO)
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.seconds, self._started = self._seconds_by_now(), None
-        started = time.perf_counter()
         self.after = self._evaluate(trainer, pl_module, AFTER, [self.sampled, self.greedy])
-        self._note(trainer, pl_module, {"kind": AFTER}, {}, started)
+        self._note(trainer, pl_module, {"kind": AFTER}, {})
 
-    def _note(
-        self, trainer: Trainer, module: LightningModule, line: dict[str, Any], values: dict[str, float], started: float
-    ) -> None:
-        """Has the recorder write a line of an evaluation that began then."""
-        line["values"] = values | {"time/evaluation": round(time.perf_counter() - started, 3)}
+    def _note(self, trainer: Trainer, module: LightningModule, line: dict[str, Any], values: dict[str, float]) -> None:
         for recorder in callbacks_of(trainer, RunRecorder):
-            recorder.note(trainer, module, line)
+            recorder.note(trainer, module, line | {"values": values | {"time/evaluation": self._took}})
 
-    def _base_values(self) -> dict[str, float]:
-        """What a validation would have measured of the base, by the names that it gives."""
-        values: dict[str, float] = {}
-        for metric, sampler in self.curve.items():
-            place, result = metric.rpartition("/")[0], self.before[sampler]
-            values |= {f"{place}/{measure}": mean for measure, (mean, _) in result.items()}
-            values[f"{place}/accuracy_stderr"] = result["accuracy"][1]
-        return values
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Reports, now that other callbacks have written what is shown."""
-        assert isinstance(pl_module, DMPO)
         # On all ranks, because it is a broadcast.
         directory = run_directory(trainer)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -137,14 +124,14 @@ class BeforeAfterReport(Callback):
 
     def _evaluate(self, trainer: Trainer, module: DMPO, moment: str, names: list[str]) -> dict[str, Result]:
         """Evaluates the test split by some samplers, each batch by all of them, and records the first examples."""
-        data, bar = getattr(trainer, "datamodule", None), trainer.progress_bar_callback
+        data, bar, started = getattr(trainer, "datamodule", None), trainer.progress_bar_callback, time.perf_counter()
         if data is None:
             raise ValueError("BeforeAfterReport needs a datamodule, whose test split it evaluates; pass one to fit.")
         loader, limit, length = data.test_dataloader(), trainer.limit_test_batches, module.completion_length
         batches = min(limit if isinstance(limit, int) else int(limit * len(loader)), len(loader))
         self._examples = round(len(loader.kept) * batches / len(loader))
-        what = {BEFORE: "the base", AFTER: "the trained model"}[moment]
         if isinstance(bar, ProgressLine):
+            what = "the base" if moment == BEFORE else "the trained model"
             bar.announce(f"Evaluating {what} on {self._examples} held-out examples with {len(names)} samplers ...")
         metrics, records = {name: EvaluationMetrics() for name in names}, list[dict[str, Any]]()
         for number, prompts in enumerate(islice(loader, batches)):
@@ -169,6 +156,7 @@ class BeforeAfterReport(Callback):
                     replace(folder / f"{each}.jsonl", b"".join(map(encoded, kept)))
             except OSError as error:
                 rank_zero_warn(escaped(f"The run goes on without the examples of {folder}: {error}."))
+        self._took = round(time.perf_counter() - started, 3)
         return {name: found.result(name, length).means for name, found in metrics.items()}
 
     def summary(self, seed: int, rollouts: int) -> dict[str, Any]:

@@ -54,13 +54,9 @@ class Clock:
     """Per validation."""
 
     def note_buffer(self, steps: int, seconds: float, *, sampled: float = 0.0, work: float = 0.0) -> None:
-        """A buffer was used up, or steps of a run without buffers were made.
+        """A buffer was used up, or optimizer steps of a run without buffers were made, in ``seconds`` of no validation.
 
-        Args:
-            steps: optimizer steps on it.
-            seconds: of all but validations.
-            sampled: those of sampling.
-            work: completions times denoising steps.
+        ``sampled`` of them went into sampling, whose ``work`` is completions times denoising steps.
         """
         kept = float(0.5 ** (steps / (MEMORY * self.steps)))
         self.training.add(seconds, steps, kept)
@@ -96,7 +92,6 @@ def validations_to_come(trainer: Trainer, steps: int) -> int:
         batches = steps * trainer.accumulate_grad_batches
         if every is None:
             return int(batches // interval)
-        epochs, rest = divmod(batches, int(epoch))
-        return int(epochs // every * (epoch // interval) + (rest // interval if every == 1 else 0))
+        return int(batches // int(epoch) // every * (epoch // interval))
 
     return until(steps) - until(trainer.global_step)

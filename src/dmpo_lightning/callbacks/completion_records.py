@@ -1,15 +1,18 @@
-"""Completions as records: plain values of what was sampled, token by token."""
+"""Completions as records, token by token, and in words: on the screen, and in the tables of loggers."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from dmpo_lightning.data.mixture import MixtureDataModule
 from dmpo_lightning.evaluation.batch import EvaluatedBatch
-from dmpo_lightning.rollout import PromptBatch, RolloutBuffer
+from dmpo_lightning.modules.observers import RolloutObserver
+from dmpo_lightning.rollout import PromptBatch, RolloutBuffer, check_counts
 from dmpo_lightning.tasks.base import Task
+from dmpo_lightning.terminal import printable, shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,3 +120,77 @@ def prompt_texts(tokenizer: "PreTrainedTokenizerBase", prompts: PromptBatch) -> 
 def rounded(value: float) -> float | None:
     """Six digits, which float32 has, and None for a number that JSON does not have."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def best_and_worst(module: Any, buffer: RolloutBuffer, prompts: int) -> list[dict[str, Any]]:
+    """Of the first prompts the completion of the highest reward, and that of the lowest where there is another.
+
+    Each with ``prompt``, ``completion``, ``reward`` and ``weight``, whose mean is 1, and which is 1 without weights.
+    """
+    rollouts, weight = buffer.rollouts[:prompts], buffer.targets.get("weight")
+    texts, shown = prompt_texts(module.policy.tokenizer, rollouts.prompts), []
+    for row, rewards in enumerate(rollouts.reward.tolist()):
+        ordered = sorted(range(len(rewards)), key=lambda rollout: rewards[rollout])
+        for rollout in dict.fromkeys((ordered[-1], ordered[0])):
+            said = {"prompt": texts[row], "completion": rollouts.completions[row][rollout], "reward": rewards[rollout]}
+            shown.append(said | {"weight": 1.0 if weight is None else float(weight[row, rollout])})
+    return shown
+
+
+def samples_text(module: Any, buffer: RolloutBuffer) -> str:
+    """The best and the worst completion of a buffer's first prompt with rewards and weights, to be read on a screen."""
+    samples = best_and_worst(module, buffer, prompts=1)
+    lines = [f"Rollouts of buffer {buffer.number + 1}:", f"  prompt {shortened(samples[0]['prompt'], 300)}"]
+    lines += [
+        f"  reward {each['reward']:.3f}, weight {each['weight']:.3f}: {shortened(each['completion'], 300)}"
+        for each in samples
+    ]
+    return "\n".join(lines)
+
+
+class LoggingExtras(RolloutObserver):
+    """Gives TensorBoard, W&B and MLflow prompts with their best and worst completion, in ``completion/text``.
+
+    They are of rank 0's rollouts. Loggers of scalars alone, such as that of CSV files, get the scalars they always
+    get. The command line adds this callback by itself.
+
+    Args:
+        every_n_buffers: how often, beginning with the first buffer.
+        prompts: of each such buffer.
+    """
+
+    def __init__(self, every_n_buffers: int = 10, prompts: int = 4) -> None:
+        check_counts(every_n_buffers=every_n_buffers, prompts=prompts)
+        self.every_n_buffers, self.prompts = every_n_buffers, prompts
+
+    def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
+        if buffer.number % self.every_n_buffers or not trainer.is_global_zero or not trainer.loggers:
+            return
+        samples = best_and_worst(module, buffer, self.prompts)
+        for logger in trainer.loggers:
+            log_samples(logger, samples, trainer.global_step)
+
+
+def log_samples(logger: Any, samples: Sequence[dict[str, Any]], step: int) -> None:
+    """Gives a logger rollouts in words, in the way that it takes them."""
+    name, columns = "completion/text", list(samples[0])
+    # By name, because none of their packages need be installed.
+    kinds = {each.__name__ for each in type(logger).__mro__}
+    if "TensorBoardLogger" in kinds:
+        logger.experiment.add_text(name, _markdown(samples), step)
+    elif "WandbLogger" in kinds:
+        logger.log_table(name, columns=columns, data=[list(each.values()) for each in samples], step=step)
+    elif "MLFlowLogger" in kinds:
+        table = {column: [each[column] for each in samples] for column in columns}
+        # A file for each step: MLflow adds to a table by reading all of it.
+        logger.experiment.log_table(logger.run_id, table, f"{name}/step_{step:08}.json")
+
+
+def _markdown(samples: Sequence[dict[str, Any]]) -> str:
+    """TensorBoard reads Markdown, in which completions could be anything: lines of code are shown as they are."""
+    parts = []
+    for each in samples:
+        parts.append(f"reward {each['reward']:.4g}, weight {each['weight']:.4g}")
+        for text in (each["prompt"], each["completion"]):
+            parts.append("\n".join(f"    {line}" for line in printable(text).split("\n")))
+    return "\n\n".join(parts)

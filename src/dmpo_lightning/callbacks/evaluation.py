@@ -20,9 +20,6 @@ from dmpo_lightning.reports.record import COMPLETIONS, EVALUATION
 from dmpo_lightning.samplers import Sampler
 from dmpo_lightning.terminal import escaped, shortened
 
-NOTHING = (math.nan, math.nan)
-"""Mean and error of a task of which no example was evaluated."""
-
 
 class EvaluationReport(Callback):
     """Prints a table at the end of ``validate`` and ``test``, and writes it and all completions into the run directory.
@@ -31,9 +28,7 @@ class EvaluationReport(Callback):
     table takes the place of Lightning's own. ``completions.jsonl``, of ``predict`` too, has one JSON object per
     completion: index, sampler, length, rollout, example, completion, answer, correct, scores and effective_length.
     ``dmpo-lightning score`` reads them. Lines are appended while the run goes, so that an interrupted run leaves what
-    it has evaluated.
-
-    The command line adds the callback by itself. Validation while fitting prints and writes nothing.
+    it has evaluated. The command line adds the callback by itself.
     """
 
     def __init__(self) -> None:
@@ -133,13 +128,15 @@ def table(task: str | dict[str, str] | None, results: list[EvaluationResult]) ->
     """One line per sampler and length, below a line of headings. A mixture has one per task too."""
     votes = [name for name in results[0].means if name.startswith("pass@") or name == "majority"] if results else []
     lines = {"all": "", **{name: f"{name}/" for name in task}} if isinstance(task, dict) else {task: ""}
+    # Of a task of which no example was evaluated.
+    nothing = (math.nan, math.nan)
     rows = [["", "length", "accuracy", *votes, "effective length", "truncated", "tokens/s"]]
     for result, (name, prefix) in product(results, lines.items()):
-        accuracy, error = result.means.get(f"{prefix}accuracy", NOTHING)
+        accuracy, error = result.means.get(f"{prefix}accuracy", nothing)
         label = escaped(result.sampler if name is None else f"{name}/{result.sampler}")
         row = [label, str(result.length), f"{accuracy:.4f} +- {error:.4f}"]
-        row += [f"{result.means.get(prefix + vote, NOTHING)[0]:.4f}" for vote in votes]
-        length, truncated = (result.means.get(prefix + each, NOTHING)[0] for each in ("effective_length", "truncated"))
+        row += [f"{result.means.get(prefix + vote, nothing)[0]:.4f}" for vote in votes]
+        length, truncated = (result.means.get(prefix + each, nothing)[0] for each in ("effective_length", "truncated"))
         # Throughput is known of all tasks together.
         rows.append([*row, f"{length:.1f}", f"{truncated:.4f}", "" if prefix else f"{result.tokens_per_second:.0f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -149,15 +146,8 @@ def table(task: str | dict[str, str] | None, results: list[EvaluationResult]) ->
 def fact_lines(facts: dict[str, Any]) -> list[str]:
     """One line per fact, of a long text its beginning and end. ``evaluation.json`` has it all."""
     width = max(map(len, facts))
-    return [f"{name.ljust(width)}  {shortened(_text(value))}" for name, value in facts.items()]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {_text(part)}" for name, part in value.items())
-    if isinstance(value, list):
-        return " ".join(map(_text, value))
-    return "-" if value is None else str(value)
+    texts = {name: each if isinstance(each, str) else json.dumps(each) for name, each in facts.items()}
+    return [f"{name.ljust(width)}  {shortened(text)}" for name, text in texts.items()]
 
 
 CompletionWriter = EvaluationReport

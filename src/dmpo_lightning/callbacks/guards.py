@@ -4,6 +4,7 @@
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
@@ -16,6 +17,7 @@ from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.distributed.ranks import means_over_ranks
 from dmpo_lightning.modules.observers import RolloutObserver
+from dmpo_lightning.reports.plots import metrics_text
 from dmpo_lightning.rollout import RolloutBuffer
 
 Buffer = Mapping[str, float]
@@ -30,14 +32,10 @@ ERRORS = 4.0
 
 @dataclass
 class History:
-    """What is remembered of a run's buffers: the first ones, the last ones, and the best reward in between.
-
-    Args:
-        window: the number of buffers over which reward and groups are averaged, or more where these hold fewer than
-            `PROMPTS` prompts.
-    """
+    """What is remembered of a run's buffers: the first ones, the last ones, and the best reward in between."""
 
     window: int
+    """Buffers over which reward and groups are averaged, if they hold `PROMPTS` prompts."""
     prompts: int = 0
     """Prompts of one buffer, over all ranks."""
     group: int = 0
@@ -101,13 +99,14 @@ def _fall(history: History) -> float | None:
     return (best - now - 1e-6 * max(abs(best), 1.0)) / max(error + best_error, 1e-9)
 
 
-def _unless_risen(history: History, value: float | None) -> float | None:
-    return None if history.reward is None or history.has_risen else value
+def _informative(history: History) -> float | None:
+    share = history.mean("reward/informative_groups", history.buffers)
+    return None if history.reward is None or history.has_risen else share
 
 
-def _share_of_first(history: History, name: str) -> float | None:
-    now, first = history.mean(name), history.first[0].get(name)
-    return None if now is None or not first else now / first
+def _entropy(history: History) -> float | None:
+    now, first = history.mean("policy/entropy"), history.first[0].get("policy/entropy")
+    return None if now is None or not first or history.reward is None or history.has_risen else now / first
 
 
 def _per_token(history: History) -> float:
@@ -118,10 +117,8 @@ def _per_token(history: History) -> float:
 
 NUMBERS: dict[str, Callable[[History], float | None]] = {
     "reward_drop": _fall,
-    "informative_groups": lambda history: _unless_risen(
-        history, history.mean("reward/informative_groups", history.buffers)
-    ),
-    "entropy": lambda history: _unless_risen(history, _share_of_first(history, "policy/entropy")),
+    "informative_groups": _informative,
+    "entropy": _entropy,
     "effective_rollouts": lambda history: history.mean("weight/ess", scale=history.group),
     "repetition": lambda history: history.mean("completion/repetition"),
     "empty": lambda history: history.mean("completion/empty"),
@@ -131,31 +128,8 @@ NUMBERS: dict[str, Callable[[History], float | None]] = {
 """What each guard judges. None where it is not known, or says nothing."""
 TOO_LOW = ("informative_groups", "entropy", "effective_rollouts")
 """The guards that warn below their thresholds. The others do above."""
-SAID = {
-    "reward_drop": "The reward has fallen: its running mean is {history.reward[0]:.3f} +- {history.reward[1]:.3f}, and "
-    "was {history.best[0]:.3f} +- {history.best[1]:.3f} at its best. Most often too long steps destroy the policy. "
-    "Continue from the best checkpoint with a lower learning rate and bounded negative signals "
-    "(`negative_term: likelihood`).",
-    "informative_groups": "Only {value:.1%} of the groups are informative: in all others every rollout got the same "
-    "reward. The prompts are too hard or too easy, the policy has collapsed, or the reward cannot tell completions "
-    "apart. Take other prompts, a larger `group_size`, a higher `temperature`, or a reward that gives partial credit.",
-    "entropy": "The entropy has collapsed to {value:.1%} of what it was, while the reward has not risen: the policy "
-    "writes the same things over and over. Lower the learning rate, or raise `reward_temperature`.",
-    "effective_rollouts": "{value:.2f} rollouts of a group of {history.group} carry the weight: the policy is told to "
-    "copy single completions. Raise `reward_temperature`, or where `policy/log_rnd_spread` is the larger part, refresh "
-    "the reference (`reference_refresh_interval`).",
-    "repetition": "{value:.0%} of what completions say they have said before (4-grams of tokens). The policy has "
-    "degenerated, or the reward likes repetition. Look at completions with a high reward, and lower the learning rate.",
-    "empty": "{value:.0%} of the completions are empty. The reward favours saying nothing, the prompt template is not "
-    "the model's, or the policy has collapsed. Look at rewards of empty completions, and lower the learning rate.",
-    "truncated": "{value:.0%} of the completions have no end token, so that answers may be cut off. Raise "
-    "`completion_length`, or let the reward ask for short answers. If they are meant to fill it, set "
-    "`truncated: null` of dmpo_lightning.Guards.",
-    "log_rnd": "The policy has left its reference: log_rnd or its spread is {value:.2f} nats per token. The weights "
-    "follow this and not the reward. Lower the learning rate, raise `reward_temperature`, or refresh the reference "
-    "(`reference_refresh_interval`).",
-}
-"""What each guard says of its number, the ``value``."""
+SAID = re.compile(r"^\| `(\w+): [\d.]+` \|.*\| (.*) \|$", re.MULTILINE)
+"""What each guard says of its number, the ``value``, in the table of docs/metrics.md."""
 
 
 def finding(history: History, name: str, threshold: float) -> tuple[float, str] | None:
@@ -163,7 +137,7 @@ def finding(history: History, name: str, threshold: float) -> tuple[float, str] 
     value = NUMBERS[name](history)
     if value is None or (value >= threshold if name in TOO_LOW else value <= threshold):
         return None
-    return value, SAID[name].format(value=value, history=history)
+    return value, dict(SAID.findall(metrics_text()))[name].format(value=value, history=history)
 
 
 class Guards(RolloutObserver):
@@ -171,9 +145,7 @@ class Guards(RolloutObserver):
 
     A warning says what is seen, the likely cause and the option to change. Each guard warns once in a run, restarts
     included. What was said is in ``events``, one dictionary each, and in the record of the run. ``dmpo-lightning fit``
-    adds the callback by itself. ``docs/metrics.md`` says what the numbers mean.
-
-    All arguments up to ``log_rnd`` are thresholds, each of one guard. None switches it off.
+    adds the callback by itself. All arguments but ``window`` are thresholds, each of one guard. None switches it off.
 
     Args:
         reward_drop: standard errors, of the running reward and of its best, by which the two lie apart.
@@ -249,8 +221,8 @@ class Guards(RolloutObserver):
             is_said = any(event["name"] == name for event in self.events)
             found = None if threshold is None or is_said else finding(self._history, name, threshold)
             if found is not None:
-                place = {"step": trainer.global_step, "buffer": buffer.number, "name": name}
-                self.events.append({**place, "value": found[0], "message": found[1]})
+                event = {"step": trainer.global_step, "buffer": buffer.number, "name": name, "value": found[0]}
+                self.events.append({**event, "message": found[1]})
                 rank_zero_warn(f"Guard {name} at step {trainer.global_step}: {found[1]}")
                 for recorder in callbacks_of(trainer, RunRecorder):
                     recorder.note(trainer, module, {"kind": "guard", **self.events[-1]})

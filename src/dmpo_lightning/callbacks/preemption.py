@@ -31,21 +31,16 @@ INTERRUPTED = b"\nThe run saves at the end of this optimizer step and leaves. Ct
 class Preemption(Callback):
     """After Ctrl-C, SIGTERM, SIGUSR1 or the signal that requeues the job, to any rank, all ranks save and exit.
 
-    They do so at the end of the next optimizer step, when all other callbacks have seen it. In a validation they do so
-    at the end of its next batch, and the continued run makes that validation again. In the evaluation of
-    `BeforeAfterReport` behind the last step they do so at its next batch, and the continued run makes that evaluation.
-    Until the first step of a run has ended, from ``setup`` on, they leave without a checkpoint: what it continues from,
-    if anything, says all there is.
-
-    Ctrl-C before the first step has ended, and a second one, end the run at once. Where another handler of it is set
-    than Python's own, that one is left. The command line adds the callback by itself.
+    They do so at the end of the next optimizer step, when all other callbacks have seen it. In a validation, and in the
+    evaluation of `BeforeAfterReport` behind the last step, they do so at its next batch, and the continued run makes it
+    again. Until the first step of a run has ended they leave without a checkpoint: what it continues from, if anything,
+    says all there is. Ctrl-C until then, and a second one, end the run at once. Where another handler of it is set than
+    Python's own, that one is left. The command line adds the callback by itself.
 
     The checkpoint is ``preempted.ckpt`` beside those of `ModelCheckpoint`. It continues the run bit for bit, and
     ``--ckpt_path last`` finds it. The exit status of all ranks is 128 plus the signal's number, as of a process that
-    the signal ended.
-
-    A SLURM job is put back into the queue after Lightning's requeue signal, which a job script has sent before its time
-    is up. That is SIGUSR1 unless `SLURMEnvironment` says otherwise. After SIGTERM, SLURM itself decides.
+    the signal ended. A SLURM job is put back into the queue after Lightning's requeue signal, which a job script has
+    sent before its time is up: SIGUSR1 unless `SLURMEnvironment` says otherwise. After SIGTERM SLURM itself decides.
     """
 
     def __init__(self) -> None:
@@ -70,9 +65,7 @@ class Preemption(Callback):
     on_sanity_check_start = on_train_start = on_fit_start
 
     def _listen(self, trainer: Trainer) -> None:
-        """Replaces what handles the signals, Lightning's own too, which come shortly before training and would save in
-        the middle of a step.
-        """
+        # Lightning's own too, which come shortly before training and would save in the middle of a step.
         for each in {signal.SIGTERM, signal.SIGUSR1, requeue_signal(trainer) or signal.SIGUSR1}:
             self._previous.setdefault(each, signal.signal(each, self._note))
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -111,8 +104,7 @@ class Preemption(Callback):
         if self._has_trained:
             log_step(trainer)
             directory = getattr(trainer.checkpoint_callback, "dirpath", None) or run_directory(trainer) / "checkpoints"
-            path = Path(directory) / FILE_NAME
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path := Path(directory) / FILE_NAME)
             self.saved = path
             rank_zero_info(f"Saved to {path} after signal {received}, at optimizer step {trainer.global_step}.")
         else:
@@ -140,10 +132,7 @@ class Preemption(Callback):
 
 
 def leave_if_told(trainer: Trainer) -> None:
-    """Ends a run that was sent a signal, outside of Lightning's loops, which look for one. All ranks call it together.
-
-    Without `Preemption` that is SIGTERM alone, after which Lightning ends a run without saving.
-    """
+    """Ends a run that was sent a signal, outside of Lightning's loops, which look for one. All ranks call it."""
     for each in callbacks_of(trainer, Preemption):
         each.leave_if_told(trainer)
     if trainer.strategy.reduce_boolean_decision(trainer.received_sigterm, all=False):
@@ -151,10 +140,7 @@ def leave_if_told(trainer: Trainer) -> None:
 
 
 def requeue_signal(trainer: Trainer) -> int | None:
-    """The signal that puts this job back into the queue, None where none does.
-
-    After any other signal SLURM itself decides what becomes of the job.
-    """
+    """The signal that puts this job back into the queue, None where none does."""
     environment = cluster_environment(trainer)
     if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
         return None

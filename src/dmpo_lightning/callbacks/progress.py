@@ -12,8 +12,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
 from dmpo_lightning.callbacks.clock import Clock, validations_to_come
+from dmpo_lightning.callbacks.completion_records import samples_text
 from dmpo_lightning.callbacks.facts import model_line, split_sizes
-from dmpo_lightning.callbacks.samples import samples_text
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.observers import RolloutObserver
@@ -72,7 +72,8 @@ class ProgressLine(ProgressBar, RolloutObserver):
         self._alone: tuple[int, int | None] | None = None
         """Batches of an evaluation that stands alone, done and all."""
         self._started = self._phase_started = self._validation_started = 0.0
-        self._clock: Clock | None = None
+        self.clock: Clock | None = None
+        """Of a run whose steps are known."""
         self._noted = (0, 0.0)
         """The step and the time up to which the clock knows the training, without validations since then."""
         self._ends: float | None = None
@@ -92,9 +93,7 @@ class ProgressLine(ProgressBar, RolloutObserver):
             print("\n".join(map(escaped, text.splitlines())), file=sys.stderr, flush=True)
 
     def note(self, phase: str, done: int | None = None, total: int | None = None, *, alone: bool = False) -> None:
-        """What is being done from here on, how much of it is done, and whether it is an evaluation that stands
-        ``alone``, which is shown in the place of optimizer steps.
-        """
+        """What is being done from here on, how much of it is done, and whether that is an evaluation by itself."""
         now, changes = perf_counter(), phase != self._phase or (alone and not done)
         if changes:
             self._phase_started = now
@@ -106,11 +105,6 @@ class ProgressLine(ProgressBar, RolloutObserver):
         self._refresh(at_once=changes)
         if alone and done:
             self._write_plain()
-
-    def expect_ending(self, completions: float, steps: int) -> None:
-        """That this rank will sample so many completions behind the last step, in so many denoising steps each."""
-        if self._clock is not None:
-            self._clock.ending = completions * steps
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -128,14 +122,14 @@ class ProgressLine(ProgressBar, RolloutObserver):
         self._step, self._ends, self._expected = trainer.global_step, None, [LOSS]
         if math.isfinite(steps := trainer.estimated_stepping_batches):
             self._steps = int(steps)
-            self._clock = Clock(max(self._steps, 1), validations_to_come(trainer, self._steps))
+            self.clock = Clock(max(self._steps, 1), validations_to_come(trainer, self._steps))
         if isinstance(pl_module, DMPO):
             left_out = {LOSS} if trainer.enable_validation else {LOSS, ACCURACY}
             self._expected = [name for name in MEASURES if name not in left_out]
-            if self._clock is not None:
+            if self.clock is not None:
                 evaluator, prompts = pl_module.evaluator, split_sizes(trainer).get("validation", 0)
                 each = sum(one.num_steps(length) for one in evaluator.samplers.values() for length in evaluator.lengths)
-                self._clock.validation = prompts / trainer.world_size * evaluator.completions * each
+                self.clock.validation = prompts / trainer.world_size * evaluator.completions * each
         self.note("training")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -153,32 +147,28 @@ class ProgressLine(ProgressBar, RolloutObserver):
             self.announce(samples_text(module, buffer))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        self._step, is_dmpo = trainer.global_step, isinstance(pl_module, DMPO)
-        logged = {
-            name: float(trainer.callback_metrics[name]) for name in (LOSS, RATE) if name in trainer.callback_metrics
-        }
+        self._step, logged = trainer.global_step, trainer.callback_metrics
         # In the middle of a buffer a part of its steps would stand for all of its sampling.
         if not isinstance(pl_module, DMPO) or pl_module.buffer.needs_rollouts:
             self._note_pace(pl_module)
-            self._measures |= logged
-        if not is_dmpo and self._step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._measures |= {name: float(logged[name]) for name in (LOSS, RATE) if name in logged}
+        if not isinstance(pl_module, DMPO) and self._step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._write_plain()
         self._show_training(pl_module)
 
     def _note_pace(self, module: LightningModule) -> None:
-        now, (step, since) = perf_counter(), self._noted
-        if self._clock is not None and self._step > step:
-            sampled = work = 0.0
+        now, (step, since), sampled, work = perf_counter(), self._noted, 0.0, 0.0
+        if self.clock is not None and self._step > step:
             # A buffer of a checkpoint has no times.
             if isinstance(module, DMPO) and module.buffer.seconds:
                 sampled, steps = module.buffer.seconds["sampling"], module.sampler.num_steps(module.completion_length)
                 work = float(len(module.buffer.rollouts) * module.sampling_rounds * steps)
-            self._clock.note_buffer(self._step - step, now - since, sampled=sampled, work=work)
+            self.clock.note_buffer(self._step - step, now - since, sampled=sampled, work=work)
             self._noted = (self._step, now)
             self._foresee()
 
     def _foresee(self) -> None:
-        left = None if self._clock is None else self._clock.left(self._noted[0])
+        left = None if self.clock is None else self.clock.left(self._noted[0])
         # Of the steps that the clock does not know yet, some time has gone by.
         self._ends = None if left is None else self._noted[1] + left
 
@@ -202,22 +192,16 @@ class ProgressLine(ProgressBar, RolloutObserver):
             return
         seconds = perf_counter() - self._validation_started
         self._step, self._noted = trainer.global_step, (self._noted[0], self._noted[1] + seconds)
-        if self._clock is not None:
-            self._clock.note_validation(seconds)
+        if self.clock is not None:
+            self.clock.note_validation(seconds)
             self._foresee()
-        results = pl_module.evaluator.results if isinstance(pl_module, DMPO) else []
-        measured = [(each, *each.means["accuracy"]) for each in results if "accuracy" in each.means]
-        if measured:
-            self._measures[ACCURACY] = measured[0][1]
-            several = len({each.length for each in results}) > 1
-            texts = (
-                f"{each.sampler}{f'/{each.length}' * several} {mean:.3f} +- {error:.3f}"
-                for each, mean, error in measured
-            )
-            said = f"accuracy {', '.join(texts)}"
-        else:
-            logged = trainer.callback_metrics.items()
-            said = ", ".join(f"{name} {float(value):.3f}" for name, value in logged if name.startswith("val/"))
+        logged = {name[4:]: float(each) for name, each in trainer.callback_metrics.items() if name.startswith("val/")}
+        accuracies = {name: each for name, each in logged.items() if f"{name}_stderr" in logged}
+        said = ", ".join(f"val/{name} {each:.3f}" for name, each in logged.items())
+        if accuracies:
+            self._measures[ACCURACY] = next(iter(accuracies.values()))
+            errors = ((name.rpartition("/")[0], each, logged[f"{name}_stderr"]) for name, each in accuracies.items())
+            said = f"accuracy {', '.join(f'{name} {each:.3f} +- {error:.3f}' for name, each, error in errors)}"
         self.announce(f"step {_of(self._step, self._steps)}: {said} ({duration(seconds)})")
         self._show_training(pl_module)
 

@@ -22,11 +22,9 @@ from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.reports.lines import append, encoded, keep_lines, read_file, replace, set_aside, write_object
 from dmpo_lightning.reports.page import write_report
 from dmpo_lightning.reports.record import METRICS, REPORT, ROLLOUTS, RUN, SUMMARY
-from dmpo_lightning.rollout import RolloutBuffer, check_counts
+from dmpo_lightning.rollout import RolloutBuffer
 from dmpo_lightning.terminal import error_line, escaped
 
-PAGE_PAUSE = 20
-"""For how many times as long as it takes the page of a run that goes on is not made again."""
 FORMAT = 2
 """Of the files. A reader of another one may find other names."""
 
@@ -36,9 +34,8 @@ class RunRecorder(RolloutObserver):
 
     - ``run.json``: configuration, model, data, versions and times.
     - ``metrics.jsonl``, one line per buffer, per validation and per warning of `Guards`, and one of what
-      `BeforeAfterReport` measured before: step, rollouts seen, seconds and all scalars. Of ``train/loss`` it has the
-      mean over the buffer. With several ``sampling_rounds``, ``left_out`` has the ``prompt_index`` of each prompt, of
-      any rank, that was sampled and is not in the buffer.
+      `BeforeAfterReport` measured before: step, rollouts seen, seconds and all scalars, of ``train/loss`` the mean over
+      the buffer. ``left_out`` has the ``prompt_index`` of each prompt that was sampled and is not in the buffer.
     - ``rollouts/rankR-N.jsonl``, the rollouts of buffer N, one line each: prompt, completion, reward and components,
       the objective's targets (weight, signal, log_rnd), and of each token its text, the step that revealed it and its
       probability then. The oldest file goes when there are too many bytes.
@@ -48,17 +45,12 @@ class RunRecorder(RolloutObserver):
     A resumed run goes on in the same files. What it does again is removed first. Files of another run that are found
     there get other names, such as ``metrics_part1.jsonl``. A file that cannot be written ends no run: a warning says
     what is lost, once for each kind of file.
-
-    Args:
-        max_bytes: of all rollouts on disk, over all ranks. The last buffer stays in any case.
-
-    Raises:
-        ValueError: no room for anything.
     """
 
-    def __init__(self, *, max_bytes: int = 2**28) -> None:
-        check_counts(max_bytes=max_bytes)
-        self.max_bytes = max_bytes
+    max_bytes = 2**28
+    """Of all rollouts on disk, over all ranks. The last buffer stays in any case."""
+
+    def __init__(self) -> None:
         self._forget()
 
     def _forget(self) -> None:
@@ -69,17 +61,13 @@ class RunRecorder(RolloutObserver):
         """
         self._logged: dict[str, Any] = {}
         """What was logged last, by the last batch or before the run was resumed."""
-        self._lines = 0
-        """How many lines of metrics there are."""
-        self._seconds = 0.0
-        """How long the run has taken, until now or until it was resumed."""
         self._run: str | None = None
         """By which a record and a checkpoint are known to be of one run."""
+        self._lines, self._seconds, self._validation_started = 0, 0.0, 0.0
+        """Lines of metrics, and seconds that the run took until it was resumed."""
         self._started: float | None = None
-        self._validation_started = 0.0
         self._lost: set[str] = set()
         self._page_at = 0.0
-        """From when on the page is worth being made again."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Each fit has its own record. What a checkpoint holds comes afterwards."""
@@ -111,9 +99,6 @@ class RunRecorder(RolloutObserver):
         self._run = found or uuid4().hex
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.start(trainer, pl_module)
-
-    def start(self, trainer: Trainer, module: LightningModule) -> None:
         """Takes back what earlier parts of the run wrote beyond the checkpoint, and says what the run is.
 
         All ranks call it together, as often as they like.
@@ -125,13 +110,13 @@ class RunRecorder(RolloutObserver):
         if trainer.ckpt_path is not None:
             self._make_way(trainer, directory)
         self._started = time.perf_counter() - self._seconds
-        collected = getattr(module, "buffers_collected", 0)
+        collected = getattr(pl_module, "buffers_collected", 0)
         if self._open is not None and self._open["buffer"] >= collected:
             # The checkpoint was rewound to before this buffer (`Continuation`).
             self._open = None
-        elif self._open is not None and isinstance(module, DMPO) and not module.buffer.needs_rollouts:
+        elif self._open is not None and isinstance(pl_module, DMPO) and not pl_module.buffer.needs_rollouts:
             # Or to within it.
-            del self._open["losses"][module.buffer.position :]
+            del self._open["losses"][pl_module.buffer.position :]
         if trainer.is_global_zero:
             with self._trying(ROLLOUTS):
                 for path in (directory / ROLLOUTS).glob("rank*-*.jsonl"):
@@ -141,20 +126,17 @@ class RunRecorder(RolloutObserver):
                 self._lines = keep_lines(directory / METRICS, self._lines)
             with self._trying(RUN):
                 now, earlier = datetime.now(timezone.utc).isoformat(timespec="seconds"), read_file(directory / RUN)
-                times: dict[str, Any] = {"started": now}
+                facts = {"format": FORMAT, "run": self._run, "started": earlier.get("started", now)}
                 if trainer.ckpt_path is not None:
-                    resumed = [*earlier.get("resumed", []), {"at": now, "step": trainer.global_step}]
-                    times = {"started": earlier.get("started", now), "resumed": resumed}
-                facts = {"format": FORMAT, "run": self._run, **times, **run_facts(trainer, module)}
-                write_object(directory / RUN, facts)
+                    facts["resumed"] = [*earlier.get("resumed", []), {"at": now, "step": trainer.global_step}]
+                write_object(directory / RUN, facts | run_facts(trainer, pl_module))
         # No rank writes before the directory is free.
         trainer.strategy.barrier()
 
-    def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
+    def on_rollouts(self, trainer: Trainer, module: Any, buffer: RolloutBuffer) -> None:
         directory = self._directory
         if directory is None:
             return
-        assert isinstance(module, DMPO)
         # The end of an epoch may have cut the last one short.
         self._close(trainer, module)
         times = {f"time/{name}": seconds for name, seconds in buffer.seconds.items()}
@@ -195,8 +177,8 @@ class RunRecorder(RolloutObserver):
         before = time.perf_counter()
         if self._directory is not None and trainer.is_global_zero and before >= self._page_at:
             write_page(self._directory, live=True)
-            # That of a long run takes longer, and a run has other things to do.
-            self._page_at = time.perf_counter() + PAGE_PAUSE * (time.perf_counter() - before)
+            # That of a long run takes longer, and a run has other things to do: at most a twentieth goes into it.
+            self._page_at = time.perf_counter() + 20 * (time.perf_counter() - before)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A run that goes on from here to more steps goes on in the buffer, of which it then writes another line.
@@ -213,7 +195,7 @@ class RunRecorder(RolloutObserver):
     def note(self, trainer: Trainer, module: LightningModule, line: Mapping[str, Any]) -> None:
         """Records what another callback knows, such as what a guard has said. All ranks call it together."""
         # A run that was ended before a validation makes it before its training starts.
-        self.start(trainer, module)
+        self.on_train_start(trainer, module)
         if self._directory is None or not trainer.is_global_zero:
             return
         self._lines += 1
@@ -249,13 +231,10 @@ class RunRecorder(RolloutObserver):
 
 
 def write_page(directory: Path, *, live: bool = False) -> None:
-    """Makes the page of a run from its files, on one rank. A run is worth more than its page.
-
-    One that is ``live``, of a run that goes on, loads itself anew in a browser.
-    """
+    """Makes the page of a run from its files, on one rank. One that is ``live`` says that the run goes on."""
     try:
         write_report([directory], directory / REPORT, live=live)
-    # Files may be of any kind, and what draws raises what it likes.
+    # Files may be of any kind, what draws raises what it likes, and a run is worth more than its page.
     except Exception as error:
         warnings.warn(escaped(f"The run goes on without {directory / REPORT}: {error_line(error)}."), stacklevel=2)
 

@@ -28,8 +28,7 @@ class SavePretrained(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, PolicyModule):
             return
-        policy = pl_module.policy
-        first = trainer.is_global_zero
+        policy, first = pl_module.policy, trainer.is_global_zero
         # Gathering is a collective operation: all ranks take part, and one of them keeps the weights.
         held = {name.removeprefix(PREFIX) for name in pl_module.held_names()}
         weights = whole_weights(policy.model, names=held, keep=first)

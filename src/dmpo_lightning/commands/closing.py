@@ -158,7 +158,7 @@ def _prompt(trainer: Trainer) -> str:
 def _command(*arguments: str) -> str:
     """As this command was called."""
     called = Path(sys.argv[0])
-    if called.name == "__main__.py":
+    if called.parts[-2:] == ("dmpo_lightning", "__main__.py"):
         return shlex.join(["python", "-m", "dmpo_lightning", *arguments])
     is_found = called.name != PROGRAM or shutil.which(PROGRAM) == str(called.absolute())
     return shlex.join([PROGRAM if is_found else str(called), *arguments])

@@ -22,13 +22,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from transformers.utils.logging import disable_progress_bar
 
-from dmpo_lightning.callbacks.config import ConfigInCheckpoint
+from dmpo_lightning.callbacks.completion_records import LoggingExtras
 from dmpo_lightning.callbacks.evaluation import EvaluationReport
+from dmpo_lightning.callbacks.facts import ConfigInCheckpoint
 from dmpo_lightning.callbacks.guards import Guards
 from dmpo_lightning.callbacks.preemption import Preemption
 from dmpo_lightning.callbacks.progress import ProgressLine
 from dmpo_lightning.callbacks.records import RunRecorder
-from dmpo_lightning.callbacks.samples import LoggingExtras
 from dmpo_lightning.checkpoints.reading import UnfitCheckpointError, newest_readable, why_unfit, why_unsafe
 from dmpo_lightning.checkpoints.writing import remove_partial
 from dmpo_lightning.commands.arguments import merged_node, nearest

@@ -71,13 +71,17 @@ class Panel:
         return next((said for pattern, said in explained() if pattern.fullmatch(name)), ("", "", ""))
 
 
+def metrics_text() -> str:
+    """docs/metrics.md, which a wheel has beside this file."""
+    own, repository = Path(__file__).with_name("metrics.md"), Path(__file__).parents[3] / "docs" / "metrics.md"
+    return next((path.read_text(encoding="utf-8") for path in (own, repository) if path.is_file()), "")
+
+
 @cache
 def explained() -> list[tuple[re.Pattern[str], tuple[str, str, str]]]:
-    """The tables of docs/metrics.md, which a wheel has beside this file. ``<...>`` stands for any part of a name."""
-    own, repository = Path(__file__).with_name("metrics.md"), Path(__file__).parents[3] / "docs" / "metrics.md"
-    text = next((path.read_text(encoding="utf-8") for path in (own, repository) if path.is_file()), "")
+    """The tables of docs/metrics.md. ``<...>`` stands for any part of a name."""
     found = []
-    for line in text.splitlines():
+    for line in metrics_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         for name in re.findall(r"`([\w<>@/]+/[\w<>@/]+)`", cells[0]) if len(cells) > 4 else ():
             pattern = "".join(".+" if part.startswith("<") else re.escape(part) for part in re.split("(<.*?>)", name))
