@@ -140,7 +140,7 @@ def _check_inside(value: Any, place: str, option: Option, stated: dict[str, Any]
             _check_inside(each, place, option, {})
     elif isinstance(value, dict):
         named = value.get("class_path")
-        path = _checked_class(str(named), place, option) if named else stated.get(place) or (only or [None])[0]
+        path = _checked_class(str(named), place, option) if named else stated.get(place) or next(iter(only), None)
         if path is None and is_mapping:
             for name, each in value.items():
                 _check_inside(each, f"{place}.{name}", option, stated)
