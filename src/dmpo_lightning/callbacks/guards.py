@@ -137,7 +137,7 @@ def finding(history: History, name: str, threshold: float) -> tuple[float, str] 
     value = NUMBERS[name](history)
     if value is None or (value >= threshold if name in TOO_LOW else value <= threshold):
         return None
-    return value, dict(SAID.findall(metrics_text()))[name].format(value=value, history=history)
+    return value, dict(SAID.findall(metrics_text())).get(name, "{value}").format(value=value, history=history)
 
 
 class Guards(RolloutObserver):
