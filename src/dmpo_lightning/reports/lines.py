@@ -3,13 +3,13 @@
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dmpo_lightning.terminal import escaped
+from dmpo_lightning.terminal import shortened
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         return parsed(path.read_bytes()) if path.is_file() else {}
     except (OSError, ValueError) as error:
-        _warn_of_loss(path, error)
+        _warn_of_loss(path, [error])
         return {}
 
 
@@ -64,6 +64,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def made_of_lines(path: Path, make: Callable[[dict[str, Any]], Iterable[T]]) -> Iterator[T]:
     """What is made of each record of a file. What ``make`` cannot work with is left out with a warning too."""
+    lost: list[Exception] = []
     try:
         # A device or a pipe, to which a foreign folder may have a link, has no end.
         with path.open("rb") if path.is_file() else BytesIO() as file:
@@ -71,13 +72,16 @@ def made_of_lines(path: Path, make: Callable[[dict[str, Any]], Iterable[T]]) -> 
                 try:
                     yield from make(parsed(line))
                 except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-                    _warn_of_loss(path, error)
+                    lost.append(error.with_traceback(None))
     except OSError as error:
-        _warn_of_loss(path, error)
+        lost.append(error)
+    _warn_of_loss(path, lost)
 
 
-def _warn_of_loss(path: Path, error: Exception) -> None:
-    warnings.warn(escaped(f"{path} is not read, or not all of it: {error}"), stacklevel=2)
+def _warn_of_loss(path: Path, errors: Sequence[Exception]) -> None:
+    if errors:
+        times = f" ({len(errors)} times)" * (len(errors) > 1)
+        warnings.warn(shortened(f"{path} is not read, or not all of it{times}: {errors[0]}"), stacklevel=2)
 
 
 def append(path: Path, data: bytes) -> None:

@@ -100,12 +100,13 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
             every = -(-len(found) // most) or 1
             # With the last one.
             points = (*base, *found[::-every][::-1])
-            for name in _names(points):
+            names = dict.fromkeys(name for point in points for name in point.values if not name.endswith(ERROR))
+            for name in names:
                 parts = name.split("/")
                 # `val/accuracy` of the sampler in the middle.
                 is_sampled = parts[0] == "val" and len(parts) > 2
                 title, label = ("/".join(["val", *parts[2:]]), parts[1]) if is_sampled else (name, "")
-                first = base[0].values.get(name) if base else None
+                first = next((point.values.get(name) for point in base), None)
                 lines.setdefault(title, []).append(_series(points, name, number, label, first))
     return sorted((Panel(name, tuple(series)) for name, series in lines.items()), key=_order)
 
@@ -129,11 +130,6 @@ def drawn_and_said(found: Sequence[Panel]) -> tuple[list[Panel], list[str]]:
             seen[values] = panel.name
             drawn.append(panel)
     return drawn, said
-
-
-def _names(points: Sequence[Point]) -> list[str]:
-    names = dict.fromkeys(name for point in points for name in point.values)
-    return [name for name in names if not (name.endswith(ERROR) and name.removesuffix(ERROR) in names)]
 
 
 def _series(points: Sequence[Point], name: str, run: int, label: str, base: float | None) -> Series:
