@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 from cpu_strategies import strategy
-from dmpo_runs import PROMPTS, TOKENIZER, Recorder, dmpo_of, trainer
+from dmpo_runs import PROMPTS, TOKENIZER, Recorder, dmpo_of, overlay_options, small_dmpo, trainer
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.distributed.fsdp._fully_shard import _fsdp_collectives, _fsdp_param_group
@@ -199,6 +199,17 @@ def one_run(kind: str, adapter: str, *, steps: int = 4, flags: dict | None = Non
         "bytes": size_of(Path(f"run/step={steps}.ckpt")),
         "trainable": sum(value.numel() for value in whole_weights(dmpo.policy.model).values()),
     }
+
+
+def every_overlay(kind: str, adapter: str, *, overlays: str) -> dict:
+    """The losses of one short run of each overlay, with all weights whatever ``adapter``."""
+    losses = {}
+    for overlay in sorted(Path(overlays).glob("*.yaml")):
+        options = overlay_options(overlay) | {"group_size": 2, "micro_batch_size": 2, "reward": reward, "seed": 3}
+        dmpo = small_dmpo("sudoku_tiny", **options)
+        _, record = fit(kind, dmpo, overlay.stem, steps=2, val_check_interval=None, limit_val_batches=0)
+        losses[overlay.stem] = record.losses
+    return losses
 
 
 class Start(Callback):

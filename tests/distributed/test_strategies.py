@@ -1,6 +1,7 @@
 """Every strategy trains as DDP does, and a restarted run is the uninterrupted one."""
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 from ranks import run_ranks
@@ -202,3 +203,13 @@ def test_a_quantised_base_trains_under_ddp_and_continues_exactly(tmp_path):
         assert rank["distance"] == 0
         assert rank["moved"] > 1e-2
     assert first["losses"] != pytest.approx(second["losses"], abs=1e-3)
+
+
+def test_objectives_of_others_train_under_fsdp2_as_under_ddp(runs):
+    options = {"overlays": str(Path(__file__).parents[2] / "configs" / "objectives")}
+    found, expected = (runs("every_overlay", kind, "full", **options)[0] for kind in ("fsdp2", "ddp"))
+    for rank in (0, 1):
+        assert found[rank].keys() == expected[rank].keys() != set()
+        for name, losses in expected[rank].items():
+            assert found[rank][name] == pytest.approx(losses, abs=3e-5, rel=1e-4), name
+            assert len(losses) == 4

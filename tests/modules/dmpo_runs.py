@@ -1,8 +1,11 @@
 """A DMPO run small enough for tests: random weights of the embedded architecture, a reward that any text can earn."""
 
 from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
 
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
@@ -46,6 +49,20 @@ def dmpo_of(model, **options) -> DMPO:
     """Options of a `Backbone` and of `DMPO` together."""
     own = {field.name: options.pop(field.name) for field in fields(Backbone) if field.name in options}
     return DMPO(Backbone(model, **own), **options)
+
+
+def overlay_options(path: Path) -> dict:
+    """The objective of an overlay, with two passes over a buffer at most, and its sampler's order in small."""
+    options = yaml.safe_load(path.read_text())["model"]["init_args"]
+    module_name, name = options["objective"]["class_path"].rsplit(".", 1)
+    objective = getattr(import_module(module_name), name)(**options["objective"].get("init_args", {}))
+    sampler = options.get("sampler", {}).get("init_args", {})
+    order = {name: sampler[name] for name in ("temperature", "remasking") if name in sampler}
+    return {
+        "objective": objective,
+        "sampler": ConfidenceSampler(denoising_steps=8 if "remasking" in order else 4, **order),
+        "num_iterations": min(2, options.get("num_iterations", 2)),
+    }
 
 
 def loader(batch_size: int = 2, **options) -> PromptLoader:

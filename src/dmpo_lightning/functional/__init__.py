@@ -4,6 +4,7 @@ from dmpo_lightning.functional.baselines import group_baseline as group_baseline
 from dmpo_lightning.functional.baselines import negative_baseline as negative_baseline
 from dmpo_lightning.functional.baselines import no_baseline as no_baseline
 from dmpo_lightning.functional.baselines import policy_baseline as policy_baseline
+from dmpo_lightning.functional.likelihood import complementary_elbo as complementary_elbo
 from dmpo_lightning.functional.likelihood import elbo as elbo
 from dmpo_lightning.functional.likelihood import elbo_replicates as elbo_replicates
 from dmpo_lightning.functional.likelihood import trajectory_log_prob as trajectory_log_prob
@@ -14,10 +15,17 @@ from dmpo_lightning.functional.losses import wddo_loss as wddo_loss
 from dmpo_lightning.functional.masking import antithetic_pair as antithetic_pair
 from dmpo_lightning.functional.masking import block_weights as block_weights
 from dmpo_lightning.functional.masking import check_replicates as check_replicates
+from dmpo_lightning.functional.masking import complementary_masks as complementary_masks
 from dmpo_lightning.functional.masking import draw_masks as draw_masks
 from dmpo_lightning.functional.masking import mask_count as mask_count
 from dmpo_lightning.functional.masking import position_ranks as position_ranks
 from dmpo_lightning.functional.masking import trajectory_masks as trajectory_masks
+from dmpo_lightning.functional.policy_gradient import centred_advantage as centred_advantage
+from dmpo_lightning.functional.policy_gradient import clipped_surrogate as clipped_surrogate
+from dmpo_lightning.functional.policy_gradient import k2 as k2
+from dmpo_lightning.functional.policy_gradient import k3 as k3
+from dmpo_lightning.functional.policy_gradient import leave_one_out_advantage as leave_one_out_advantage
+from dmpo_lightning.functional.policy_gradient import z_score_advantage as z_score_advantage
 from dmpo_lightning.functional.randomness import Purpose as Purpose
 from dmpo_lightning.functional.randomness import fold_in as fold_in
 from dmpo_lightning.functional.randomness import inverse_cdf as inverse_cdf

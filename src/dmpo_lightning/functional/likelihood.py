@@ -35,6 +35,18 @@ def elbo(
     return elbo_replicates(token_log_prob, masks, blocks).mean(-1)
 
 
+def complementary_elbo(
+    token_log_prob: Float[Tensor, "*rows pairs 2 length"], masks: Bool[Tensor, "*rows pairs 2 length"]
+) -> Float[Tensor, "*rows"]:
+    """ELBO in nats from masks and their complements, ``(n + 1) / (2 m) sum_masked log p`` of each; ESPO.
+
+    It is as unbiased as `elbo` is: counts 0..n come up with 1 / (n + 1) each, and an empty mask has no sum.
+    """
+    count = masks.sum(-1)
+    total = (token_log_prob.float() * masks).sum(-1)
+    return (total * (count.sum(-1, keepdim=True) + 1) / (2 * count.clamp(min=1))).sum(-1).mean(-1)
+
+
 def trajectory_log_prob(
     token_log_prob: Float[Tensor, "*rows steps length"], revealed: Bool[Tensor, "*rows steps length"]
 ) -> Float[Tensor, "*rows"]:

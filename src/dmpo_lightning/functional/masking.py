@@ -55,11 +55,7 @@ def _draw_in_blocks(
     # Each draw takes one uniform per position, which orders the positions of a block, and one per block for its count.
     noise = uniforms(keys, draws * 2 * length).unflatten(-1, (draws, 2 * length))
     blocks = blocks[..., None, :].expand(*noise.shape[:-1], length)
-    sizes = block_sums(torch.ones_like(blocks), blocks)
-    rank = position_ranks(blocks + noise[..., :length].double())
-    # Blocks are sorted one behind the other, and a rank in its block counts from the block's first.
-    first = rank.new_full((*rank.shape[:-1], length + 1), length).scatter_reduce(-1, blocks + 1, rank, "amin")
-    rank = rank - first.gather(-1, blocks + 1)
+    rank, sizes = block_ranks(noise[..., :length], blocks)
     uniform = noise[..., length:].gather(-1, blocks.clamp(min=0))
     count = (uniform * sizes).long().minimum(sizes - 1) + 1
     counted = blocks >= 0
@@ -67,6 +63,17 @@ def _draw_in_blocks(
         pair = (rank < count) & counted, (rank >= count - 1) & counted
         return torch.stack(pair, dim=-2).flatten(-3, -2)
     return (rank < count) & counted
+
+
+def block_ranks(
+    noise: Float[Tensor, "*rows length"], blocks: Int[Tensor, "*rows length"]
+) -> tuple[Int[Tensor, "*rows length"], Int[Tensor, "*rows length"]]:
+    """The rank of each position among those of its block, in the order that sorts ``noise``, and the block's size."""
+    rank = position_ranks(blocks + noise.double())
+    # Blocks are sorted one behind the other, and a rank in its block counts from the block's first.
+    first = rank.new_full((*rank.shape[:-1], blocks.shape[-1] + 1), blocks.shape[-1])
+    first = first.scatter_reduce(-1, blocks + 1, rank, "amin")
+    return rank - first.gather(-1, blocks + 1), block_sums(torch.ones_like(blocks), blocks)
 
 
 def block_sums(values: Int[Tensor, "*rows length"], blocks: Int[Tensor, "*rows length"]) -> Int[Tensor, "*rows length"]:
@@ -124,3 +131,25 @@ def trajectory_masks(
     chosen = range(steps) if isinstance(steps, int) else steps
     step = torch.arange(chosen.start, chosen.stop, device=reveal_step.device)[:, None]
     return reveal_step[..., None, :] >= step, reveal_step[..., None, :] == step
+
+
+def complementary_masks(
+    keys: Int[Tensor, "*rows"], counted: Bool[Tensor, "*rows length"], *, pairs: int
+) -> Bool[Tensor, "*rows {pairs} 2 length"]:
+    """Pairs of a mask and its complement among the ``counted`` positions; the first has a count uniform on 0..n.
+
+    One of the two may be empty. They are those of ESPO (arXiv 2512.03759), see `complementary_elbo`.
+    """
+    length = counted.shape[-1]
+    noise = uniforms(keys, pairs * (length + 1)).unflatten(-1, (pairs, length + 1))
+    size = counted.sum(-1)[..., None]
+    count = (noise[..., length] * (size + 1)).long().minimum(size)
+    first = counted_ranks(noise[..., :length], counted[..., None, :]) < count[..., None]
+    return torch.stack((first, ~first), dim=-2) & counted[..., None, None, :]
+
+
+def counted_ranks(
+    noise: Float[Tensor, "*rows length"], counted: Bool[Tensor, "*#rows length"]
+) -> Int[Tensor, "*rows length"]:
+    """The rank of each counted position among them in the order that sorts ``noise``, in (0, 1). Others come behind."""
+    return position_ranks(noise.masked_fill(~counted, 2.0))

@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     REMASKING = 3
     ELBO = 4
     LOSS = 5
+    PROMPT = 6
 
 
 def row_keys(

@@ -4,6 +4,9 @@ from dmpo_lightning.objectives.base import Diagnostics as Diagnostics
 from dmpo_lightning.objectives.base import Objective as Objective
 from dmpo_lightning.objectives.base import Targets as Targets
 from dmpo_lightning.objectives.base import score_rollouts as score_rollouts
+from dmpo_lightning.objectives.coupled_grpo import CoupledGRPO as CoupledGRPO
+from dmpo_lightning.objectives.diffu_grpo import DiffuGRPO as DiffuGRPO
+from dmpo_lightning.objectives.espo import ESPO as ESPO
 from dmpo_lightning.objectives.estimators import ElboEstimator as ElboEstimator
 from dmpo_lightning.objectives.estimators import LogProbEstimator as LogProbEstimator
 from dmpo_lightning.objectives.estimators import TrajectoryEstimator as TrajectoryEstimator
