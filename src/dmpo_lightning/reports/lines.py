@@ -80,8 +80,7 @@ def made_of_lines(path: Path, make: Callable[[dict[str, Any]], Iterable[T]]) -> 
 
 def _warn_of_loss(path: Path, errors: Sequence[Exception]) -> None:
     if errors:
-        times = f" ({len(errors)} times)" * (len(errors) > 1)
-        warnings.warn(shortened(f"{path} is not read, or not all of it{times}: {errors[0]}"), stacklevel=2)
+        warnings.warn(shortened(f"{path}: {len(errors)} parts are left out, such as: {errors[0]}"), stacklevel=2)
 
 
 def append(path: Path, data: bytes) -> None:

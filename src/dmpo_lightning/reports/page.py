@@ -38,8 +38,6 @@ KINDS = ("never", "sometimes", "always")
 """How often rollouts of a prompt were right."""
 ITEM_BYTES = 1_200_000
 """Of all completions of a page."""
-RELOADED = 3600
-"""Seconds for which the page of a run that goes on loads itself anew. The run may have been killed."""
 TIMES = ("sampling", "scoring", "training", "validation", "evaluation")
 Cell = str | Sequence[tuple[str, float]]
 """Of a table: a text, or a bar with its parts."""
@@ -87,7 +85,8 @@ def page(runs: Sequence[Run], *, live: bool = False) -> str:
     alike = [number for number, own in enumerate(groups) if groups.count(own) > 1]
     data: dict[str, Any] = {"runs": [shown(run.name, 60) for run in runs], "points": points, "plots": plots}
     data |= {"completions": items, "seeds": [[number for number in alike if groups[number] == own] for own in groups]}
-    data["reload_until"] = 1000 * (time.time() + RELOADED) if live else 0
+    # For an hour, since the run may be killed.
+    data["reload_until"] = 1000 * (time.time() + 3600) if live else 0
     return _document(title, "".join(top), "".join(rest), data)
 
 
@@ -272,8 +271,7 @@ def time_spent(runs: Sequence[Run]) -> str:
             f'<span class="short"><span class="key {what}"></span>{what} {seconds:.0f} s</span>'
             for what, seconds in stated
         )
-        text = f"<p>{escaped_html(prefix)}{words}, in all {clock(run.seconds)}</p>{bar(stated)}"
-        rows += [text] if len(stated) > 1 else []
+        rows += [f"<p>{escaped_html(prefix)}{words}, in all {clock(run.seconds)}</p>{bar(stated)}"] * (len(stated) > 1)
     return f"<h2>Where the time went</h2>{''.join(rows)}" if rows else ""
 
 

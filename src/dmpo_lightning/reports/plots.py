@@ -100,8 +100,7 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
             every = -(-len(found) // most) or 1
             # With the last one.
             points = (*base, *found[::-every][::-1])
-            names = dict.fromkeys(name for point in points for name in point.values if not name.endswith(ERROR))
-            for name in names:
+            for name in dict.fromkeys(each for point in points for each in point.values if not each.endswith(ERROR)):
                 parts = name.split("/")
                 # `val/accuracy` of the sampler in the middle.
                 is_sampled = parts[0] == "val" and len(parts) > 2
