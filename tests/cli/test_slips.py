@@ -9,7 +9,8 @@ import pytest
 from cli_runs import status
 
 import dmpo_lightning
-from dmpo_lightning.commands.arguments import config_directory
+from dmpo_lightning.commands.arguments import config_directory, resolve_arguments
+from dmpo_lightning.commands.mistakes import check
 from dmpo_lightning.commands.signatures import options_of
 
 OWN = "def right(example, completion):\n    return 1.0\n"
@@ -124,6 +125,14 @@ def test_slips_are_seen_before_torch_is_loaded(workplace):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_a_class_had_goes_with_it(workplace):
+    """The pairs of sft.yaml are in a file that is not there; those of another task need none."""
+    other = "--data.task=dmpo_lightning.LatinSquareDemonstrations"
+    with pytest.raises(ValueError, match=r"`data\.task\.path` must be a file"):
+        check("fit", resolve_arguments(["--config", "sft.yaml"]))
+    check("fit", resolve_arguments(["--config", "sft.yaml", other]))
 
 
 # Where options and configurations are found ---------------------------------------------------------------------------

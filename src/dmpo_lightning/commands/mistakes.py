@@ -145,13 +145,20 @@ def _check_inside(value: Any, place: str, option: Option, stated: dict[str, Any]
             for name, each in value.items():
                 _check_inside(each, f"{place}.{name}", option, stated)
         else:
-            stated |= {place: path or named} if path or named else {}
+            if path or named:
+                _state(stated, place, path or named)
             _check_options(value, options_of(str(path)), f"{place}.", str(path), stated)
     else:
         is_class = option.kinds and not {kind.type for kind in option.kinds} & {str, bool, int}
-        stated[place] = value
-        if isinstance(value, str) and is_class:
-            stated[place] = _checked_class(value, place, option) or value
+        _state(stated, place, (isinstance(value, str) and is_class and _checked_class(value, place, option)) or value)
+
+
+def _state(stated: dict[str, Any], place: str, value: Any) -> None:
+    """Notes what stands at a place now. What an earlier class had there goes with it."""
+    if stated.get(place) != value:
+        for below in [each for each in stated if each.startswith(f"{place}.")]:
+            del stated[below]
+    stated[place] = value
 
 
 def _short_names(option: Option) -> Sequence[str]:
