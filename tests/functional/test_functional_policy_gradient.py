@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dmpo_lightning.functional import (
+    block_random_masks,
     centred_advantage,
     clipped_surrogate,
     complementary_elbo,
@@ -13,6 +14,10 @@ from dmpo_lightning.functional import (
     k2,
     k3,
     leave_one_out_advantage,
+    mean_eubo,
+    merged_steps,
+    quadrature_elbo,
+    quadrature_masks,
     z_score_advantage,
 )
 
@@ -64,3 +69,48 @@ def test_the_complementary_elbo_by_hand_and_with_an_empty_mask():
     log_prob = torch.tensor([-1.0, -2.0, -4.0]).expand(1, 2, 2, 3)
     # n = 3: (4 / 2) (-1) + (4 / 4) (-6) of the first pair, (4 / 6) (-7) of the second.
     torch.testing.assert_close(complementary_elbo(log_prob, masks), torch.tensor([(-8 - 14 / 3) / 2]))
+
+
+def test_a_mask_of_each_node_and_the_quadrature_by_hand():
+    counted = torch.ones(1, 10, dtype=torch.bool)
+    masks = quadrature_masks(torch.tensor([3]), counted)
+    assert masks.sum(-1).tolist() == [[1, 5, 8]]  # of 1.13, 5 and 8.87
+    log_prob = torch.full((1, 3, 10), -1.0)
+    nodes = [0.5 - math.sqrt(0.15), 0.5, 0.5 + math.sqrt(0.15)]
+    expected = -(5 / 18 * 1 / nodes[0] + 8 / 18 * 5 / nodes[1] + 5 / 18 * 8 / nodes[2])
+    torch.testing.assert_close(quadrature_elbo(log_prob, masks), torch.tensor([expected]))
+
+
+def test_the_upper_bound_by_hand_and_its_gradient_where_nothing_is_masked():
+    """Three of four tokens count; the first is masked in both draws, the second in one, the third in none."""
+    masks = torch.tensor([[[True, True, False, True], [True, False, False, True]]])
+    counted = torch.tensor([[True, True, True, False]])
+    probability = torch.tensor([[[0.5, 0.2, 0.3, 0.1], [0.4, 0.6, 0.3, 0.1]]])
+    log_prob = probability.log().requires_grad_()
+    bound = mean_eubo(log_prob, masks, counted, beta=2.0)
+    first = math.log((0.25 / (2 / 3) + 0.16 / (1 / 3)) / 2) / 2
+    second = math.log(0.04 / (2 / 3) / 2) / 2
+    torch.testing.assert_close(bound.detach(), torch.tensor([(first + second) / 2]))
+    bound.sum().backward()
+    # Half of what is shared out within a token; the second has one draw.
+    assert log_prob.grad[0, :, 1].tolist() == pytest.approx([0.5, 0.0])
+    assert log_prob.grad[0, :, 2:].abs().max() == 0
+
+
+def test_masks_in_the_middle_of_a_block_keep_what_is_before_and_hide_what_is_behind():
+    counted = (torch.arange(12) < 7).expand(500, -1)
+    masks = block_random_masks(torch.arange(500), counted, draws=2, block_length=4, perturbation=0.0)
+    assert masks[..., 7:].all()
+    in_first = masks[..., 4:7].all(-1) & masks[..., :4].any(-1)
+    assert torch.equal(masks[in_first][:, :4].sum(-1).unique(), torch.tensor([1, 2, 3, 4]))
+    second = masks[~in_first]
+    assert not second[:, :4].any()
+    assert torch.equal(second[:, 4:7].sum(-1).unique(), torch.tensor([1, 2, 3]))
+    noisy = block_random_masks(torch.arange(500), counted, draws=2, block_length=4, perturbation=0.15)
+    assert noisy[~in_first][:, :4].float().mean() == pytest.approx(0.15, abs=0.03)
+
+
+def test_merged_steps_count_what_happened_and_leave_out_what_an_early_exit_filled_in():
+    reveal_step = torch.tensor([[5, 0, 2, 2, 9, 1], [0, 1, -1, -1, 2, 3]])
+    # Of the first row 0, 1, 2, 5 and 9 happened.
+    assert merged_steps(reveal_step, 2).tolist() == [[1, 0, 1, 1, 2, 0], [0, 0, -1, -1, 1, 1]]

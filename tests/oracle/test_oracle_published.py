@@ -3,15 +3,18 @@
 import pytest
 import torch
 
-from dmpo_lightning.objectives import ESPO, CoupledGRPO, DiffuGRPO
+from dmpo_lightning.objectives import BGPO, EBPO, ESPO, GDPO, GDSD, SPG, WD1, CoupledGRPO, DiffuGRPO, JustGRPO, TraceRL
 from dmpo_lightning.rollout import Sampling, collect
-from dmpo_lightning.samplers import RandomOrderSampler
-from oracle.tabular import random_tables, sequence_log_prob
+from dmpo_lightning.samplers import ConfidenceSampler, RandomOrderSampler
+from oracle.tabular import random_tables, sequence_log_prob, sequential_log_prob
 from oracle.tabular_model import prompts, tabular_policy, tabular_reward
 from oracle.test_oracle_objectives import REWARD, update
 
 RANDOM = (RandomOrderSampler(), sequence_log_prob)
-CASES = [(DiffuGRPO(), *RANDOM), (CoupledGRPO(), *RANDOM), (ESPO(), *RANDOM)]
+LEFT_TO_RIGHT = (ConfidenceSampler(remasking="sequential"), sequential_log_prob)
+OBJECTIVES = [DiffuGRPO(), CoupledGRPO(), ESPO(), GDPO(), GDSD(), WD1(), SPG(), SPG(ratio_clip=5.0), EBPO(), BGPO()]
+CASES = [(objective, *RANDOM) for objective in OBJECTIVES]
+CASES += [(TraceRL(shrink=1), *RANDOM), (TraceRL(shrink=1), *LEFT_TO_RIGHT), (JustGRPO(), *LEFT_TO_RIGHT)]
 
 
 @pytest.mark.parametrize(("objective", "sampler", "log_prob"), CASES, ids=lambda each: type(each).__name__)

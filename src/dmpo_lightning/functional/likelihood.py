@@ -1,9 +1,12 @@
 """Log-likelihood estimates of a completion under a masked diffusion model."""
 
+import math
+
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dmpo_lightning.functional.masking import block_weights
+from dmpo_lightning.functional.masking import QUADRATURE, block_weights
 
 
 def elbo_replicates(
@@ -38,13 +41,38 @@ def elbo(
 def complementary_elbo(
     token_log_prob: Float[Tensor, "*rows pairs 2 length"], masks: Bool[Tensor, "*rows pairs 2 length"]
 ) -> Float[Tensor, "*rows"]:
-    """ELBO in nats from masks and their complements, ``(n + 1) / (2 m) sum_masked log p`` of each; ESPO.
-
-    It is as unbiased as `elbo` is: counts 0..n come up with 1 / (n + 1) each, and an empty mask has no sum.
-    """
+    """ELBO in nats, ``(n + 1) / (2 m) sum_masked log p`` of a mask and its complement, unbiased as `elbo` is; ESPO."""
     count = masks.sum(-1)
     total = (token_log_prob.float() * masks).sum(-1)
     return (total * (count.sum(-1, keepdim=True) + 1) / (2 * count.clamp(min=1))).sum(-1).mean(-1)
+
+
+def quadrature_elbo(
+    token_log_prob: Float[Tensor, "*rows nodes length"], masks: Bool[Tensor, "*rows nodes length"]
+) -> Float[Tensor, "*rows"]:
+    """``sum_q w_q (1 / t_q) sum_masked log p`` over `QUADRATURE`: less noise than by chance, and some bias; GDPO."""
+    weights = torch.tensor([weight / node for node, weight in QUADRATURE], device=masks.device)
+    return ((token_log_prob.float() * masks).sum(-1) * weights).sum(-1)
+
+
+def mean_eubo(
+    token_log_prob: Float[Tensor, "*rows replicate length"],
+    masks: Bool[Tensor, "*rows replicate length"],
+    counted: Bool[Tensor, "*rows length"],
+    *,
+    beta: float,
+) -> Float[Tensor, "*rows"]:
+    """Evidence upper bound per token, ``mean_k (1/b) log mean_draws [masked] p_k^b / t`` nats; SPG (arXiv 2510.09541).
+
+    The mean is over the counted positions that some draw masks, b is ``beta``, and t a draw's masked share of them.
+    """
+    at = masks & counted[..., None, :]
+    share = at.sum(-1, keepdim=True) / counted.sum(-1)[..., None, None]
+    # A finite number for what is not masked: of minus infinities alone logsumexp has no gradient.
+    exponent = (beta * token_log_prob.float() - share.log()).masked_fill(~at, -1e30)
+    seen = at.any(-2)
+    bound = (exponent.logsumexp(-2) - math.log(masks.shape[-2])) / beta
+    return bound.where(seen, 0).sum(-1) / seen.sum(-1)
 
 
 def trajectory_log_prob(

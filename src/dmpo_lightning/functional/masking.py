@@ -6,6 +6,9 @@ from torch import Tensor
 
 from dmpo_lightning.functional.randomness import uniforms
 
+QUADRATURE = ((0.5 - 0.15**0.5, 5 / 18), (0.5, 8 / 18), (0.5 + 0.15**0.5, 5 / 18))
+"""Nodes and weights of the three-point Gauss-Legendre rule on (0, 1)."""
+
 
 def check_replicates(replicates: int, *, antithetic: bool, name: str = "replicates") -> None:
     """Raises ValueError unless there is at least one masking, and an even number of them where they come in pairs.
@@ -55,7 +58,11 @@ def _draw_in_blocks(
     # Each draw takes one uniform per position, which orders the positions of a block, and one per block for its count.
     noise = uniforms(keys, draws * 2 * length).unflatten(-1, (draws, 2 * length))
     blocks = blocks[..., None, :].expand(*noise.shape[:-1], length)
-    rank, sizes = block_ranks(noise[..., :length], blocks)
+    sizes = block_sums(torch.ones_like(blocks), blocks)
+    rank = position_ranks(blocks + noise[..., :length].double())
+    # Blocks are sorted one behind the other, and a rank in its block counts from the block's first.
+    first = rank.new_full((*rank.shape[:-1], length + 1), length).scatter_reduce(-1, blocks + 1, rank, "amin")
+    rank = rank - first.gather(-1, blocks + 1)
     uniform = noise[..., length:].gather(-1, blocks.clamp(min=0))
     count = (uniform * sizes).long().minimum(sizes - 1) + 1
     counted = blocks >= 0
@@ -63,17 +70,6 @@ def _draw_in_blocks(
         pair = (rank < count) & counted, (rank >= count - 1) & counted
         return torch.stack(pair, dim=-2).flatten(-3, -2)
     return (rank < count) & counted
-
-
-def block_ranks(
-    noise: Float[Tensor, "*rows length"], blocks: Int[Tensor, "*rows length"]
-) -> tuple[Int[Tensor, "*rows length"], Int[Tensor, "*rows length"]]:
-    """The rank of each position among those of its block, in the order that sorts ``noise``, and the block's size."""
-    rank = position_ranks(blocks + noise.double())
-    # Blocks are sorted one behind the other, and a rank in its block counts from the block's first.
-    first = rank.new_full((*rank.shape[:-1], blocks.shape[-1] + 1), blocks.shape[-1])
-    first = first.scatter_reduce(-1, blocks + 1, rank, "amin")
-    return rank - first.gather(-1, blocks + 1), block_sums(torch.ones_like(blocks), blocks)
 
 
 def block_sums(values: Int[Tensor, "*rows length"], blocks: Int[Tensor, "*rows length"]) -> Int[Tensor, "*rows length"]:
@@ -136,10 +132,7 @@ def trajectory_masks(
 def complementary_masks(
     keys: Int[Tensor, "*rows"], counted: Bool[Tensor, "*rows length"], *, pairs: int
 ) -> Bool[Tensor, "*rows {pairs} 2 length"]:
-    """Pairs of a mask and its complement among the ``counted`` positions; the first has a count uniform on 0..n.
-
-    One of the two may be empty. They are those of ESPO (arXiv 2512.03759), see `complementary_elbo`.
-    """
+    """Pairs of a mask, with a count uniform on 0..n, and its complement among the n ``counted`` positions; ESPO."""
     length = counted.shape[-1]
     noise = uniforms(keys, pairs * (length + 1)).unflatten(-1, (pairs, length + 1))
     size = counted.sum(-1)[..., None]
@@ -153,3 +146,50 @@ def counted_ranks(
 ) -> Int[Tensor, "*rows length"]:
     """The rank of each counted position among them in the order that sorts ``noise``, in (0, 1). Others come behind."""
     return position_ranks(noise.masked_fill(~counted, 2.0))
+
+
+def quadrature_masks(
+    keys: Int[Tensor, "*rows"], counted: Bool[Tensor, "*rows length"]
+) -> Bool[Tensor, "*rows nodes length"]:
+    """A mask of ``int(t n)`` of the n counted positions for each node t of `QUADRATURE` (GDPO, arXiv 2510.08554)."""
+    noise = uniforms(keys, len(QUADRATURE) * counted.shape[-1]).unflatten(-1, (len(QUADRATURE), -1))
+    nodes = torch.tensor([node for node, _ in QUADRATURE], device=counted.device)
+    count = (nodes * counted.sum(-1, keepdim=True)).long()
+    return (counted_ranks(noise, counted[..., None, :]) < count[..., None]) & counted[..., None, :]
+
+
+def block_random_masks(
+    keys: Int[Tensor, "*rows"],
+    counted: Bool[Tensor, "*rows length"],
+    *,
+    draws: int,
+    block_length: int,
+    perturbation: float,
+) -> Bool[Tensor, "*rows {draws} length"]:
+    """What a sampler of blocks may have before it, in the middle of a random block of ``block_length``; SPG.
+
+    Of the block's counted positions 1 to all are masked, all behind it are, and before it each with probability
+    ``perturbation``. ``counted`` is True up to the end of a completion.
+    """
+    length = counted.shape[-1]
+    number = -(-length // block_length)
+    noise = uniforms(keys, draws * (2 * length + 1) + number)
+    order = position_ranks(noise[..., :number])[..., torch.arange(draws) % number]
+    noise = noise[..., number:].unflatten(-1, (draws, 2 * length + 1))
+    # Published: drawn without replacement, and then blocks behind the end are folded into those before.
+    chosen = order % -(-counted.sum(-1, keepdim=True) // block_length)
+    block = torch.arange(length, device=counted.device) // block_length
+    counted, chosen = counted[..., None, :], chosen[..., None]
+    own = (block == chosen) & counted
+    hidden = counted_ranks(noise[..., :length], own) <= (noise[..., -1:] * own.sum(-1, keepdim=True)).long()
+    earlier = (block < chosen) & (noise[..., length : 2 * length] < perturbation)
+    return torch.where(own, hidden, earlier | (block > chosen) | ~counted)
+
+
+def merged_steps(reveal_step: Int[Tensor, "*rows length"], size: int) -> Int[Tensor, "*rows length"]:
+    """Recorded steps renumbered from 0, ``size`` neighbouring ones as one. Tokens that no step revealed stay at -1."""
+    place = reveal_step.clamp(min=-1) + 1
+    revealed = place.new_zeros((*place.shape[:-1], int(place.max()) + 1)).scatter(-1, place, 1)
+    revealed[..., 0] = 0
+    dense = (revealed.cumsum(-1) - 1).div(size, rounding_mode="floor")
+    return torch.where(place > 0, dense.gather(-1, place), -1)

@@ -1,6 +1,6 @@
 """ESPO, ELBO-based sequence-level policy optimisation (arXiv 2512.03759; ML-GSAI/ESPO, espo_trainer.py)."""
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from dmpo_lightning.functional import (
@@ -10,46 +10,26 @@ from dmpo_lightning.functional import (
     k2,
     leave_one_out_advantage,
 )
-from dmpo_lightning.objectives.policy_gradient import PolicyGradient, sampled_tokens
-from dmpo_lightning.policy import Policy
-from dmpo_lightning.rollout import RolloutRows, check_counts
+from dmpo_lightning.objectives.policy_gradient import PolicyGradient, Scoring
 
 
 class ESPO(PolicyGradient):
     """``mean [-min(rho A, clip(rho) A) + beta (E - E_ref)^2 / 2L]``, ``rho = exp((E - E_old) / L)`` per completion.
 
-    E is the ELBO of the whole completion of L tokens (`complementary_elbo`), A = r - mean of the others. At theta = old
-    the gradient is that of `WDCE` with the signal A and log p for both signs, on nearly the same maskings.
-
-    Published counts are spread over the rollouts of a batch; here each is drawn from its rollout's key alone.
-
-    Args:
-        epsilon: see `PolicyGradient`.
-        beta: see `PolicyGradient`.
-        mask_draws: see `PolicyGradient`.
-        pairs: masks with their complements of each estimate.
+    E is the ELBO of all L tokens on two pairs of masks (`complementary_elbo`), whose counts are drawn for each rollout,
+    not spread over a batch; A = r - mean of the others. At theta = old the gradient is that of `WDCE` with the signal A
+    and log p for both signs, on nearly the same maskings.
     """
 
+    epsilon, beta, draws = 0.2, 1e-3, 2
     advantage = staticmethod(leave_one_out_advantage)
 
-    def __init__(self, *, epsilon: float = 0.2, beta: float = 1e-3, mask_draws: int = 1, pairs: int = 2) -> None:
-        super().__init__(epsilon=epsilon, beta=beta, mask_draws=mask_draws)
-        check_counts(pairs=pairs)
-        self.pairs = pairs
+    def log_probs(self, given: Scoring) -> Float[Tensor, "rows ..."]:
+        masks = complementary_masks(given.keys, given.blocks >= 0, pairs=self.draws)
+        return complementary_elbo(given.log_probs(masks.flatten(1, 2)).view_as(masks), masks)
 
-    def log_probs(
-        self, policy: Policy, rows: RolloutRows, keys: Int[Tensor, " rows"], *, reference: bool = False
-    ) -> Float[Tensor, " rows"]:
-        masks = complementary_masks(keys, sampled_tokens(policy, rows), pairs=self.pairs)
-        log_prob = policy.completion_log_probs(
-            rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks.flatten(1, 2), reference=reference
-        )
-        return complementary_elbo(log_prob.view_as(masks), masks)
-
-    def surrogate(
-        self, log_ratio: Float[Tensor, " rows"], advantage: Float[Tensor, " rows"], length: int
-    ) -> Float[Tensor, " rows"]:
+    def surrogate(self, log_ratio: Tensor, advantage: Tensor, length: int) -> Tensor:
         return clipped_surrogate(log_ratio / length, advantage, self.epsilon)
 
-    def divergence(self, log_ratio: Float[Tensor, " rows"], length: int) -> Float[Tensor, " rows"]:
+    def divergence(self, log_ratio: Tensor, length: int) -> Tensor:
         return k2(log_ratio) / length
