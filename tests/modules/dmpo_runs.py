@@ -56,11 +56,9 @@ def overlay_options(path: Path) -> dict:
     options = yaml.safe_load(path.read_text())["model"]["init_args"]
     module_name, name = options["objective"]["class_path"].rsplit(".", 1)
     objective = getattr(import_module(module_name), name)(**options["objective"].get("init_args", {}))
-    sampler = options.get("sampler", {}).get("init_args", {})
-    order = {name: sampler[name] for name in ("temperature", "remasking") if name in sampler}
     return {
         "objective": objective,
-        "sampler": ConfidenceSampler(denoising_steps=8 if "remasking" in order else 4, **order),
+        "sampler": ConfidenceSampler(**options["sampler"]["init_args"] | {"denoising_steps": None}),
         "num_iterations": min(2, options.get("num_iterations", 2)),
     }
 

@@ -1,43 +1,32 @@
 """Objectives of others: each default loss is the published one, token by token; overlays train and resume."""
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from dmpo_runs import Recorder, loader, overlay_options, small_dmpo, trainer, weights
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
 
-from dmpo_lightning.functional import (
-    Purpose,
-    block_random_masks,
-    complementary_masks,
-    draw_masks,
-    fold_in,
-    quadrature_masks,
-    row_keys,
-    uniforms,
-)
+from dmpo_lightning import functional as F
 from dmpo_lightning.objectives import BGPO, EBPO, ESPO, GDPO, GDSD, SPG, WD1, CoupledGRPO, DiffuGRPO, JustGRPO, TraceRL
-from dmpo_lightning.objectives.policy_gradient import AdvantageObjective
-from dmpo_lightning.policy import Policy, evaluating
+from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards.scores import Scores
-from dmpo_lightning.rollout import PromptBatch, RolloutRows, Rollouts
+from dmpo_lightning.rollout import PromptBatch, Rollouts
 from helpers import END_OF_TEXT, MASK, tiny_policy
 
-PROMPTS, GROUP, LENGTH = 2, 3, 6
+PROMPTS, GROUP, LENGTH, ROWS = 2, 3, 6, range(6)
 ENDS = [2, 6, 3, 1, 5, 4]
 """Where each completion has its end token; the second has none."""
+COUNTED = [min(end + 1, LENGTH) for end in ENDS]
 REWARD = torch.tensor([[1.0, 0.0, 0.5], [0.0, 0.0, 2.0]])
+ORDER = [[2, 0, 1, 1, 3, 2], [0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]] * 2
+EVERYWHERE = torch.ones(1, LENGTH, dtype=torch.bool)
 
 
-def batch() -> Rollouts:
-    completions = torch.tensor([[8 + (5 * row + 3 * k) % 11 for k in range(LENGTH)] for row in range(6)])
+def batch():
+    completions = torch.tensor([[8 + (5 * row + 3 * k) % 11 for k in range(LENGTH)] for row in ROWS])
     for row, end in enumerate(ENDS):
         completions[row, end:] = END_OF_TEXT
     prompts = PromptBatch(
@@ -47,12 +36,11 @@ def batch() -> Rollouts:
         [{}] * PROMPTS,
         torch.zeros(PROMPTS, dtype=torch.bool),
     )
-    order = torch.tensor([[2, 0, 1, 1, 3, 2], [0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]])
     return Rollouts(
         prompts=prompts,
         completion_ids=completions.view(PROMPTS, GROUP, LENGTH),
-        keys=row_keys(0, torch.arange(PROMPTS), group_size=GROUP, buffer=0),
-        reveal_step=torch.stack((order, order.flip(-1))),
+        keys=F.row_keys(0, torch.arange(PROMPTS), group_size=GROUP, buffer=0),
+        reveal_step=torch.tensor(ORDER).view(PROMPTS, GROUP, LENGTH),
         sampled_log_prob=torch.zeros(PROMPTS, GROUP, LENGTH),
         scores=Scores({}, REWARD, failures=0),
         order_is_independent=False,
@@ -60,251 +48,193 @@ def batch() -> Rollouts:
     )
 
 
-def hidden_log_probs(policy: Policy, row: RolloutRows, mask: list[bool], *, reference: bool) -> list[Tensor]:
-    """Log-probs of the completion's tokens where they are hidden, 0 elsewhere, from the logits of one row."""
-    ids, width = row.completion_ids[0], row.prompt_ids.shape[1]
+def hidden_log_probs(policy, row, reference, mask, perturbed_by=None):
+    """Log-probs of a completion's tokens where they are hidden, 0 elsewhere, from the logits of one row."""
+    ids, prompt = row.completion_ids[0], row.prompt_ids[0].tolist()
+    if perturbed_by is not None:
+        draws = F.uniforms(F.fold_in(perturbed_by, F.Purpose.PROMPT), len(prompt))[0]
+        for k, real in enumerate(row.prompt_mask[0]):
+            prompt[k] = MASK if real and draws[k] < 0.15 else prompt[k]
     noisy = [MASK if hidden else int(token) for token, hidden in zip(ids, mask, strict=True)]
-    whole = torch.cat((row.prompt_ids[0], torch.tensor(noisy)))[None]
-    attended = torch.cat((row.prompt_mask[0], torch.ones(LENGTH, dtype=torch.bool)))[None]
-    found = []
-    for place in range(LENGTH):
-        logits = policy.logits(whole, attended, torch.tensor([width + place]), reference=reference)[0]
-        found.append(logits[ids[place]] - logits.logsumexp(0) if mask[place] else torch.zeros(()))
-    return found
+    attended = torch.cat((row.prompt_mask[0], EVERYWHERE[0]))[None]
+    places = torch.arange(len(prompt), len(prompt) + LENGTH)
+    logits = policy.logits(torch.tensor([prompt + noisy]), attended, places, reference=reference)
+    return [logits[k][ids[k]] - logits[k].logsumexp(0) if mask[k] else torch.zeros(()) for k in range(LENGTH)]
 
 
-# What each method scores of one rollout, and its loss from that. ------------------------------------------------------
+# What each method scores of rollout i, which ``see`` shows at a masking, and its loss from that for all. --------------
 
 
-def mean_field(policy: Policy, row: RolloutRows, key: Tensor, reference: bool) -> list[Tensor]:
-    return hidden_log_probs(policy, mean_field_prompt(row, key), [True] * LENGTH, reference=reference)
+def mean_field(see, i, key):
+    return see([True] * LENGTH, key)
 
 
-def mean_field_prompt(row: RolloutRows, key: Tensor) -> RolloutRows:
-    """Of 15 % of the tokens of a prompt the mask."""
-    draws = uniforms(fold_in(key, Purpose.PROMPT), row.prompt_ids.shape[1])[0]
-    prompt = [
-        MASK if draw < 0.15 and real else int(token)
-        for token, draw, real in zip(row.prompt_ids[0], draws, row.prompt_mask[0], strict=True)
-    ]
-    return replace(row, prompt_ids=torch.tensor([prompt]))
-
-
-def coupled(policy: Policy, row: RolloutRows, key: Tensor, reference: bool) -> list[Tensor]:
-    *draws, last = uniforms(key, LENGTH + 1)[0].tolist()
+def coupled(see, i, key):
+    *draws, last = F.uniforms(key, LENGTH + 1)[0].tolist()
     share = 0.2 + 0.6 * last
     first = [draw < share for draw in draws]
-    everything, one, two = (
-        hidden_log_probs(policy, row, mask, reference=reference)
-        for mask in ([True] * LENGTH, first, [not hidden for hidden in first])
-    )
+    everything, one, two = see([True] * LENGTH), see(first), see([not hidden for hidden in first])
     return [(everything[k] + (one[k] / share if first[k] else two[k] / (1 - share))) / 2 for k in range(LENGTH)]
 
 
-def espo_elbo(policy: Policy, row: RolloutRows, key: Tensor, reference: bool) -> Tensor:
+def espo_elbo(see, i, key):
     total = torch.zeros(())
-    for first, second in complementary_masks(key, torch.ones(1, LENGTH, dtype=torch.bool), pairs=2)[0].tolist():
-        share = sum(first) / (LENGTH + 1)
-        one, two = (hidden_log_probs(policy, row, mask, reference=reference) for mask in (first, second))
+    for first, second in F.complementary_masks(key, EVERYWHERE, pairs=2)[0].tolist():
+        share, one, two = sum(first) / (LENGTH + 1), see(first), see(second)
         for k in range(LENGTH):
             total = total + (one[k] / share if first[k] else two[k] / (LENGTH / (LENGTH + 1) - share)) / 2
     return total / 2
 
 
-def ppo(log_ratio: Tensor, advantage: float, epsilon: float) -> Tensor:
-    ratio = torch.exp(log_ratio)
-    return torch.min(ratio * advantage, torch.clamp(ratio, 1 - epsilon, 1 + epsilon) * advantage)
-
-
-def others(prompt: list[float]) -> list[float]:
-    return [own - (sum(prompt) - own) / (len(prompt) - 1) for own in prompt]
-
-
-def centred(prompt: list[float]) -> list[float]:
-    return [own - sum(prompt) / len(prompt) for own in prompt]
-
-
-def per_token(new: Any, old: Any, reference: Any, advantage: list[float], *, epsilon: float, beta: float) -> Tensor:
-    """Over all tokens up to and with the first end token, of all rollouts together."""
-    total, tokens = torch.zeros(()), 0
-    for i, end in enumerate(ENDS):
-        for k in range(min(end + 1, LENGTH)):
-            ahead = reference[i][k] - new[i][k]
-            kl = torch.exp(ahead) - ahead - 1
-            total = total + beta * kl - ppo(new[i][k] - old[i][k], advantage[i], epsilon)
-            tokens += 1
-    return total / tokens
-
-
-def espo(new: Any, old: Any, reference: Any, advantage: list[float]) -> Tensor:
-    total = torch.zeros(())
-    for i, own in enumerate(advantage):
-        total = total - ppo((new[i] - old[i]) / LENGTH, own, 0.2) / 6
-        total = total + 1e-3 * (new[i] - reference[i]) ** 2 / 2 / (6 * LENGTH)
-    return total
-
-
-def quadrature(policy: Policy, row: RolloutRows, key: Tensor, reference: bool) -> Tensor:
+def quadrature(see, i, key):
     """Gauss-Legendre of three points, moved from (-1, 1) to (0, 1)."""
-    masks = quadrature_masks(key, torch.ones(1, LENGTH, dtype=torch.bool))[0].tolist()
-    total = torch.zeros(())
+    masks, total = F.quadrature_masks(key, EVERYWHERE)[0].tolist(), torch.zeros(())
     for point, weight, mask in zip((-((3 / 5) ** 0.5), 0, (3 / 5) ** 0.5), (5 / 9, 8 / 9, 5 / 9), masks, strict=True):
-        share = point * 0.5 + 0.5
-        assert sum(mask) == int(share * LENGTH)
+        assert sum(mask) == int((point * 0.5 + 0.5) * LENGTH)
         if any(mask):
-            total = total + 0.5 * weight * sum(hidden_log_probs(policy, row, mask, reference=reference)) / share
+            total = total + 0.5 * weight * sum(see(mask)) / (point * 0.5 + 0.5)
     return total
 
 
-def gdpo(new: Any, old: Any, reference: Any, advantage: list[float]) -> Tensor:
-    return -sum(ppo((new[i] - old[i]) / LENGTH, own, 0.5) for i, own in enumerate(advantage)) / 6
+def denoised(see, i, key):
+    pairs = F.complementary_masks(key, EVERYWHERE, pairs=2)[0].tolist()
+    return [sum(sum(see(mask)) for mask in pair) / 2 for pair in pairs]
 
 
-def denoised(policy: Policy, row: RolloutRows, key: Tensor, reference: bool) -> list[Tensor]:
-    pairs = complementary_masks(key, torch.ones(1, LENGTH, dtype=torch.bool), pairs=2)[0].tolist()
-    return [sum(sum(hidden_log_probs(policy, row, mask, reference=reference)) for mask in pair) / 2 for pair in pairs]
-
-
-def gdsd(new: Any, old: Any, reference: Any, advantage: list[float]) -> Tensor:
-    total = torch.zeros(())
-    for i, own in enumerate(advantage):
-        for one, before, anchor in zip(new[i], old[i], reference[i], strict=True):
-            held = torch.clamp(one - before, math.log(1 - 4e-4), math.log(1 + 4e-4))
-            total = total + (held / LENGTH - 10 * own) ** 2 / 6 + 1e-3 * (one - anchor) ** 2 / 2 / (6 * 2 * LENGTH)
-    return total
-
-
-def wd1(new: Any, old: Any, reference: Any, advantage: list[float]) -> Tensor:
-    total = torch.zeros(())
-    for prompt in range(PROMPTS):
-        own = advantage[prompt * GROUP : (prompt + 1) * GROUP]
-        up, down = ([math.exp(sign * each) for each in own] for sign in (1, -1))
-        for i in range(GROUP):
-            row = prompt * GROUP + i
-            likelihood = sum(new[row][k] for k in range(min(ENDS[row] + 1, LENGTH)))
-            total = total - (up[i] / sum(up) - down[i] / sum(down)) * likelihood / PROMPTS
-    return total
-
-
-def sandwich(policy: Policy, row: RolloutRows, key: Tensor, reference: bool) -> tuple[Tensor, Tensor]:
+def sandwich(see, i, key):
     """The lower bound, and half the upper plus half the lower."""
-    tokens = min(int((row.completion_ids[0] != END_OF_TEXT).sum()) + 1, LENGTH)
+    tokens, lower, powers = COUNTED[i], torch.zeros(()), [torch.zeros(()) for _ in range(LENGTH)]
     counted = torch.arange(LENGTH)[None] < tokens
-    masks = block_random_masks(key, counted, draws=2, block_length=32, perturbation=0.15)[0].tolist()
-    lower, powers = torch.zeros(()), [torch.zeros(()) for _ in range(LENGTH)]
+    masks = F.block_random_masks(key, counted, draws=2, block_length=32, perturbation=0.15)[0].tolist()
     for draw, mask in enumerate(masks):
-        hidden = mean_field_prompt(row, fold_in(key, draw))
-        found = hidden_log_probs(policy, hidden, mask, reference=reference)
-        masked = sum(mask[:tokens])
-        lower = lower + sum(found[k] for k in range(tokens) if mask[k]) / masked / 2
+        found = see(mask, F.fold_in(key, draw))
         for k in range(tokens):
             if mask[k]:
-                powers[k] = powers[k] + torch.exp(found[k]) ** 1.5 / (masked / tokens) / 2
+                lower = lower + found[k] / sum(mask[:tokens]) / 2
+                powers[k] = powers[k] + torch.exp(found[k]) ** 1.5 / (sum(mask[:tokens]) / tokens) / 2
     seen = [torch.log(power) for power in powers if power > 0]
     return lower, 0.5 * sum(seen) / len(seen) / 1.5 + 0.5 * lower
 
 
-def spg(new: Any, old: Any, reference: Any, advantage: list[float]) -> Tensor:
-    tokens = [min(end + 1, LENGTH) for end in ENDS]
-    bounds = [lower if own > 0 else mixed for own, (lower, mixed) in zip(advantage, new, strict=True)]
-    return -sum(n * own * each for n, own, each in zip(tokens, advantage, bounds, strict=True)) / sum(tokens)
+def trajectory(see, i, key):
+    """What each state of two steps reveals, up to the end."""
+    steps, states = sorted(set(ORDER[i])), []
+    for first in range(0, len(steps), 2):
+        found = see([step >= steps[first] for step in ORDER[i]])
+        states.append([found[k] for k in range(COUNTED[i]) if ORDER[i][k] in steps[first : first + 2]])
+    return [state for state in states if state]
 
 
-def stable_drl(new: Any, old: Any, reference: Any, advantage: list[float]) -> Tensor:
-    ratios = [min(float((now[0] - before[0]).detach()), math.log(5)) for now, before in zip(new, old, strict=True)]
-    bounds = [lower if own > 0 else mixed for own, (lower, mixed) in zip(advantage, new, strict=True)]
-    total = sum(math.exp(ratio) for ratio in ratios)
-    return -sum(math.exp(w) / total * own * each for w, own, each in zip(ratios, advantage, bounds, strict=True))
+def left_to_right(see, i, key):
+    return [see([place >= k for place in range(LENGTH)])[k] for k in range(LENGTH)]
 
 
-def along_order(order: Callable[[RolloutRows], list[int]], size: int) -> Callable[..., list[list[Tensor]]]:
-    """Log-probs of what each state reveals of the tokens that count."""
-
-    def scored(policy: Policy, row: RolloutRows, key: Tensor, reference: bool) -> list[list[Tensor]]:
-        steps, states = order(row), []
-        distinct = sorted(set(steps))
-        for first in range(0, len(distinct), size):
-            chosen = distinct[first : first + size]
-            mask = [step >= chosen[0] for step in steps]
-            found = hidden_log_probs(policy, row, mask, reference=reference)
-            ends = int((row.completion_ids[0] != END_OF_TEXT).sum())
-            states.append([found[k] for k in range(LENGTH) if steps[k] in chosen and (size == 1 or k <= ends)])
-        return [state for state in states if state]
-
-    return scored
+def elbos(see, i, key):
+    blocks = torch.where(torch.arange(LENGTH) < COUNTED[i], 0, -1)[None]
+    masks = F.draw_masks(key, length=LENGTH, replicates=16, blocks=blocks)[0].tolist()
+    return [sum(see(mask)) / (sum(mask) / COUNTED[i]) for mask in masks]
 
 
-def trace_rl(new: Any, old: Any, reference: Any, advantage: list[float]) -> Tensor:
-    total, states = torch.zeros(()), 0
-    for i, own in enumerate(advantage):
+def ppo(log_ratio, advantage, epsilon):
+    ratio = torch.exp(log_ratio)
+    return torch.min(ratio * advantage, torch.clamp(ratio, 1 - epsilon, 1 + epsilon) * advantage)
+
+
+def per_token(new, old, reference, advantage, *, beta):
+    """Over all tokens up to and with the first end token, of all rollouts together."""
+    total = torch.zeros(())
+    for i in ROWS:
+        for k in range(COUNTED[i]):
+            ahead = reference[i][k] - new[i][k]
+            total = total + beta * (torch.exp(ahead) - ahead - 1) - ppo(new[i][k] - old[i][k], advantage[i], 0.5)
+    return total / sum(COUNTED)
+
+
+def per_completion(new, old, reference, advantage, *, epsilon, length=LENGTH, beta=0.0):
+    total = torch.zeros(())
+    for i in ROWS:
+        kl = (new[i] - reference[i]) ** 2 / 2 / LENGTH
+        total = total + beta * kl - ppo((new[i] - old[i]) / length, advantage[i], epsilon)
+    return total / 6
+
+
+def gdsd(new, old, reference, advantage):
+    total = torch.zeros(())
+    for i in ROWS:
+        for one, before, anchor in zip(new[i], old[i], reference[i], strict=True):
+            held = torch.clamp(one - before, math.log(1 - 4e-4), math.log(1 + 4e-4))
+            total = total + (held / LENGTH - 10 * advantage[i]) ** 2 / 6
+            total = total + 1e-3 * (one - anchor) ** 2 / 2 / (6 * 2 * LENGTH)
+    return total
+
+
+def wd1(new, old, reference, advantage):
+    total = torch.zeros(())
+    for i in ROWS:
+        own = advantage[i // GROUP * GROUP : i // GROUP * GROUP + GROUP]
+        up, down = (math.exp(sign * advantage[i]) / sum(math.exp(sign * each) for each in own) for sign in (1, -1))
+        total = total - (up - down) * sum(new[i][: COUNTED[i]]) / PROMPTS
+    return total
+
+
+def spg(new, old, reference, advantage, *, ratios=False):
+    shares = [min(math.exp((new[i][0] - old[i][0]).detach()), 5.0) for i in ROWS] if ratios else COUNTED
+    return -sum(shares[i] / sum(shares) * advantage[i] * new[i][0 if advantage[i] > 0 else 1] for i in ROWS)
+
+
+def trace_rl(new, old, reference, advantage):
+    total, states = torch.zeros(()), sum(map(len, new))
+    for i in ROWS:
         for now, before in zip(new[i], old[i], strict=True):
-            states += 1
             for one, was in zip(now, before, strict=True):
-                total = total - ppo(one - was, own, 0.2) / len(now)
+                total = total - ppo(one - was, advantage[i], 0.2) / len(now)
                 total = total + 0.01 * (torch.exp(was - one) - 1 + one - was)
     return total / states
 
 
-def just_grpo(new: Any, old: Any, reference: Any, advantage: list[float]) -> Tensor:
-    valid, total = sum(own != 0 for own in advantage) + 1e-5, torch.zeros(())
-    for i, own in enumerate(advantage):
-        for (one,) in new[i]:
-            total = total - own * torch.exp(one - one.detach()) / LENGTH / valid
-    return total
+def just_grpo(new, old, reference, advantage):
+    valid = sum(own != 0 for own in advantage) + 1e-5
+    return -sum(advantage[i] * torch.exp(one - one.detach()) for i in ROWS for one in new[i]) / LENGTH / valid
 
 
-def elbos(policy: Policy, row: RolloutRows, key: Tensor, reference: bool) -> list[Tensor]:
-    tokens = min(int((row.completion_ids[0] != END_OF_TEXT).sum()) + 1, LENGTH)
-    blocks = torch.where(torch.arange(LENGTH) < tokens, 0, -1)[None]
-    masks = draw_masks(key, length=LENGTH, replicates=16, blocks=blocks)[0].tolist()
-    return [sum(hidden_log_probs(policy, row, mask, reference=reference)) / (sum(mask) / tokens) for mask in masks]
-
-
-def ebpo(new: Any, old: Any, reference: Any, advantage: list[float]) -> Tensor:
-    return -sum(ppo((sum(new[i]) - sum(old[i])) / 16, own, 0.2) for i, own in enumerate(advantage)) / 6
-
-
-def bgpo(new: Any, old: Any, reference: Any, advantage: list[float]) -> Tensor:
-    tokens, total = [min(end + 1, LENGTH) for end in ENDS], torch.zeros(())
+def bgpo(new, old, reference, advantage):
+    total = torch.zeros(())
     for i, own in enumerate(advantage):
         for one, before in zip(new[i], old[i], strict=True):
             moved = (one - before) / LENGTH
             ratio = torch.exp(torch.log(1 + moved) if own > 0 else moved)
             loss = torch.max(-own * ratio, -own * torch.clamp(ratio, 0.8, 1.2))
             loss = torch.min(torch.tensor(-own * 3), loss) if own < 0 else loss
-            total = total + loss * tokens[i] / (sum(tokens) * 16)
+            total = total + loss * COUNTED[i] / (sum(COUNTED) * 16)
     return total
 
 
-def z_score(prompt: list[float], correction: int = 1, floor: float = 1e-6) -> list[float]:
-    own = centred(prompt)
-    spread = math.sqrt(sum(each**2 for each in own) / (len(own) - correction))
-    return [each / (spread + floor) for each in own]
+def centred(prompt):
+    return [own - sum(prompt) / len(prompt) for own in prompt]
 
 
-OBJECTIVES: dict[str, tuple[Callable[..., AdvantageObjective], Any, Callable[..., Tensor], Any]] = {
-    "diffu-GRPO": (DiffuGRPO, mean_field, lambda *all_: per_token(*all_, epsilon=0.5, beta=0.04), centred),
-    "coupled-GRPO": (CoupledGRPO, coupled, lambda *all_: per_token(*all_, epsilon=0.5, beta=0.01), others),
-    "ESPO": (ESPO, espo_elbo, espo, others),
-    "GDPO": (GDPO, quadrature, gdpo, centred),
+def others(prompt):
+    return [own - (sum(prompt) - own) / (len(prompt) - 1) for own in prompt]
+
+
+def z_score(prompt, correction=1, floor=1e-6):
+    spread = math.sqrt(sum(each**2 for each in centred(prompt)) / (len(prompt) - correction))
+    return [each / (spread + floor) for each in centred(prompt)]
+
+
+OBJECTIVES = {
+    "diffu-GRPO": (DiffuGRPO, mean_field, partial(per_token, beta=0.04), centred),
+    "coupled-GRPO": (CoupledGRPO, coupled, partial(per_token, beta=0.01), others),
+    "ESPO": (ESPO, espo_elbo, partial(per_completion, epsilon=0.2, beta=1e-3), others),
+    "GDPO": (GDPO, quadrature, partial(per_completion, epsilon=0.5), centred),
     "GDSD": (GDSD, denoised, gdsd, others),
     "wd1": (WD1, mean_field, wd1, centred),
     "SPG": (SPG, sandwich, spg, centred),
-    "StableDRL": (partial(SPG, ratio_clip=5.0), sandwich, stable_drl, centred),
+    "StableDRL": (partial(SPG, ratio_clip=5.0), sandwich, partial(spg, ratios=True), centred),
     # Shorter than the published 8, as completions are.
-    "TraceRL": (
-        partial(TraceRL, shrink=2),
-        along_order(lambda row: row.reveal_step[0].tolist(), 2),
-        trace_rl,
-        lambda prompt: z_score(prompt, 0, 0.0),
-    ),
-    "JustGRPO": (
-        JustGRPO,
-        along_order(lambda row: list(range(LENGTH)), 1),
-        just_grpo,
-        lambda prompt: z_score(prompt, 1, 1e-4),
-    ),
-    "EBPO": (EBPO, elbos, ebpo, z_score),
+    "TraceRL": (partial(TraceRL, shrink=2), trajectory, trace_rl, partial(z_score, correction=0, floor=0.0)),
+    "JustGRPO": (JustGRPO, left_to_right, just_grpo, partial(z_score, floor=1e-4)),
+    "EBPO": (EBPO, lambda *a: sum(elbos(*a)) / 16, partial(per_completion, epsilon=0.2, length=1), z_score),
     "BGPO": (BGPO, elbos, bgpo, z_score),
 }
 
@@ -320,13 +250,13 @@ def test_the_default_loss_is_the_published_one_and_so_is_its_gradient(name):
         # The second masking of a buffer, in its fourth pass.
         objective, iteration = kind(mask_draws=2), 3
     rows = rollouts.rows()
-    keys = fold_in(fold_in(rows.keys, Purpose.LOSS), 1)
-
+    keys = F.fold_in(F.fold_in(rows.keys, F.Purpose.LOSS), 1)
     # Of StableDRL the behaviour policy has masks of its own.
-    behaviour_keys = fold_in(rows.keys, Purpose.ELBO) if name == "StableDRL" else keys
+    behaviour_keys = F.fold_in(rows.keys, F.Purpose.ELBO) if name == "StableDRL" else keys
 
-    def all_rows(reference: bool = False, keys: Tensor = keys) -> list[Any]:
-        return [scored(policy, rows[i : i + 1], keys[i : i + 1], reference) for i in range(len(rows))]
+    def all_rows(reference=False, keys=keys):
+        each = ((i, rows[i : i + 1], keys[i : i + 1]) for i in ROWS)
+        return [scored(partial(hidden_log_probs, policy, row, reference), i, key) for i, row, key in each]
 
     with evaluating(policy):
         head.mul_(1.5)
