@@ -127,6 +127,13 @@ def test_slips_are_seen_before_torch_is_loaded(workplace):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    "option", ["--trainer.callbacks=null", "--trainer.logger null", "--trainer.max_steps=10", "--model.lr_scheduler ~"]
+)
+def test_null_is_a_value_where_there_may_be_none(option):
+    check("fit", resolve_arguments(["--config", "sudoku_tiny.yaml", *option.split()]))
+
+
 def test_what_a_class_had_goes_with_it(workplace):
     """The pairs of sft.yaml are in a file that is not there; those of another task need none."""
     other = "--data.task=dmpo_lightning.LatinSquareDemonstrations"

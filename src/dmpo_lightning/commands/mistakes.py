@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 
 from dmpo_lightning import _HOMES
 from dmpo_lightning.commands import signatures
-from dmpo_lightning.commands.arguments import CONFIG, YAML, merged_node, nearest, nested, pairs, text_of
+from dmpo_lightning.commands.arguments import CONFIG, NULLS, YAML, merged_node, nearest, nested, pairs, text_of
 from dmpo_lightning.commands.signatures import PACKAGE, ROOTS, TRAINER, Option, lines_of, options_of, public
 
 LAST, OF_LIGHTNING = "last", ("best", "hpc")
@@ -222,7 +222,9 @@ def _plain(node: Any) -> Any:
 
 
 def _read(value: str) -> Any:
-    """The value of an option: text, but for lists and mappings."""
+    """The value of an option: text, but for null, lists and mappings."""
+    if value in NULLS:
+        return None
     try:
         return _plain(yaml.compose(value)) if value.lstrip().startswith(("{", "[")) else value
     except yaml.YAMLError:  # as the parser does it, a text
