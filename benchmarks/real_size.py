@@ -5,7 +5,8 @@
 writes random weights in the published layout and sharding (16 GB for `llada` and `sdar`), and then runs two processes
 of ``dmpo-lightning fit --config gsm8k.yaml``: one optimizer step on two rollouts of 32 tokens, and a second one that
 continues from its checkpoint. Memory is what the operating system counts for the process, sampled ten times a second.
-The tokenizer is trained on the prompts of the data, so that they have as many tokens as usual.
+Files that it has mapped, weights among them, count as far as they were touched. The tokenizer is trained on the prompts
+of the data, so that they have as many tokens as usual.
 """
 
 import argparse
@@ -49,8 +50,6 @@ class Watched:
     """Seconds until the line that says which model was loaded."""
     peak: float = 0.0
     peak_while_loading: float = 0.0
-    bytes_read: float = 0.0
-    """From files, while loading, whether the disk or its cache gave them."""
 
 
 def write_model(folder: Path, name: str, changes: dict[str, Any], prompts: Sequence[str]) -> int:
@@ -104,7 +103,6 @@ def watch(command: Sequence[str], log: Path) -> Watched:
         seen.peak = max(seen.peak, resident)
         if not seen.loaded_after:
             seen.peak_while_loading = max(seen.peak_while_loading, resident)
-            seen.bytes_read = _read(process.pid) or seen.bytes_read
             if "\nModel " in log.read_text(errors="replace"):
                 seen.loaded_after = time.monotonic() - started
     seen.seconds = time.monotonic() - started
@@ -117,13 +115,6 @@ def _resident(process: int) -> float:
     """Bytes of a process in memory, files that it has mapped included."""
     try:
         return float(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0.0
-
-
-def _read(process: int) -> float:
-    try:
-        return float(Path(f"/proc/{process}/io").read_text().split()[1])
     except OSError:
         return 0.0
 
@@ -156,7 +147,6 @@ def run(name: str, data: Path, folder: Path, changes: dict[str, Any], options: S
         "plan": plan / GIB,
         "peak": first.peak / GIB,
         "peak while loading": first.peak_while_loading / GIB,
-        "bytes read": first.bytes_read / GIB,
         "checkpoint": written / GIB,
         "start-up": first.loaded_after,
         "one step": first.seconds,
