@@ -27,7 +27,7 @@ def test_advantages_are_zero_in_groups_of_equal_reward(advantage, expected):
 def test_the_surrogate_stops_where_the_ratio_has_moved_far_enough_in_the_direction_of_the_advantage():
     log_ratio = torch.tensor([0.5, 1.5, 0.5, 1.5, 1.0]).log().requires_grad_()
     advantage = torch.tensor([2.0, 2.0, -2.0, -2.0, 3.0])
-    value = F.clipped_surrogate(log_ratio, advantage, 0.2)
+    value = F.clipped_surrogate(log_ratio.exp(), advantage, 0.2)
     torch.testing.assert_close(value.detach(), torch.tensor([1.0, 2.4, -1.6, -3.0, 3.0]))
     gradient = torch.autograd.grad(value.sum(), log_ratio)[0]
     torch.testing.assert_close(gradient, torch.tensor([1.0, 0.0, 0.0, -3.0, 3.0]))

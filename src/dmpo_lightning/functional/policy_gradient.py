@@ -26,10 +26,9 @@ def z_score_advantage(
 
 
 def clipped_surrogate(
-    log_ratio: Float[Tensor, "*units"], advantage: Float[Tensor, "*units"], epsilon: float
+    ratio: Float[Tensor, "*units"], advantage: Float[Tensor, "*units"], epsilon: float
 ) -> Float[Tensor, "*units"]:
-    """``min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A)`` with ``rho = exp(log_ratio)``, to be maximised (PPO)."""
-    ratio = log_ratio.exp()
+    """``min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A)`` with rho the ``ratio``, to be maximised (PPO)."""
     return torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage)
 
 

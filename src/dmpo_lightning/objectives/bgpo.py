@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dmpo_lightning.functional import clipped_surrogate
 from dmpo_lightning.objectives.ebpo import EBPO
 from dmpo_lightning.objectives.policy_gradient import Scoring
 
@@ -25,5 +26,5 @@ class BGPO(EBPO):
 
     def surrogate(self, log_ratio: Tensor, advantage: Tensor, length: int) -> Tensor:
         ratio = torch.where(advantage > 0, 1 + log_ratio / length, (log_ratio / length).exp())
-        value = torch.minimum(ratio * advantage, ratio.clamp(1 - self.epsilon, 1 + self.epsilon) * advantage)
+        value = clipped_surrogate(ratio, advantage, self.epsilon)
         return torch.where(advantage < 0, value.maximum(3 * advantage), value)

@@ -29,7 +29,7 @@ class ESPO(PolicyGradient):
         return complementary_elbo(given.log_probs(masks.flatten(1, 2)).view_as(masks), masks)
 
     def surrogate(self, log_ratio: Tensor, advantage: Tensor, length: int) -> Tensor:
-        return clipped_surrogate(log_ratio / length, advantage, self.epsilon)
+        return clipped_surrogate((log_ratio / length).exp(), advantage, self.epsilon)
 
     def divergence(self, log_ratio: Tensor, length: int) -> Tensor:
         return k2(log_ratio) / length

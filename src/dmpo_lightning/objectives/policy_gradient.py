@@ -145,7 +145,7 @@ class PolicyGradient(AdvantageObjective):
 
     def surrogate(self, log_ratio: Tensor, advantage: Tensor, length: int) -> Tensor:
         """What is maximised of each unit. ``length`` is that of the completion with what is behind its end."""
-        return clipped_surrogate(log_ratio, advantage, self.epsilon)
+        return clipped_surrogate(log_ratio.exp(), advantage, self.epsilon)
 
     def divergence(self, log_ratio: Tensor, length: int) -> Tensor:
         """The KL of each unit, of ``log_ratio`` = log p_theta - log p_ref."""

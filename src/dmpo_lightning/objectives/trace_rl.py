@@ -41,7 +41,8 @@ class TraceRL(PolicyGradient):
 
     def micro_batch_loss(self, given: Scoring, targets: Targets) -> tuple[Tensor, Diagnostics]:
         log_ratio, step = self.log_probs(given) - targets["behaviour_log_prob"], self._states(given)
-        surrogate = clipped_surrogate(log_ratio, targets["advantage"][:, None].expand_as(log_ratio), self.epsilon)
+        advantage = targets["advantage"][:, None].expand_as(log_ratio)
+        surrogate = clipped_surrogate(log_ratio.exp(), advantage, self.epsilon)
         counted = given.until_end & (step >= 0)
         # 1 / n. Their sum is the number of states that reveal a token that counts.
         share = counted / block_sums(counted.long(), step).clamp(min=1)
