@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from dmpo_lightning.models.adapted import AdaptedConfig, AdaptedForMaskedDiffusion
 from dmpo_lightning.models.loading import dtype_of, fetch, read_config
@@ -57,17 +57,15 @@ def adapt(
         raise ValueError(f"There is no file {source!r}.")
     folder = str(path.parent) if is_gguf else fetch(source, revision)
     options: dict[str, Any] = {"gguf_file": path.name} if is_gguf else {}
-    if not is_gguf:
-        # Refused by its configuration, before its weights are read.
-        _adapted_config(read_config(Path(folder), source), source, block_size=block_size, shift=shift)
-    with named_problem(f"Cannot load {source!r} as a causal model"):
+    problem = f"Cannot load {source!r} as a causal model"
+    with named_problem(problem):
+        stated = AutoConfig.from_pretrained(folder, **options) if is_gguf else read_config(Path(folder), source)
+    # Refused by its configuration, before its weights are read.
+    config = _adapted_config(stated, source, block_size=block_size, shift=shift)
+    with named_problem(problem):
         wanted = dtype_of(dtype, torch.float32 if is_gguf else "auto")
-        causal: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted, **options)
+        causal: Any = AutoModelForCausalLM.from_pretrained(folder, config=stated, dtype=wanted, **options)
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
-    if is_gguf:
-        # Of the file; the weights in memory are dequantised.
-        del causal.config.quantization_config
-    config = _adapted_config(causal.config, source, block_size=block_size, shift=shift)
     config.mask_token_id = _give_mask_token(causal, tokenizer, mask_token)
     config.vocab_size, config.dtype = causal.get_input_embeddings().num_embeddings, causal.dtype
     for name in ("eos", "pad", "bos"):
@@ -77,7 +75,7 @@ def adapt(
         model = AdaptedForMaskedDiffusion(config)
     model.load_state_dict(causal.state_dict(), assign=True)
     model.tie_weights()
-    return Adapted(model.eval(), tokenizer, causal.config.model_type)
+    return Adapted(model.eval(), tokenizer, stated.model_type)
 
 
 def _adapted_config(causal: Any, source: str, *, block_size: int | None, shift: bool) -> AdaptedConfig:
