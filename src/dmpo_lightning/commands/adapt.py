@@ -19,9 +19,12 @@ def run(arguments: Sequence[str]) -> None:
     """Runs the command. Raises ValueError for what a user can mend."""
     options = vars(PARSER.parse_args(arguments))
     # They bring torch, for which --help and a slip need not wait.
+    from transformers.utils.logging import disable_progress_bar
+
     from dmpo_lightning.checkpoints.export import refuse_other_weights, save_policy
     from dmpo_lightning.models.adapting import adapt
 
+    disable_progress_bar()
     output, source = options.pop("output"), options.pop("model")
     refuse_other_weights(output, adapter=False)
     adapted = adapt(source, **options)

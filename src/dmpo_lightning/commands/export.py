@@ -18,8 +18,11 @@ def run(arguments: Sequence[str]) -> None:
     """Runs the command. Raises ValueError for what a user can mend."""
     options = vars(PARSER.parse_args(arguments))
     # It brings torch, for which --help and a slip need not wait.
+    from transformers.utils.logging import disable_progress_bar
+
     from dmpo_lightning.checkpoints.export import export_checkpoint
 
+    disable_progress_bar()
     output, checkpoint = options.pop("output"), options.pop("ckpt_path")
     count = export_checkpoint(checkpoint, output, **options)
     print(f"{output}: {count} trained tensors" + (", merged into the base" if options["merge"] else ""))
