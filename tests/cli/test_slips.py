@@ -128,9 +128,10 @@ def test_slips_are_seen_before_torch_is_loaded(workplace):
 
 
 @pytest.mark.parametrize(
-    "option", ["--trainer.callbacks=null", "--trainer.logger null", "--trainer.max_steps=10", "--model.lr_scheduler ~"]
+    "option",
+    ["--trainer.callbacks=null", "--trainer.logger null", "--model.lr_scheduler ~", "--seed_everything true"],
 )
-def test_null_is_a_value_where_there_may_be_none(option):
+def test_what_the_parser_takes_is_no_slip(option):
     check("fit", resolve_arguments(["--config", "sudoku_tiny.yaml", *option.split()]))
 
 

@@ -88,7 +88,10 @@ ROOTS = {
         "data": "lightning.pytorch.LightningDataModule",
         "trainer": TRAINER,
     }.items()
-} | {"seed_everything": Option("seed_everything", (Kind(int, WORDS[int]), Kind(None, WORDS[None])), None, "")}
+} | {
+    # In Lightning true draws one, which hardly anybody means.
+    "seed_everything": Option("seed_everything", (Kind(int, WORDS[int]), Kind(bool, ""), Kind(None, "null")), None, "")
+}
 """The objects that a configuration states."""
 
 
