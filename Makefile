@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: demo picture test test-all gpu gpu-tiny results ablation-smoke lint types clean
+.PHONY: demo picture test test-all gpu gpu-tiny results ablation-smoke docs lint types clean
 
 # What the demo needs. What the tests need on top of it takes longer to install, and compilers for some of it.
 .venv/.installed: pyproject.toml constraints.txt
@@ -15,6 +15,11 @@ WORKERS ?= 2
 .venv/.installed-dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch .venv/.installed $@
+
+.venv/.installed-docs: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch .venv/.installed $@
 
 demo: .venv/.installed  ## DMPO on 4x4 Sudoku from the embedded base
@@ -42,6 +47,9 @@ ablation-smoke: .venv/.installed  ## four steps of one run per problem of the ab
 	rm -f runs/ablation_smoke.csv
 	$(BIN)/python -m benchmarks.ablation --smoke --output runs/ablation_smoke.csv
 
+docs: .venv/.installed-docs  ## the site, in docs/_build; DMPO_DOCS_ONLINE=1 links to the pages of torch, Lightning and transformers
+	$(BIN)/python -m sphinx --quiet -W -n --keep-going docs docs/_build $(ARGS)
+
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,4 +58,4 @@ types: .venv/.installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv runs dist build
+	rm -rf .venv runs dist build docs/_build

@@ -1,4 +1,4 @@
-"""What is shipped beside the package is there and works: README's commands, configurations, job scripts, the wheel."""
+"""What is shipped beside the package is there and works: configurations, job scripts, the wheel."""
 
 import json
 import os
@@ -8,26 +8,20 @@ import subprocess
 import sys
 import venv
 import zipfile
-from glob import glob
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from cli_runs import KEEPS_LAST, printed_config, status
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from cli_runs import printed_config, status
 
 from dmpo_lightning import load_tokenizer
 from dmpo_lightning.commands.arguments import config_directory, resolve_config, shipped_configs
 from dmpo_lightning.models.llada import LLaDAConfig, LLaDAForMaskedDiffusion
 from dmpo_lightning.models.loading import EMBEDDED_MODELS
-from small_models import SMALL
 
 REPOSITORY = Path(__file__).parents[2]
-README = (REPOSITORY / "README.md").read_text()
-COMMANDS = [shlex.split(line, comments=True) for line in re.findall(r"^dmpo-lightning (.*)$", README, re.MULTILINE)]
 TASKS = ["gsm8k", "math500", "countdown", "sudoku"]
-SMALL_RUN = ["--config=small.yaml", "--trainer.max_steps=2", KEEPS_LAST]
 
 
 def differing(part: Any, whole: Any, name: str = "") -> list[str]:
@@ -35,42 +29,6 @@ def differing(part: Any, whole: Any, name: str = "") -> list[str]:
     if isinstance(part, dict) and isinstance(whole, dict):
         return [each for key, value in part.items() for each in differing(value, whole.get(key), f"{name}.{key}")]
     return [] if part == whole else [name]
-
-
-@pytest.mark.slow
-def test_the_commands_of_the_readme_work_one_after_the_other_in_an_empty_folder(workplace):
-    """Runs of the small model in small, and all others as far as the parser goes."""
-    example = {"question": "", "ground_truth": 4.0, "completion": "<answer>4</answer>"}
-    Path("completions.jsonl").write_text(json.dumps(example))
-    # In the place of a model of the hub.
-    Qwen3ForCausalLM(Qwen3Config(**SMALL)).save_pretrained("Qwen/Qwen3-0.6B")
-    load_tokenizer("sudoku_tiny").save_pretrained("Qwen/Qwen3-0.6B")
-    assert len(COMMANDS) > 15
-    last = "runs/sudoku_tiny/latest/checkpoints/last.ckpt"
-    for command, *given in COMMANDS:
-        arguments = [last if each == "CKPT" else each for each in given]
-        # As a shell has it, on the day of which README speaks.
-        patterns = [re.sub(r"/\d{4}-\d\d-\d\d_\*$", "/20*_*", each) for each in arguments]
-        arguments = [found for each in patterns for found in glob(each) or [each]]
-        if command in ("fit", "test", "predict") and "--print_config" not in arguments:
-            arguments += SMALL_RUN if "sudoku_tiny.yaml" in arguments else ["--print_config"]
-        assert status(command, *arguments) == 0, (command, *given)
-    assert (Path("model") / "model.safetensors").is_file()
-    assert Path("both.html").is_file()
-    kinds = [re.sub(r"[\d-]+_[\d-]+", "", each.name) for each in Path("runs/sudoku_tiny").glob("20*")]
-    assert {kind.removesuffix("_2") for kind in kinds} == {"", "_test", "_predict"}
-
-
-def test_what_the_readme_links_exists_and_its_picture_is_small():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (REPOSITORY / target).exists(), target
-    (picture,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
-    assert (REPOSITORY / picture).read_bytes().startswith(b"\x89PNG")
-    assert (REPOSITORY / picture).stat().st_size < 100_000
-    makefile = (REPOSITORY / "Makefile").read_text()
-    for target in set(re.findall(r"`?make ([a-z-]+)", README)):
-        assert f"\n{target}:" in makefile, target
-    assert [line for line in README.splitlines() if len(line) > 140 and not line.startswith("|")] == []
 
 
 def test_every_configuration_parses_and_states_what_an_overlay_says(capsys):
