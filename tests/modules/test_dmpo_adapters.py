@@ -100,6 +100,17 @@ def test_a_refreshed_reference_is_the_policy_of_the_last_buffer(tmp_path):
     assert not torch.equal(adapters(dmpo), at_the_refresh)
 
 
+@pytest.mark.parametrize("interval", [None, 1])
+def test_a_reference_of_every_buffer_is_the_policy_in_the_first_one_already(tmp_path, interval):
+    dmpo = lora_module(reference_refresh_interval=interval)
+    with torch.no_grad():
+        for parameter in dmpo.policy.parameters():
+            # So that the adapter that a run begins with differs from its base, as a loaded one does.
+            parameter.add_(0.02 * parameter.requires_grad)
+    fit(dmpo, tmp_path, 1)
+    assert (dmpo.buffer.targets["log_rnd"] == 0).all() == (interval == 1)
+
+
 # Checkpoints ----------------------------------------------------------------------------------------------------------
 
 

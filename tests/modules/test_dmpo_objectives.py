@@ -245,6 +245,31 @@ def test_one_rollout_stays_where_none_has_a_signal():
     assert diagnostics["weight/skipped_rollouts"] == 7 / 8
 
 
+@pytest.mark.parametrize("baseline", ["none", "group", "policy"])
+def test_merging_identical_completions_leaves_the_gradient_as_it_is(baseline):
+    """To rounding in completions of one token, of which there is one masking only, and in fewer rows."""
+    dmpo = module()
+    rollouts = rollouts_of(dmpo, next(iter(loader())))
+    one, other = rollouts.completion_ids.unique()[:2]
+    rollouts.completion_ids = torch.stack((one, one, other, one, other, other, one, other)).view(2, 4, 1)
+    for name in ("reveal_step", "sampled_log_prob"):
+        setattr(rollouts, name, getattr(rollouts, name)[..., :1])
+    rollouts.scores.total = torch.tensor([[1.0, 1.0, 0.0, 1.0], [0.2, 0.2, 0.5, 0.2]])
+    found = []
+    for merge_identical in (False, True):
+        objective = WDCE(
+            reward_temperature=0.5, replicates=2, antithetic=False, baseline=baseline, merge_identical=merge_identical
+        )
+        targets, _ = objective.prepare(dmpo.policy, rollouts, rows_per_forward=8)
+        objective.before_step(dmpo.policy, rollouts, targets, slice(None), rows_per_forward=8)
+        signal = targets["signal"]
+        found.append(gradient(dmpo, objective, rollouts.rows(), signal.flatten()))
+    (whole, _), (merged, diagnostics) = found
+    assert diagnostics["weight/skipped_rollouts"] >= 0.5
+    assert whole.norm() > 0
+    torch.testing.assert_close(merged, whole, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(("name", "value"), [("weight_tolerance", -0.1), ("weight_tolerance", 1.0)])
 def test_values_outside_their_range_are_refused(name, value):
     with pytest.raises(ValueError, match=f"`{name}`"):

@@ -40,4 +40,5 @@ from dmpo_lightning.functional.weights import effective_sample_size as effective
 from dmpo_lightning.functional.weights import equal_reward_groups as equal_reward_groups
 from dmpo_lightning.functional.weights import importance_weights as importance_weights
 from dmpo_lightning.functional.weights import log_partition as log_partition
+from dmpo_lightning.functional.weights import merged_signal as merged_signal
 from dmpo_lightning.functional.weights import negligible as negligible

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 EQUAL_REWARD_TOLERANCE = 1e-6
@@ -48,6 +48,19 @@ def effective_sample_size(weights: Float[Tensor, "batch group"]) -> Float[Tensor
 def equal_reward_groups(reward: Float[Tensor, "batch group"]) -> Bool[Tensor, " batch"]:
     """Which groups have rewards that all agree within `EQUAL_REWARD_TOLERANCE`, so that none is preferred."""
     return reward.amax(-1) - reward.amin(-1) <= EQUAL_REWARD_TOLERANCE
+
+
+def merged_signal(
+    signal: Float[Tensor, "batch group"], completion_ids: Int[Tensor, "batch group length"]
+) -> Float[Tensor, "batch group"]:
+    """The signals of identical completions of a prompt, summed into that of the first of them. The others have zero.
+
+    The loss is linear in the signal of each sign, so that its expectation over maskings does not change where identical
+    completions have one reward.
+    """
+    same = (completion_ids[:, :, None] == completion_ids[:, None]).all(-1)
+    # `argmax` takes no booleans. Of equal values it returns the first.
+    return torch.zeros_like(signal).scatter_add(1, same.int().argmax(-1), signal)
 
 
 def negligible(signal: Float[Tensor, " rows"], tolerance: float) -> Bool[Tensor, " rows"]:

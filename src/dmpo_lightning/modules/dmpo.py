@@ -63,7 +63,8 @@ class DMPO(PolicyModule):
         completions_per_prompt: in evaluation. With several, pass@j and majority votes are logged too.
         sample_merged: samples from a copy of the weights with the adapters merged in, made anew for every buffer. It is
             faster, takes the room of the adapted layers once more, and rounds differently from the trained policy.
-        reference_refresh_interval: the reference becomes the current policy every so many buffers. None is never.
+        reference_refresh_interval: the reference becomes the current policy every so many buffers, of the first one too
+            if it is 1. None is never.
         rows_per_forward: rollouts per forward of sampling and scoring. None samples all at once and scores
             ``micro_batch_size``.
         gather_for_generation: under FSDP2 and ZeRO-3, gathers all weights once per buffer for sampling and scoring, and
@@ -298,9 +299,10 @@ class DMPO(PolicyModule):
 
     def _collect(self, prompts: PromptBatch) -> None:
         """Fills the buffer with rollouts of these prompts and with the objective's targets."""
-        interval = self.reference_refresh_interval
-        # Before the first buffer there is nothing to refresh: the reference is where the run starts.
-        if interval is not None and self.buffers_collected and self.buffers_collected % interval == 0:
+        interval, collected = self.reference_refresh_interval, self.buffers_collected
+        # The first reference is where the run starts, if it stays longer than a buffer. Otherwise a refresh says that
+        # it equals the policy, so that no forward scores the first buffer either.
+        if interval is not None and (collected or interval == 1) and collected % interval == 0:
             self.policy.refresh_reference()
         sampling = Sampling(
             self.sampler,
