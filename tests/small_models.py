@@ -16,6 +16,7 @@ from transformers import (
 from dmpo_lightning.models.adapted import AdaptedConfig, AdaptedForMaskedDiffusion
 from dmpo_lightning.models.dream import DreamConfig, DreamForMaskedDiffusion
 from dmpo_lightning.models.illada import ILLaDAConfig, ILLaDAForMaskedDiffusion
+from dmpo_lightning.models.llada2 import LLaDA2Config, LLaDA2ForMaskedDiffusion
 from dmpo_lightning.models.sdar import SDARConfig, SDARForMaskedDiffusion
 
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -84,6 +85,29 @@ def tiny_adapted(seed: int = 0, **changes) -> AdaptedForMaskedDiffusion:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AdaptedForMaskedDiffusion(AdaptedConfig(**(SMALL | IDS | shape | changes)))
+
+
+SMALL_MIXTURE = SMALL | {
+    "head_dim": 16,
+    "moe_intermediate_size": 16,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+}
+
+
+def tiny_llada2(seed: int = 0, **changes) -> LLaDA2ForMaskedDiffusion:
+    """Blocks of four in two layers of width 32, of which the second has eight experts in pairs, and biases for them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LLaDA2ForMaskedDiffusion(LLaDA2Config(**(SMALL_MIXTURE | IDS | {"block_size": 4} | changes)))
+        for name, tensor in model.state_dict().items():
+            if "norm" in name:
+                torch.nn.init.uniform_(tensor, 0.5, 1.5)
+            elif name.endswith("expert_bias"):
+                torch.nn.init.normal_(tensor, std=0.1)
+    return model
 
 
 def random_ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:

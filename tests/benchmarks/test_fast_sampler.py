@@ -106,12 +106,19 @@ def test_an_early_exit_of_a_policy_without_end_tokens_changes_nothing():
         ({"threshold": 0.9, "factor": 1.0}, "not both"),
         ({"threshold": 0.0}, "`threshold` must be a probability"),
         ({"factor": 0.0}, "`factor` must be positive"),
-        ({"threshold": 0.9, "denoising_steps": 8}, "leave out denoising_steps"),
+        ({"factor": 0.9, "denoising_steps": 8}, "leave out denoising_steps"),
+        ({"editing_threshold": 0.9}, "needs `threshold` as well"),
     ],
 )
 def test_options_that_do_not_fit_together_are_errors(options, message):
     with pytest.raises(ValueError, match=message):
         ConfidenceSampler(**options)
+
+
+@pytest.mark.parametrize("options", [{"denoising_steps": 8}, {"editing_threshold": 0.9}])
+def test_a_schedule_beside_a_threshold_and_editing_are_for_block_causal_models(options):
+    with pytest.raises(ValueError, match="are for block-causal backbones"):
+        ConfidenceSampler(threshold=0.9, **options).validate_policy(tiny_policy(with_reference=False))
 
 
 def test_a_cache_needs_a_native_backbone():

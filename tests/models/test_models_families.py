@@ -9,25 +9,44 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers.core_model_loading import revert_weight_conversion
 
 from dmpo_lightning.models.adapted import AdaptedForMaskedDiffusion
 from dmpo_lightning.models.dream import DreamForMaskedDiffusion
 from dmpo_lightning.models.families import FAMILIES
 from dmpo_lightning.models.illada import ILLaDAForMaskedDiffusion
 from dmpo_lightning.models.llada import LLaDAForMaskedDiffusion
+from dmpo_lightning.models.llada2 import LLaDA2ForMaskedDiffusion
 from dmpo_lightning.models.loading import load_model
 from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.models.parts import layers_of
 from dmpo_lightning.models.sdar import SDARForMaskedDiffusion
 from helpers import tiny_config, tiny_model
-from published import ADAPTED, DREAM, ILLADA, LLADA, SDAR
-from small_models import SMALL, random_ids, tiny_adapted, tiny_dream, tiny_illada, tiny_sdar
+from published import ADAPTED, DREAM, ILLADA, LLADA, LLADA2, SDAR
+from small_models import (
+    SMALL,
+    SMALL_MIXTURE,
+    random_ids,
+    tiny_adapted,
+    tiny_dream,
+    tiny_illada,
+    tiny_llada2,
+    tiny_sdar,
+)
 
 LLAMA_LINEARS = (*(f"self_attn.{p}_proj" for p in "qkvo"), *(f"mlp.{p}_proj" for p in ("gate", "up", "down")))
 LLAMA_NORMS = ("input_layernorm", "post_attention_layernorm")
 LLADA_LINEARS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
 SDAR_4B = {"hidden_size": 2560, "intermediate_size": 9728}
 SDAR_1_7B = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16}
+FUSED_LINEARS = ("attention.query_key_value", "attention.dense")
+LLADA2_FLASH = {
+    "hidden_size": 4096,
+    "intermediate_size": 9216,
+    "moe_intermediate_size": 1024,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
 
 
 @dataclass(frozen=True)
@@ -49,11 +68,25 @@ class Published:
     unstated: dict[str, Any] = field(default_factory=dict)
     """Defaults that the published configuration leaves out."""
 
-    def names(self, layers: int) -> set[str]:
-        """Of all tensors."""
-        parts = [f"{part}.weight" for part in self.linears]
-        parts += [part if part.endswith("bias") else f"{part}.weight" for part in self.others]
-        return {f"{self.layer}.{i}.{part}" for i in range(layers) for part in parts} | set(self.around)
+    later_linears: tuple[str, ...] = ()
+    """Of the layers behind the first one, where they are mixtures of experts."""
+
+    def linear_names(self, layers: int) -> set[str]:
+        """Of the linear layers that a token always goes through."""
+        return {
+            f"{self.layer}.{i}.{part}" for i in range(layers) for part in (i and self.later_linears) or self.linears
+        }
+
+    def names(self, config: Any) -> set[str]:
+        """Of all tensors in files."""
+        layers = config.num_hidden_layers
+        others = {f"{self.layer}.{i}.{part}" for i in range(layers) for part in self.others}
+        if self.later_linears:
+            experts = [f"experts.{e}.{p}_proj" for e in range(config.num_experts) for p in ("gate", "up", "down")]
+            routed = ("gate", "gate.expert_bias", *experts)
+            others |= {f"{self.layer}.{i}.mlp.{part}" for i in range(1, layers) for part in routed}
+        names = self.linear_names(layers) | others
+        return {name if name.endswith("bias") else f"{name}.weight" for name in names} | set(self.around)
 
 
 PUBLISHED = {
@@ -98,6 +131,18 @@ PUBLISHED = {
         ],
         others=(*LLAMA_NORMS, "self_attn.q_norm", "self_attn.k_norm"),
     ),
+    "llada2_moe": Published(
+        model=LLaDA2ForMaskedDiffusion,
+        config=LLADA2,
+        small=SMALL_MIXTURE | {"block_size": 4},
+        tiny=tiny_llada2,
+        parameters=[({}, 14_813, 16_255_638_528), (LLADA2_FLASH, 24_161, 102_889_697_280)],
+        linears=(*FUSED_LINEARS, *(f"mlp.{p}_proj" for p in ("gate", "up", "down"))),
+        later_linears=(*FUSED_LINEARS, *(f"mlp.shared_experts.{p}_proj" for p in ("gate", "up", "down"))),
+        others=(*LLAMA_NORMS, "attention.query_layernorm", "attention.key_layernorm"),
+        around=("model.word_embeddings.weight", "model.norm.weight", "lm_head.weight"),
+        unstated={"block_size": 32, "mask_token_id": 156895, "eos_token_id": 156892},
+    ),
     "adapted_causal": Published(
         model=AdaptedForMaskedDiffusion,
         config=ADAPTED,
@@ -120,9 +165,9 @@ def test_the_published_sizes_have_the_published_tensors_and_parameters(family):
     for changes, tensors, parameters in family.parameters:
         with torch.device("meta"):
             model = family.model(family.model.config_class(**changes))
-        stored = {name for name, _ in model.named_parameters()}
+        stored = set(revert_weight_conversion(model, dict(model.named_parameters()) | dict(model.named_buffers())))
         around = set(family.around) - ({"lm_head.weight"} if changes.get("tie_word_embeddings") else set())
-        assert stored == family.names(model.config.num_hidden_layers) - set(family.around) | around
+        assert stored == family.names(model.config) - set(family.around) | around
         assert (len(stored), sum(each.numel() for each in model.parameters())) == (tensors, parameters)
 
 
@@ -144,7 +189,7 @@ def test_a_folder_in_shards_with_the_published_configuration_loads_exactly_witho
     model = family.tiny().to(torch.bfloat16)
     model.save_pretrained(tmp_path, max_shard_size="10KB")
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    assert set(index["weight_map"]) == family.names(2)
+    assert set(index["weight_map"]) == family.names(model.config)
     (tmp_path / "config.json").write_text(json.dumps(family.config | family.small))
     loaded = load(str(tmp_path))
     assert (type(loaded), loaded.dtype) == (family.model, torch.bfloat16)
@@ -238,10 +283,10 @@ def test_logits_asked_for_at_positions_are_those_of_the_whole(family):
 
 
 @family
-def test_lora_adapts_the_seven_linears_of_each_layer(family):
+def test_lora_adapts_the_linears_of_each_layer(family):
     model = family.tiny()
     assert len(layers_of(model)) == 2
-    names = {f"{family.layer}.{i}.{part}" for i in range(2) for part in family.linears}
+    names = family.linear_names(2)
     assert set(LoRA(r=2).target_names(model)) == names
     adapted = LoRA(r=2).apply(model)
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}

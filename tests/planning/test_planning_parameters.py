@@ -9,7 +9,7 @@ from transformers import AutoModelForMaskedLM
 
 from dmpo_lightning.models.backbone import Backbone
 from dmpo_lightning.models.lora import LoRA
-from dmpo_lightning.planning.network import counted, without_weights
+from dmpo_lightning.planning.network import active, counted, without_weights
 
 
 def model(source: str, **options):
@@ -27,6 +27,8 @@ def model(source: str, **options):
         ("Gen-Verse/TraDo-4B-Instruct", 4_411_424_256),
         ("JetLM/SDAR-8B-Chat", 8_190_735_360),
         ("GSAI-ML/iLLaDA-8B-Instruct", 7_615_025_152),
+        ("inclusionAI/LLaDA2.0-mini", 16_255_638_528),
+        ("inclusionAI/LLaDA2.1-flash", 102_889_697_280),
     ],
 )
 def test_published_models_are_known_without_network(source, count, monkeypatch):
@@ -35,12 +37,21 @@ def test_published_models_are_known_without_network(source, count, monkeypatch):
     assert (*counted(network), network.dtype) == (count, count, torch.bfloat16)
 
 
+def test_a_token_goes_through_eight_of_256_experts():
+    """19 layers of 248 others with three matrices each, and the whole of a dense model."""
+    network = model("inclusionAI/LLaDA2.0-mini", adapter=LoRA(r=8))
+    assert counted(network)[0] - active(network) == 19 * 248 * 3 * 2048 * 512
+    assert active(model("sudoku_tiny")) == counted(model("sudoku_tiny"))[0]
+    with pytest.raises(ValueError, match="92% of LLaDA2ForMaskedDiffusion are stacked experts"):
+        model("inclusionAI/LLaDA2.0-mini", adapter=LoRA(r=8), quantization="nf4")
+
+
 def test_a_published_name_says_how_long_blocks_are():
     assert model("JetLM/SDAR-8B-Chat-b32").block_size == 32
     assert model("JetLM/SDAR-8B-Chat").block_size == 4
 
 
-@pytest.mark.parametrize("model_type", ["llada2_moe", "sdar_moe"])
+@pytest.mark.parametrize("model_type", ["sdar_moe"])
 def test_a_model_of_the_hub_that_is_not_supported_is_refused_by_name(tmp_path, monkeypatch, model_type):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: str(tmp_path / "config.json"))

@@ -50,14 +50,14 @@ def make_plan(
     """
     # They bring torch, for which --help and a slip need not wait.
     from dmpo_lightning.planning.memory import rehearsed
-    from dmpo_lightning.planning.network import counted
+    from dmpo_lightning.planning.network import active, counted
     from dmpo_lightning.planning.plan import Plan
     from dmpo_lightning.planning.run import read_run
 
     planned = read_run(config, prompt_length=prompt_length)
     available = 80.0 if gpu_memory_gb is None and not planned.on_cpu else gpu_memory_gb
-    parameters = counted(planned.module.policy.model)
-    return Plan(planned, rehearsed(planned), *parameters, gpu_memory_gb=available)
+    model = planned.module.policy.model
+    return Plan(planned, rehearsed(planned), *counted(model), active(model), gpu_memory_gb=available)
 
 
 def merged_configuration(arguments: Sequence[str]) -> dict[str, Any]:

@@ -9,4 +9,5 @@ from dmpo_lightning.models import adapted as adapted
 from dmpo_lightning.models import dream as dream
 from dmpo_lightning.models import illada as illada
 from dmpo_lightning.models import llada as llada
+from dmpo_lightning.models import llada2 as llada2
 from dmpo_lightning.models import sdar as sdar

@@ -25,8 +25,8 @@ class RMSNorm(nn.Module):
         return self.weight * F.rms_norm(x, (x.shape[-1],), eps=self.eps)
 
 
-RotaryTables = tuple[Float[Tensor, "rows 1 length size"], Float[Tensor, "rows 1 length size"]]
-"""Cosines and sines, in float32, by which `apply_rotary` rotates heads of ``size``."""
+RotaryTables = tuple[Float[Tensor, "rows 1 length turned"], Float[Tensor, "rows 1 length turned"]]
+"""Cosines and sines, in float32, by which `apply_rotary` rotates heads, or as many dimensions of each."""
 
 
 def rotary_tables(position_ids: Int[Tensor, "rows length"], head_size: int, theta: float) -> RotaryTables:
@@ -42,8 +42,13 @@ def rotary_tables(position_ids: Int[Tensor, "rows length"], head_size: int, thet
 def apply_rotary(
     x: Float[Tensor, "rows heads length size"], tables: RotaryTables
 ) -> Float[Tensor, "rows heads length size"]:
-    """Rotates queries or keys by their positions, in float32, and casts back."""
+    """Rotates queries or keys by their positions, in float32, and casts back.
+
+    Tables that are smaller than the heads rotate their first dimensions, and leave the others as they are.
+    """
     cos, sin = tables
+    if (size := cos.shape[-1]) < x.shape[-1]:
+        return torch.cat((apply_rotary(x[..., :size], tables), x[..., size:]), dim=-1)
     if x.dtype == cos.dtype:
         return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
     return _HalfPrecisionRotary.apply(x, cos, sin)

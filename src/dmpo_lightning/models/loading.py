@@ -18,16 +18,17 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.core_model_loading import revert_weight_conversion
 
 from dmpo_lightning.models.families import FAMILIES, family_of_tokenizer
 from dmpo_lightning.models.lora import base_of, is_adapter, load_adapter
-from dmpo_lightning.models.parts import head_name
+from dmpo_lightning.models.parts import head_name, stacked_names
 from dmpo_lightning.models.verification import named_problem, read_object, verify_tensors, weight_map, weights_in
 
 EMBEDDED_MODELS = ("sudoku_tiny", "countdown_tiny", "blocks_tiny")
 """Models that are part of the installed package and can be loaded by name without a network."""
 
-REFUSED = ("llada2_moe", "sdar_moe")
+REFUSED = ("sdar_moe",)
 """Mixtures of experts that are known by the ``model_type`` of config.json and not supported."""
 TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 """The files of a tokenizer that hold a JSON object each."""
@@ -62,8 +63,9 @@ def load_model(
 ) -> nn.Module:
     """Loads a masked diffusion language model by hub id, folder or embedded name.
 
-    LLaDA, iLLaDA, Dream, SDAR and what `adapt` wrote load as native models, after every tensor of their checkpoint was
-    found to have its name and shape. Any other model that transformers knows as a masked language model loads as such.
+    LLaDA, LLaDA2, iLLaDA, Dream, SDAR and what `adapt` wrote load as native models, after every tensor of their
+    checkpoint was found to have its name and shape. Any other model that transformers knows as a masked language model
+    loads as such.
     For a folder with a PEFT adapter its base is loaded, and the adapter on top of it, trainable.
 
     Args:
@@ -109,9 +111,10 @@ def load_model(
             empty = AutoModelForMaskedLM.from_config(config, trust_remote_code=trust_remote_code)
         if config.model_type in FAMILIES:
             tied = empty._tied_weights_keys if config.tie_word_embeddings else None
-            verify_tensors(folder, empty.state_dict(), tied=tied)
+            verify_tensors(folder, revert_weight_conversion(empty, empty.state_dict()), tied=tied)
             options["use_safetensors"] = True
         if quantization is not None:
+            check_quantizable(empty)
             options["quantization_config"] = _four_bit(head_name(empty))
     model = _with_all_tensors(folder, config=config, **options)
     return model if quantization is None else _prepared_for_adapters(model)
@@ -202,6 +205,17 @@ def dtype_of(name: str | torch.dtype, automatic: Any) -> Any:
     if not isinstance(value, torch.dtype) or not value.is_floating_point:
         raise ValueError(f"`dtype` must be auto or the name of a torch dtype such as bfloat16, got {name!r}.")
     return value
+
+
+def check_quantizable(model: nn.Module) -> None:
+    """Raises ValueError for a model that is mostly stacked experts, which nf4 would leave as they are."""
+    stacked = sum(model.get_parameter(name).numel() for name in stacked_names(model))
+    if stacked:
+        total = sum(parameter.numel() for parameter in model.parameters())
+        raise ValueError(
+            f"`quantization` nf4 quantises linear layers, but {stacked / total:.0%} of {type(model).__name__} are "
+            "stacked experts, which would not become smaller; leave it out and train a LoRA on the model in bfloat16."
+        )
 
 
 def _four_bit(head: str | None) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dmpo_lightning.models.families import FAMILIES
-from dmpo_lightning.models.parts import head_name, layers_of, linear_names, tied_head_name
+from dmpo_lightning.models.parts import head_name, layers_of, linear_names, stacked_names, tied_head_name
 from dmpo_lightning.models.verification import named_problem, read_object, verify_tensors
 
 if TYPE_CHECKING:
@@ -30,14 +30,22 @@ class LoRA:
         targets: full names, or last parts of names, of the modules to adapt. The head is adapted only where its full
             name is given. None takes all linear layers of the transformer blocks, for which the
             model must be of a known family.
+        experts: adapt the routed experts of a mixture (LLaDA2) as well, each with an adapter of this rank. Routers are
+            never adapted. PEFT adapts stacked weights as a whole, which takes a layer of them in memory once more.
 
     Raises:
-        ValueError: the rank is below 1, the dropout is outside [0, 1), or ``targets`` is empty. When applied: a target
-            matches no linear layer.
+        ValueError: the rank is below 1, the dropout is outside [0, 1) or above 0 with ``experts``, or ``targets`` is
+            empty. When applied: a target matches no linear layer, or there are no experts.
     """
 
     def __init__(
-        self, *, r: int = 128, alpha: int = 64, dropout: float = 0.05, targets: list[str] | None = None
+        self,
+        *,
+        r: int = 128,
+        alpha: int = 64,
+        dropout: float = 0.05,
+        targets: list[str] | None = None,
+        experts: bool = False,
     ) -> None:
         if r < 1:
             raise ValueError(f"`r` must be at least 1, got {r}.")
@@ -45,7 +53,9 @@ class LoRA:
             raise ValueError(f"`dropout` must be in [0, 1), got {dropout}.")
         if targets is not None and not targets:
             raise ValueError("`targets` must name at least one module, got none; leave it out for all linear layers.")
-        self.r, self.alpha, self.dropout, self.targets = r, alpha, dropout, targets
+        if experts and dropout:
+            raise ValueError(f"`experts` needs `dropout` 0, as weights are adapted and no inputs, got {dropout}.")
+        self.r, self.alpha, self.dropout, self.targets, self.experts = r, alpha, dropout, targets, experts
 
     def apply(
         self, model: nn.Module, source: str | None = None, *, seed: int = 0, revision: str | None = None
@@ -56,8 +66,15 @@ class LoRA:
         """
         from peft import LoraConfig, get_peft_model
 
+        experts = stacked_names(model) if self.experts else None
+        if experts == []:
+            raise ValueError(f"LoRA with `experts` needs a mixture of experts (LLaDA2), got {type(model).__name__}.")
         config = LoraConfig(
-            r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.target_names(model)
+            r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.target_names(model),
+            target_parameters=experts,
         )
         # All ranks draw the same adapter, and nobody else's draws move (docs/decisions/009-fresh-adapters.md).
         with torch.random.fork_rng(devices=[]):
@@ -228,11 +245,11 @@ class MergedCopy:
     def check(model: Any) -> None:
         """Raises ValueError where an adapted layer is quantised or sharded: nothing can be merged into its weights."""
         for name, layer in _adapted(model.get_base_model()):
-            weight = layer.base_layer.weight
+            weight = getattr(layer.base_layer, "weight", None)
             if type(layer.base_layer) is not nn.Linear or type(weight) is not nn.Parameter:
                 raise ValueError(
                     f"Adapters cannot be merged for sampling into {name}, a {type(layer.base_layer).__name__} with a "
-                    f"{type(weight).__name__}: leave `sample_merged` out with quantised or sharded weights."
+                    f"{type(weight).__name__}: leave `sample_merged` out with quantised or sharded weights or experts."
                 )
 
     @torch.no_grad()

@@ -42,7 +42,8 @@ class NativeConfig(PreTrainedConfig):
 
     Raises:
         ValueError: numbers of heads that do not divide the width, or each other, or into even head sizes. A switch that
-            no published model sets so. Rotary positions that are scaled (YaRN and the like) or rotate a part of a head.
+            no published model sets so. Rotary positions that are scaled (YaRN and the like) or rotate another part of a
+            head than the family's.
     """
 
     fixed: ClassVar[Mapping[str, object]] = {}
@@ -89,6 +90,11 @@ class NativeConfig(PreTrainedConfig):
         """The size of a head, which a configuration states as ``head_dim`` or divides its width into."""
         return getattr(self, "head_dim", None) or self.hidden_size // self.num_attention_heads
 
+    @property
+    def rotary_size(self) -> int:
+        """How many dimensions of each head are rotated by their positions, from the first on."""
+        return int(self.head_size * (getattr(self, "partial_rotary_factor", None) or 1.0))
+
     def _check_numbers(self) -> None:
         others = {field.name for field in fields(PreTrainedConfig)}
         kinds: dict[str, Any] = {each.name: each.type for each in fields(self) if each.name not in others}
@@ -113,7 +119,9 @@ class NativeConfig(PreTrainedConfig):
     def _check_switches(cls, stated: Mapping[str, Any]) -> None:
         # Null switches nothing on.
         fixed = {name: (value, None) if value is False else (value,) for name, value in cls.fixed.items()}
-        for name, values in {**_PLAIN, **fixed}.items():
+        # A family that has such a key as its own reads it.
+        plain = {name: values for name, values in _PLAIN.items() if name not in cls.__dataclass_fields__}
+        for name, values in {**plain, **fixed}.items():
             if name in stated and stated[name] not in values:
                 raise ValueError(
                     f"{cls._family()} with {name}={stated[name]!r} is not supported; published checkpoints have "
@@ -124,11 +132,11 @@ class NativeConfig(PreTrainedConfig):
 
     def _rotary_base(self, stated: Mapping[str, Any]) -> float:
         """The base of rotary positions, which transformers 5 writes among the ``rope_parameters``."""
-        base = self.rope_theta
+        base, part = self.rope_theta, getattr(self, "partial_rotary_factor", None) or 1.0
         for name in ("rope_scaling", "rope_parameters"):
             rope = stated.get(name) or {}
             plain = isinstance(rope, Mapping) and rope.get("rope_type", rope.get("type", "default")) == "default"
-            if not plain or rope.get("factor", 1.0) != 1.0 or rope.get("partial_rotary_factor", 1.0) != 1.0:
+            if not plain or rope.get("factor", 1.0) != 1.0 or rope.get("partial_rotary_factor", part) != part:
                 raise ValueError(f"{self._family()} with scaled rotary positions is not supported, got {rope}.")
             base = rope.get("rope_theta", base)
         return base
@@ -202,7 +210,7 @@ class NativeModel(PreTrainedModel):
         """Final hidden states, normalised but not shifted: ``[rows length width]``, or those at flat indices ``at``."""
         columns = columns or Columns()
         cache, start, position_ids = columns.cache, columns.start, columns.position_ids
-        facts = self.config.head_size, self.config.rope_theta
+        facts = self.config.rotary_size, self.config.rope_theta
         if cache is not None:
             rotary = cache.rotary(start, input_ids.shape[1], *facts)
             position_ids, attention_mask = cache.seen(start + input_ids.shape[1])

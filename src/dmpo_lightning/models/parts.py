@@ -40,6 +40,11 @@ def linear_names(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
+def stacked_names(model: nn.Module) -> list[str]:
+    """The full names of the weights that hold those of many experts, ``[experts out in]``."""
+    return [name for name, parameter in model.named_parameters() if parameter.ndim == 3]
+
+
 def head_name(model: nn.Module) -> str | None:
     """The full name of the output embedding, or None where the model names none."""
     head = getattr(model, "get_output_embeddings", lambda: None)()

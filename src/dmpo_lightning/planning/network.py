@@ -9,14 +9,28 @@ import torch
 from torch import Tensor, nn
 
 from dmpo_lightning.models.backbone import Backbone
-from dmpo_lightning.models.loading import EMBEDDED_MODELS, dtype_of, fetch, read_config, with_named_block
+from dmpo_lightning.models.loading import (
+    EMBEDDED_MODELS,
+    check_quantizable,
+    dtype_of,
+    fetch,
+    read_config,
+    with_named_block,
+)
 from dmpo_lightning.models.lora import base_of, is_adapter, with_stored_adapter
-from dmpo_lightning.models.parts import head_name, linear_names
+from dmpo_lightning.models.parts import head_name, linear_names, stacked_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 _SDAR_1_7B = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16}
+_LLADA2_FLASH = {
+    "hidden_size": 4096,
+    "intermediate_size": 9216,
+    "moe_intermediate_size": 1024,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
 PUBLISHED: tuple[tuple[tuple[str, ...], str, dict[str, int]], ...] = (
     (("GSAI-ML/LLaDA-8B-", "GSAI-ML/LLaDA-1.5"), "llada", {}),
     (("GSAI-ML/iLLaDA-8B-",), "illada", {}),
@@ -24,6 +38,8 @@ PUBLISHED: tuple[tuple[tuple[str, ...], str, dict[str, int]], ...] = (
     (("JetLM/SDAR-8B-", "Gen-Verse/TraDo-8B-", "OpenMOSS-Team/DiRL-8B-"), "sdar", {}),
     (("JetLM/SDAR-4B-", "Gen-Verse/TraDo-4B-"), "sdar", {"hidden_size": 2560, "intermediate_size": 9728}),
     (("JetLM/SDAR-1.7B-",), "sdar", _SDAR_1_7B),
+    (("inclusionAI/LLaDA2.0-mini", "inclusionAI/LLaDA2.1-mini"), "llada2_moe", {}),
+    (("inclusionAI/LLaDA2.0-flash", "inclusionAI/LLaDA2.1-flash"), "llada2_moe", _LLADA2_FLASH),
 )
 """Hub ids by their beginning, their family, and where the published configuration differs from the family's default.
 
@@ -49,6 +65,7 @@ def without_weights(backbone: Backbone) -> Backbone:
     with torch.device("meta"):
         model: Any = AutoModelForMaskedLM.from_config(config, dtype=dtype)
         if backbone.quantization is not None:
+            check_quantizable(model)
             quantize(model)
         if base != source:
             model = with_stored_adapter(model, source)
@@ -108,6 +125,13 @@ def counted(model: nn.Module) -> tuple[int, int]:
     kept = [each for name, each in model.named_parameters() if each.requires_grad or ".lora_" not in name]
     counts = [(getattr(each, "unpacked", each.numel()), each.requires_grad) for each in kept]
     return sum(count for count, _ in counts), sum(count for count, is_trained in counts if is_trained)
+
+
+def active(model: Any) -> int:
+    """How many parameters a token goes through: of routed experts those that it is sent to."""
+    routed, config = sum(model.get_parameter(name).numel() for name in stacked_names(model)), model.config
+    left_out = routed and routed // config.num_experts * (config.num_experts - config.num_experts_per_tok)
+    return counted(model)[0] - left_out
 
 
 def quantize(model: nn.Module) -> None:

@@ -13,7 +13,7 @@ assumption and printed as one."""
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, what it takes, and how many parameters it has, of which some are trained.
+    """A run, what it takes, and how many parameters it has, of which some are trained, and a token goes through some.
 
     ``gpu_memory_gb`` is what there is, None where nothing says it.
     """
@@ -22,6 +22,7 @@ class Plan:
     memory: Memory
     total: int
     trainable: int
+    active: int
     gpu_memory_gb: float | None = None
 
     @property
@@ -60,7 +61,7 @@ class Plan:
             "strategy": run.sharding.name,
             "ranks": run.schedule.ranks,
             "tokens": {"prompt": run.prompt_length, "completion": run.completion_length},
-            "parameters": {"total": self.total, "trainable": self.trainable},
+            "parameters": {"total": self.total, "trainable": self.trainable, "active": self.active},
             "memory_per_gpu": {
                 "resident": {name: round(size) for name, size in memory.resident.items()},
                 "phases": {name: round(phase.peak) for name, phase in memory.phases.items()},
@@ -108,7 +109,8 @@ class Plan:
             f"{run.model}: weights {weights}; Trainer precision {run.precision}; {run.sharding.name}, "
             f"ranks: {run.schedule.ranks}",
             f"{self.total:,} parameters, of which {self.trainable:,} are trained "
-            f"({100 * self.trainable / self.total:.2f} %)",
+            f"({100 * self.trainable / self.total:.2f} %)"
+            + (f", and a token goes through {self.active:,}" if self.active < self.total else ""),
             f"rows of {run.prompt_length + run.completion_length} tokens: prompt {run.prompt_length}, completion "
             f"{run.completion_length}",
             "",

@@ -31,12 +31,22 @@ Choice = Callable[[Draw, Step], Bool[Tensor, "rows block"]]
 """Says which of a block's masked candidates a step reveals: at least one in every row that has any."""
 
 
-def decode_blocks(sampler: Sampler, canvas: Canvas, choose: Choice) -> Samples:
+EDITING_STEPS = 16
+"""How many steps a row may go on writing a block's tokens anew once all are revealed, as published for LLaDA2.1."""
+
+
+def decode_blocks(
+    sampler: Sampler, canvas: Canvas, choose: Choice, *, editing_threshold: float | None = None
+) -> Samples:
     """Samples completions in the model's own blocks, of which the first may begin with the end of the prompt.
 
     A row is over with the block of its first end token. The rest becomes end tokens without being computed.
+
+    With an ``editing_threshold`` each step also writes revealed tokens of the block anew for which another one is drawn
+    with more than that probability. A row has done with a block in which all is revealed and a step changes nothing.
+    What is recorded of a token is of its last write.
     """
-    decoding = Decoding(sampler, canvas, choose)
+    decoding = Decoding(sampler, canvas, choose, editing_threshold)
     # One forward for each time that the other ranks are asked, whatever this one still has to do.
     while canvas.policy.anywhere(decoding.is_working):
         if decoding.is_working:
@@ -50,13 +60,17 @@ def decode_blocks(sampler: Sampler, canvas: Canvas, choose: Choice) -> Samples:
 class Decoding:
     """The state of `decode_blocks`: which rows still go on, and the block and step that they are at."""
 
-    def __init__(self, sampler: Sampler, whole: Canvas, choose: Choice) -> None:
-        self.sampler, self.whole, self.choose = sampler, whole, choose
+    def __init__(self, sampler: Sampler, whole: Canvas, choose: Choice, editing_threshold: float | None) -> None:
+        self.sampler, self.whole, self.choose, self.editing_threshold = sampler, whole, choose, editing_threshold
         assert whole.policy.block_size is not None
         self.size = whole.policy.block_size
         self.counts = counts_per_block(sampler.denoising_steps, whole.length, self.size)
         self.canvas, self.going = whole, torch.arange(len(whole.ids), device=whole.ids.device)
         self.number = self.within = 0
+        # The number by which draws are keyed leaves room for one token per step, and for editing.
+        self.stride = self.size if editing_threshold is None else self.size + EDITING_STEPS
+        self.edited_steps = torch.zeros_like(self.going)
+        """How many steps of this block each row has made since its last mask."""
         self.cache: KeyValueCache | None = None
         self.kept = 0
         """Columns below this number are in the cache as they are when finished."""
@@ -74,17 +88,31 @@ class Decoding:
 
     def step(self) -> None:
         """One forward, and what it reveals. The block's last step ends the block as well."""
-        canvas, block, number = self.canvas, self.block, self.number * self.size + self.within
+        canvas, block, number = self.canvas, self.block, self.number * self.stride + self.within
         positions = canvas.positions(block)
         nearest = positions.clamp(0, canvas.length - 1)
-        step = Step(canvas, nearest, canvas.masked(block), number, self.counts[self.within])
+        step = Step(canvas, nearest, canvas.masked(block), number, self.counts[min(self.within, len(self.counts) - 1)])
         draw = canvas.draw(self._logits(positions), nearest, number, self.sampler)
         chosen = self.choose(draw, step) & step.masked
-        # The number by which draws are keyed leaves room for one token per step.
-        canvas.reveal_where(block, chosen, draw, number, done=self.number * len(self.counts) + self.within)
+        goes_on = (step.masked & ~chosen).any(1)
+        if self.editing_threshold is not None:
+            chosen |= self._edits(draw, step, positions)
+            goes_on = self.edited_steps < EDITING_STEPS
+        done = self.number * len(self.counts) + min(self.within, len(self.counts) - 1)
+        canvas.reveal_where(block, chosen, draw, number, done=done)
         self.within += 1
-        if not bool((step.masked & ~chosen).any()):
+        if not bool(goes_on.any()):
             self._end_block()
+
+    def _edits(self, draw: Draw, step: Step, positions: Int[Tensor, "rows block"]) -> Bool[Tensor, "rows block"]:
+        """Which revealed tokens of the block are written anew. A row without any is done with the block."""
+        assert self.editing_threshold is not None
+        may_edit = (positions == step.positions) & ~step.masked & (self.edited_steps < EDITING_STEPS)[:, None]
+        is_other = draw.tokens != self.canvas.ids[:, self.block]
+        edited = may_edit & is_other & (draw.confidence > self.editing_threshold)
+        is_full = ~step.masked.any(1)
+        self.edited_steps += torch.where(is_full & ~edited.any(1), EDITING_STEPS, is_full)
+        return edited
 
     def _logits(self, positions: Int[Tensor, "rows block"]) -> Float[Tensor, "rows block vocab"]:
         """The first step of a block also computes the block before, whose last tokens are not in the cache yet."""
@@ -113,6 +141,7 @@ class Decoding:
         """Goes on to the next block with the rows that have no end token yet."""
         rest = self.canvas.end_rows(self.block.stop)
         self.number, self.within = self.number + 1, 0
+        self.edited_steps = torch.zeros_like(rest)
         if len(rest) < len(self.going):
             self.write_back()
             self.going, self.canvas = self.going[rest], self.canvas.rows(rest)

@@ -38,7 +38,8 @@ class ConfidenceSampler(Sampler):
 
     Args:
         block_length: see `Sampler`.
-        denoising_steps: see `Sampler`. Not with ``threshold`` or ``factor``.
+        denoising_steps: see `Sampler`. With ``threshold`` only in a block-causal model's own blocks, where a step keeps
+            at least as many tokens as without, as SDAR and LLaDA2.0 do. Not with ``factor``.
         remasking: ``low_confidence`` keeps the tokens of highest probability, ``random`` those at random positions,
             and ``sequential`` the first ones.
         temperature: the temperature of the exact categorical draw. 0 takes the most likely token.
@@ -47,6 +48,9 @@ class ConfidenceSampler(Sampler):
         factor: keep the n most probable tokens as long as (n + 1) (1 - probability) is at most this, above 0.
         cache: ``none`` computes all columns in each step. ``prefix`` computes the block and all columns after it, and
             ``dual`` the block alone.
+        editing_threshold: in a block-causal model's own blocks, with ``threshold``: write a revealed token anew where
+            another one is drawn with more than this probability, in (0, 1], until nothing changes or for 16 steps after
+            the block's last mask, as LLaDA2.1 does. The prompt stays as it is.
         early_exit: a completion with an end token in a finished block is over, and the rest of it becomes end tokens
             without being computed. This changes what is sampled.
         top_k: see `Sampler`. In TraDo's greedy evaluation it is 1, which makes all drawn tokens equally sure.
@@ -68,6 +72,7 @@ class ConfidenceSampler(Sampler):
         temperature: float = 1.0,
         threshold: float | None = None,
         factor: float | None = None,
+        editing_threshold: float | None = None,
         cache: CacheMode = "none",
         early_exit: bool = False,
         top_k: int | None = None,
@@ -87,13 +92,19 @@ class ConfidenceSampler(Sampler):
             check_choice("confidence", confidence, get_args(Confidence))
         if threshold is not None and factor is not None:
             raise ValueError("Set `threshold` or `factor`, not both.")
-        if threshold is not None and not 0 < threshold <= 1:
-            raise ValueError(f"`threshold` must be a probability in (0, 1], got {threshold}.")
+        for name, value in (("threshold", threshold), ("editing_threshold", editing_threshold)):
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"`{name}` must be a probability in (0, 1], got {value}.")
+        if editing_threshold is not None and threshold is None:
+            raise ValueError("`editing_threshold` needs `threshold` as well, by which tokens are revealed.")
         if factor is not None and not 0 < factor < math.inf:
             raise ValueError(f"`factor` must be positive and finite, got {factor}.")
         self.remasking, self.cache, self.early_exit = remasking, cache, early_exit
         self.threshold, self.factor, self.confidence = threshold, factor, confidence
-        if not self.is_static and (denoising_steps is not None or remasking != "low_confidence"):
+        self.editing_threshold = editing_threshold
+        if (not self.is_static and remasking != "low_confidence") or (
+            factor is not None and denoising_steps is not None
+        ):
             raise ValueError(
                 f"`threshold` and `factor` choose the number of steps and compare confidence; leave out "
                 f"denoising_steps (got {denoising_steps}) and use remasking: low_confidence (got {remasking})."
@@ -116,6 +127,12 @@ class ConfidenceSampler(Sampler):
                 f"`cache` {self.cache} needs a native bidirectional backbone (LLaDA, iLLaDA, Dream), got "
                 f"{type(policy.model).__name__}; use cache: none. Finished blocks of SDAR are kept exactly anyway."
             )
+        is_scheduled = self.threshold is not None and self.denoising_steps is not None
+        if policy.block_size is None and (is_scheduled or self.editing_threshold is not None):
+            raise ValueError(
+                "`denoising_steps` beside `threshold`, and `editing_threshold`, are for block-causal backbones (SDAR, "
+                f"LLaDA2), got {type(policy.model).__name__}; leave them out."
+            )
 
     def sample(
         self,
@@ -129,7 +146,7 @@ class ConfidenceSampler(Sampler):
         self.validate_policy(policy)
         canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length, keys)
         if policy.block_size is not None:
-            return decode_blocks(self, canvas, self._choose)
+            return decode_blocks(self, canvas, self._choose, editing_threshold=self.editing_threshold)
         length = self.block_length or completion_length
         going = None  # the rows that are not over; None while that is all of them
         for start in range(0, completion_length, length):
@@ -151,8 +168,9 @@ class ConfidenceSampler(Sampler):
     def _choose(self, draw: Draw, step: Step) -> Bool[Tensor, "rows block"]:
         """What a step in a block-causal model's own block reveals."""
         if self.threshold is not None:
-            # Exceeded, as in the published code of SDAR. In that of Fast-dLLM it is reached.
-            return above_threshold(draw.confidence, step.masked, math.nextafter(self.threshold, 2.0))
+            # Exceeded, as in the published code of SDAR and LLaDA2. In that of Fast-dLLM it is reached.
+            sure = above_threshold(draw.confidence, step.masked, math.nextafter(self.threshold, 2.0))
+            return sure | best_of(draw.log_odds, step.masked, step.count)
         if not self.is_static:
             return self.sure_enough(draw, step.masked)
         return best_of(self.scores(draw, step.canvas, step.positions, step.number), step.masked, step.count)
