@@ -102,6 +102,8 @@ class LLaDA2Config(NativeConfig):
 class Router(nn.Module):
     """Says which experts a token goes to, in float32 whatever the states are and whatever autocast says."""
 
+    expert_bias: Tensor
+
     def __init__(self, config: LLaDA2Config) -> None:
         super().__init__()
         self.groups, self.kept_groups, self.k = config.n_group, config.topk_group, config.num_experts_per_tok
