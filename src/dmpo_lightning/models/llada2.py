@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from transformers import initialization as init
@@ -112,8 +111,8 @@ class Router(nn.Module):
         # Balances the load of the experts. Pre-training moved it without a gradient, and nothing does now.
         self.register_buffer("expert_bias", torch.zeros(config.num_experts))
 
-    def forward(self, h: Float[Tensor, "tokens width"]) -> tuple[Int[Tensor, "tokens k"], Float[Tensor, "tokens k"]]:
-        """The numbers of each token's experts, and the weights by which they count."""
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The numbers of the experts of each token ``[tokens width]``, and how much they count, both ``[tokens k]``."""
         with torch.autocast(h.device.type, enabled=False):
             scores = F.linear(h.float(), self.weight.float()).sigmoid()
         biased = scores + self.expert_bias
@@ -136,10 +135,8 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(number, 2 * inner, width))
         self.down_proj = nn.Parameter(torch.empty(number, width, inner))
 
-    def forward(
-        self, h: Float[Tensor, "tokens width"], chosen: Int[Tensor, "tokens k"], weights: Float[Tensor, "tokens k"]
-    ) -> Float[Tensor, "tokens width"]:
-        """The weighted sum of what its experts say to each token."""
+    def forward(self, h: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sum of what its experts say to each token ``[tokens width]``. See `Router`."""
         order = chosen.flatten().argsort(stable=True)
         # Counted as a sum over a table, because a count by `bincount` depends on how the device schedules it.
         ends = F.one_hot(chosen.flatten(), len(self.down_proj)).sum(0).cumsum(0).int()
