@@ -110,6 +110,20 @@ def test_the_python_of_a_page_runs(name, tmp_path, monkeypatch):
         exec(compile(text, name, "exec"), namespace)  # noqa: S102
 
 
+@pytest.mark.slow
+def test_the_notebook_runs_and_its_reward_rises(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "notebook"}
+    for cell in json.loads((REPOSITORY / "examples/quick_start.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "notebook", "exec"), namespace)  # noqa: S102
+    rewards = namespace["rewards"]
+    assert len(rewards) == 20
+    assert rewards[0] < 0.3
+    assert rewards[-1] > 0.5
+    assert (namespace["folder"] / "report.html").is_file()
+
+
 @pytest.mark.parametrize("name", TEXTS)
 def test_what_else_a_page_runs_and_links_is_there(name):
     makefile = (REPOSITORY / "Makefile").read_text()
