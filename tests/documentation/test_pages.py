@@ -28,7 +28,8 @@ SLOW_PYTHON = ("README.md", "docs/scaling.md", "docs/quick_start.md")
 
 def blocks(name: str, language: str) -> list[str]:
     """What stands between fences of this language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", TEXTS[name], re.MULTILINE | re.DOTALL)
+    fences = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", TEXTS[name], re.MULTILINE | re.DOTALL)
+    return [re.sub(f"^{indent}", "", text, flags=re.MULTILINE) for indent, text in fences]
 
 
 def lines(name: str) -> list[str]:
