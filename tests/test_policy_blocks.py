@@ -10,7 +10,7 @@ from torch import nn
 from dmpo_lightning.functional import draw_masks, elbo, elbo_replicates
 from dmpo_lightning.policy import Policy
 from helpers import END_OF_TEXT, MASK, NEVER_SAMPLED, pad_more, tiny_policy
-from small_models import tiny_adapted, tiny_sdar
+from small_models import tiny_adapted, tiny_llada2, tiny_sdar
 
 LENGTH = 7
 
@@ -51,7 +51,7 @@ def log_probs_block_after_block(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("model", [tiny_sdar, tiny_adapted], ids=["plain", "shifted"])
+@pytest.mark.parametrize("model", [tiny_sdar, tiny_adapted, tiny_llada2], ids=["plain", "shifted", "mixture"])
 @pytest.mark.parametrize("block", [1, 3, 4, 16])
 def test_all_blocks_in_one_forward_are_the_blocks_computed_one_after_another(block, model):
     """Prompts of every length modulo the block, in one padded batch, under several maskings each."""
@@ -89,7 +89,7 @@ def test_log_probs_are_computed_at_chosen_positions_alone():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("model", [tiny_sdar, tiny_adapted], ids=["plain", "shifted"])
+@pytest.mark.parametrize("model", [tiny_sdar, tiny_adapted, tiny_llada2], ids=["plain", "shifted", "mixture"])
 def test_in_blocks_of_one_token_the_elbo_is_the_autoregressive_log_likelihood(model):
     policy, (ids, mask), completion = policy_of(1, model), prompts([4, 4]), completions(2)
     blocks = policy.completion_blocks(mask, completion)

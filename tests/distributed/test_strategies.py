@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from dmpo_lightning.checkpoints.export import export_checkpoint
 from dmpo_lightning.models.loading import load_model, load_tokenizer
-from small_models import tiny_sdar
+from small_models import tiny_llada2, tiny_sdar
 from tiers import slow_unless
 
 SHARDED = ["fsdp2", "fsdp1", "zero2", "zero3"]
@@ -140,18 +140,20 @@ def test_gathering_once_per_buffer_saves_most_gathers_and_dynamic_samplers_train
 
 
 @pytest.fixture(scope="module")
-def block_causal_folder(tmp_path_factory):
-    """A block-causal model whose head is its embedding, with the tokenizer of the embedded one."""
-    folder = str(tmp_path_factory.mktemp("block_causal"))
-    tiny_sdar(tie_word_embeddings=True, initializer_range=0.1).save_pretrained(folder)
-    load_tokenizer("sudoku_tiny").save_pretrained(folder)
-    return folder
+def block_causal_folders(tmp_path_factory):
+    """A block-causal model whose head is its embedding, and a mixture of experts, with the embedded tokenizer."""
+    models = {"tied": tiny_sdar(tie_word_embeddings=True, initializer_range=0.1), "mixture": tiny_llada2()}
+    folders = {name: str(tmp_path_factory.mktemp(name)) for name in models}
+    for name, model in models.items():
+        model.save_pretrained(folders[name])
+        load_tokenizer("sudoku_tiny").save_pretrained(folders[name])
+    return folders
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
-def test_a_block_causal_model_trains_as_under_ddp_and_restarts_and_exports(runs, block_causal_folder, kind):
-    options = {"cuts": (3,), "model": block_causal_folder}
+@pytest.mark.parametrize(("kind", "model"), [("fsdp2", "tied"), ("zero3", "tied"), ("fsdp2", "mixture")])
+def test_a_block_causal_model_trains_as_under_ddp_and_restarts_and_exports(runs, block_causal_folders, kind, model):
+    options = {"cuts": (3,), "model": block_causal_folders[model]}
     assert_like_ddp(runs, kind, "full", exact=True, **options)
     found, expected = (
         load_model(str(runs("train", each, "full", **options)[1] / "exported")).state_dict() for each in (kind, "ddp")

@@ -17,12 +17,17 @@ from dmpo_lightning.rollout import PromptBatch, Rollouts, Sampling, collect
 from dmpo_lightning.samplers import ConfidenceSampler
 from helpers import MASK, tiny_policy
 from oracle.tabular import total_variation
-from small_models import tiny_adapted, tiny_sdar
+from small_models import tiny_adapted, tiny_llada2, tiny_sdar
 
 ALPHA, PROMPT = 0.5, 20
 VALUES = torch.tensor([9, 14])
 COMPLETIONS = torch.tensor(list(product(range(2), repeat=3)))
 REWARD = torch.tensor([0.0, 0.3, 0.1, 1.0, 0.2, 0.6, 0.4, 0.8])
+
+
+def mixture(**changes) -> nn.Module:
+    """Experts are in the second layer."""
+    return tiny_llada2(**changes | {"num_hidden_layers": 2})
 
 
 def policy_of_two_values(model: Callable[..., nn.Module] = tiny_sdar) -> Policy:
@@ -62,7 +67,7 @@ def buffer_of(policy: Policy, number: int, group_size: int) -> Rollouts:
     return collect(policy, Reward(reward), prompts, sampling)
 
 
-@pytest.mark.parametrize("model", [tiny_sdar, tiny_adapted], ids=["plain", "shifted"])
+@pytest.mark.parametrize("model", [tiny_sdar, tiny_adapted, mixture], ids=["plain", "shifted", "mixture"])
 def test_recorded_and_replayed_log_probs_are_those_of_the_chain_rule(model):
     policy = policy_of_two_values(model)
     rollouts = buffer_of(policy, 0, 64)

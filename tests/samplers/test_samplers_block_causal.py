@@ -20,7 +20,7 @@ from dmpo_lightning.samplers import (
     step_uniforms,
 )
 from helpers import MASK, pad_more, tiny_policy
-from small_models import tiny_adapted, tiny_sdar
+from small_models import tiny_adapted, tiny_llada2, tiny_sdar
 
 LENGTH = 9
 WHOLE = {"temperature": 0.0}
@@ -151,9 +151,10 @@ def test_samples_are_those_of_each_row_decoded_by_itself_without_a_cache(sampler
 
 
 @pytest.mark.parametrize("name", ["one by one", "cold, top-k, top-p, factor", "random order", "blocks of one"])
-def test_samples_of_a_shifted_model_are_too(name):
+@pytest.mark.parametrize("model", [tiny_adapted, tiny_llada2], ids=["shifted", "mixture"])
+def test_samples_of_a_shifted_model_and_of_a_mixture_are_too(name, model):
     sampler, block = SAMPLERS[name]
-    equals_rows_by_themselves(policy_of(block, tiny_adapted), sampler)
+    equals_rows_by_themselves(policy_of(block, model), sampler)
 
 
 def equals_rows_by_themselves(policy: Policy, sampler: Sampler) -> None:
