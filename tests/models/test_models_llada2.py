@@ -138,6 +138,10 @@ def test_routing_is_in_float32_whatever_autocast_says_and_the_bias_decides_who_i
 def test_a_model_in_bfloat16_keeps_its_biases_in_float32_and_routes_a_token_alike_in_any_batch(tmp_path):
     tiny_llada2().save_pretrained(tmp_path)
     model = load_model(str(tmp_path), dtype="bfloat16").eval()
+    assert torch.equal(
+        load_model(str(tmp_path), dtype="float32").bfloat16().model.layers[1].mlp.gate.expert_bias,
+        model.model.layers[1].mlp.gate.expert_bias,
+    )
     assert {name for name, each in model.state_dict().items() if each.dtype == torch.float32} == {
         "model.layers.1.mlp.gate.expert_bias"
     }

@@ -1,9 +1,10 @@
 """Writes the trained model as a Hugging Face folder when training ends."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
 
 from dmpo_lightning.checkpoints.export import PREFIX, refuse_other_weights, save_policy
-from dmpo_lightning.distributed.sharding import whole_weights
+from dmpo_lightning.distributed.sharding import plain_name, whole_weights
 from dmpo_lightning.modules.base import PolicyModule
 
 
@@ -33,4 +34,14 @@ class SavePretrained(Callback):
         held = {name.removeprefix(PREFIX) for name in pl_module.held_names()}
         weights = whole_weights(policy.model, names=held, keep=first)
         if first:
-            save_policy(policy.model, policy.tokenizer, weights, self.directory)
+            save_policy(policy.model, policy.tokenizer, _stored_buffers(policy.model) | weights, self.directory)
+
+
+def _stored_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """What files hold and nobody trains or divides, such as the biases of routers."""
+    return {
+        plain_name(f"{name}.{leaf}"): buffer.cpu()
+        for name, module in model.named_modules()
+        for leaf, buffer in module.named_buffers(recurse=False)
+        if leaf not in module._non_persistent_buffers_set
+    }

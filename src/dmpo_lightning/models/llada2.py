@@ -111,6 +111,15 @@ class Router(nn.Module):
         # Balances the load of the experts. Pre-training moved it without a gradient, and nothing does now.
         self.register_buffer("expert_bias", torch.zeros(config.num_experts))
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """The bias stays in float32 where a whole module is cast, as by a Trainer's precision."""
+        bias = self.expert_bias
+        super()._apply(fn, recurse)
+        self.expert_bias = (
+            self.expert_bias if self.expert_bias.dtype == bias.dtype else bias.to(self.expert_bias.device)
+        )
+        return self
+
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The numbers of the experts of each token ``[tokens width]``, and how much they count, both ``[tokens k]``."""
         with torch.autocast(h.device.type, enabled=False):
