@@ -15,7 +15,7 @@ SIZES = ["--data.task.sizes", "{train: 128, validation: 8, test: 8}"]
 
 
 @pytest.mark.slow
-def test_the_example_goes_from_the_package_to_a_trained_adapter_and_continues_where_it_was(tmp_path):
+def test_the_example_goes_from_the_package_to_a_trained_model_and_continues_where_it_was(tmp_path):
     program = {"DMPO": str(Path(sys.executable).with_name("dmpo-lightning")), "PYTHON": sys.executable}
     for end in ("1", "2"):
         command = ["sh", SCRIPT, "--trainer.max_steps", end, *SIZES]
@@ -27,7 +27,7 @@ def test_the_example_goes_from_the_package_to_a_trained_adapter_and_continues_wh
     assert "adapt.yaml" not in done.stderr
     [trained] = [path for path in (tmp_path / "runs").glob("smollm2_0/*/summary.json") if not path.parent.is_symlink()]
     summary = json.loads(trained.read_text())
-    assert summary["rollouts"] == 128
+    assert summary["rollouts"] == 512
     folder = str(tmp_path / "runs/smollm2/fine_tuned")
     model = load_model(folder)
     assert (model.block_size, model.lookback, model.num_parameters()) == (4, 1, 134_515_584)
