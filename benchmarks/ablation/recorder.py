@@ -26,15 +26,27 @@ class Recorder(RolloutObserver):
         self.rows: list[dict[str, Any]] = []
         self._buffers: list[dict[str, float]] = []
         self._started = 0.0
+        self._tokens = {False: 0, True: 0}
+        """Through the policy and its reference since training began, without a gradient and with one."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DMPO)
         self._started = time.perf_counter()
+
+        def count(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+            # Prompts, padding and what an early exit computes again are all paid for; evaluations are nobody's cost.
+            if trainer.training:
+                self._tokens[torch.is_grad_enabled()] += given[0].numel()
+
+        for network in pl_module.policy.networks:
+            network.register_forward_pre_hook(count)
 
     def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
         self._buffers.append(
             {
                 "reward": buffer.means["reward/total"],
-                "ess": buffer.means["weight/ess"],
+                # Only weighted objectives have weights.
+                "ess": buffer.means.get("weight/ess", float("nan")),
                 "informative": buffer.means["reward/informative_groups"],
                 "entropy": -float(buffer.rollouts.sampled_log_prob.mean()),
                 "distinct_correct": _distinct_correct(buffer.rollouts.completions, buffer.rollouts.reward),
@@ -52,6 +64,8 @@ class Recorder(RolloutObserver):
                 "seconds": round(time.perf_counter() - self._started, 1) if self._buffers else 0.0,
                 **{name: found[f"val/{name}/accuracy"] for name in ("sampled", "greedy")},
                 **{f"{name}_se": found[f"val/{name}/accuracy_stderr"] for name in ("sampled", "greedy")},
+                "tokens_forward": self._tokens[False],
+                "tokens_trained": self._tokens[True],
                 **{name: sum(buffer[name] for buffer in since) / len(since) for name in MEASURED},
             }
         )

@@ -1,6 +1,8 @@
 """The ablation: which runs a grid has, what is left of it, and what the page says of the table."""
 
 from dataclasses import replace
+from itertools import product
+from pathlib import Path
 
 import pytest
 from benchmarks.ablation.__main__ import COLUMNS, append, finished
@@ -8,8 +10,10 @@ from benchmarks.ablation.__main__ import main as run_grid
 from benchmarks.ablation.grid import Grid
 from benchmarks.ablation.results import curves, differences, main, table
 
+ABLATION = Path(__file__).parents[2] / "benchmarks" / "ablation"
 METHODS = ("plain", "twice")
 GRID = """
+table: table.csv
 steps: 8
 evaluate_every: 4
 collapsed: 0.02
@@ -51,6 +55,41 @@ def test_several_passes_are_more_steps_and_evaluations_at_the_same_rollouts(grid
     assert {"--model.num_iterations=2", "--model.objective.baseline=group"} <= set(twice.arguments)
     common = {"--model.num_iterations=1", "--model.objective.prompt_weight=equal"}
     assert {"--model.lr_scheduler=null", *common} <= set(plain.arguments)
+
+
+def test_other_seeds_follow_at_the_best_setting_of_each_method_and_no_sooner(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(GRID.replace("seeds: [0, 1]", "seeds: [0]\nseeds_at_best: [1, 2]"))
+    grid = Grid.read(path)
+    rates = {run.identity: 0.1 * (run.schedule == "decayed") + (run.lr == 0.1) for run in grid.runs}
+    first = grid.runs[0].identity
+    assert [run.identity for run in grid.missing({key: rate for key, rate in rates.items() if key != first})] == [first]
+    repeats = grid.missing(rates)
+    assert [(run.lr, run.schedule) for run in repeats] == [(0.1, "decayed")] * 8
+    assert {(run.problem, run.method, run.seed) for run in repeats} == set(product(("one", "two"), METHODS, (1, 2)))
+    assert grid.missing(rates | {run.identity: 0.0 for run in repeats}) == []
+
+
+def test_methods_are_shipped_overlays_and_combinations_of_parts(tmp_path):
+    path = tmp_path / "grid.yaml"
+    methods = """methods:
+  - mine: {overlay: wd1}
+    none: {baseline: none, by_problem: {two: {baseline: group}}}
+  - fixed: {model.reference_refresh_interval: null}
+"""
+    path.write_text(GRID[: GRID.index("methods:")] + methods + GRID[GRID.index("learning_rates:") :])
+    grid = Grid.read(path)
+    by_name = {(run.problem, run.method): set(run.arguments) for run in grid.runs}
+    assert {"--model.objective=dmpo_lightning.objectives.WD1", "--model.reference_refresh_interval=null"} <= by_name[
+        "one", "mine, fixed"
+    ]
+    assert "--model.objective.baseline=none" in by_name["one", "none, fixed"]
+    assert "--model.objective.baseline=group" in by_name["two", "none, fixed"]
+
+
+@pytest.mark.parametrize("name", ["grid", "side_by_side", "regime"])
+def test_shipped_grids_are_read(name):
+    assert Grid.read(ABLATION / f"{name}.yaml").runs
 
 
 def test_what_the_table_holds_is_not_run_again(grid, tmp_path):
