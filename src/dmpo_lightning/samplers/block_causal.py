@@ -89,17 +89,18 @@ class Decoding:
     def step(self) -> None:
         """One forward, and what it reveals. The block's last step ends the block as well."""
         canvas, block, number = self.canvas, self.block, self.number * self.stride + self.within
+        # Behind the scheduled steps there are only those of editing.
+        scheduled = min(self.within, len(self.counts) - 1)
         positions = canvas.positions(block)
         nearest = positions.clamp(0, canvas.length - 1)
-        step = Step(canvas, nearest, canvas.masked(block), number, self.counts[min(self.within, len(self.counts) - 1)])
+        step = Step(canvas, nearest, canvas.masked(block), number, self.counts[scheduled])
         draw = canvas.draw(self._logits(positions), nearest, number, self.sampler)
         chosen = self.choose(draw, step) & step.masked
         goes_on = (step.masked & ~chosen).any(1)
         if self.editing_threshold is not None:
             chosen |= self._edits(draw, step, positions)
             goes_on = self.edited_steps < EDITING_STEPS
-        done = self.number * len(self.counts) + min(self.within, len(self.counts) - 1)
-        canvas.reveal_where(block, chosen, draw, number, done=done)
+        canvas.reveal_where(block, chosen, draw, number, done=self.number * len(self.counts) + scheduled)
         self.within += 1
         if not bool(goes_on.any()):
             self._end_block()
