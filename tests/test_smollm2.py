@@ -15,6 +15,7 @@ SIZES = ["--data.task.sizes", "{train: 128, validation: 8, test: 8}"]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_example_goes_from_the_package_to_a_trained_model_and_continues_where_it_was(tmp_path):
     program = {"DMPO": str(Path(sys.executable).with_name("dmpo-lightning")), "PYTHON": sys.executable}
     for end in ("1", "2"):

@@ -34,6 +34,7 @@ train() {
 if [ ! -f "$OUT/fine_tuned/config.json" ]; then
   train smollm2_sft --config adapt.yaml --config "$HERE/sft.yaml" --model.model "$OUT/adapted" "$@"
   "$DMPO" export --ckpt_path runs/smollm2_sft/latest/checkpoints/last.ckpt --output "$OUT/fine_tuned"
+  rm -r runs/smollm2_sft/latest/checkpoints # 1.6 GB, of which the next stage needs nothing
 fi
 
 train "smollm2_$SEED" --config "$HERE/dmpo.yaml" --seed_everything "$SEED" --trainer.logger.name "smollm2_$SEED" "$@"
