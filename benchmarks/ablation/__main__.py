@@ -26,7 +26,8 @@ HERE = Path(__file__).parent
 COLUMNS = (
     *OF_RUN,
     *("step", "rollouts", "seconds", "sampled", "sampled_se", "greedy", "greedy_se"),
-    *("reward", "ess", "informative", "entropy", "distinct_correct", "tokens_forward", "tokens_trained"),
+    *("reward", "ess", "informative", "entropy", "distinct_correct", "pass_at_group"),
+    *("tokens_forward", "tokens_trained"),
     *("torch", "lightning", "dmpo_lightning"),
 )
 

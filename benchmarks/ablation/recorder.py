@@ -11,7 +11,7 @@ from dmpo_lightning import DMPO
 from dmpo_lightning.modules.observers import RolloutObserver
 from dmpo_lightning.rollout import RolloutBuffer
 
-MEASURED = ("reward", "ess", "informative", "entropy", "distinct_correct")
+MEASURED = ("reward", "ess", "informative", "entropy", "distinct_correct", "pass_at_group")
 
 
 class Recorder(RolloutObserver):
@@ -50,6 +50,8 @@ class Recorder(RolloutObserver):
                 "informative": buffer.means["reward/informative_groups"],
                 "entropy": -float(buffer.rollouts.sampled_log_prob.mean()),
                 "distinct_correct": _distinct_correct(buffer.rollouts.completions, buffer.rollouts.reward),
+                # pass@8 of Countdown and pass@4 of Sudoku, on prompts that the policy has not been trained on before.
+                "pass_at_group": float((buffer.rollouts.reward >= 1).any(-1).float().mean()),
             }
         )
 
