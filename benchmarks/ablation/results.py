@@ -13,6 +13,7 @@ from math import hypot, sqrt
 from pathlib import Path
 from statistics import mean, median, stdev
 
+from benchmarks.ablation.comparison import regime, side_by_side
 from benchmarks.ablation.grid import OF_RUN, Grid
 
 ROOT = Path(__file__).parents[2]
@@ -250,6 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"\nControls and variants, seeds {_seeds(others)}:\n",
                 *table(others, controls, _columns(main_part)),
             ]
+    for name, section in (("side_by_side", side_by_side), ("regime", regime)):
+        if (others := options.table.with_name(f"{name}.csv")).is_file():
+            text.append("\n" + Path(__file__).with_name(f"{name}.md").read_text(encoding="utf-8").rstrip())
+            text.append("\n" + "\n".join(section(others, options.output.parent)))
     options.output.write_text("\n".join(text) + "\n", encoding="utf-8")
     print(f"Written: {options.output}")
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from benchmarks.ablation.__main__ import COLUMNS, append, finished
 from benchmarks.ablation.__main__ import main as run_grid
+from benchmarks.ablation.comparison import regime, side_by_side
 from benchmarks.ablation.grid import Grid
 from benchmarks.ablation.results import curves, differences, main, table
 
@@ -164,3 +165,40 @@ def test_methods_are_chosen_by_name_and_an_unknown_one_is_an_error(tmp_path):
     assert {run.method for run in Grid.read(path, methods=["twice"]).runs} == {"twice"}
     with pytest.raises(ValueError, match=r"has no methods \['thrice'\]; it has plain, twice"):
         Grid.read(path, methods=["thrice"])
+
+
+def test_methods_side_by_side_are_their_repeats_at_the_best_learning_rate(tmp_path):
+    grid = Grid.read(ABLATION / "side_by_side.yaml", problems=["countdown_tiny"], methods=["DMPO", "wd1"])
+    path = tmp_path / "side_by_side.csv"
+    steps = {"DMPO": 0.4, "wd1": 0.2}
+    for run in grid.runs:  # the lowest learning rate ends below the base
+        append(path, rows(run, 0.2, *((0.1,) if run.lr == 3e-5 else (0.4, 0.6))))
+    for run in grid.repeats:
+        if run.lr == 1e-3:
+            change = 0.01 * (run.seed - 2)
+            own = rows(run, 0.2, *(0.2 + steps[run.method] * at + change for at in (1, 2)))
+            append(path, [each | {"rollouts": 100 * at, "tokens_trained": 1e6 * at} for at, each in enumerate(own)])
+    lines = list(side_by_side(path, tmp_path))
+    header, _, first, second = [line for line in lines if line.startswith("|")]
+    assert header.startswith("| method | T = 1 | greedy | mean | best | lr | rollouts to 0.450 | forwards to 0.450 |")
+    # Student's t of two degrees of freedom at 97.5 %, by the square root of three; 0.45 is half between 0.45 and 0.75.
+    half = 4.302653 * 0.01 / 3**0.5
+    assert first.startswith(
+        f"| DMPO | **1.000 ± {half:.3f}** | **0.500 ± {half / 2:.3f}** | **0.750 ± {half * 0.75:.3f}** |"
+    )
+    assert first.split(" | ")[5:9] == ["0.001", "**100**", "**3**", "6"]
+    assert second.split(" | ")[5:10] == ["0.001", "200", "6", "6", "**4 of 5**"]
+    assert (tmp_path / "side_by_side_countdown_tiny.png").stat().st_size > 1000
+
+
+def test_the_papers_regime_has_a_line_for_each_baseline_and_form(tmp_path):
+    grid = Grid.read(ABLATION / "regime.yaml")
+    path = tmp_path / "regime.csv"
+    for run in grid.runs:
+        rate = 0.53 + 0.2 * ("bounded" in run.method) + 0.1 * (run.lr == 3e-4) - 0.4 * ("alpha 1" in run.method)
+        append(path, rows(run, 0.5, rate))
+    lines = list(regime(path, tmp_path))
+    assert lines[0].endswith("| renewed, alpha 0.2 | renewed, alpha 1 | below the base |")
+    assert lines[2] == f"| none, published |{' 0.47 / 0.40 | 0.47 / 0.40 | 0.17 / 0.10 |' * 2} 4 of 12 |"
+    assert lines[3].startswith("| none, bounded | **0.62** / 0.55 |")
+    assert len(lines) == 10
