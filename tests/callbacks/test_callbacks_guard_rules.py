@@ -16,6 +16,7 @@ HEALTHY = {
     "completion/empty": 0.0,
     "completion/repetition": 0.05,
     "completion/truncated": 0.1,
+    "routing/lowest_entropy": 0.9,
 }
 THRESHOLDS = Guards().thresholds
 
@@ -128,6 +129,7 @@ def test_vanished_information_is_told_apart_from_a_solved_task():
         ({"completion/truncated": 0.95}, "truncated", "95% of the completions have no end token"),
         ({"policy/log_rnd": -92.0}, "log_rnd", "4.60 nats per token"),
         ({"policy/log_rnd_spread": 11.0}, "log_rnd", "0.55 nats per token"),
+        ({"routing/lowest_entropy": 0.6}, "routing", "is 67% of what it was"),
     ],
 )
 def test_a_number_out_of_its_range_is_said_by_its_guard_alone(change, guard, number):

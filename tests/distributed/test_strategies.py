@@ -151,7 +151,10 @@ def block_causal_folders(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "model"), [("fsdp2", "tied"), ("zero3", "tied"), ("fsdp2", "mixture")])
+@pytest.mark.parametrize(
+    ("kind", "model"),
+    [("fsdp2", "tied"), ("zero3", "tied"), *((kind, "mixture") for kind in ("fsdp2", "fsdp1", "zero3"))],
+)
 def test_a_block_causal_model_trains_as_under_ddp_and_restarts_and_exports(runs, block_causal_folders, kind, model):
     options = {"cuts": (3,), "model": block_causal_folders[model]}
     assert_like_ddp(runs, kind, "full", exact=True, **options)

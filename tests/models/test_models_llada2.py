@@ -12,6 +12,7 @@ from dmpo_lightning.functional import row_keys
 from dmpo_lightning.models.llada2 import LLaDA2Config, Router
 from dmpo_lightning.models.loading import load_model, load_tokenizer
 from dmpo_lightning.models.lora import LoRA
+from dmpo_lightning.models.routing import expert_load, routing_values
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.samplers import ConfidenceSampler
 from helpers import tiny_policy
@@ -133,6 +134,24 @@ def test_routing_is_in_float32_whatever_autocast_says_and_the_bias_decides_who_i
     router.expert_bias[3] += 10
     assert (router(h)[0] == 3).any(-1).all()
     assert not router.expert_bias.requires_grad
+
+
+def test_the_load_of_experts_is_counted_and_what_is_logged_of_it():
+    model = tiny_llada2(num_hidden_layers=3)
+    with expert_load(model) as loads:
+        model(IDS)
+        model(IDS[:1])
+    model(IDS)
+    assert [int(load.sum()) for load in loads] == [(IDS.numel() + IDS[:1].numel()) * 3] * 2
+    even, one = torch.full((8,), 5), torch.tensor([0, 0, 0, 24, 0, 0, 0, 8])
+    values = routing_values([even, one, torch.zeros(8, dtype=torch.int64)])
+    entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25)) / np.log(8)
+    assert values["routing/lowest_entropy"].item() == pytest.approx(entropy, rel=1e-6)
+    assert values["routing/entropy"].item() == pytest.approx((1 + entropy) / 2, rel=1e-6)
+    assert values["routing/busiest_expert"].item() == 0.75
+    with expert_load(tiny_sdar()) as loads:
+        pass
+    assert routing_values(loads) == {}
 
 
 def test_a_model_in_bfloat16_keeps_its_biases_in_float32_and_routes_a_token_alike_in_any_batch(tmp_path):

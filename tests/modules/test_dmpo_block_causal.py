@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from dmpo_runs import TOKENIZER, loader, small_dmpo, trainer
+from dmpo_runs import TOKENIZER, SaveAt, loader, small_dmpo, trainer, weights
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dmpo_lightning import WDCE, WDDO, ConfidenceSampler, TrajectoryEstimator
@@ -16,7 +16,7 @@ from dmpo_lightning.objectives.estimators import masked_log_probs
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards.reward import Reward
 from dmpo_lightning.rollout import Sampling, collect
-from small_models import SMALL, tiny_sdar
+from small_models import SMALL, tiny_llada2, tiny_sdar
 
 
 def share_of_ones(example, completion):
@@ -78,6 +78,27 @@ def test_an_adapted_causal_model_trains(tmp_path, block_size):
     run.fit(dmpo, loader())
     assert all(torch.isfinite(weight).all() for weight in adapted.model.state_dict().values())
     assert any((weight != before[name]).any() for name, weight in adapted.model.state_dict().items())
+
+
+def test_a_mixture_of_experts_logs_its_routing_and_resumes_bit_for_bit(tmp_path):
+    def fit(**options):
+        dmpo = block_causal(
+            WDCE(reward_temperature=0.03, replicates=2),
+            model=tiny_llada2(initializer_range=0.1),
+            validation_samplers={"greedy": ConfidenceSampler(temperature=0.0)},
+        )
+        run = trainer(tmp_path, max_steps=6, callbacks=[SaveAt(2, tmp_path / "mid.ckpt")])
+        run.fit(dmpo, loader(), **options)
+        return dmpo, run
+
+    whole, run = fit()
+    resumed, again = fit(ckpt_path=tmp_path / "mid.ckpt")
+    assert torch.equal(weights(whole), weights(resumed))
+    logged = {name: float(value) for name, value in run.logged_metrics.items() if name.startswith("routing/")}
+    # Of one layer with experts, eight, of which each token gets three.
+    assert math.log(3) / math.log(8) < logged["routing/entropy"] == logged["routing/lowest_entropy"] <= 1
+    assert 1 / 8 <= logged["routing/busiest_expert"] <= 1 / 3 + 1e-6
+    assert {name: float(value) for name, value in again.logged_metrics.items() if name in logged} == logged
 
 
 def rollouts_of(dmpo):

@@ -104,9 +104,14 @@ def _informative(history: History) -> float | None:
     return None if history.reward is None or history.has_risen else share
 
 
+def _of_first(history: History, name: str) -> float | None:
+    """A number as a share of what it was in the first buffer."""
+    now, first = history.mean(name), history.first[0].get(name)
+    return None if now is None or not first else now / first
+
+
 def _entropy(history: History) -> float | None:
-    now, first = history.mean("policy/entropy"), history.first[0].get("policy/entropy")
-    return None if now is None or not first or history.reward is None or history.has_risen else now / first
+    return None if history.reward is None or history.has_risen else _of_first(history, "policy/entropy")
 
 
 def _per_token(history: History) -> float:
@@ -124,9 +129,10 @@ NUMBERS: dict[str, Callable[[History], float | None]] = {
     "empty": lambda history: history.mean("completion/empty"),
     "truncated": lambda history: history.mean("completion/truncated"),
     "log_rnd": _per_token,
+    "routing": lambda history: _of_first(history, "routing/lowest_entropy"),
 }
 """What each guard judges. None where it is not known, or says nothing."""
-TOO_LOW = ("informative_groups", "entropy", "effective_rollouts")
+TOO_LOW = ("informative_groups", "entropy", "effective_rollouts", "routing")
 """The guards that warn below their thresholds. The others do above."""
 SAID = re.compile(r"^\| `(\w+): [\d.]+` \|.*\| (.*) \|$", re.MULTILINE)
 """What each guard says of its number, the ``value``, in the table of docs/metrics.md."""
@@ -156,6 +162,8 @@ class Guards(RolloutObserver):
         empty: the largest share of empty completions.
         truncated: the largest share of completions without an end token.
         log_rnd: the largest mean and spread of log_rnd, in nats per token.
+        routing: the least share of the first buffer's entropy of routing, in the layer where it is lowest. Mixtures of
+            experts alone have it.
         window: buffers over which reward and informative groups are averaged. They are more where these hold fewer than
             100 prompts. The other numbers are averaged over three.
 
@@ -174,6 +182,7 @@ class Guards(RolloutObserver):
         empty: float | None = 0.5,
         truncated: float | None = 0.9,
         log_rnd: float | None = 0.5,
+        routing: float | None = 0.75,
         window: int = 10,
     ) -> None:
         given = locals()

@@ -18,6 +18,7 @@ from dmpo_lightning.distributed.ranks import gather_ranks
 from dmpo_lightning.distributed.strategies import divides_weights
 from dmpo_lightning.evaluation.rollout_values import rollout_means
 from dmpo_lightning.models.backbone import Backbone
+from dmpo_lightning.models.routing import expert_load, routing_values
 from dmpo_lightning.modules.base import OptimizerFactory, PolicyModule
 from dmpo_lightning.modules.continuation import KEY, Continuation
 from dmpo_lightning.modules.evaluation import Evaluator, check_evaluation
@@ -314,7 +315,7 @@ class DMPO(PolicyModule):
         )
         with self.gathered():
             started = perf_counter()
-            with self.policy.merged() if self.sample_merged else nullcontext():
+            with self.policy.merged() if self.sample_merged else nullcontext(), expert_load(self.policy) as loads:
                 kept, whole = collect_informative(
                     self.policy, self.evaluator.reward, prompts, sampling, rounds=self.sampling_rounds
                 )
@@ -325,7 +326,7 @@ class DMPO(PolicyModule):
         check_policy(self.trainer, {"policy/entropy": whole.sampled_log_prob, **diagnostics})
         buffer = self.buffer
         buffer.fill(kept, targets, number=self.buffers_collected, sampled=whole)
-        diagnostics = diagnostics | self.sampler.diagnostics(whole.reveal_step)
+        diagnostics = diagnostics | self.sampler.diagnostics(whole.reveal_step) | routing_values(loads)
         buffer.means = rollout_means(self.policy, whole, diagnostics)
         buffer.seconds = {"sampling": sampled - started, "scoring": perf_counter() - sampled}
         self.buffers_collected += 1
