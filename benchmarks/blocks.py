@@ -1,10 +1,12 @@
 """Sampling of a block-causal model: what a token costs at several lengths, beside recomputing everything in each step.
 
     python -m benchmarks.blocks --lengths 128 256 512
+    python -m benchmarks.blocks --family llada2
 
 The two sides alternate, after one untimed run of each whose tokens are compared; seconds are medians. Operations are
 those of the matrix products, counted, per row and token behind the first block: those of attention grow with what there
-is to attend to, and all others must not grow.
+is to attend to, and all others must not grow. Of a mixture of experts the plain side runs a loop over them, as
+published, and both ways are also timed by themselves, forward and backward.
 """
 
 import argparse
@@ -18,7 +20,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.options import at_least_three, function_named
-from benchmarks.samplers import interleaved, random_policy_of, sampled
+from benchmarks.plain_experts import with_loops
+from benchmarks.samplers import Timing, interleaved, random_policy_of, sampled
+from dmpo_lightning.models.llada2 import LLaDA2Config, LLaDA2ForMaskedDiffusion, MixtureMLP
 from dmpo_lightning.models.sdar import SDARConfig, SDARForMaskedDiffusion
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers import ConfidenceSampler
@@ -51,23 +55,28 @@ class Cost:
     attention: float
 
 
-def random_policy(size: Size) -> Policy:
-    """SDAR with large random weights, which never chooses its end token."""
-    config = SDARConfig(
-        hidden_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        intermediate_size=768,
-        vocab_size=size.vocab_size,
-        block_size=size.block_size,
-        initializer_range=0.1,
-        mask_token_id=size.vocab_size - 1,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    policy = random_policy_of(lambda: SDARForMaskedDiffusion(config))
+SHAPE = {
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "intermediate_size": 768,
+    "initializer_range": 0.1,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+EXPERTS = {"num_experts": 64, "moe_intermediate_size": 128}
+"""Three of the four layers are mixtures, of which a token gets eight."""
+
+
+def random_policy(size: Size, family: str = "sdar") -> Policy:
+    """A model with large random weights, which never chooses its end token."""
+    own = {"vocab_size": size.vocab_size, "block_size": size.block_size, "mask_token_id": size.vocab_size - 1}
+    if family == "sdar":
+        policy = random_policy_of(lambda: SDARForMaskedDiffusion(SDARConfig(**SHAPE, **own)))
+    else:
+        policy = random_policy_of(lambda: LLaDA2ForMaskedDiffusion(LLaDA2Config(**SHAPE, **EXPERTS, **own)))
     # All others are spread widely about 0, so that the greatest is far above it.
     policy.model.get_output_embeddings().weight.data[list(policy.facts.end_token_ids)] = 0.0
     return policy
@@ -105,10 +114,12 @@ def _attention_operations(query: torch.Size, key: torch.Size, *_: Any, **__: Any
 def cost(policy: Policy, size: Size, length: int, plain: Callable[..., Any], repeats: int) -> Cost:
     """Both sides at one length of completions."""
     prompt_ids, tokens = random_prompts(size), size.rows * length
+    is_mixture = isinstance(policy.model, LLaDA2ForMaskedDiffusion)
+    plain_model = with_loops(policy.model) if is_mixture else policy.model
     timing = interleaved(
         lambda: (
             plain(
-                policy.model, prompt_ids, completion_length=length, mask_token_id=policy.facts.mask_token_id
+                plain_model, prompt_ids, completion_length=length, mask_token_id=policy.facts.mask_token_id
             ).completion_ids
         ),
         lambda: ours(policy, prompt_ids, length),
@@ -134,9 +145,27 @@ def cost(policy: Policy, size: Size, length: int, plain: Callable[..., Any], rep
     )
 
 
+def expert_timing(policy: Policy, tokens: int, repeats: int) -> Timing:
+    """Both ways of running the experts of one layer in training, forward and backward."""
+    ours, plain = (
+        next(module for module in model.train().modules() if isinstance(module, MixtureMLP))
+        for model in (policy.model, with_loops(policy.model))
+    )
+    states = torch.randn(1, tokens, SHAPE["hidden_size"], generator=torch.Generator().manual_seed(0))
+
+    def gradient(mixture: MixtureMLP) -> Tensor:
+        mixture.zero_grad()
+        given = states.clone().requires_grad_()
+        mixture(given).square().sum().backward()
+        return given.grad
+
+    return interleaved(lambda: gradient(plain), lambda: gradient(ours), repeats=repeats, compare=False)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.blocks", description=__doc__.partition("\n")[0])
     parser.add_argument("--lengths", nargs="+", type=int, default=[128, 512])
+    parser.add_argument("--family", choices=["sdar", "llada2"], default="sdar")
     parser.add_argument("--block-size", type=int, default=4)
     parser.add_argument("--plain", type=function_named, default="benchmarks.plain_blocks:generate")
     parser.add_argument("--repeats", type=at_least_three, default=3)
@@ -147,7 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     if Size.prompt_length % options.block_size:
         parser.error(f"the block size must divide the prompt's {Size.prompt_length} tokens, got {options.block_size}")
     size = Size(block_size=options.block_size)
-    policy = random_policy(size)
+    policy = random_policy(size, options.family)
     if not options.json:
         print("length   plain [ms]   ours [ms]   ratio  mismatches   products [M]   attention [M]")
     for length in options.lengths:
@@ -157,6 +186,14 @@ def main(arguments: list[str] | None = None) -> None:
             f"{found.products:14.4g} {found.attention:15.4g}"
         )
         print(json.dumps(asdict(found)) if options.json else line, flush=True)
+    for tokens in (256, 2048) if options.family == "llada2" else ():
+        timing = expert_timing(policy, tokens, options.repeats)
+        found = {"tokens": tokens, **asdict(timing)}
+        line = (
+            f"one mixture, forward and backward of {tokens} tokens: plain {1e3 * timing.plain_seconds:.4g} ms, "
+            f"ours {1e3 * timing.our_seconds:.4g} ms, ratio {timing.ratio:.2f}"
+        )
+        print(json.dumps(found) if options.json else line, flush=True)
 
 
 if __name__ == "__main__":

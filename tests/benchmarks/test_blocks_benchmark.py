@@ -6,6 +6,7 @@ import torch
 from benchmarks.block_masks import Layer, compare
 from benchmarks.block_masks import Size as MaskSize
 from benchmarks.plain_blocks import generate
+from benchmarks.plain_experts import LoopedExperts, with_loops
 from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks import blocks
@@ -25,6 +26,16 @@ def test_both_sides_decode_the_same_tokens(policy, prompt_length):
     plain = generate(policy.model, prompts, completion_length=11, mask_token_id=mask)
     assert torch.equal(blocks.ours(policy, prompts, 11), plain.completion_ids)
     assert plain.forwards == 11
+
+
+def test_experts_in_a_loop_say_what_grouped_ones_do(policy):
+    ours = blocks.random_policy(SMALL, "llada2").model
+    plain, ids = with_loops(ours), blocks.random_prompts(SMALL)
+    for model in (ours, plain):
+        assert sum(isinstance(module, LoopedExperts) for module in model.modules()) == 3 * (model is plain)
+    for training in (False, True):
+        found, expected = (model.train(training)(ids).logits for model in (ours, plain))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_mismatches_count_the_tokens_of_a_plain_side_that_decodes_something_else(policy):
