@@ -14,6 +14,7 @@ CHECKED = (
     "models.layers",
     "models.loading",
     "models.lora",
+    "models.routing",
     "objectives",
     "policy",
     "rewards",

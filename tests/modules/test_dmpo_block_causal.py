@@ -11,7 +11,7 @@ from dmpo_lightning import WDCE, WDDO, ConfidenceSampler, TrajectoryEstimator
 from dmpo_lightning.checkpoints.export import save_policy
 from dmpo_lightning.functional import Purpose, block_weights, elbo_replicates, fold_in
 from dmpo_lightning.models.adapting import adapt
-from dmpo_lightning.objectives import ElboEstimator
+from dmpo_lightning.objectives import ElboEstimator, TraceRL
 from dmpo_lightning.objectives.estimators import masked_log_probs
 from dmpo_lightning.policy import evaluating
 from dmpo_lightning.rewards.reward import Reward
@@ -99,6 +99,20 @@ def test_a_mixture_of_experts_logs_its_routing_and_resumes_bit_for_bit(tmp_path)
     assert math.log(3) / math.log(8) < logged["routing/entropy"] == logged["routing/lowest_entropy"] <= 1
     assert 1 / 8 <= logged["routing/busiest_expert"] <= 1 / 3 + 1e-6
     assert {name: float(value) for name, value in again.logged_metrics.items() if name in logged} == logged
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        (TraceRL(), "leave out `editing_threshold`"),
+        (WDCE(reward_temperature=0.1, estimator=TrajectoryEstimator()), "Trajectory log-probs need"),
+    ],
+)
+def test_an_order_that_editing_does_not_keep_is_not_trained_along(objective, said):
+    sampler = ConfidenceSampler(threshold=0.95, editing_threshold=0.9)
+    with pytest.raises(ValueError, match=said):
+        block_causal(objective, model=tiny_llada2(), sampler=sampler)
+    block_causal(WDCE(reward_temperature=0.1), model=tiny_llada2(), sampler=sampler)
 
 
 def rollouts_of(dmpo):

@@ -10,6 +10,7 @@ from dmpo_lightning.functional.masking import block_sums
 from dmpo_lightning.objectives.base import Diagnostics, Targets
 from dmpo_lightning.objectives.policy_gradient import PolicyGradient, Scoring
 from dmpo_lightning.rollout import check_counts
+from dmpo_lightning.samplers import Sampler
 
 
 class TraceRL(PolicyGradient):
@@ -23,6 +24,9 @@ class TraceRL(PolicyGradient):
         epsilon: see `PolicyGradient`.
         beta_old: the weight of the KL to the policy that sampled.
         shrink: steps that are scored as one. Published are 8 for LLaDA and 1 for block-causal models.
+
+    Raises:
+        ValueError: a value is outside its range, or the sampler writes tokens anew.
     """
 
     advantage = staticmethod(partial(z_score_advantage, correction=0))
@@ -32,6 +36,14 @@ class TraceRL(PolicyGradient):
         super().__init__(epsilon=epsilon, beta=0.0)
         check_counts(shrink=shrink)
         self.beta_old, self.shrink = beta_old, shrink
+
+    def validate(self, *, group_size: int, sampler: Sampler) -> None:
+        super().validate(group_size=group_size, sampler=sampler)
+        if sampler.rewrites:
+            raise ValueError(
+                f"TraceRL trains along the order in which tokens were revealed, which {sampler!r} does not keep; leave "
+                "out `editing_threshold`, which is for evaluation."
+            )
 
     def log_probs(self, given: Scoring) -> Float[Tensor, "rows length"]:
         return given.along(self._states(given), given.until_end)

@@ -44,6 +44,8 @@ class Sampler(ABC):
 
     order_is_independent = False
     """Whether the order of unmasking is independent of the tokens, so that log p(completion | order) is exact."""
+    rewrites = False
+    """Whether a revealed token may be written anew, so that nobody can tell what was masked when it was drawn."""
     confidence: Confidence | None = None
     """What the `Draw.confidence` of a token is. None is what the model's published decoding has."""
 

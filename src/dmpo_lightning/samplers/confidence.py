@@ -120,6 +120,11 @@ class ConfidenceSampler(Sampler):
         """From left to right the order is the same for all tokens, if each step sees what a replay of it sees."""
         return self.remasking == "sequential" and self.is_static and self.cache == "none" and not self.early_exit
 
+    @property
+    def rewrites(self) -> bool:  # type: ignore[override]
+        """See `Sampler.rewrites`."""
+        return self.editing_threshold is not None
+
     def validate_policy(self, policy: Policy) -> None:
         super().validate_policy(policy)
         if self.cache != "none" and (not policy.is_native or policy.block_size is not None):
