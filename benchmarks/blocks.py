@@ -22,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.options import at_least_three, function_named
 from benchmarks.plain_experts import with_loops
 from benchmarks.samplers import Timing, interleaved, random_policy_of, sampled
-from dmpo_lightning.models.llada2 import LLaDA2Config, LLaDA2ForMaskedDiffusion, MixtureMLP
+from dmpo_lightning.models.llada2 import LLaDA2Config, LLaDA2ForMaskedDiffusion
+from dmpo_lightning.models.mixture import MixtureMLP
 from dmpo_lightning.models.sdar import SDARConfig, SDARForMaskedDiffusion
 from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers import ConfidenceSampler

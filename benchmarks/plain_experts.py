@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmpo_lightning.models.llada2 import Experts, LLaDA2ForMaskedDiffusion
+from dmpo_lightning.models.llada2 import LLaDA2ForMaskedDiffusion
+from dmpo_lightning.models.mixture import Experts
 
 
 class LoopedExperts(nn.Module):

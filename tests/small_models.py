@@ -18,6 +18,7 @@ from dmpo_lightning.models.dream import DreamConfig, DreamForMaskedDiffusion
 from dmpo_lightning.models.illada import ILLaDAConfig, ILLaDAForMaskedDiffusion
 from dmpo_lightning.models.llada2 import LLaDA2Config, LLaDA2ForMaskedDiffusion
 from dmpo_lightning.models.sdar import SDARConfig, SDARForMaskedDiffusion
+from dmpo_lightning.models.sdar_moe import SDARMoeConfig, SDARMoeForMaskedDiffusion
 
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BERT_VOCABULARY = 24
@@ -85,6 +86,19 @@ def tiny_adapted(seed: int = 0, **changes) -> AdaptedForMaskedDiffusion:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AdaptedForMaskedDiffusion(AdaptedConfig(**(SMALL | IDS | shape | changes)))
+
+
+def tiny_sdar_moe(seed: int = 0, **changes) -> SDARMoeForMaskedDiffusion:
+    """A `tiny_sdar` with six experts in each layer, of which a token gets two."""
+    mixture = {"moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        shape = {"head_dim": 12, "block_size": 4}
+        model = SDARMoeForMaskedDiffusion(SDARMoeConfig(**(SMALL | IDS | shape | mixture | changes)))
+        for name, parameter in model.named_parameters():
+            if "q_norm" in name or "k_norm" in name:
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return model
 
 
 SMALL_MIXTURE = SMALL | {

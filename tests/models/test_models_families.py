@@ -21,8 +21,9 @@ from dmpo_lightning.models.loading import load_model
 from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.models.parts import layers_of
 from dmpo_lightning.models.sdar import SDARForMaskedDiffusion
+from dmpo_lightning.models.sdar_moe import SDARMoeForMaskedDiffusion
 from helpers import tiny_config, tiny_model
-from published import ADAPTED, DREAM, ILLADA, LLADA, LLADA2, SDAR
+from published import ADAPTED, DREAM, ILLADA, LLADA, LLADA2, SDAR, SDAR_MOE
 from small_models import (
     SMALL,
     SMALL_MIXTURE,
@@ -32,6 +33,7 @@ from small_models import (
     tiny_illada,
     tiny_llada2,
     tiny_sdar,
+    tiny_sdar_moe,
 )
 
 LLAMA_LINEARS = (*(f"self_attn.{p}_proj" for p in "qkvo"), *(f"mlp.{p}_proj" for p in ("gate", "up", "down")))
@@ -69,7 +71,9 @@ class Published:
     """Defaults that the published configuration leaves out."""
 
     later_linears: tuple[str, ...] = ()
-    """Of the layers behind the first one, where they are mixtures of experts."""
+    """Of the layers behind the first one, where they are others."""
+    router: tuple[str, ...] = ()
+    """What a mixture of experts has beside these, in all layers or in those behind the first one."""
 
     def linear_names(self, layers: int) -> set[str]:
         """Of the linear layers that a token always goes through."""
@@ -81,10 +85,10 @@ class Published:
         """Of all tensors in files."""
         layers = config.num_hidden_layers
         others = {f"{self.layer}.{i}.{part}" for i in range(layers) for part in self.others}
-        if self.later_linears:
+        if self.router:
             experts = [f"experts.{e}.{p}_proj" for e in range(config.num_experts) for p in ("gate", "up", "down")]
-            routed = ("gate", "gate.expert_bias", *experts)
-            others |= {f"{self.layer}.{i}.mlp.{part}" for i in range(1, layers) for part in routed}
+            mixtures = range(1 if self.later_linears else 0, layers)
+            others |= {f"{self.layer}.{i}.mlp.{part}" for i in mixtures for part in (*self.router, *experts)}
         names = self.linear_names(layers) | others
         return {name if name.endswith("bias") else f"{name}.weight" for name in names} | set(self.around)
 
@@ -131,6 +135,17 @@ PUBLISHED = {
         ],
         others=(*LLAMA_NORMS, "self_attn.q_norm", "self_attn.k_norm"),
     ),
+    "sdar_moe": Published(
+        model=SDARMoeForMaskedDiffusion,
+        config=SDAR_MOE,
+        small=SMALL | {"head_dim": 12, "moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 2},
+        tiny=tiny_sdar_moe,
+        parameters=[({}, 18_867, 30_532_122_624)],
+        linears=tuple(f"self_attn.{p}_proj" for p in "qkvo"),
+        router=("gate",),
+        others=(*LLAMA_NORMS, "self_attn.q_norm", "self_attn.k_norm"),
+        unstated={"block_size": 4, "mask_token_id": 151669},
+    ),
     "llada2_moe": Published(
         model=LLaDA2ForMaskedDiffusion,
         config=LLADA2,
@@ -139,6 +154,7 @@ PUBLISHED = {
         parameters=[({}, 14_813, 16_255_638_528), (LLADA2_FLASH, 24_161, 102_889_697_280)],
         linears=(*FUSED_LINEARS, *(f"mlp.{p}_proj" for p in ("gate", "up", "down"))),
         later_linears=(*FUSED_LINEARS, *(f"mlp.shared_experts.{p}_proj" for p in ("gate", "up", "down"))),
+        router=("gate", "gate.expert_bias"),
         others=(*LLAMA_NORMS, "attention.query_layernorm", "attention.key_layernorm"),
         around=("model.word_embeddings.weight", "model.norm.weight", "lm_head.weight"),
         unstated={"block_size": 32, "mask_token_id": 156895, "eos_token_id": 156892},

@@ -9,7 +9,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from dmpo_lightning.checkpoints.export import save_policy
 from dmpo_lightning.functional import row_keys
-from dmpo_lightning.models.llada2 import LLaDA2Config, Router
+from dmpo_lightning.models.llada2 import GroupedRouter, LLaDA2Config
 from dmpo_lightning.models.loading import load_model, load_tokenizer
 from dmpo_lightning.models.lora import LoRA
 from dmpo_lightning.models.routing import expert_load, routing_values
@@ -165,7 +165,7 @@ def test_a_model_in_bfloat16_keeps_its_biases_in_float32_and_routes_a_token_alik
         "model.layers.1.mlp.gate.expert_bias"
     }
     routed, ids = [], random_ids(3, 8)
-    next(each for each in model.modules() if isinstance(each, Router)).register_forward_hook(
+    next(each for each in model.modules() if isinstance(each, GroupedRouter)).register_forward_hook(
         lambda _, __, said: routed.append(said[0])
     )
     with torch.no_grad():

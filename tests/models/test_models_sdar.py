@@ -157,12 +157,6 @@ def test_a_trained_model_is_written_as_it_is_read(tmp_path):
 # Relatives that are not supported -------------------------------------------------------------------------------------
 
 
-def test_a_relative_is_refused_by_name_with_what_is_missing(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "sdar_moe", "auto_map": {"AutoConfig": "a.B"}}))
-    with pytest.raises(ValueError, match=r"'sdar_moe', which is not supported: .*not built"):
-        load_model(str(tmp_path), trust_remote_code=True)
-
-
 def test_a_mixture_of_experts_is_never_read_as_a_dense_llada(tmp_path):
     config = {"model_type": "llada", "num_experts": 64, "hidden_size": 2048, "num_hidden_layers": 16}
     (tmp_path / "config.json").write_text(json.dumps(config))

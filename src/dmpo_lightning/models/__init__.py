@@ -11,3 +11,4 @@ from dmpo_lightning.models import illada as illada
 from dmpo_lightning.models import llada as llada
 from dmpo_lightning.models import llada2 as llada2
 from dmpo_lightning.models import sdar as sdar
+from dmpo_lightning.models import sdar_moe as sdar_moe

@@ -1,8 +1,7 @@
 """LLaDA2.0 (arXiv 2512.15745) and LLaDA2.1 as a native transformers model: block-causal, with mixtures of experts.
 
 A token sees its own completion block of 32, on both sides, and all earlier ones. They are not shifted: logit i predicts
-token i. Experts are stacked in memory, so that one grouped product serves all of them. Files hold them one by one under
-their published names: transformers stacks them as it loads them, and takes them apart as it saves them.
+token i.
 """
 
 from typing import Any
@@ -12,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from transformers import initialization as init
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dmpo_lightning.models.families import Family, register
 from dmpo_lightning.models.layers import RMSNorm, RotaryTables, Store, attention, take
+from dmpo_lightning.models.mixture import Experts, MixtureMLP, Router, check_experts, stack_on_loading
 from dmpo_lightning.models.native import NativeConfig, NativeModel
 from dmpo_lightning.models.qwen import GatedMLP
 
@@ -91,23 +90,18 @@ class LLaDA2Config(NativeConfig):
                 f"`num_experts_per_tok`, got {self.num_experts}, {self.n_group}, {self.topk_group} and "
                 f"{self.num_experts_per_tok}."
             )
-        if self.hidden_size % 8 or self.moe_intermediate_size % 8:
-            raise ValueError(
-                "`hidden_size` and `moe_intermediate_size` of LLaDA2 must be multiples of 8, as grouped products of "
-                f"bfloat16 need them, got {self.hidden_size} and {self.moe_intermediate_size}."
-            )
+        check_experts(self)
 
 
-class Router(nn.Module):
-    """Says which experts a token goes to, in float32 whatever the states are and whatever autocast says."""
+class GroupedRouter(Router):
+    """Chooses among the best groups of experts, in float32 whatever the states are and whatever autocast says."""
 
     expert_bias: Tensor
 
     def __init__(self, config: LLaDA2Config) -> None:
-        super().__init__()
-        self.groups, self.kept_groups, self.k = config.n_group, config.topk_group, config.num_experts_per_tok
+        super().__init__(config)
+        self.groups, self.kept_groups = config.n_group, config.topk_group
         self.scale = config.routed_scaling_factor
-        self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
         # Balances the load of the experts. Pre-training moved it without a gradient, and nothing does now.
         self.register_buffer("expert_bias", torch.zeros(config.num_experts))
 
@@ -121,7 +115,6 @@ class Router(nn.Module):
         return self
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """The numbers of the experts of each token ``[tokens width]``, and how much they count, both ``[tokens k]``."""
         with torch.autocast(h.device.type, enabled=False):
             scores = F.linear(h.float(), self.weight.float()).sigmoid()
         biased = scores + self.expert_bias
@@ -133,48 +126,6 @@ class Router(nn.Module):
         # The bias decides who is chosen, and not how much it counts.
         weights = scores.gather(-1, chosen)
         return chosen, self.scale * (weights / (weights.sum(-1, keepdim=True) + 1e-20))
-
-
-class Experts(nn.Module):
-    """SiLU-gated MLPs side by side, of which each token goes through some."""
-
-    def __init__(self, config: LLaDA2Config) -> None:
-        super().__init__()
-        number, width, inner = config.num_experts, config.hidden_size, config.moe_intermediate_size
-        self.gate_up_proj = nn.Parameter(torch.empty(number, 2 * inner, width))
-        self.down_proj = nn.Parameter(torch.empty(number, width, inner))
-
-    def forward(self, h: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """The weighted sum of what its experts say to each token ``[tokens width]``. See `Router`."""
-        order = chosen.flatten().argsort(stable=True)
-        # Counted as a sum over a table, because a count by `bincount` depends on how the device schedules it.
-        ends = F.one_hot(chosen.flatten(), len(self.down_proj)).sum(0).cumsum(0).int()
-        gate, up = self._products(h[order // chosen.shape[1]], self.gate_up_proj, ends).chunk(2, -1)
-        said = self._products(F.silu(gate) * up, self.down_proj, ends)
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        return (said[back].unflatten(0, chosen.shape) * weights[..., None]).sum(1).to(h.dtype)
-
-    @staticmethod
-    def _products(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-        """Each run of rows, up to its end, times the weights of its expert. An expert without rows costs nothing."""
-        # Autocast does not know grouped products.
-        device = rows.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights.dtype
-        return F.grouped_mm(rows.to(dtype), weights.to(dtype).transpose(-2, -1), offs=ends)
-
-
-class MixtureMLP(nn.Module):
-    """The experts that a token is sent to, and those that all tokens share."""
-
-    def __init__(self, config: LLaDA2Config) -> None:
-        super().__init__()
-        self.gate = Router(config)
-        self.experts = Experts(config)
-        self.shared_experts = GatedMLP(config.hidden_size, config.moe_intermediate_size * config.num_shared_experts)
-
-    def forward(self, h: Tensor) -> Tensor:
-        tokens = h.flatten(0, -2)
-        return self.experts(tokens, *self.gate(tokens)).view_as(h) + self.shared_experts(h)
 
 
 class FusedAttention(nn.Module):
@@ -198,6 +149,12 @@ class FusedAttention(nn.Module):
         return self.dense(attention(query, key, value, rotary, mask, store, at))
 
 
+def mixture(config: LLaDA2Config) -> MixtureMLP:
+    """Routed experts, and those that all tokens share."""
+    shared = GatedMLP(config.hidden_size, config.moe_intermediate_size * config.num_shared_experts)
+    return MixtureMLP(GroupedRouter(config), Experts(config), shared)
+
+
 class LLaDA2Layer(GradientCheckpointingLayer):
     """Pre-norm transformer layer. The first ones have an MLP in the place of experts."""
 
@@ -205,7 +162,7 @@ class LLaDA2Layer(GradientCheckpointingLayer):
         super().__init__()
         is_dense = number < config.first_k_dense_replace
         self.attention = FusedAttention(config)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size) if is_dense else MixtureMLP(config)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size) if is_dense else mixture(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -239,10 +196,7 @@ class LLaDA2ForMaskedDiffusion(NativeModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, Router | Experts):
-            for parameter in module.parameters():
-                init.normal_(parameter, std=self.config.initializer_range)
-        if isinstance(module, Router):
+        if isinstance(module, GroupedRouter):
             init.zeros_(module.expert_bias)
 
     @property
@@ -262,7 +216,4 @@ class LLaDA2ForMaskedDiffusion(NativeModel):
 
 
 register(FAMILY, LLaDA2ForMaskedDiffusion, tokenizer_class=PreTrainedTokenizerFast)
-# Qwen2-MoE names its experts alike, in files and in memory.
-register_checkpoint_conversion_mapping(
-    LLaDA2Config.model_type, get_checkpoint_conversion_mapping("qwen2_moe"), overwrite=True
-)
+stack_on_loading(LLaDA2Config.model_type)

@@ -28,8 +28,6 @@ from dmpo_lightning.models.verification import named_problem, read_object, verif
 EMBEDDED_MODELS = ("sudoku_tiny", "countdown_tiny", "blocks_tiny")
 """Models that are part of the installed package and can be loaded by name without a network."""
 
-REFUSED = ("sdar_moe",)
-"""Mixtures of experts that are known by the ``model_type`` of config.json and not supported."""
 TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 """The files of a tokenizer that hold a JSON object each."""
 NEEDED = ("config.json", "adapter_config.json", *TOKENIZER[:2])
@@ -63,9 +61,9 @@ def load_model(
 ) -> nn.Module:
     """Loads a masked diffusion language model by hub id, folder or embedded name.
 
-    LLaDA, LLaDA2, iLLaDA, Dream, SDAR and what `adapt` wrote load as native models, after every tensor of their
-    checkpoint was found to have its name and shape. Any other model that transformers knows as a masked language model
-    loads as such.
+    LLaDA, LLaDA2, iLLaDA, Dream, SDAR, SDAR-MoE and what `adapt` wrote load as native models, after every tensor of
+    their checkpoint was found to have its name and shape. Any other model that transformers knows as a masked language
+    model loads as such.
     For a folder with a PEFT adapter its base is loaded, and the adapter on top of it, trainable.
 
     Args:
@@ -138,16 +136,10 @@ def read_config(folder: Path, source: str, *, trust_remote_code: bool = False) -
     """The configuration of the model in a folder, which was fetched from ``source``.
 
     Raises:
-        ValueError: its config.json is missing or not understood, or the model is one of `REFUSED`.
+        ValueError: its config.json is missing or not understood.
     """
     path = folder / "config.json"
     stated = read_object(path)
-    # Before transformers reads it, which would not know the model's type either and ask for remote code.
-    if (model_type := stated.get("model_type")) in REFUSED:
-        raise ValueError(
-            f"{source!r} is a {model_type!r}, which is not supported: its router and its experts are not built here. "
-            f"Supported: {', '.join(FAMILIES)}, and any masked language model of transformers."
-        )
     with named_problem(NOT_UNDERSTOOD.format(path), trusted=trust_remote_code):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     # That attention is computed in one way or another is no fact of a model.

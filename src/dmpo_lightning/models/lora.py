@@ -30,8 +30,9 @@ class LoRA:
         targets: full names, or last parts of names, of the modules to adapt. The head is adapted only where its full
             name is given. None takes all linear layers of the transformer blocks, for which the
             model must be of a known family.
-        experts: adapt the routed experts of a mixture (LLaDA2) as well, each with an adapter of this rank. Routers are
-            never adapted. PEFT adapts stacked weights as a whole, which takes a layer of them in memory once more.
+        experts: adapt the routed experts of a mixture (LLaDA2, SDAR-MoE) as well, each with an adapter of this rank.
+            Routers are never adapted. PEFT adapts stacked weights as a whole, which takes a layer of them in memory
+            once more.
 
     Raises:
         ValueError: the rank is below 1, the dropout is outside [0, 1) or above 0 with ``experts``, or ``targets`` is
@@ -68,7 +69,9 @@ class LoRA:
 
         experts = stacked_names(model) if self.experts else None
         if experts == []:
-            raise ValueError(f"LoRA with `experts` needs a mixture of experts (LLaDA2), got {type(model).__name__}.")
+            raise ValueError(
+                f"LoRA with `experts` needs a mixture of experts (LLaDA2, SDAR-MoE), got {type(model).__name__}."
+            )
         config = LoraConfig(
             r=self.r,
             lora_alpha=self.alpha,

@@ -7,8 +7,9 @@ from dataclasses import fields
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import MaskedLMOutput
 
 from dmpo_lightning.models.head import target_log_probs
@@ -22,6 +23,7 @@ from dmpo_lightning.models.layers import (
     rotary_tables,
     take,
 )
+from dmpo_lightning.models.mixture import Experts, Router
 
 _OURS = re.compile(r"_?(attn|experts)_implementation|output_attentions|gradient_checkpointing")
 """Keys of how a model is computed, not of what it is. That is decided here, whatever a file says."""
@@ -179,6 +181,12 @@ class NativeModel(PreTrainedModel):
         A forward with a cache that computes some columns has to begin this many columns earlier.
         """
         return 0
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Router | Experts):
+            for parameter in module.parameters(recurse=False):
+                init.normal_(parameter, std=self.config.initializer_range)
 
     def state_positions(self, input_ids: Tensor, positions: Tensor | None) -> Tensor | None:
         """The flat indices of the hidden states that predict the tokens at ``positions``. None is all in order."""

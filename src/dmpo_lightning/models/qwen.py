@@ -60,10 +60,10 @@ class GatedMLP(nn.Module):
 class QwenLayer(GradientCheckpointingLayer):
     """Pre-norm transformer layer."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, mlp: nn.Module) -> None:
         super().__init__()
         self.self_attn = GroupedAttention(config)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
+        self.mlp = mlp
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -88,12 +88,19 @@ class QwenModel(NativeModel):
         self.model: Any = nn.ModuleDict(
             {
                 "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
-                "layers": nn.ModuleList(QwenLayer(config) for _ in range(config.num_hidden_layers)),
+                "layers": nn.ModuleList(
+                    QwenLayer(config, self.mlp_of(config)) for _ in range(config.num_hidden_layers)
+                ),
                 "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
             }
         )
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @staticmethod
+    def mlp_of(config: Any) -> nn.Module:
+        """What a new layer has behind its attention."""
+        return GatedMLP(config.hidden_size, config.intermediate_size)
 
     def layers_and_norm(self) -> tuple[Any, Any]:
         """As published."""

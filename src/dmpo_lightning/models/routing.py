@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dmpo_lightning.models.llada2 import Router
+from dmpo_lightning.models.mixture import Router
 
 
 @contextmanager
@@ -17,14 +17,16 @@ def expert_load(network: nn.Module) -> Iterator[list[Int[Tensor, " experts"]]]:
     Padding counts as it is computed, and a token in each forward that it goes through.
     """
     routers = [module for module in network.modules() if isinstance(module, Router)]
-    loads = [torch.zeros_like(router.expert_bias, dtype=torch.int64) for router in routers]
+    loads = [torch.zeros(router.experts, dtype=torch.int64) for router in routers]
 
-    def count(load: Tensor, chosen: Tensor) -> None:
-        load.index_add_(0, chosen.flatten(), torch.ones_like(chosen.flatten()))
+    def count(number: int, chosen: Tensor) -> None:
+        loads[number] = (
+            loads[number].to(chosen.device).index_add(0, chosen.flatten(), torch.ones_like(chosen.flatten()))
+        )
 
     hooks = [
-        router.register_forward_hook(lambda _router, _given, routed, load=load: count(load, routed[0]))
-        for router, load in zip(routers, loads, strict=True)
+        router.register_forward_hook(lambda _router, _given, routed, number=number: count(number, routed[0]))
+        for number, router in enumerate(routers)
     ]
     try:
         yield loads

@@ -38,6 +38,7 @@ PUBLISHED: tuple[tuple[tuple[str, ...], str, dict[str, int]], ...] = (
     (("JetLM/SDAR-8B-", "Gen-Verse/TraDo-8B-", "OpenMOSS-Team/DiRL-8B-"), "sdar", {}),
     (("JetLM/SDAR-4B-", "Gen-Verse/TraDo-4B-"), "sdar", {"hidden_size": 2560, "intermediate_size": 9728}),
     (("JetLM/SDAR-1.7B-",), "sdar", _SDAR_1_7B),
+    (("JetLM/SDAR-30B-A3B-",), "sdar_moe", {}),
     (("inclusionAI/LLaDA2.0-mini", "inclusionAI/LLaDA2.1-mini"), "llada2_moe", {}),
     (("inclusionAI/LLaDA2.0-flash", "inclusionAI/LLaDA2.1-flash"), "llada2_moe", _LLADA2_FLASH),
 )
