@@ -25,8 +25,9 @@ WORKERS ?= 2
 demo: .venv/.installed  ## DMPO on 4x4 Sudoku from the embedded base
 	$(BIN)/dmpo-lightning fit --config sudoku_tiny.yaml --seed_everything $(SEED) $(ARGS)
 
-picture: demo  ## the demo's learning curve, as README shows it
+picture: demo  ## the demo's learning curve and a puzzle of it, as README shows them
 	cp runs/sudoku_tiny/latest/learning_curve.png docs/images/sudoku_tiny.png
+	$(BIN)/python examples/denoising_svg.py runs/sudoku_tiny/latest docs/images/denoising.svg
 
 test: .venv/.installed-dev  ## the core tier: three minutes
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(ARGS)
