@@ -82,9 +82,6 @@ class BeforeAfterReport(Callback):
                 values |= {metric.replace("accuracy", name): mean for name, (mean, _) in self.before[sampler].items()}
                 values[f"{metric}_stderr"] = self.before[sampler]["accuracy"][1]
             self._note(trainer, pl_module, line, values)
-        if isinstance(bar := trainer.progress_bar_callback, ProgressLine) and bar.clock is not None:
-            steps = (self.samplers[name].num_steps(pl_module.completion_length) for name in (self.sampled, self.greedy))
-            bar.clock.ending = self._examples * pl_module.evaluator.completions / trainer.world_size * sum(steps)
         # Moved back by what the run took before it was resumed.
         self._started = time.perf_counter() - self.seconds
 

@@ -33,7 +33,6 @@ from dmpo_lightning.checkpoints.reading import UnfitCheckpointError, newest_read
 from dmpo_lightning.checkpoints.writing import remove_partial
 from dmpo_lightning.commands.arguments import merged_node, nearest
 from dmpo_lightning.commands.closing import closing_text, is_interrupt
-from dmpo_lightning.commands.mistakes import LAST, is_elsewhere
 from dmpo_lightning.distributed.internals import was_restoring
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.run_directory import KINDS, Start, choose_directory, own_directories
@@ -46,6 +45,13 @@ REFUSED = re.compile(r".*given class_path '([\w.]+)'.*Option '([\w.]+)' is not a
 """How the parser says that the constructor of a class takes no argument of a name."""
 CAUSE = re.compile(r"(?:module '[\w.]+' has|No module|Import path|Expected an? (?!path but)).*")
 """How it says what is wrong with a value."""
+REMEDIES = {
+    "unrecognized arguments": "; `dmpo-lightning options WORD` finds options by a word",
+    "arguments are required": "; pass --config NAME_OR_FILE, such as --config sudoku_tiny.yaml, and overlays behind it "
+    "(`dmpo-lightning configs` lists both)",
+}
+LAST, OF_LIGHTNING = "last", ("best", "hpc")
+"""What ``--ckpt_path`` has beside paths: here, and in Lightning for what this process has saved, or SLURM's."""
 HELP = "Options of DMPO and its parts: dmpo-lightning options; recipes: dmpo-lightning configs. Below: the Trainer's."
 NOISE = (
     *("💡", "GPU available", "TPU available", "HPU available", "LOCAL_RANK", "Seed set to"),
@@ -89,7 +95,8 @@ def _remedy(message: str) -> str:
     keys = re.findall(r'Parser key "([\w.]+)"', message)
     causes = dict.fromkeys(CAUSE.findall(message.rpartition("Parser key")[2]))
     if not (keys and causes):
-        return " ".join(message.split())[:500]
+        said = " ".join(message.split())[:500]
+        return said + "".join(remedy for words, remedy in REMEDIES.items() if words in said)
     said = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.", r"\1", "; ".join(causes)).replace("NoneType", "null")
     return f"`{'.'.join(keys)}` cannot be read: {said}."
 
@@ -116,8 +123,13 @@ class DMPOCLI(LightningCLI):
         """
 
     def before_instantiate_classes(self) -> None:
-        """One seed for everything: the model takes `seed_everything` unless it was given its own."""
+        """One seed for everything: the model takes `seed_everything` unless it was given its own.
+
+        Raises:
+            ValueError: a checkpoint that does not exist.
+        """
         config = self.config.get(self.subcommand, self.config)
+        _check_exists(config.get("ckpt_path"))
         options = config.model.init_args if config.model else None
         # A module of one's own may have no such argument, which is another thing than None.
         if options is not None and options.get("seed", 0) is None:
@@ -163,7 +175,7 @@ class DMPOCLI(LightningCLI):
                 raise ValueError("`--ckpt_path last` found no checkpoint; pass its path, or leave it out.")
         elif path is not None and not trusted:
             elsewhere = "it is not on this machine, where it could be checked; download it"
-            if problem := elsewhere if is_elsewhere(str(path)) else why_unsafe(Path(path)):
+            if problem := elsewhere if _is_elsewhere(str(path)) else why_unsafe(Path(path)):
                 trust = "if you trust who wrote it, add --trust_checkpoint"
                 raise ValueError(f"`--ckpt_path {path}`: {problem}; {trust}.")
 
@@ -207,6 +219,21 @@ class DMPOCLI(LightningCLI):
         """Chooses the checkpoint, and then a directory: a run that goes on has that of the checkpoint's run."""
         self._choose_checkpoint()
         self._start = choose_directory(self.trainer, self.config_init[self.subcommand].get("ckpt_path"))
+
+
+def _check_exists(path: str | None) -> None:
+    """Raises ValueError for a checkpoint that does not exist, so that a run ends before its model is loaded."""
+    if path in (None, LAST) or _is_elsewhere(path) or (Path(path).exists() and path not in OF_LIGHTNING):
+        return
+    why = f"has no meaning here (./{path} for a file of that name)" if path in OF_LIGHTNING else "does not exist"
+    raise ValueError(
+        f"`--ckpt_path {path}`: pass `last`, or a checkpoint of a run, a file or a folder; got {path}, which {why}."
+    )
+
+
+def _is_elsewhere(path: str) -> bool:
+    """Whether a checkpoint is named by an address, of the web or of a registry of models."""
+    return "://" in path or path.startswith("registry")
 
 
 def _check_trainer(options: Mapping[str, Any]) -> None:

@@ -3,8 +3,14 @@
 import textwrap
 from collections.abc import Sequence
 
-from dmpo_lightning.commands.arguments import CommandParser, config_directory, nearest, shipped_configs
-from dmpo_lightning.commands.mistakes import configuration
+from dmpo_lightning.commands.arguments import (
+    CommandParser,
+    config_directory,
+    merged_node,
+    nearest,
+    shipped_configs,
+    stated,
+)
 from dmpo_lightning.commands.signatures import TRAINER, Option, options_of, places, summary
 
 DESCRIPTION = """\
@@ -49,9 +55,9 @@ def run(arguments: Sequence[str]) -> None:
 
 def stated_options() -> dict[str, Option]:
     """The options of the Trainer that shipped configurations state."""
-    folder = config_directory()
-    stated = {name for each in shipped_configs() for name in configuration(str(folder / each)).get("trainer", {})}
-    return {name: each for name, each in (options_of(TRAINER) or {}).items() if name in stated}
+    roots = [merged_node((config_directory() / each).read_text(encoding="utf-8"), each) for each in shipped_configs()]
+    names = {name for root in roots for name in stated(stated(root).get("trainer"))}
+    return {name: each for name, each in (options_of(TRAINER) or {}).items() if name in names}
 
 
 def _wrapped(text: str, indent: int) -> str:

@@ -1,7 +1,7 @@
 """What classes can be told, read from their source: to import them would bring torch, which takes seconds.
 
-It follows names through assignments and imports, and arguments through ``**options`` to base classes. What it cannot
-follow is open: any value is right, and a class of which nothing is known is None.
+It follows names through assignments and imports, and arguments through ``**options`` to base classes. Of a
+class that it cannot follow nothing is known.
 """
 
 import ast
@@ -12,19 +12,18 @@ from functools import cache
 from importlib.machinery import PathFinder
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
 
 from docstring_parser import parse
 
 from dmpo_lightning import _HOMES
 
 PACKAGE = __name__.partition(".")[0]
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", None: "null"}
+NULL = "null"
+WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 """The types of Python that a configuration can write, in words."""
-PLAIN = {each.__name__: each for each in WORDS if each is not None}
-COLLECTIONS: dict[str, tuple[Any, str]] = {
-    **dict.fromkeys(("list", "List", "Sequence", "Iterable", "Collection"), (list, "[{0}, ...]")),
-    **dict.fromkeys(("dict", "Dict", "Mapping"), (dict, "{{name: {1}}}")),
+COLLECTIONS = {
+    **dict.fromkeys(("list", "List", "Sequence", "Iterable", "Collection"), "[{0}, ...]"),
+    **dict.fromkeys(("dict", "Dict", "Mapping"), "{{name: {1}}}"),
 }
 
 
@@ -32,7 +31,6 @@ COLLECTIONS: dict[str, tuple[Any, str]] = {
 class Kind:
     """One of the kinds of value that an option takes."""
 
-    type: Any
     words: str
     classes: tuple[str, ...] = ()
     """Dotted paths of the classes whose objects it takes."""
@@ -50,47 +48,24 @@ class Option:
     """What the docstring says of it."""
 
     @property
-    def type(self) -> Any:
-        """What a parser can check. `Any` where an object can be given that only an import would tell from others."""
-        types = [kind.type for kind in self.kinds]
-        return Any if Any in types or not types else Union[tuple(types)]  # noqa: UP007
-
-    @property
     def words(self) -> str:
         """All kinds of value in words."""
-        ordered = sorted(self.kinds, key=lambda kind: kind.type is None)
-        words = [", ".join(self.choices), *(kind.words for kind in ordered)]
-        return " or ".join(dict.fromkeys(filter(None, words)))
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The values of its literals."""
-        values = (value for kind in self.kinds if get_origin(kind.type) is Literal for value in get_args(kind.type))
-        return tuple(dict.fromkeys(map(str, values)))
+        ordered = sorted(self.kinds, key=lambda kind: kind.words == NULL)
+        return " or ".join(dict.fromkeys(kind.words for kind in ordered))
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Those of all kinds."""
         return tuple(dict.fromkeys(path for kind in self.kinds for path in kind.classes))
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All values that can be listed: of literals, true and false, and classes of this package."""
-        truth = ("true", "false") if any(kind.type is bool for kind in self.kinds) else ()
-        return (*self.choices, *truth, *public(*self.classes).values())
-
 
 TRAINER = "lightning.pytorch.Trainer"
 ROOTS = {
-    name: Option(name, (Kind(Any, f"a {path.rpartition('.')[2]}", (path,)),), "None", "")
+    name: Option(name, (Kind(f"a {path.rpartition('.')[2]}", (path,)),), "None", "")
     for name, path in {
         "model": f"{PACKAGE}.modules.base.PolicyModule",
         "data": "lightning.pytorch.LightningDataModule",
-        "trainer": TRAINER,
     }.items()
-} | {
-    # In Lightning true draws one, which hardly anybody means.
-    "seed_everything": Option("seed_everything", (Kind(int, WORDS[int]), Kind(bool, ""), Kind(None, "null")), None, "")
 }
 """The objects that a configuration states."""
 
@@ -178,13 +153,13 @@ def summary(path: str) -> str:
 
 
 @cache
-def options_of(path: str, method: str = "__init__") -> Mapping[str, Option] | None:
+def options_of(path: str) -> Mapping[str, Option] | None:
     """The arguments of a class, those that it passes on to its base classes included. None where they are not known."""
     module, node = _class(path)
     if node is None:
         return None
-    own = next((each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == method), None)
-    bases = [options_of(f"{module}.{ast.unparse(base)}", method) for base in node.bases]
+    own = next((each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"), None)
+    bases = [options_of(f"{module}.{ast.unparse(base)}") for base in node.bases]
     inherited = {name: option for each in reversed(bases) for name, option in (each or {}).items()}
     texts = _texts(node) | (_texts(own) if own else {})
     for name in texts.keys() & inherited.keys():
@@ -238,38 +213,34 @@ def _kinds(node: ast.AST | None, module: str) -> Iterator[Kind]:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         node = ast.parse(node.value, mode="eval").body
     if isinstance(node, ast.Constant) and node.value is None:
-        yield Kind(None, WORDS[None])
+        yield Kind(NULL)
     elif isinstance(node, ast.BinOp):
         yield from (*_kinds(node.left, module), *_kinds(node.right, module))
-    elif isinstance(node, ast.Name) and node.id in PLAIN:
-        yield Kind(PLAIN[node.id], WORDS[PLAIN[node.id]])
+    elif isinstance(node, ast.Name) and node.id in WORDS:
+        yield Kind(WORDS[node.id])
     elif isinstance(node, ast.Name) and node.id != "Any" and (found := find(f"{module}.{node.id}")):
         if isinstance(found[1], ast.ClassDef):
-            yield Kind(Any, node.id, (f"{found[0]}.{found[1].name}",))
+            yield Kind(node.id, (f"{found[0]}.{found[1].name}",))
         else:
             yield from _kinds(found[1], found[0])
     elif isinstance(node, ast.Subscript):
         yield from _subscripted(ast.unparse(node.value).rpartition(".")[2], node.slice, module)
     else:
-        yield Kind(Any, "anything" if node is None else ast.unparse(node))
+        yield Kind("anything" if node is None else ast.unparse(node))
 
 
 def _subscripted(name: str, inner: ast.expr, module: str) -> Iterator[Kind]:
     parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
     if name == "Literal":
-        yield Kind(Literal[tuple(part.value for part in parts if isinstance(part, ast.Constant))], "")
+        yield Kind(", ".join(str(part.value) for part in parts if isinstance(part, ast.Constant)))
     elif name in ("Union", "Optional"):
         for part in parts:
             yield from _kinds(part, module)
-        yield from [Kind(None, WORDS[None])] * (name == "Optional")
+        yield from [Kind(NULL)] * (name == "Optional")
     elif name in COLLECTIONS or name == "tuple":
         each = [Option("", tuple(_kinds(part, module)), None, "") for part in parts if ast.unparse(part) != "..."]
-        classes = tuple(path for part in each for path in part.classes)
-        words, types = [part.words for part in each], tuple(part.type for part in each)
-        if name == "tuple":
-            yield Kind(Any if len(each) < len(parts) else tuple[types], f"[{', '.join(words)}]", classes)
-        else:
-            collection, pattern = COLLECTIONS[name]
-            yield Kind(collection[types], pattern.format(*words), classes)
+        words, classes = [part.words for part in each], tuple(path for part in each for path in part.classes)
+        pattern = COLLECTIONS.get(name, f"[{', '.join(words)}]")
+        yield Kind(pattern.format(*words) if name in COLLECTIONS else pattern, classes)
     else:
-        yield Kind(Any, "the dotted path of a function or class" if name == "Callable" else name)
+        yield Kind("the dotted path of a function or class" if name == "Callable" else name)
