@@ -177,58 +177,6 @@ def test_latest_leads_to_the_run_that_trained_last_and_takes_nothings_place(tmp_
     assert not list(tmp_path.rglob(".latest*"))
 
 
-def leave_traces(folder):
-    """What a run has written when its first step fails."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text("{}")
-    (folder / "run.json").write_text("{}")
-    (folder / "rollouts").mkdir()
-    (folder / "rollouts/before.jsonl").write_text("")
-    (folder / "metrics.jsonl").write_text('{"kind":"base"}\n')
-
-
-@pytest.mark.parametrize("name", LOGGERS)
-def test_a_start_of_which_nothing_comes_leaves_nothing(tmp_path, name):
-    run = trainer("home", logger=LOGGERS[name][0]())
-    start = choose_directory(run)
-    for logger in run.loggers:
-        logger.log_hyperparams({"seed": 1})
-        logger.save()
-    leave_traces(run_directory(run))
-    assert start.undo()
-    assert list(tmp_path.iterdir()) == []
-    # A version that was given is free again.
-    again = run_directory(begin(LOGGERS[name][0]))
-    assert re.fullmatch(LOGGERS[name][1], str(again))
-
-
-def test_a_start_removes_nothing_that_others_wrote(tmp_path):
-    make = lambda: CSVLogger("runs", name="mine", version="a")  # noqa: E731
-    Path("runs/mine/a").mkdir(parents=True)
-    Path("runs/mine/a/job.log").write_text("")
-    first = trainer("home", logger=CSVLogger("runs", name="mine"))
-    choose_directory(first)
-    for _ in range(2):
-        run = trainer("home", logger=make())
-        start = choose_directory(run)
-        assert run_directory(run).name == Path("runs/mine/latest").readlink().name == "a"
-        leave_traces(run_directory(run))
-        assert start.undo()
-        assert [each.name for each in Path("runs/mine/a").iterdir()] == ["job.log"]
-        assert Path("runs/mine/latest").readlink().name == run_directory(first).name
-
-
-@pytest.mark.parametrize("kept", ["checkpoints/last.ckpt", "rollouts/rank0-000000.jsonl", "metrics.jsonl"])
-def test_what_has_become_of_a_start_stays(kept):
-    run = trainer("home", logger=CSVLogger("runs", name="mine"))
-    start = choose_directory(run)
-    leave_traces(run_directory(run))
-    (run_directory(run) / kept).parent.mkdir(exist_ok=True)
-    (run_directory(run) / kept).write_text('{"kind":"guard"}\n')
-    assert not start.undo()
-    assert (run_directory(run) / "config.yaml").is_file()
-
-
 def test_a_checkpoint_from_elsewhere_begins_a_directory():
     last = save(Path("runs/other/version_3/checkpoints"))
     run = begin(lambda: TensorBoardLogger("runs", name="mine"), last)

@@ -32,10 +32,10 @@ from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.checkpoints.reading import UnfitCheckpointError, newest_readable, why_unfit, why_unsafe
 from dmpo_lightning.checkpoints.writing import remove_partial
 from dmpo_lightning.commands.arguments import merged_node, nearest
-from dmpo_lightning.commands.closing import closing_text, is_interrupt
+from dmpo_lightning.commands.closing import closing_text
 from dmpo_lightning.distributed.internals import was_restoring
 from dmpo_lightning.modules.base import PolicyModule
-from dmpo_lightning.modules.run_directory import KINDS, Start, choose_directory, own_directories
+from dmpo_lightning.modules.run_directory import KINDS, choose_directory, own_directories
 from dmpo_lightning.terminal import error_line, escaped
 
 ADDED: tuple[type[Callback], ...] = (LoggingExtras, RunRecorder, EvaluationReport, Guards, Preemption)
@@ -180,19 +180,13 @@ class DMPOCLI(LightningCLI):
                 raise ValueError(f"`--ckpt_path {path}`: {problem}; {trust}.")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """As Lightning does it. A start of which nothing comes leaves no directory, and what Lightning, torch or a
-        callback cannot restore of a checkpoint is one line.
-        """
-        self._start = Start()
+        """As Lightning does it. What Lightning, torch or a callback cannot restore of a checkpoint is one line."""
         try:
             super()._run_subcommand(subcommand)
             self._close()
         # torch gathers the errors of all ranks in one that is no `Exception`.
         except BaseException as error:
-            if not self._start.undo():
-                self._close(error)
-            elif is_interrupt(error):
-                print("Interrupted before anything came of the run: nothing is kept.", file=sys.stderr)
+            self._close(error)
             if not was_restoring(error) or isinstance(error, UnfitCheckpointError | KeyboardInterrupt | SystemExit):
                 raise
             path = self.config_init[subcommand].get("ckpt_path")
@@ -211,14 +205,14 @@ class DMPOCLI(LightningCLI):
     def before_validate(self) -> None:
         """Chooses the checkpoint, and then a directory."""
         self._choose_checkpoint()
-        self._start = choose_directory(self.trainer, kind=KINDS[str(self.subcommand)])
+        choose_directory(self.trainer, kind=KINDS[str(self.subcommand)])
 
     before_test = before_predict = before_validate
 
     def before_fit(self) -> None:
         """Chooses the checkpoint, and then a directory: a run that goes on has that of the checkpoint's run."""
         self._choose_checkpoint()
-        self._start = choose_directory(self.trainer, self.config_init[self.subcommand].get("ckpt_path"))
+        choose_directory(self.trainer, self.config_init[self.subcommand].get("ckpt_path"))
 
 
 def _check_exists(path: str | None) -> None:

@@ -1,7 +1,8 @@
-"""``dmpo-lightning options``: what the classes of this package can be told. Imports no torch."""
+"""``dmpo-lightning options``: what the classes of this package can be told."""
 
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dmpo_lightning.commands.arguments import (
     CommandParser,
@@ -11,7 +12,9 @@ from dmpo_lightning.commands.arguments import (
     shipped_configs,
     stated,
 )
-from dmpo_lightning.commands.signatures import TRAINER, Option, options_of, places, summary
+
+if TYPE_CHECKING:
+    from dmpo_lightning.commands.signatures import Option
 
 DESCRIPTION = """\
 List the options of this package's classes, and those of the Trainer that its recipes set.
@@ -28,6 +31,9 @@ def run(arguments: Sequence[str]) -> None:
     """Prints them. Raises ValueError where nothing is found."""
     # As it is written on a command line.
     what = PARSER.parse_args([each.removeprefix("--") if "." in each else each for each in arguments]).what
+    # It brings torch, for which --help need not wait.
+    from dmpo_lightning.commands.signatures import places, summary
+
     groups = list(places(stated_options()))
     if not what:
         for place, path, options in groups:
@@ -53,11 +59,13 @@ def run(arguments: Sequence[str]) -> None:
         print()
 
 
-def stated_options() -> dict[str, Option]:
+def stated_options() -> "dict[str, Option]":
     """The options of the Trainer that shipped configurations state."""
+    from dmpo_lightning.commands.signatures import TRAINER, options_of
+
     roots = [merged_node((config_directory() / each).read_text(encoding="utf-8"), each) for each in shipped_configs()]
     names = {name for root in roots for name in stated(stated(root).get("trainer"))}
-    return {name: each for name, each in (options_of(TRAINER) or {}).items() if name in names}
+    return {name: each for name, each in options_of(TRAINER).items() if name in names}
 
 
 def _wrapped(text: str, indent: int) -> str:
