@@ -11,7 +11,7 @@ from dmpo_lightning.commands.arguments import LIGHT, config_directory
 from dmpo_lightning.commands.signatures import options_of
 
 SLIPS = [
-    ("fit --config sudoku_tiny.yaml --group_size 3", "--group_size=3; `dmpo-lightning options WORD` finds options"),
+    ("fit --config sudoku_tiny.yaml --group_size 3", "--group_size 3; `dmpo-lightning options WORD` finds options"),
     ("fit --config sudoku_tiny.yaml --model.grop_size=4", "no option DMPO.grop_size. Did you mean group_size?"),
     ("fit --config sudoku_tiny.yaml --model.group_size abc", "`model.group_size` cannot be read: Expected a int."),
     ("fit --config sudoku_tiny.yaml --data.blanks 3 5", "unrecognized arguments: 5"),
@@ -19,7 +19,7 @@ SLIPS = [
     ("fti --config sudoku_tiny.yaml", "There is no command 'fti'. Did you mean fit?"),
     ("--config sudoku_tiny.yaml fit", "The command comes first."),
     ("plan", "pass --config NAME_OR_FILE, such as --config sudoku_tiny.yaml, and overlays behind it"),
-    ("plan --config sudoku_tiny.yaml --gpu_memory 24", "unrecognized arguments: --gpu_memory=24"),
+    ("plan --config sudoku_tiny.yaml --gpu_memory 24", "unrecognized arguments: --gpu_memory 24"),
     ("score --task gsm8k --check publishd --file x", "Did you mean published?"),
     ("score --task gsm8k --file x --jsn", "Unrecognized arguments: --jsn. Did you mean --json?"),
     ("plan --config sudoku_tiny.yaml --gpu_memory 24", "Did you mean gpu_memory_gb?"),

@@ -13,7 +13,6 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NoReturn
 
-import torch
 import yaml  # type: ignore[import-untyped]
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -139,7 +138,6 @@ class DMPOCLI(LightningCLI):
         """As Lightning does it. What a constructor refuses is one line and status 2, not a traceback."""
         config = self.config.get(self.subcommand, self.config)
         _check_trainer(config.trainer)
-        _check_optimizer(config.model.init_args if config.model else {})
         model = config.get("model.init_args.model")
         if model is not None:
             name = model if isinstance(model, str) else model.get("init_args", model).get("model")
@@ -247,21 +245,6 @@ def _check_trainer(options: Mapping[str, Any]) -> None:
         raise ValueError(f"The Trainer refuses {' '.join(named) or 'its options'}: {said}") from error
     finally:
         logging.disable(logging.NOTSET)
-
-
-def _check_optimizer(options: Mapping[str, Any]) -> None:
-    """Raises ValueError for what an optimizer or scheduler of torch refuses, which are made when a run starts."""
-    # A matrix, as the weights of adapters are, of which alone some optimizers take any, such as Muon.
-    made: Any = [torch.nn.Parameter(torch.zeros(1, 1))]
-    for name in ("optimizer", "lr_scheduler"):
-        given = options.get(name)
-        if given is None or callable(given) or not str(given.get("class_path")).startswith("torch.optim."):
-            return
-        try:
-            made = resolve_name(given["class_path"])(made, **given.get("init_args", {}))
-        except Exception as error:
-            said = " ".join(str(error).split())
-            raise ValueError(f"`model.{name}`: {given['class_path']} refuses its options: {said}.") from error
 
 
 def newest_checkpoint(trainer: Trainer, module: LightningModule, *, continues: bool) -> str | None:

@@ -15,8 +15,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from dmpo_lightning.checkpoints.reading import facts_beside_weights
 from dmpo_lightning.distributed.internals import FILE_LOGGERS, NoLog, continue_log, given_version, name_version
-from dmpo_lightning.reports.lines import read_file, read_lines
-from dmpo_lightning.reports.record import COMPLETIONS, KNOWN, METRICS, RUN
+from dmpo_lightning.reports.lines import read_file
+from dmpo_lightning.reports.record import COMPLETIONS, KNOWN, RUN
 
 LATEST = "latest"
 """The link beside the directories of runs that leads to that of the run that trained last."""
@@ -108,12 +108,10 @@ def _continue(trainer: Trainer, run: Path, facts: Mapping[str, Any]) -> None:
     """Has the loggers go on in the directory of a run, from the step of its checkpoint."""
     runs = _runs(trainer, trainer.logger)
     step = facts["global_step"] if isinstance(facts.get("global_step"), int) else None
-    lines = read_lines(run / METRICS)
-    is_validated = any(line.get("kind") == "validation" and line.get("step") == step for line in lines)
     for logger in trainer.loggers:
         if _runs(trainer, logger) == runs or given_version(logger) is None:
             name_version(logger, "" if run == runs else str(run.relative_to(runs)))
-        continue_log(logger, step, is_validated=is_validated)
+        continue_log(logger, step)
     rank_zero_info(f"Continues in {run}.")
 
 
