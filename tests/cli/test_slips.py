@@ -22,8 +22,6 @@ SLIPS = [
     ("plan --config sudoku_tiny.yaml --gpu_memory 24", "unrecognized arguments: --gpu_memory 24"),
     ("score --task gsm8k --check publishd --file x", "Did you mean published?"),
     ("score --task gsm8k --file x --jsn", "Unrecognized arguments: --jsn. Did you mean --json?"),
-    ("plan --config sudoku_tiny.yaml --gpu_memory 24", "Did you mean gpu_memory_gb?"),
-    ("plan --config sudoku_tiny.yaml --promt_length=24", "Did you mean prompt_length?"),
     ("generate --comletions 3", "Unrecognized arguments: --comletions. Did you mean --completions?"),
     ("generate --samplr WinoSampler", "Did you mean --sampler?"),
     ("export --ckpt_path x --output y --megre", "Did you mean --merge?"),
