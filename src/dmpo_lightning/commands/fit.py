@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from dmpo_lightning.callbacks.completion_records import LoggingExtras
 from dmpo_lightning.callbacks.evaluation import EvaluationReport
-from dmpo_lightning.callbacks.facts import ConfigInCheckpoint
+from dmpo_lightning.callbacks.facts import ConfigInDirectory
 from dmpo_lightning.callbacks.guards import Guards
 from dmpo_lightning.callbacks.preemption import Preemption
 from dmpo_lightning.callbacks.progress import ProgressLine
@@ -365,7 +365,7 @@ def run(arguments: Sequence[str], typed: Sequence[str]) -> None:
         },
         # `ProgressLine` says how large the model is. Lightning's table counts the reference twice and FLOPs never.
         trainer_defaults={"enable_model_summary": False},
-        save_config_callback=ConfigInCheckpoint,
+        save_config_callback=ConfigInDirectory,
         # Else Lightning refuses a run directory that holds a configuration already.
         save_config_kwargs={"overwrite": True},
     )

@@ -74,11 +74,6 @@ def _parts(value: Any) -> dict[Any, Any] | None:
     return dict(value) if isinstance(value, Mapping) else None
 
 
-def differences_text(differing: Mapping[str, tuple[Any, Any]]) -> str:
-    """One line each."""
-    return "\n".join(f"  {name}: {stored} -> {now}" for name, (stored, now) in differing.items())
-
-
 def take_over(
     optimizer: Any,
     scheduler: LRScheduler | None,
@@ -97,9 +92,9 @@ def take_over(
     differing = differences(stored, now)
     if not differing:
         return
+    lines = "\n".join(f"  {name}: {then} -> {own}" for name, (then, own) in differing.items())
     rank_zero_warn(
-        "The checkpoint's optimizer and scheduler had other options; this run's are used (stored -> now):\n"
-        + differences_text(differing)
+        f"The checkpoint's optimizer and scheduler had other options; this run's are used (stored -> now):\n{lines}"
     )
     moved = _stand_in(now)
     again = None if scheduler_factory is None else scheduler_factory(moved)
