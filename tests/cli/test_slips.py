@@ -14,7 +14,7 @@ SLIPS = [
     ("fit --config sudoku_tiny.yaml --group_size 3", "--group_size 3; `dmpo-lightning options WORD` finds options"),
     ("fit --config sudoku_tiny.yaml --model.grop_size=4", "no option DMPO.grop_size. Did you mean group_size?"),
     ("fit --config sudoku_tiny.yaml --model.group_size abc", "`model.group_size` cannot be read: Expected a int."),
-    ("fit --config sudoku_tiny.yaml --data.blanks 3 5", "unrecognized arguments: 5"),
+    ("fit --config sudoku_tiny.yaml --data.blanks 3 5", "`data.blanks` cannot be read: Expected a tuple."),
     ("fit --config sudoku_tinny", "Did you mean sudoku_tiny.yaml?"),
     ("fti --config sudoku_tiny.yaml", "There is no command 'fti'. Did you mean fit?"),
     ("--config sudoku_tiny.yaml fit", "The command comes first."),
