@@ -58,7 +58,7 @@ def options() -> Iterator[str]:
         for name, option in found.items():
             default = "required" if option.default is None else f"default `{option.default.replace('None', 'null')}`"
             text = re.sub("`+", "`", option.text)
-            yield f"`--{place}.{name}`\n: `{option.words}`; {default}. {text}\n"
+            yield f"`--{place}.{name}`\n: {option.words}; {default}. {text}\n"
         yield ""
 
 

@@ -14,6 +14,7 @@ LATER = (
     "cli/test_arguments.py",
     "cli/test_cli_checkpoints.py",
     "cli/test_cli_resume.py",
+    "cli/test_completion.py",
     "cli/test_examples.py",
     "cli/test_generate.py",
     "cli/test_habits.py",
@@ -35,6 +36,7 @@ LATER = (
     "planning/test_planning_command.py",
     "planning/test_planning_measured.py",
     "reports/test_reports_browser.py",
+    "tasks/test_tasks_algebra.py",
     "tasks/test_tasks_hostile.py",
 )
 """Files and folders of ``tests`` whose tests are all slow: they fit models again and again, or start processes."""

@@ -113,6 +113,13 @@ def score(example, completion):
     return {"count": float(completion.count(example["word"])), "length": len(completion)}
 
 
+def score_later(example, completion):
+    async def later():
+        return 1.0
+
+    return later()
+
+
 def half(example, completion):
     return 0.5
 

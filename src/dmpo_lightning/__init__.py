@@ -45,6 +45,7 @@ _HOMES = {
     "BeforeAfterReport": "callbacks.before_after",
     "RunRecorder": "callbacks.records",
     "EvaluationReport": "callbacks.evaluation",
+    "CompletionWriter": "callbacks.evaluation",
     "Guards": "callbacks.guards",
     "LoggingExtras": "callbacks.completion_records",
     "ProgressLine": "callbacks.progress",

@@ -32,6 +32,7 @@ commands:
   report     one HTML page on one or several runs; needs no model
   configs    list the configurations that --config takes by name; --cat NAME prints one
   options    list the options of this package: options model.objective, or options temperature
+  completion a script by which bash or zsh completes all of these
 
   dmpo-lightning COMMAND --help                              all options of a command
   dmpo-lightning COMMAND --config X --print_config           the configuration that would run
@@ -123,6 +124,10 @@ def _dispatch(command: str, arguments: Sequence[str]) -> None:
     if command in LIGHT:
         import_module(f"dmpo_lightning.commands.{command}").run(resolved)
         return
+    # A module that reads sources, and is not needed for --help.
+    from dmpo_lightning.commands.mistakes import check
+
+    check(command, resolved)
     _announce(command, arguments)
     # It brings torch and Lightning, for which --help need not wait (docs/decisions/028-layout.md).
     from dmpo_lightning.commands.fit import run

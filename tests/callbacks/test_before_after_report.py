@@ -56,15 +56,17 @@ def test_each_metric_of_the_curve_has_the_base_of_its_own_sampler(tmp_path):
     assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_record_has_the_base_by_the_names_of_validations(tmp_path):
+def test_the_record_has_the_base_by_the_names_of_validations_and_what_both_evaluations_took(tmp_path):
     report = BeforeAfterReport(SAMPLERS)
-    fit(tmp_path, report, RunRecorder(), val_check_interval=4, datamodule=Validated())
+    run = fit(tmp_path, report, RunRecorder(), val_check_interval=4, datamodule=Validated())
     lines = {line["kind"]: line for line in read_lines(tmp_path / "metrics.jsonl")}
     base, validation = lines["base"]["values"], lines["validation"]["values"]
     assert {*validation} - {*base} == {"time/validation", *(name for name in validation if "tokens_per" in name)}
     mean, error = report.before["greedy"]["accuracy"]
     assert (base["val/greedy/accuracy"], base["val/greedy/accuracy_stderr"]) == (mean, error)
     assert lines["base"]["examples"] == json.loads((tmp_path / "summary.json").read_text())["examples"] == 6
+    assert min(lines[kind]["values"]["time/evaluation"] for kind in ("base", "after")) > 0
+    assert lines["after"]["step"] == run.global_step
 
 
 def test_a_picture_that_a_task_cannot_draw_of_a_completion_ends_no_run():

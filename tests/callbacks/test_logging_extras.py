@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from dmpo_runs import loader, module, trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -92,6 +93,30 @@ def test_a_completion_in_tensorboard_is_code_and_nothing_else(tmp_path):
 def test_long_texts_keep_their_beginning_and_their_end_on_one_line():
     assert shortened("a" * 30 + "\n" + "b" * 30, 30) == "a" * 10 + " ... " + "b" * 20
     assert shortened("\x1b[2J\n", 30) == "\\x1b[2J\\n"
+
+
+class FullDisk(Callback):
+    """Of both loggers, once they have begun. Also root can write no byte there."""
+
+    def on_train_start(self, trainer, pl_module):
+        board, table = trainer.loggers
+        board.experiment.file_writer.event_writer._general_file_writer.filename = "/dev/full"
+        Path(table.log_dir, "metrics.csv").symlink_to("/dev/full")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_run_goes_on_without_loggers_whose_disk_is_full_and_says_so(tmp_path):
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        loggers = [TensorBoardLogger(tmp_path), CSVLogger(tmp_path, name="table")]
+        fit, _ = run(tmp_path, *loggers, callbacks=[LoggingExtras(every_n_buffers=1), FullDisk()], log_every_n_steps=1)
+    assert fit.global_step == 8
+    said = [str(each.message) for each in given]
+    for name in ("TensorBoardLogger", "CSVLogger"):
+        (first,) = (text for text in said if text.startswith(f"{name} cannot write"))
+        assert "OSError(28, 'No space left on device')). The run goes on" in first
+        (last,) = (text for text in said if text.startswith(f"{name} could not write"))
+        assert int(last.split()[4]) >= 8
 
 
 @pytest.mark.slow

@@ -263,9 +263,11 @@ def test_the_streams_are_given_back_after_an_exception(tmp_path, on_terminal):
 def test_an_evaluation_before_or_behind_a_run_has_a_bar_and_the_time_left(tmp_path, on_terminal, steady_clock):
     terminal = on_terminal(80, 24)
     samplers = {"temperature_1": ConfidenceSampler(denoising_steps=4), "greedy": ConfidenceSampler(temperature=0.0)}
+    line = ProgressLine(refresh_interval=0)
     flags = {"max_steps": 8, "max_epochs": -1, "enable_progress_bar": True}
-    fit = trainer(tmp_path, callbacks=[ProgressLine(refresh_interval=0), BeforeAfterReport(samplers)], **flags)
-    fit.fit(module(), datamodule=Held())
+    fit = trainer(tmp_path, callbacks=[line, BeforeAfterReport(samplers)], **flags)
+    dmpo = module()
+    fit.fit(dmpo, datamodule=Held())
     lines = [each for each in re.split(r"[\r\n]", terminal.end()) if re.match(r" *\d/\d ", each)]
     counts = list(dict.fromkeys(each.split()[0] for each in lines[: len(lines) // 2]))
     # Two batches by two samplers, before the steps go on.
@@ -273,7 +275,11 @@ def test_an_evaluation_before_or_behind_a_run_has_a_bar_and_the_time_left(tmp_pa
     trained = next(place for place, each in enumerate(lines) if each.startswith("8/8"))
     base, final = ([each for each in part if "evaluating" in each] for part in (lines[:trained], lines[trained:]))
     assert {each.split()[0] for each in base if "--:-- left" in each} == {"0/4"}
-    assert final
     # The line goes on where the share falls from 3/4 to 0/8.
     assert any("sampling 1/4" in each for each in lines)
+    # Of the final one the clock knows how long it takes before it has begun.
+    assert final
+    assert not any("--:-- left" in each for each in final)
+    length = dmpo.completion_length
+    assert line.clock.ending == 6 * sum(each.num_steps(length) for each in samplers.values())
     assert len({each.index("left") for each in lines}) == 1

@@ -1,4 +1,4 @@
-"""``fit --ckpt_path``: this run's configuration is used, and what its optimizer does otherwise is said."""
+"""``fit --ckpt_path``: this run's configuration is used, and what it does otherwise is said."""
 
 import warnings
 from pathlib import Path
@@ -9,6 +9,7 @@ import yaml
 from cli_runs import SMALL
 
 from dmpo_lightning.__main__ import main
+from dmpo_lightning.callbacks.facts import compared
 from dmpo_lightning.checkpoints.reading import newest_readable
 
 STORED_RATE, OTHER_RATE = "--model.optimizer.lr=0.001", "--model.optimizer.lr=0.002"
@@ -55,7 +56,8 @@ def test_another_learning_rate_is_trained_with_and_said(workplace):
         resumed, _ = fit("faster", f"--ckpt_path={workplace['half']}", OTHER_RATE)
     assert rates(resumed) == rates(workplace["other"]) != rates(workplace["whole"])
     assert not same_weights(resumed, workplace["whole"])
-    (options,) = messages(record)
+    configuration, options = messages(record)
+    assert configuration.splitlines()[1:] == ["  model.init_args.optimizer.init_args.lr: 0.001 -> 0.002"]
     assert options.splitlines()[1:] == ["  optimizer.0.lr: 0.001 -> 0.002"]
 
 
@@ -69,9 +71,50 @@ def test_an_unchanged_run_is_exact_and_silent_wherever_it_writes(workplace):
     assert rates(resumed) == rates(workplace["whole"])
 
 
+CHANGES = {
+    "--trainer.gradient_clip_val=0.5": "trainer.gradient_clip_val: 0.2 -> 0.5",
+    "--trainer.precision=bf16-true": "trainer.precision: None -> bf16-true",
+    "--model.objective.reward_temperature=0.1": ("model.init_args.objective.init_args.reward_temperature: 0.05 -> 0.1"),
+    "--data.blanks=[10, 12]": "data.init_args.blanks: [11, 12] -> [10, 12]",
+    "--model.optimizer.weight_decay=0.5": "model.init_args.optimizer.init_args.weight_decay: 0.0 -> 0.5",
+}
+
+
+def test_every_key_that_differs_is_named(workplace):
+    with pytest.warns(UserWarning, match="stored -> now") as record:
+        resumed, _ = fit("changed", f"--ckpt_path={workplace['half']}", STORED_RATE, *CHANGES)
+    configuration, options = messages(record)
+    assert sorted(configuration.splitlines()[1:]) == sorted(f"  {line}" for line in CHANGES.values())
+    assert options.splitlines()[1:] == ["  optimizer.0.weight_decay: 0.0 -> 0.5"]
+    assert resumed["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.5
+    assert resumed["cli_config"]["trainer"]["gradient_clip_val"] == 0.5
+
+
 def test_an_evaluation_compares_nothing(workplace):
     with warnings.catch_warnings(record=True) as record:
         warnings.simplefilter("always")
         arguments = ["--config=sudoku_tiny.yaml", "--config=small.yaml", f"--ckpt_path={workplace['half']}"]
         assert main(["validate", *arguments, OTHER_RATE]) == 0
     assert messages(record) == []
+
+
+def test_a_checkpoint_of_no_command_line_is_continued(workplace):
+    state = torch.load(workplace["half"], weights_only=True)
+    del state["cli_config"]
+    torch.save(state, "other.ckpt")
+    resumed, _ = fit("python", "--ckpt_path=other.ckpt", STORED_RATE)
+    assert same_weights(resumed, workplace["whole"])
+
+
+def test_how_long_and_where_a_run_runs_is_not_compared():
+    config = {
+        "seed_everything": 0,
+        "trainer": {"max_steps": 1, "devices": 1, "logger": None, "precision": "32-true"},
+        "model": {"class_path": "A"},
+        "data": {"class_path": "B"},
+        "ckpt_path": None,
+    }
+    moved = config | {"trainer": {"max_steps": 2, "devices": 8, "logger": True, "precision": "32-true"}}
+    assert compared(config) == compared(moved | {"ckpt_path": "a.ckpt"})
+    assert compared(config) != compared(config | {"trainer": {"precision": "bf16-mixed"}})
+    assert compared(config) != compared(config | {"seed_everything": 1})

@@ -168,6 +168,7 @@ def shown(monkeypatch, stream, *, size=(24, 10)):
     watcher = Denoising(policy, stream)
     policy.tokenizer, real = Hostile(), policy.tokenizer
     monkeypatch.setattr("dmpo_lightning.modules.generating.tokenize_prompt", lambda *_: real("1")["input_ids"])
+    monkeypatch.setattr("dmpo_lightning.modules.generating.warn_of_lost_text", lambda *_, **__: None)
     monkeypatch.setattr(policy, "decode", lambda ids: [""] * len(ids))
     generate(policy, "1", Sampling(ConfidenceSampler(), 40), on_change=watcher)
     return stream.getvalue()

@@ -189,3 +189,12 @@ def test_an_interrupted_run_says_what_is_saved_and_the_command_that_goes_on(with
     assert (run / "report.html").is_file()
     for line in (generate, export, report):
         assert main(shlex.split(line)[1:]) == 0, line
+
+
+def test_a_start_that_fails_leaves_no_folder_and_its_version_is_free(with_own_code):
+    named = "--trainer.logger.version=exp1"
+    with pytest.raises(RuntimeError, match="mine"):
+        tiny("fit", named, "--trainer.callbacks+=own_habits.Broken")
+    assert not Path("runs").exists()
+    assert tiny("fit", named, "--trainer.max_steps=2") == 0
+    assert sorted(each.name for each in Path("runs/sudoku_tiny").iterdir()) == ["exp1", "latest"]

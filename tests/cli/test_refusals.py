@@ -30,13 +30,18 @@ FILES = {
         (["fit", *TINY, "--trainer.devices=0"], "`Trainer(devices='0')` value is not a valid input"),
         (["fit", *TINY, "--trainer.max_steps=-5"], "The Trainer refuses --trainer.max_steps -5: "),
         (["fit", *TINY, "--trainer.strategy=dpp"], "invalid strategy name: `strategy='dpp'`"),
+        (["fit", *TINY, "--model.optimizer.lr=-1"], "AdamW refuses its options: Invalid learning rate: -1.0."),
+        (["fit", *TINY, "--model.lr_scheduler.start_factor=2"], "refuses its options: Starting multiplicative"),
         (["fit", *TINY, "--model.optimizer.lr=abc"], "`model.optimizer.lr` cannot be read: Expected a float"),
+        (["fit", *TINY, "--trainer.logger=tensorboard"], "got tensorboard. Did you mean TensorBoardLogger?"),
         (["fit", *TINY, "--trainer.logger.nam=x"], "no option TensorBoardLogger.nam. Did you mean name?"),
+        (["fit", *TINY, "--trainer.callbacks+=EarlyStoping"], "got EarlyStoping. Did you mean EarlyStopping?"),
         (["fit", *TINY, "--config=bad.yaml"], "'bad.yaml' cannot be read: "),
         (["fit", *TINY, "--config=deep.yaml"], "'deep.yaml' cannot be read: "),
         (["fit", *TINY, "--config=circle.yaml"], "'circle.yaml' cannot be read: "),
         (["fit", *TINY, "--config=empty.yaml"], "'empty.yaml' cannot be read: it must state options by name"),
         (["plan", *TINY, "--config=list.yaml"], "'list.yaml' cannot be read: it must state options by name"),
+        (["plan", *TINY, "--seed_everything", "-1"], "`--seed_everything` must be at least 0 and less than 2**32"),
         (["fit", *TINY, "--ckpt_path=~/no.ckpt"], "home/no.ckpt, which does not exist"),
         (["test", *TINY, "--ckpt_path", "no.ckpt"], "got no.ckpt, which does not exist"),
         *(([verb, *TINY, "--ckpt_path=hpc"], "pass `last`") for verb in ("fit", "validate", "test", "predict")),
@@ -139,3 +144,9 @@ def test_worker_processes_find_the_modules_of_the_working_directory(tmp_path, mo
         reward.close()
     finally:
         find_local_modules(Path(), ())
+
+
+def test_an_optimizer_of_matrices_alone_is_not_refused():
+    from dmpo_lightning.commands.fit import _check_optimizer
+
+    _check_optimizer({"optimizer": {"class_path": "torch.optim.Muon", "init_args": {"lr": 1e-3}}})

@@ -2,20 +2,25 @@
 
 import copy
 import json
+import sys
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dmpo_lightning import JsonlPairs
 from dmpo_lightning.data.demonstrations import DemonstrationsDataModule
 from dmpo_lightning.data.prompts import PromptLoader
-from dmpo_lightning.data.tokens import text_ids, tokenize_prompt
+from dmpo_lightning.data.tokens import text_ids, tokenize_prompt, warn_of_lost_text
 from dmpo_lightning.models.dream import FAMILY as DREAM
 from dmpo_lightning.models.llada import FAMILY as LLADA
 from dmpo_lightning.models.loading import load_tokenizer
+from dmpo_lightning.modules.generating import generate
+from dmpo_lightning.rollout import Sampling
+from dmpo_lightning.samplers import RandomOrderSampler
+from helpers import tiny_policy
 from small_models import bert_tokenizer
 
 LLADA_TOKENS = ["<|endoftext|>", "<|startoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
@@ -224,6 +229,106 @@ def test_the_prefill_of_a_plain_prompt_may_hold_control_tokens():
     assert bare.decode(ids[:-1]) == "How<|mdm_mask|> many?"
 
 
+# What a tokenizer cannot say ------------------------------------------------------------------------------------------
+
+
+def silent_tokenizer() -> PreTrainedTokenizerBase:
+    """Letters and merges of ASCII alone, without an unknown token: other characters are dropped without a word."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=120, show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def lowercase_tokenizer() -> PreTrainedTokenizerBase:
+    """As BERT has it: text is normalised before its letters are looked up."""
+    made = bert_tokenizer()
+    made._tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return made
+
+
+class SlowWords(PreTrainedTokenizer):
+    """A tokenizer written in Python, which knows words."""
+
+    def __init__(self, **options):
+        self.words = {"[UNK]": 0, "12": 1, "and": 2}
+        super().__init__(unk_token="[UNK]", **options)
+
+    vocab_size = 3
+
+    def get_vocab(self):
+        return dict(self.words)
+
+    def _tokenize(self, text, **options):
+        return text.split()
+
+    def _convert_token_to_id(self, token):
+        return self.words.get(token, 0)
+
+    def _convert_id_to_token(self, index):
+        return list(self.words)[index]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "lost"),
+    [
+        ("embedded", "hello 1 world", "helloworld"),
+        ("embedded", "1004 002", None),
+        ("unigram", "How many ünits", "ü"),
+        ("silent", "sold é 😀 clips", "é😀"),
+        ("silent", "sold clips", None),
+        ("lowercase", "AND 1", None),
+        ("lowercase", "ÀND or 1", "or"),
+        ("slow", "12 and 34", "34"),
+        ("slow", "12 and", None),
+        *((kind, "é 😀 \u200b\ue000 <|eot_id|>", None) for kind in ("llada", "dream", "prefix space")),
+    ],
+)
+def test_text_that_a_tokenizer_cannot_say_is_warned_of(kind, text, lost, caplog):
+    more = {"silent": silent_tokenizer, "lowercase": lowercase_tokenizer, "slow": SlowWords}
+    warn_of_lost_text((TOKENIZERS | more)[kind](), ["", text])
+    if lost is None:
+        assert caplog.text == ""
+    else:
+        assert "1 of 2 prompts hold text that the tokenizer cannot say" in caplog.text
+        share = 100 * len(lost) / len("".join(text.split()))
+        assert f"{share:.1f} % of all characters; the first is str {text!r}, which loses str {lost!r}." in caplog.text
+
+
+def prompts_of_a_loader(prompt, **options):
+    PromptLoader([{"prompt": "12"}, {"prompt": prompt}], "sudoku_tiny", batch_size=1, **options)
+
+
+def prompts_of_a_model(prompt, prefill=""):
+    generate(tiny_policy(with_reference=False), ["12", prompt], Sampling(RandomOrderSampler(), 2), prefill=prefill)
+
+
+@pytest.mark.parametrize("tokenised", [prompts_of_a_loader, prompts_of_a_model])
+def test_wherever_prompts_are_tokenised_what_is_lost_is_warned_of(tokenised, caplog):
+    tokenised("34")
+    tokenised("34", prefill="<answer>")
+    assert caplog.text == ""
+    tokenised([{"role": "system", "content": "0 is empty"}, {"role": "user", "content": "34"}])
+    assert "1 of 2 prompts" in caplog.text
+    assert "loses str 'isempty'" in caplog.text
+    caplog.clear()
+    tokenised("34", prefill="Let <answer>")
+    assert "2 of 2 prompts" in caplog.text
+
+
+def test_pairs_whose_prompts_or_completions_cannot_be_said_are_warned_of(tmp_path, caplog):
+    file = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": "12?", "completion": "3=4"}, {"prompt": "12", "completion": "34"}]
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs * 2), encoding="utf-8")
+    task = JsonlPairs(str(file), validation_share=0.5)
+    data = DemonstrationsDataModule(task, tokenizer="sudoku_tiny", completion_length=8, batch_size=1)
+    data.setup("fit")
+    assert "prompts of train" in caplog.text
+    assert "completions of train hold text that the tokenizer cannot say" in caplog.text
+    assert "first is str '3=4', which loses str '='" in caplog.text
+
+
 # A turn that is continued ---------------------------------------------------------------------------------------------
 
 
@@ -301,6 +406,8 @@ def test_a_template_that_refuses_system_turns_is_named_with_a_remedy():
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
+        ("{% for i in range(9**4) %}{% for j in range(9**4) %}{% endfor %}{% endfor %}", "more than 1000000 lines"),
+        ("{% macro f() %}{% for i in range(99) %}{{ f() }}{% endfor %}{% endmacro %}{{ f() }}", "recursion|lines"),
         ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
         ("{{ 'a' * 10**15 }}", "MemoryError"),
         ("{{ 1 / 0 }}", "division by zero"),
@@ -311,9 +418,11 @@ def test_a_template_that_refuses_system_turns_is_named_with_a_remedy():
         ("{{ [].append.__globals__ }}{{ ''.join.__self__.__class__.__mro__[1] }}", "unsafe"),
     ],
 )
-def test_a_template_that_fails_is_refused_with_its_reason(template, reason):
+def test_a_template_that_fails_or_does_not_end_is_refused_with_its_reason(template, reason):
     tokenizer = load_tokenizer("sudoku_tiny")
     tokenizer.chat_template = template
+    before = sys.gettrace()
     with pytest.raises(ValueError, match=f"chat template refuses a conversation.*({reason})") as caught:
         tokenize_prompt(tokenizer, "12")
     assert "\n" not in str(caught.value)
+    assert sys.gettrace() is before

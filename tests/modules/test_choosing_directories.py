@@ -122,9 +122,7 @@ def test_a_run_is_known_by_its_record_where_its_checkpoints_lie_elsewhere():
         assert run_directory(begin(make, last)) not in (first, second)
 
 
-def test_what_comes_again_is_not_shown_twice_and_tables_are_kept():
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+def test_what_comes_again_is_not_logged_twice():
     def loggers():
         # As the command line makes them, which gives every option.
         board = TensorBoardLogger("runs", name="m", version="a", purge_step=None)
@@ -132,17 +130,33 @@ def test_what_comes_again_is_not_shown_twice_and_tables_are_kept():
 
     def log(run, steps):
         for logger in run.loggers:
+            logger.log_hyperparams({"seed": 1})
             for step in steps:
-                logger.log_metrics({"loss": float(step)}, step)
+                logger.log_metrics({"loss": float(step), f"from_{steps[0]}": 1.0}, step)
+                logger.save()
             logger.finalize("success")
+        # TensorBoard reads files by their names, in which those of one second and process are not in order.
+        for path in run_directory(run).glob("events.out.tfevents.1*"):
+            path.rename(path.with_name(f"events.out.tfevents.0{len(list(path.parent.glob('events*.0?')))}"))
 
-    log(run := begin(loggers), range(7))
-    log(begin(loggers, save(run_directory(run) / "checkpoints", 4)), range(4, 9))
-    events = EventAccumulator(str(run_directory(run)))
-    events.Reload()
-    assert [event.step for event in events.Scalars("loss")] == list(range(9))
-    rows = [len(list(csv.DictReader(path.open()))) for path in sorted(run_directory(run).glob("metrics*.csv"))]
-    assert rows == [5, 7]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = begin(loggers)
+    log(run, range(7))
+    with Path("runs/m/a/metrics.csv").open("a") as file:
+        file.write("5.0")
+    for step, end in ((4, 12), (8, 9), (2, 4)):
+        # A validation is logged with the step before, and made again where the checkpoint came before it.
+        (run_directory(run) / "metrics.jsonl").write_text(f'{{"kind": "validation", "step": {step}}}\n')
+        log(begin(loggers, save(run_directory(run) / "checkpoints", step)), range(step - 1, end))
+        events = EventAccumulator(str(run_directory(run)))
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            steps = [event.step for event in events.Scalars(tag)]
+            assert sorted(set(steps)) == steps, tag
+        assert [event.step for event in events.Scalars("loss")] == list(range(end))
+        rows = [row for path in run_directory(run).glob("metrics*.csv") for row in csv.DictReader(path.open())]
+        assert sorted(int(row["step"]) for row in rows) == list(range(end))
 
 
 def test_latest_leads_to_the_run_that_trained_last_and_takes_nothings_place(tmp_path):
@@ -161,6 +175,58 @@ def test_latest_leads_to_the_run_that_trained_last_and_takes_nothings_place(tmp_
     begin(make)
     assert not link.is_symlink()
     assert not list(tmp_path.rglob(".latest*"))
+
+
+def leave_traces(folder):
+    """What a run has written when its first step fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text("{}")
+    (folder / "run.json").write_text("{}")
+    (folder / "rollouts").mkdir()
+    (folder / "rollouts/before.jsonl").write_text("")
+    (folder / "metrics.jsonl").write_text('{"kind":"base"}\n')
+
+
+@pytest.mark.parametrize("name", LOGGERS)
+def test_a_start_of_which_nothing_comes_leaves_nothing(tmp_path, name):
+    run = trainer("home", logger=LOGGERS[name][0]())
+    start = choose_directory(run)
+    for logger in run.loggers:
+        logger.log_hyperparams({"seed": 1})
+        logger.save()
+    leave_traces(run_directory(run))
+    assert start.undo()
+    assert list(tmp_path.iterdir()) == []
+    # A version that was given is free again.
+    again = run_directory(begin(LOGGERS[name][0]))
+    assert re.fullmatch(LOGGERS[name][1], str(again))
+
+
+def test_a_start_removes_nothing_that_others_wrote(tmp_path):
+    make = lambda: CSVLogger("runs", name="mine", version="a")  # noqa: E731
+    Path("runs/mine/a").mkdir(parents=True)
+    Path("runs/mine/a/job.log").write_text("")
+    first = trainer("home", logger=CSVLogger("runs", name="mine"))
+    choose_directory(first)
+    for _ in range(2):
+        run = trainer("home", logger=make())
+        start = choose_directory(run)
+        assert run_directory(run).name == Path("runs/mine/latest").readlink().name == "a"
+        leave_traces(run_directory(run))
+        assert start.undo()
+        assert [each.name for each in Path("runs/mine/a").iterdir()] == ["job.log"]
+        assert Path("runs/mine/latest").readlink().name == run_directory(first).name
+
+
+@pytest.mark.parametrize("kept", ["checkpoints/last.ckpt", "rollouts/rank0-000000.jsonl", "metrics.jsonl"])
+def test_what_has_become_of_a_start_stays(kept):
+    run = trainer("home", logger=CSVLogger("runs", name="mine"))
+    start = choose_directory(run)
+    leave_traces(run_directory(run))
+    (run_directory(run) / kept).parent.mkdir(exist_ok=True)
+    (run_directory(run) / kept).write_text('{"kind":"guard"}\n')
+    assert not start.undo()
+    assert (run_directory(run) / "config.yaml").is_file()
 
 
 def test_a_checkpoint_from_elsewhere_begins_a_directory():

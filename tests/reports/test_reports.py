@@ -101,6 +101,23 @@ def test_prompts_are_counted_over_time_and_by_difficulty_and_their_rollouts_are_
     assert re.findall(r'data-item="(\d+)"', text) == ["0", "2", "3"]
 
 
+@pytest.mark.parametrize("is_within", [True, False])
+def test_seconds_go_into_one_bar(tmp_path, is_within):
+    values = {"time/sampling": 30.0, "time/scoring": 10.0, "time/training": 40.0}
+    validation = {"kind": "validation", "step": 2, "seconds": 100.0, "values": {"time/validation": 15.0}}
+    # The recorder may begin to count before the first evaluation, or behind it.
+    late = 20.0 * is_within
+    base = {"kind": "base", "step": 0, "seconds": late, "values": {"time/evaluation": 20.0}}
+    after = {"kind": "after", "step": 2, "seconds": 110.0 + late, "values": {"time/evaluation": 10.0}}
+    validation["seconds"] += late
+    write_lines(tmp_path / "metrics.jsonl", [base, POINT | {"values": values}, validation, after])
+    text = page(read_runs([tmp_path]))
+    words = re.sub("<.*?>", "", text.partition("Where the time went")[2].partition("</p>")[0])
+    parts = "sampling 30 s, scoring 10 s, training 40 s, validation 15 s, evaluation 30 s, other 5 s"
+    assert words == f"{parts}, in all 2:10"
+    assert re.findall(r'width: ([\d.]+)%"', text) == ["23.08", "7.69", "30.77", "11.54", "23.08", "3.85"]
+
+
 EVALUATION = {"task": "GSM8K", "split": "test", "steps": {"hot": [4]}, "temperature": {"hot": 1.0}, "checkpoint": None}
 
 

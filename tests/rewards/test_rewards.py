@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from fractions import Fraction
 
 import jaxtyping
@@ -351,7 +352,7 @@ class NoException(BaseException):
 @pytest.mark.parametrize(
     "error",
     [
-        *(NoException("x"), GeneratorExit(), SystemExit(2), RecursionError()),
+        *(NoException("x"), GeneratorExit(), SystemExit(2), RecursionError(), KeyboardInterrupt()),
         *(asyncio.CancelledError(), worker_functions.Unspeakable()),
     ],
     ids=lambda error: type(error).__name__,
@@ -368,13 +369,29 @@ def test_whatever_a_score_function_raises_is_a_failure(error, batched):
     assert batched or scores.total.tolist() == [[1, 0, 1], [1, 1, 1]]
 
 
-def test_an_interrupt_is_the_users_and_no_failure():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("catches", [False, True])
+def test_a_signal_of_the_user_ends_the_run_even_where_a_score_function_catches_it(number, catches):
     def score(example, completion):
-        signal.raise_signal(signal.SIGINT)
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except BaseException:
+            if not catches:
+                raise
+        return 1.0
 
-    for batched in (False, True):
-        with pytest.raises(KeyboardInterrupt):
-            Reward(score, batched=batched, max_failure_share=1.0)(EXAMPLES, TEXTS)
+    def leave(*_):
+        sys.exit(3)
+
+    handler = signal.default_int_handler if number == signal.SIGINT else leave
+    before = signal.signal(number, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+            Reward(score, max_failure_share=1.0)(EXAMPLES, TEXTS)
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_check_reads_the_special_tokens_and_may_be_killed():
@@ -583,9 +600,54 @@ def test_a_function_that_does_not_take_an_example_and_a_completion_is_no_score(f
         Reward(function)
 
 
-def test_a_class_is_no_score():
-    with pytest.raises(ValueError, match=r"got worker_functions.Longer, which is a class"):
-        Reward(worker_functions.Longer)
+async def later(example, completion):
+    return 1.0
+
+
+async def later_each(example, completion):
+    yield 1.0
+
+
+def each(example, completion):
+    yield 1.0
+
+
+class Later:
+    async def __call__(self, example, completion):
+        return 1.0
+
+    async def method(self, example, completion):
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    "function",
+    [later, later_each, each, Later(), Later().method, functools.partial(later), functools.partial(Later()), Later],
+)
+def test_a_function_that_is_run_later_and_a_class_are_no_score(function):
+    for make in (Reward, lambda score: Reward(components, check=score), lambda score: CombinedScore({"a": score})):
+        with pytest.raises(ValueError, match=r"`.+` must be a function of an example and a completion"):
+            make(function)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, lambda f: CombinedScore({"a": f}), lambda f: lambda *a: {"a": f(*a)}])
+@pytest.mark.parametrize(
+    "function", [later, later_each, each, lambda *_: asyncio.Future(loop=asyncio.new_event_loop())]
+)
+def test_a_score_that_has_yet_to_be_run_ends_the_run_at_the_first_call(function, wrap):
+    def score(example, completion):
+        return function(example, completion)
+
+    reward = Reward(wrap(score), max_failure_share=1.0)
+    with pytest.raises(ValueError, match=r"`\w+` returned a \w+: neither `async def` nor `yield` is run here"):
+        reward(EXAMPLES, TEXTS)
+
+
+def test_a_score_that_has_yet_to_be_run_ends_the_run_from_a_worker_too():
+    reward = Reward(worker_functions.score_later, workers=1, max_failure_share=1.0)
+    with pytest.raises(ValueError, match="`score` returned a coroutine"):
+        reward(EXAMPLES, TEXTS)
+    reward.close()
 
 
 def test_batched_scoring_may_yield_its_results():

@@ -6,7 +6,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dmpo_lightning.callbacks.completion_records import example_records
@@ -67,6 +67,7 @@ class BeforeAfterReport(Callback):
         self.after: dict[str, Result] = {}
         self.seconds = 0.0
         self._started: float | None = None
+        self._took = 0.0
         self._examples = 0
         """How many are evaluated."""
 
@@ -80,14 +81,21 @@ class BeforeAfterReport(Callback):
             for metric, sampler in self.curve.items():
                 values |= {metric.replace("accuracy", name): mean for name, (mean, _) in self.before[sampler].items()}
                 values[f"{metric}_stderr"] = self.before[sampler]["accuracy"][1]
-            for recorder in callbacks_of(trainer, RunRecorder):
-                recorder.note(trainer, pl_module, line | {"values": values})
+            self._note(trainer, pl_module, line, values)
+        if isinstance(bar := trainer.progress_bar_callback, ProgressLine) and bar.clock is not None:
+            steps = (self.samplers[name].num_steps(pl_module.completion_length) for name in (self.sampled, self.greedy))
+            bar.clock.ending = self._examples * pl_module.evaluator.completions / trainer.world_size * sum(steps)
         # Moved back by what the run took before it was resumed.
         self._started = time.perf_counter() - self.seconds
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.seconds, self._started = self._seconds_by_now(), None
         self.after = self._evaluate(trainer, pl_module, AFTER, [self.sampled, self.greedy])
+        self._note(trainer, pl_module, {"kind": AFTER}, {})
+
+    def _note(self, trainer: Trainer, module: LightningModule, line: dict[str, Any], values: dict[str, float]) -> None:
+        for recorder in callbacks_of(trainer, RunRecorder):
+            recorder.note(trainer, module, line | {"values": values | {"time/evaluation": self._took}})
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Reports, now that other callbacks have written what is shown."""
@@ -116,7 +124,7 @@ class BeforeAfterReport(Callback):
 
     def _evaluate(self, trainer: Trainer, module: DMPO, moment: str, names: list[str]) -> dict[str, Result]:
         """Evaluates the test split by some samplers, each batch by all of them, and records the first examples."""
-        data, bar = getattr(trainer, "datamodule", None), trainer.progress_bar_callback
+        data, bar, started = getattr(trainer, "datamodule", None), trainer.progress_bar_callback, time.perf_counter()
         if data is None:
             raise ValueError("BeforeAfterReport needs a datamodule, whose test split it evaluates; pass one to fit.")
         loader, limit, length = data.test_dataloader(), trainer.limit_test_batches, module.completion_length
@@ -148,6 +156,7 @@ class BeforeAfterReport(Callback):
                     replace(folder / f"{each}.jsonl", b"".join(map(encoded, kept)))
             except OSError as error:
                 rank_zero_warn(escaped(f"The run goes on without the examples of {folder}: {error}."))
+        self._took = round(time.perf_counter() - started, 3)
         return {name: found.result(name, length).means for name, found in metrics.items()}
 
     def summary(self, seed: int, rollouts: int) -> dict[str, Any]:

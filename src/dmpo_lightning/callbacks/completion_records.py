@@ -1,10 +1,13 @@
 """Completions as records, token by token, and in words: on the screen, and in the tables of loggers."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from dmpo_lightning.data.mixture import MixtureDataModule
@@ -16,6 +19,9 @@ from dmpo_lightning.terminal import printable, shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+LOGGING = ("log_metrics", "log_hyperparams", "save", "finalize", "after_save_checkpoint")
+"""What Lightning calls of a logger while a run goes on."""
 
 
 def task_of(datamodule: Any, example: Any) -> Task | None:
@@ -154,6 +160,10 @@ class LoggingExtras(RolloutObserver):
     They are of rank 0's rollouts. Loggers of scalars alone, such as that of CSV files, get the scalars they always
     get. The command line adds this callback by itself.
 
+    It also lets a run go on whose logger fails, whatever is raised there: services and disks fail in as many ways as
+    there are loggers, and a run is worth more than its log. A warning says so at the first failure, and how many there
+    were at the end. A logger that cannot begin ends the run.
+
     Args:
         every_n_buffers: how often, beginning with the first buffer.
         prompts: of each such buffer.
@@ -162,13 +172,37 @@ class LoggingExtras(RolloutObserver):
     def __init__(self, every_n_buffers: int = 10, prompts: int = 4) -> None:
         check_counts(every_n_buffers=every_n_buffers, prompts=prompts)
         self.every_n_buffers, self.prompts = every_n_buffers, prompts
+        self._failures: Counter[str] = Counter()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._failures.clear()
+        for logger in trainer.loggers:
+            # Lightning asks the object for them, so that its own attribute comes before the method of its class.
+            for name in LOGGING:
+                if not isinstance(write := getattr(logger, name), partial):
+                    vars(logger)[name] = partial(self._try, logger, write)
 
     def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
         if buffer.number % self.every_n_buffers or not trainer.is_global_zero or not trainer.loggers:
             return
         samples = best_and_worst(module, buffer, self.prompts)
         for logger in trainer.loggers:
-            log_samples(logger, samples, trainer.global_step)
+            self._try(logger, log_samples, logger, samples, trainer.global_step)
+
+    def _try(self, logger: Any, write: Callable[..., Any], *values: Any, **options: Any) -> Any:
+        try:
+            return write(*values, **options)
+        # See above.
+        except Exception as error:
+            name = type(logger).__name__
+            self._failures[name] += 1
+            if self._failures[name] == 1:
+                cause = error.__cause__ or error
+                rank_zero_warn(f"{name} cannot write ({cause!r}). The run goes on; what is logged is lost there.")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for name, count in self._failures.items():
+            rank_zero_warn(f"{name} could not write {count} times in this run.")
 
 
 def log_samples(logger: Any, samples: Sequence[dict[str, Any]], step: int) -> None:

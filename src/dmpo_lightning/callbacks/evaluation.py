@@ -148,3 +148,7 @@ def fact_lines(facts: dict[str, Any]) -> list[str]:
     width = max(map(len, facts))
     texts = {name: each if isinstance(each, str) else json.dumps(each) for name, each in facts.items()}
     return [f"{name.ljust(width)}  {shortened(text)}" for name, text in texts.items()]
+
+
+CompletionWriter = EvaluationReport
+"""The name of the part that writes completions, which configurations still give."""

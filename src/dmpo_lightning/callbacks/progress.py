@@ -11,8 +11,9 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
+from dmpo_lightning.callbacks.clock import Clock, validations_to_come
 from dmpo_lightning.callbacks.completion_records import samples_text
-from dmpo_lightning.callbacks.facts import model_line
+from dmpo_lightning.callbacks.facts import model_line, split_sizes
 from dmpo_lightning.modules.base import PolicyModule
 from dmpo_lightning.modules.dmpo import DMPO
 from dmpo_lightning.modules.observers import RolloutObserver
@@ -39,8 +40,8 @@ duration = tqdm.format_interval
 class ProgressLine(ProgressBar, RolloutObserver):
     """Shows where a run is. The command line takes it in the place of Lightning's bars, unless one is configured.
 
-    On a terminal it is one line of tqdm's at the bottom: optimizer steps, the time left of them with the validations in
-    between, what is being done, and numbers of the run, as many as there is room for. While an evaluation stands
+    On a terminal it is one line of tqdm's at the bottom: optimizer steps, the time left of the whole run with all its
+    evaluations, what is being done, and numbers of the run, as many as there is room for. While an evaluation stands
     alone, as that of the base before a run, its batches and the time left of it are in the place of steps. Elsewhere,
     as in the log of a job, a plain line is written now and then and for each validation. Now and then the best and the
     worst completion of a prompt are shown. All goes to standard error (docs/decisions/036-progress.md).
@@ -66,14 +67,17 @@ class ProgressLine(ProgressBar, RolloutObserver):
         self._measures: dict[str, float] = {}
         self._expected: list[str] = []
         """Those of `MEASURES` that this run will have, for which the line keeps room."""
-        self._step = self._first = 0
-        """The optimizer step, and the one that this part of the run began with."""
+        self._step = 0
         self._steps: int | None = None
         self._alone: tuple[int, int | None] | None = None
         """Batches of an evaluation that stands alone, done and all."""
         self._started = self._phase_started = self._validation_started = 0.0
+        self.clock: Clock | None = None
+        """Of a run whose steps are known."""
+        self._noted = (0, 0.0)
+        """The step and the time up to which the clock knows the training, without validations since then."""
         self._ends: float | None = None
-        """When the last step will be done, or an evaluation that stands alone."""
+        """When the run will be done, or an evaluation that stands alone."""
         self._written = -math.inf
 
     def enable(self) -> None:
@@ -115,19 +119,24 @@ class ProgressLine(ProgressBar, RolloutObserver):
         self.note("starting")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step = self._first = trainer.global_step
-        self._ends, self._expected = None, [LOSS]
+        self._step, self._ends, self._expected = trainer.global_step, None, [LOSS]
         if math.isfinite(steps := trainer.estimated_stepping_batches):
             self._steps = int(steps)
+            self.clock = Clock(max(self._steps, 1), validations_to_come(trainer, self._steps))
         if isinstance(pl_module, DMPO):
             left_out = {LOSS} if trainer.enable_validation else {LOSS, ACCURACY}
             self._expected = [name for name in MEASURES if name not in left_out]
+            if self.clock is not None:
+                evaluator, prompts = pl_module.evaluator, split_sizes(trainer).get("validation", 0)
+                each = sum(one.num_steps(length) for one in evaluator.samplers.values() for length in evaluator.lengths)
+                self.clock.validation = prompts / trainer.world_size * evaluator.completions * each
         self.note("training")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Not at `on_train_start`, where reports evaluate the base, which no later step takes part in.
         if not self._started:
             self._started, self._ends = perf_counter(), None
+            self._noted = (trainer.global_step, self._started)
             self.note("training")
 
     def on_rollouts(self, trainer: Trainer, module: LightningModule, buffer: RolloutBuffer) -> None:
@@ -141,17 +150,27 @@ class ProgressLine(ProgressBar, RolloutObserver):
         self._step, logged = trainer.global_step, trainer.callback_metrics
         # In the middle of a buffer a part of its steps would stand for all of its sampling.
         if not isinstance(pl_module, DMPO) or pl_module.buffer.needs_rollouts:
-            self._foresee()
+            self._note_pace(pl_module)
             self._measures |= {name: float(logged[name]) for name in (LOSS, RATE) if name in logged}
         if not isinstance(pl_module, DMPO) and self._step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._write_plain()
         self._show_training(pl_module)
 
+    def _note_pace(self, module: LightningModule) -> None:
+        now, (step, since), sampled, work = perf_counter(), self._noted, 0.0, 0.0
+        if self.clock is not None and self._step > step:
+            # A buffer of a checkpoint has no times.
+            if isinstance(module, DMPO) and module.buffer.seconds:
+                sampled, steps = module.buffer.seconds["sampling"], module.sampler.num_steps(module.completion_length)
+                work = float(len(module.buffer.rollouts) * module.sampling_rounds * steps)
+            self.clock.note_buffer(self._step - step, now - since, sampled=sampled, work=work)
+            self._noted = (self._step, now)
+            self._foresee()
+
     def _foresee(self) -> None:
-        """Steps to come take as long as those so far, with the validations in between."""
-        now, made = perf_counter(), self._step - self._first
-        if made and self._steps is not None:
-            self._ends = now + (now - self._started) / made * (self._steps - self._step)
+        left = None if self.clock is None else self.clock.left(self._noted[0])
+        # Of the steps that the clock does not know yet, some time has gone by.
+        self._ends = None if left is None else self._noted[1] + left
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validation_started = perf_counter()
@@ -172,8 +191,10 @@ class ProgressLine(ProgressBar, RolloutObserver):
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         seconds = perf_counter() - self._validation_started
-        self._step = trainer.global_step
-        self._foresee()
+        self._step, self._noted = trainer.global_step, (self._noted[0], self._noted[1] + seconds)
+        if self.clock is not None:
+            self.clock.note_validation(seconds)
+            self._foresee()
         logged = {name[4:]: float(each) for name, each in trainer.callback_metrics.items() if name.startswith("val/")}
         accuracies = {name: each for name, each in logged.items() if f"{name}_stderr" in logged}
         said = ", ".join(f"val/{name} {each:.3f}" for name, each in logged.items())

@@ -21,7 +21,7 @@ from dmpo_lightning.modules.observers import RolloutObserver
 from dmpo_lightning.modules.run_directory import run_directory
 from dmpo_lightning.reports.lines import append, encoded, keep_lines, read_file, replace, set_aside, write_object
 from dmpo_lightning.reports.page import write_report
-from dmpo_lightning.reports.record import METRICS, REPORT, ROLLOUTS, RUN, SUMMARY
+from dmpo_lightning.reports.record import AFTER, METRICS, REPORT, ROLLOUTS, RUN, SUMMARY
 from dmpo_lightning.rollout import RolloutBuffer
 from dmpo_lightning.terminal import error_line, escaped
 
@@ -198,7 +198,8 @@ class RunRecorder(RolloutObserver):
         self.on_train_start(trainer, module)
         if self._directory is None or not trainer.is_global_zero:
             return
-        self._lines += 1
+        # A run that goes on to more steps takes its end back.
+        self._lines += line["kind"] != AFTER
         rollouts, seconds = getattr(module, "rollouts_seen", 0), round(self.seconds_by_now(), 3)
         progress = {"step": trainer.global_step, "rollouts": rollouts, "seconds": seconds}
         with self._trying(METRICS):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-LIGHT = ("generate", "adapt", "export", "plan", "score", "report", "configs", "options")
+LIGHT = ("generate", "adapt", "export", "plan", "score", "report", "configs", "options", "completion")
 """Commands that are not the Lightning CLI's."""
 COMMANDS = ("fit", "validate", "test", "predict", *LIGHT)
 CONFIG = ("--config", "-c")
@@ -18,6 +18,7 @@ TEXTS = ("--prompt", "--prefill")
 """Options whose value is what somebody says, neither a path nor YAML."""
 NULLS = ("null", "Null", "NULL", "~")
 """The ways in which YAML writes that there is no value."""
+YAML = (".yaml", ".yml", ".json")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -28,12 +29,17 @@ class CommandParser(argparse.ArgumentParser):
         program = f"dmpo-lightning {command}"
         super().__init__(program, description=description, formatter_class=layout, allow_abbrev=False)
 
+    @property
+    def names(self) -> dict[str, Sequence[str]]:
+        """The options by name, without dashes, each with its choices."""
+        found = [(each, action) for action in self._actions for each in action.option_strings]
+        return {name[2:]: tuple(action.choices or ()) for name, action in found if name.startswith("--")}
+
     def error(self, message: str) -> NoReturn:
         hint = ""
         if wrong := re.search(r"unrecognized arguments: -*([^\s=]+)|invalid choice: '(.*?)' \((.*)\)", message):
-            names = [each[2:] for action in self._actions for each in action.option_strings if each.startswith("--")]
             choices = re.findall(r"'(.*?)'", wrong[3] or "")
-            hint = nearest(wrong[2], choices) if wrong[2] else nearest(wrong[1], names).replace("mean ", "mean --")
+            hint = nearest(wrong[2], choices) if wrong[2] else nearest(wrong[1], self.names).replace("mean ", "mean --")
         raise ValueError(f"{message[0].upper()}{message[1:]}.{hint} `{self.prog} --help` lists all options.")
 
 
@@ -138,10 +144,10 @@ def merged_node(text: str, name: str) -> Any:
         root = loader.get_single_node()
         _check_options(root, "it")
         _resolve(root, loader)
-        found = stated(root)
-        _check_options(found.get("trainer", root), "`trainer`")
-        options: Any = stated(found.get("model")).get("init_args", found.get("model"))
-        chosen = stated(options).get("model")
+        stated = _stated(root)
+        _check_options(stated.get("trainer", root), "`trainer`")
+        options: Any = _stated(stated.get("model")).get("init_args", stated.get("model"))
+        chosen = _stated(options).get("model")
         if chosen is not None and chosen.id == "scalar" and not chosen.tag.endswith(":null"):
             backbone = yaml.compose("model: NAME")
             backbone.value = [(backbone.value[0][0], chosen)]
@@ -159,7 +165,7 @@ def _check_options(node: Any, what: str) -> None:
         raise ValueError(f"{what} must state options by name, such as `max_steps: 100`, got {got}.")
 
 
-def stated(node: Any) -> dict[str, Any]:
+def _stated(node: Any) -> dict[str, Any]:
     """What is stated in a mapping of a YAML by name, nothing in anything else."""
     pairs_of = node.value if node is not None and node.id == "mapping" else []
     return {key.value: value for key, value in pairs_of if key.id == "scalar"}

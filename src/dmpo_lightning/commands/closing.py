@@ -17,6 +17,7 @@ from dmpo_lightning.callbacks.preemption import Preemption
 from dmpo_lightning.callbacks.progress import duration
 from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.checkpoints.reading import facts_beside_weights
+from dmpo_lightning.commands.score import TASKS
 from dmpo_lightning.distributed.internals import callbacks_of
 from dmpo_lightning.modules.run_directory import own_directory
 from dmpo_lightning.reports.lines import read_lines
@@ -57,7 +58,7 @@ def closing_text(
         for what, name in (("page", REPORT), ("summary", SUMMARY), ("results", EVALUATION), ("answers", COMPLETIONS))
         if (directory / name).is_file()
     ]
-    commands = list(_next(directory, typed, last, is_over=error is None))
+    commands = list(_next(trainer, directory, typed, last, is_over=error is None))
     return "\n".join(map(escaped, ["", *lines, *["Next:"] * bool(commands), *(f"  {each}" for each in commands)]))
 
 
@@ -123,7 +124,9 @@ def _saved(trainer: Trainer, checkpoint: str | None) -> Iterator[tuple[Path, int
             yield path, facts["global_step"]
 
 
-def _next(directory: Path, typed: Sequence[str], last: Path | None, *, is_over: bool) -> Iterator[str]:
+def _next(
+    trainer: Trainer, directory: Path, typed: Sequence[str], last: Path | None, *, is_over: bool
+) -> Iterator[str]:
     """Commands that make sense now, as they are typed."""
     if not is_over:
         # The last one of an option that is given twice counts.
@@ -132,10 +135,24 @@ def _next(directory: Path, typed: Sequence[str], last: Path | None, *, is_over: 
     if last is not None:
         # A folder, which sharded runs write, can run code where it is opened.
         trust = ["--trust_checkpoint"] * last.is_dir()
-        yield _command("generate", "--ckpt_path", _shown(last), *trust, "--prompt", "TEXT", "--show")
+        yield _command("generate", "--ckpt_path", _shown(last), *trust, "--prompt", _prompt(trainer), "--show")
         yield _command("export", "--ckpt_path", _shown(last), *trust, "--output", "model")
+    own: Any = getattr(getattr(trainer, "datamodule", None), "task", None)
+    for task in (name for name, kind in TASKS.items() if type(own) is kind and (directory / COMPLETIONS).is_file()):
+        yield _command("score", "--task", task, "--file", _shown(directory / COMPLETIONS))
     if (directory / EVALUATION).is_file() or (directory / METRICS).is_file():
         yield _command("report", _shown(directory))
+
+
+def _prompt(trainer: Trainer) -> str:
+    """A prompt of the run, if it is short enough to be typed."""
+    loader: Any = trainer.train_dataloader
+    try:
+        prompt = loader.prompt(loader.dataset[loader.kept[0]])
+    # Loaders of one's own and mixtures have no such prompts, and a run that is done must not fail for want of one.
+    except Exception:
+        return "TEXT"
+    return prompt if isinstance(prompt, str) and len(prompt) <= 80 and prompt.isprintable() else "TEXT"
 
 
 def _command(*arguments: str) -> str:

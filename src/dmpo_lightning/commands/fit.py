@@ -13,6 +13,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NoReturn
 
+import torch
 import yaml  # type: ignore[import-untyped]
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -23,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from dmpo_lightning.callbacks.completion_records import LoggingExtras
 from dmpo_lightning.callbacks.evaluation import EvaluationReport
-from dmpo_lightning.callbacks.facts import ConfigInDirectory
+from dmpo_lightning.callbacks.facts import ConfigInCheckpoint
 from dmpo_lightning.callbacks.guards import Guards
 from dmpo_lightning.callbacks.preemption import Preemption
 from dmpo_lightning.callbacks.progress import ProgressLine
@@ -31,10 +32,11 @@ from dmpo_lightning.callbacks.records import RunRecorder
 from dmpo_lightning.checkpoints.reading import UnfitCheckpointError, newest_readable, why_unfit, why_unsafe
 from dmpo_lightning.checkpoints.writing import remove_partial
 from dmpo_lightning.commands.arguments import merged_node, nearest
-from dmpo_lightning.commands.closing import closing_text
+from dmpo_lightning.commands.closing import closing_text, is_interrupt
+from dmpo_lightning.commands.mistakes import LAST, is_elsewhere
 from dmpo_lightning.distributed.internals import was_restoring
 from dmpo_lightning.modules.base import PolicyModule
-from dmpo_lightning.modules.run_directory import KINDS, choose_directory, own_directories
+from dmpo_lightning.modules.run_directory import KINDS, Start, choose_directory, own_directories
 from dmpo_lightning.terminal import error_line, escaped
 
 ADDED: tuple[type[Callback], ...] = (LoggingExtras, RunRecorder, EvaluationReport, Guards, Preemption)
@@ -44,13 +46,6 @@ REFUSED = re.compile(r".*given class_path '([\w.]+)'.*Option '([\w.]+)' is not a
 """How the parser says that the constructor of a class takes no argument of a name."""
 CAUSE = re.compile(r"(?:module '[\w.]+' has|No module|Import path|Expected an? (?!path but)).*")
 """How it says what is wrong with a value."""
-REMEDIES = {
-    "unrecognized arguments": "; `dmpo-lightning options WORD` finds options by a word",
-    "arguments are required": "; pass --config NAME_OR_FILE, such as --config sudoku_tiny.yaml, and overlays behind it "
-    "(`dmpo-lightning configs` lists both)",
-}
-LAST, OF_LIGHTNING = "last", ("best", "hpc")
-"""What ``--ckpt_path`` has beside paths: here, and in Lightning for what this process has saved, or SLURM's."""
 HELP = "Options of DMPO and its parts: dmpo-lightning options; recipes: dmpo-lightning configs. Below: the Trainer's."
 NOISE = (
     *("💡", "GPU available", "TPU available", "HPU available", "LOCAL_RANK", "Seed set to"),
@@ -94,8 +89,7 @@ def _remedy(message: str) -> str:
     keys = re.findall(r'Parser key "([\w.]+)"', message)
     causes = dict.fromkeys(CAUSE.findall(message.rpartition("Parser key")[2]))
     if not (keys and causes):
-        said = " ".join(message.split())[:500]
-        return said + "".join(remedy for words, remedy in REMEDIES.items() if words in said)
+        return " ".join(message.split())[:500]
     said = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.", r"\1", "; ".join(causes)).replace("NoneType", "null")
     return f"`{'.'.join(keys)}` cannot be read: {said}."
 
@@ -122,13 +116,8 @@ class DMPOCLI(LightningCLI):
         """
 
     def before_instantiate_classes(self) -> None:
-        """One seed for everything: the model takes `seed_everything` unless it was given its own.
-
-        Raises:
-            ValueError: a checkpoint that does not exist.
-        """
+        """One seed for everything: the model takes `seed_everything` unless it was given its own."""
         config = self.config.get(self.subcommand, self.config)
-        _check_exists(config.get("ckpt_path"))
         options = config.model.init_args if config.model else None
         # A module of one's own may have no such argument, which is another thing than None.
         if options is not None and options.get("seed", 0) is None:
@@ -138,6 +127,7 @@ class DMPOCLI(LightningCLI):
         """As Lightning does it. What a constructor refuses is one line and status 2, not a traceback."""
         config = self.config.get(self.subcommand, self.config)
         _check_trainer(config.trainer)
+        _check_optimizer(config.model.init_args if config.model else {})
         model = config.get("model.init_args.model")
         if model is not None:
             name = model if isinstance(model, str) else model.get("init_args", model).get("model")
@@ -173,18 +163,24 @@ class DMPOCLI(LightningCLI):
                 raise ValueError("`--ckpt_path last` found no checkpoint; pass its path, or leave it out.")
         elif path is not None and not trusted:
             elsewhere = "it is not on this machine, where it could be checked; download it"
-            if problem := elsewhere if _is_elsewhere(str(path)) else why_unsafe(Path(path)):
+            if problem := elsewhere if is_elsewhere(str(path)) else why_unsafe(Path(path)):
                 trust = "if you trust who wrote it, add --trust_checkpoint"
                 raise ValueError(f"`--ckpt_path {path}`: {problem}; {trust}.")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """As Lightning does it. What Lightning, torch or a callback cannot restore of a checkpoint is one line."""
+        """As Lightning does it. A start of which nothing comes leaves no directory, and what Lightning, torch or a
+        callback cannot restore of a checkpoint is one line.
+        """
+        self._start = Start()
         try:
             super()._run_subcommand(subcommand)
             self._close()
         # torch gathers the errors of all ranks in one that is no `Exception`.
         except BaseException as error:
-            self._close(error)
+            if not self._start.undo():
+                self._close(error)
+            elif is_interrupt(error):
+                print("Interrupted before anything came of the run: nothing is kept.", file=sys.stderr)
             if not was_restoring(error) or isinstance(error, UnfitCheckpointError | KeyboardInterrupt | SystemExit):
                 raise
             path = self.config_init[subcommand].get("ckpt_path")
@@ -203,29 +199,14 @@ class DMPOCLI(LightningCLI):
     def before_validate(self) -> None:
         """Chooses the checkpoint, and then a directory."""
         self._choose_checkpoint()
-        choose_directory(self.trainer, kind=KINDS[str(self.subcommand)])
+        self._start = choose_directory(self.trainer, kind=KINDS[str(self.subcommand)])
 
     before_test = before_predict = before_validate
 
     def before_fit(self) -> None:
         """Chooses the checkpoint, and then a directory: a run that goes on has that of the checkpoint's run."""
         self._choose_checkpoint()
-        choose_directory(self.trainer, self.config_init[self.subcommand].get("ckpt_path"))
-
-
-def _check_exists(path: str | None) -> None:
-    """Raises ValueError for a checkpoint that does not exist, so that a run ends before its model is loaded."""
-    if path in (None, LAST) or _is_elsewhere(path) or (Path(path).exists() and path not in OF_LIGHTNING):
-        return
-    why = f"has no meaning here (./{path} for a file of that name)" if path in OF_LIGHTNING else "does not exist"
-    raise ValueError(
-        f"`--ckpt_path {path}`: pass `last`, or a checkpoint of a run, a file or a folder; got {path}, which {why}."
-    )
-
-
-def _is_elsewhere(path: str) -> bool:
-    """Whether a checkpoint is named by an address, of the web or of a registry of models."""
-    return "://" in path or path.startswith("registry")
+        self._start = choose_directory(self.trainer, self.config_init[self.subcommand].get("ckpt_path"))
 
 
 def _check_trainer(options: Mapping[str, Any]) -> None:
@@ -245,6 +226,21 @@ def _check_trainer(options: Mapping[str, Any]) -> None:
         raise ValueError(f"The Trainer refuses {' '.join(named) or 'its options'}: {said}") from error
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _check_optimizer(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for what an optimizer or scheduler of torch refuses, which are made when a run starts."""
+    # A matrix, as the weights of adapters are, of which alone some optimizers take any, such as Muon.
+    made: Any = [torch.nn.Parameter(torch.zeros(1, 1))]
+    for name in ("optimizer", "lr_scheduler"):
+        given = options.get(name)
+        if given is None or callable(given) or not str(given.get("class_path")).startswith("torch.optim."):
+            return
+        try:
+            made = resolve_name(given["class_path"])(made, **given.get("init_args", {}))
+        except Exception as error:
+            said = " ".join(str(error).split())
+            raise ValueError(f"`model.{name}`: {given['class_path']} refuses its options: {said}.") from error
 
 
 def newest_checkpoint(trainer: Trainer, module: LightningModule, *, continues: bool) -> str | None:
@@ -365,7 +361,7 @@ def run(arguments: Sequence[str], typed: Sequence[str]) -> None:
         },
         # `ProgressLine` says how large the model is. Lightning's table counts the reference twice and FLOPs never.
         trainer_defaults={"enable_model_summary": False},
-        save_config_callback=ConfigInDirectory,
+        save_config_callback=ConfigInCheckpoint,
         # Else Lightning refuses a run directory that holds a configuration already.
         save_config_kwargs={"overwrite": True},
     )

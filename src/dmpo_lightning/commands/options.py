@@ -1,20 +1,11 @@
-"""``dmpo-lightning options``: what the classes of this package can be told."""
+"""``dmpo-lightning options``: what the classes of this package can be told. Imports no torch."""
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from dmpo_lightning.commands.arguments import (
-    CommandParser,
-    config_directory,
-    merged_node,
-    nearest,
-    shipped_configs,
-    stated,
-)
-
-if TYPE_CHECKING:
-    from dmpo_lightning.commands.signatures import Option
+from dmpo_lightning.commands.arguments import CommandParser, config_directory, nearest, shipped_configs
+from dmpo_lightning.commands.mistakes import configuration
+from dmpo_lightning.commands.signatures import TRAINER, Option, options_of, places, summary
 
 DESCRIPTION = """\
 List the options of this package's classes, and those of the Trainer that its recipes set.
@@ -31,9 +22,6 @@ def run(arguments: Sequence[str]) -> None:
     """Prints them. Raises ValueError where nothing is found."""
     # As it is written on a command line.
     what = PARSER.parse_args([each.removeprefix("--") if "." in each else each for each in arguments]).what
-    # It brings torch, for which --help need not wait.
-    from dmpo_lightning.commands.signatures import places, summary
-
     groups = list(places(stated_options()))
     if not what:
         for place, path, options in groups:
@@ -59,13 +47,11 @@ def run(arguments: Sequence[str]) -> None:
         print()
 
 
-def stated_options() -> "dict[str, Option]":
+def stated_options() -> dict[str, Option]:
     """The options of the Trainer that shipped configurations state."""
-    from dmpo_lightning.commands.signatures import TRAINER, options_of
-
-    roots = [merged_node((config_directory() / each).read_text(encoding="utf-8"), each) for each in shipped_configs()]
-    names = {name for root in roots for name in stated(stated(root).get("trainer"))}
-    return {name: each for name, each in options_of(TRAINER).items() if name in names}
+    folder = config_directory()
+    stated = {name for each in shipped_configs() for name in configuration(str(folder / each)).get("trainer", {})}
+    return {name: each for name, each in (options_of(TRAINER) or {}).items() if name in stated}
 
 
 def _wrapped(text: str, indent: int) -> str:

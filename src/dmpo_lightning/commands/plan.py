@@ -7,6 +7,7 @@ from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from dmpo_lightning.commands.arguments import CommandParser
+from dmpo_lightning.commands.mistakes import check
 
 if TYPE_CHECKING:
     from dmpo_lightning.planning.plan import Plan
@@ -30,6 +31,7 @@ def run(arguments: Sequence[str]) -> None:
         ValueError: what `make_plan` raises.
     """
     options, rest = PARSER.parse_known_args(list(arguments))
+    check("plan", rest, own=PARSER.names)
     # Libraries that a strategy imports speak on standard output, DeepSpeed for one, which is the plan's.
     with redirect_stdout(sys.stderr):
         plan = make_plan(

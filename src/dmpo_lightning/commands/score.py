@@ -9,7 +9,7 @@ from typing import Any
 
 from dmpo_lightning.commands.arguments import CommandParser
 from dmpo_lightning.data.sources import Parser, load_file
-from dmpo_lightning.rewards.functions import Judge, ScoreError
+from dmpo_lightning.rewards.functions import Judge, ScoreError, call_each
 from dmpo_lightning.tasks.base import Task, Verdict
 from dmpo_lightning.tasks.benchmark import Benchmark
 from dmpo_lightning.tasks.countdown import Countdown
@@ -22,6 +22,7 @@ PARSER = CommandParser("score", __doc__)
 _add = PARSER.add_argument
 _add("--task", required=True, help=f"{', '.join(TASKS)}, or the dotted path of a Task class")
 _add("--check", choices=("published", "verified"), default="verified", help="which variant of it")
+_add("--algebra", action="store_true", help="math500: also compare by math-verify")
 _add("--file", required=True, help="completions, one JSON object per line")
 _add("--only", metavar="NAME", help="of a mixture: its name of the task")
 _add("--json", action="store_true", help="print one JSON object")
@@ -30,7 +31,7 @@ _add("--json", action="store_true", help="print one JSON object")
 def run(arguments: Sequence[str]) -> None:
     """Runs the command. Raises ValueError for what a user can mend."""
     options = PARSER.parse_args(arguments)
-    task = make_task(options.task, options.check)
+    task = make_task(options.task, options.check, algebra=options.algebra)
     summary = {"task": options.task, "check": options.check} | score_file(
         task, Path(options.file), only=options.only or options.task
     )
@@ -44,11 +45,11 @@ def run(arguments: Sequence[str]) -> None:
             print(f"{run:15} {part['correct']}/{part['n']}, accuracy {part['accuracy']}")
 
 
-def make_task(name: str, check: str) -> Task:
+def make_task(name: str, check: str, *, algebra: bool = False) -> Task:
     """A task by its short name or its dotted path, with the variant ``check`` of its check if it takes one.
 
     Raises:
-        ValueError: no such task, or one that cannot be made without arguments.
+        ValueError: no such task, or computer algebra for another check than the verified one of math500.
     """
     try:
         task = TASKS.get(name) or resolve_name(name)
@@ -57,9 +58,11 @@ def make_task(name: str, check: str) -> Task:
     if not (isinstance(task, type) and issubclass(task, Task)):
         known = ", ".join(TASKS)
         raise ValueError(f"`--task` must be one of {known} or the dotted path of a Task class, got {name!r}.")
-    # `Sudoku` passes the option on unnamed, so that its signature alone does not tell.
+    if algebra and (task is not Math500 or check != "verified"):
+        raise ValueError(f"`--algebra` needs --task math500 and --check verified, got {name} and {check}.")
+    # `Math500` passes the option on unnamed, so that its signature alone does not tell.
     takes_check = issubclass(task, Benchmark) or "check" in inspect.signature(task).parameters
-    options: dict[str, Any] = {"check": check} if takes_check else {}
+    options: dict[str, Any] = ({"check": check} if takes_check else {}) | ({"algebra": True} if algebra else {})
     try:
         return task(**options)
     except TypeError as error:
@@ -121,7 +124,7 @@ def _record(task: Task, record: Mapping[str, Any], only: str | None) -> dict[str
     # Examples of a mixture's other tasks are of other kinds, which this check could not read.
     if found["task"] in (None, only):
         text = record["completion"]
-        judged = Judge(lambda *_: 0.0, task.check)(example, text, text)
+        (judged,) = call_each(Judge(lambda *_: 0.0, task.check), [(example, text, text)])
         if isinstance(judged, ScoreError):
             cause = judged.__cause__
             raise cause if isinstance(cause, ValueError | LookupError) else ValueError(f"the check failed: {judged}")

@@ -127,6 +127,10 @@ class Math500DataModule(BenchmarkDataModule):
     """`Math500`: trains on the train split of MATH and tests on MATH-500.
 
     Files hold ``problem`` and ``answer`` or ``solution``. A ``revision`` applies to both datasets.
+
+    Args:
+        algebra: whether the check ``verified`` may compare by algebra, see `Math500`.
+        options: of `BenchmarkDataModule`.
     """
 
     benchmark = Math500
@@ -134,6 +138,14 @@ class Math500DataModule(BenchmarkDataModule):
         "train": ("DigitalLearningGmbH/MATH-lighteval", None, "train"),
         "test": ("HuggingFaceH4/MATH-500", None, "test"),
     }
+
+    def __init__(self, *, algebra: bool = False, **options: Any) -> None:
+        # Before the constructor of the base class, which calls `_task`.
+        self.algebra = algebra
+        super().__init__(**options)
+
+    def _task(self, **options: Any) -> Benchmark:
+        return super()._task(**options, algebra=self.algebra)
 
 
 class CountdownDataModule(BenchmarkDataModule):

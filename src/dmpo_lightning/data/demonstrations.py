@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dmpo_lightning.data.prompts import pad_left
-from dmpo_lightning.data.tokens import check_text, named, text_ids, tokenize_prompt
+from dmpo_lightning.data.tokens import check_text, named, text_ids, tokenize_prompt, warn_of_lost_text
 from dmpo_lightning.distributed.ranks import own_rank
 from dmpo_lightning.models.families import family_of_tokenizer
 from dmpo_lightning.models.loading import end_token_ids, load_tokenizer
@@ -73,6 +73,10 @@ class DemonstrationsDataModule(LightningDataModule):
             if split not in self._rows:
                 examples = self.task.examples(split)
                 self._rows[split] = [self._row(index, example) for index, example in enumerate(examples)]
+                prompts = (self.task.prompt(example) for example in examples)
+                warn_of_lost_text(self.tokenizer, prompts, kind=f"prompts of {split}", prefill=self.task.prefill)
+                completions = (example["completion"] for example in examples)
+                warn_of_lost_text(self.tokenizer, completions, kind=f"completions of {split}")
 
     def train_dataloader(self) -> "DataLoader[_Row]":
         each = -(-len(self._rows["train"]) // own_rank()[1])

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dmpo_lightning.data.tokens import named, tokenize_prompt
+from dmpo_lightning.data.tokens import named, tokenize_prompt, warn_of_lost_text
 from dmpo_lightning.distributed.ranks import own_rank
 from dmpo_lightning.models.loading import load_tokenizer
 from dmpo_lightning.rollout import PromptBatch
@@ -102,10 +102,12 @@ class PromptLoader:
         self._epoch, self._handed_out, self._resume_at = -1, 0, 0
 
     def _tokenized(self) -> list[list[int]]:
-        ids = []
+        prompts, ids = [], []
         for row, example in enumerate(self.dataset):
             with named(f"Prompt {row} of the dataset"):
-                ids.append(tokenize_prompt(self.tokenizer, self.prompt(example), self.prefill))
+                prompts.append(self.prompt(example))
+                ids.append(tokenize_prompt(self.tokenizer, prompts[-1], self.prefill))
+        warn_of_lost_text(self.tokenizer, prompts, prefill=self.prefill)
         return ids
 
     @property

@@ -1,10 +1,13 @@
 """From texts and conversations to ids. Control tokens come from the chat template, never from what people wrote."""
 
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from dmpo_lightning.models.families import family_of_tokenizer
@@ -12,6 +15,8 @@ from dmpo_lightning.tasks.base import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 STAND_INS = range(0xF0000, 0xFFFFE)
 """Characters of the private use area, which no text holds and no template treats in a way of its own."""
@@ -71,6 +76,53 @@ def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return text_ids(tokenizer, text[:cut]) + text_ids(tokenizer, text[cut:])
 
 
+def warn_of_lost_text(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: "Iterable[str | Sequence[Message]]",
+    *,
+    kind: str = "prompts",
+    prefill: str = "",
+) -> None:
+    """Warns, once for all of them, of texts and conversations of which the tokenizer cannot say a part.
+
+    It reads that as its unknown token, or leaves it out, so that the model answers something else without a word.
+    White space does not count, which many tokenizers drop by design.
+    """
+    # A tokenizer that works on bytes, as nearly all large ones do, can say even these, which no data holds.
+    probe = "\U0001f600\u169b\U00012031\ue000"
+    if probe in tokenizer.decode(tokenizer(probe, add_special_tokens=False)["input_ids"]):
+        return
+    # What a prefill spells as a control token is one.
+    own = control_tokens(tokenizer).within_text.sub("", prefill)
+    texts = [text if isinstance(text, str) else "\n".join(each["content"] for each in text) for text in prompts]
+    lost = [_lost_text(tokenizer, text + own) for text in texts]
+    if not any(lost):
+        return
+    first = next(number for number, part in enumerate(lost) if part)
+    share = sum(map(len, lost)) / sum(len("".join((text + own).split())) for text in texts)
+    logger.warning(
+        "%d of %d %s hold text that the tokenizer cannot say and the model is not shown, %.1f %% of all characters; "
+        "the first is %s, which loses %s. Use data or a tokenizer that fits.",
+        *(sum(map(bool, lost)), len(texts), kind, 100 * share, _shortened(texts[first]), _shortened(lost[first])),
+    )
+
+
+def _lost_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+    """The characters of a text that no known token stands for."""
+    options = {"add_special_tokens": False, "split_special_tokens": True}
+    unknown = tokenizer.unk_token_id
+    if tokenizer.is_fast:
+        read = tokenizer(text, return_offsets_mapping=True, **options)
+        found = zip(read["input_ids"], read["offset_mapping"], strict=True)
+        spans = [range(*span) for token, span in found if token != unknown]
+    else:
+        # A tokenizer of Python does not tell where its tokens stand, so it is asked word by word.
+        words = [(range(*word.span()), tokenizer(word.group(), **options)) for word in re.finditer(r"\S+", text)]
+        spans = [span for span, read in words if read["input_ids"] and unknown not in read["input_ids"]]
+    said = set().union(*spans)
+    return "".join(each for place, each in enumerate(text) if place not in said and not each.isspace())
+
+
 @contextmanager
 def named(where: str) -> Iterator[None]:
     """Inside, a ValueError says where it was met."""
@@ -84,12 +136,13 @@ def chat_text(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequence[Mess
     """The conversation in the tokenizer's chat template, up to the header of the assistant's turn.
 
     Raises:
-        ValueError: the template refuses the conversation, or fails.
+        ValueError: the template refuses the conversation, fails, or does not end.
     """
     messages = _checked(prompt)
     try:
-        # The types of transformers ask for mutable messages, which it does not change.
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)  # type: ignore[arg-type]
+        with _of_few_lines():
+            # The types of transformers ask for mutable messages, which it does not change.
+            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)  # type: ignore[arg-type]
     # A template is code, in a sandbox, of whoever wrote the tokenizer.
     except Exception as error:
         roles = [message["role"] for message in messages]
@@ -100,6 +153,28 @@ def chat_text(tokenizer: "PreTrainedTokenizerBase", prompt: "str | Sequence[Mess
         ) from error
     assert isinstance(text, str)
     return text
+
+
+@contextmanager
+def _of_few_lines(most: int = 1_000_000) -> Iterator[None]:
+    """Inside, the lines of chat templates are counted, so that one whose loops do not end raises an error.
+
+    Python's own tracing counts them, which needs no second thread and stops in the middle of a loop.
+    """
+    left = iter(range(most))
+
+    def on_line(frame: FrameType, event: str, argument: Any) -> Any:
+        if next(left, None) is None:
+            raise RuntimeError(f"it takes more than {most} lines, and may have no end")
+        return on_line
+
+    before = sys.gettrace()
+    # Jinja compiles a template to code under this name.
+    sys.settrace(lambda frame, *_: on_line if frame.f_code.co_filename == "<template>" else None)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def check_text(text: Any, name: str = "it") -> None:

@@ -4,6 +4,8 @@ Everything private that is touched stands here, so that a new version of Lightni
 of `DMPO` with a Trainer and of `Preemption` name the behaviour that is relied upon.
 """
 
+import csv
+import io
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed import distributed_c10d
 
-from dmpo_lightning.reports.lines import set_aside
+from dmpo_lightning.reports.lines import replace, set_aside
 
 Kind = TypeVar("Kind")
 VALIDATION_IS_DUE = "validation_is_due"
@@ -271,8 +273,8 @@ def name_version(logger: Any, name: str) -> None:
 
 
 @rank_zero_only
-def continue_log(logger: Any, first: int | None) -> None:
-    """Has a logger that has written to its directory before go on from a step.
+def continue_log(logger: Any, first: int | None, *, is_validated: bool) -> None:
+    """Has a logger that has written to its directory before go on from a step, as if it had not gone beyond it.
 
     Lightning's logger of CSV files deletes those that it finds; they get other names. TensorBoard hides what it is told
     that comes again, and shows the hyper-parameters that the run began with.
@@ -280,6 +282,7 @@ def continue_log(logger: Any, first: int | None) -> None:
     Args:
         logger: that has not begun yet.
         first: the first step that comes again, None if that is not known.
+        is_validated: whether the validation before it was logged. It may be made again, for its checkpoint.
     """
     if isinstance(logger, TensorBoardLogger):
         logger._default_hp_metric = False
@@ -287,4 +290,27 @@ def continue_log(logger: Any, first: int | None) -> None:
         if first is not None and logger._kwargs.get("purge_step") is None:
             logger._kwargs["purge_step"] = first
     elif isinstance(logger, CSVLogger):
-        set_aside(Path(logger.log_dir) / "metrics.csv")
+        folder = Path(logger.log_dir)
+        for path in folder.glob("metrics*.csv"):
+            _keep_rows(path, first)
+        set_aside(folder / "metrics.csv")
+    if is_validated and first is not None:
+        log = logger.log_metrics
+
+        def log_what_is_new(metrics: Any, step: int | None = None) -> None:
+            if step is None or step >= first:
+                log(metrics, step)
+
+        vars(logger)["log_metrics"] = log_what_is_new
+
+
+def _keep_rows(path: Path, step: int | None) -> None:
+    """Leaves the rows of steps that do not come again, and none that was cut off."""
+    with path.open(newline="", encoding="utf-8") as file:
+        head, *rows = list(csv.reader(file)) or [[]]
+    if step is None or "step" not in head:
+        return
+    place, text = head.index("step"), io.StringIO(newline="")
+    kept = [row for row in rows if len(row) == len(head) and row[place].isdecimal() and int(row[place]) < step]
+    csv.writer(text).writerows([head, *kept])
+    replace(path, text.getvalue().encode())

@@ -9,17 +9,20 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
     BaseFinetuning,
     Callback,
     Checkpoint,
+    GradientAccumulationScheduler,
     LearningRateFinder,
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dmpo_lightning.checkpoints.export import named_backbone
 from dmpo_lightning.checkpoints.reading import confine_paths, read_weights
@@ -32,7 +35,7 @@ from dmpo_lightning.distributed.internals import (
     resume_whole_runs,
 )
 from dmpo_lightning.distributed.ranks import check_same_start
-from dmpo_lightning.distributed.sharding import is_zero3, shard_fsdp2, wrap_fsdp1
+from dmpo_lightning.distributed.sharding import is_zero3, plain_name, shard_fsdp2, wrap_fsdp1
 from dmpo_lightning.distributed.strategies import ZeROStrategy, divides_weights, write_whole_files
 from dmpo_lightning.functional.randomness import check_seed
 from dmpo_lightning.models.backbone import Backbone
@@ -42,6 +45,7 @@ from dmpo_lightning.modules.checkpoint import (
     REFERENCE_PARTS,
     SCALE,
     SHAPES,
+    TRAINED,
     Shapes,
     adapter_scale,
     check_fit,
@@ -56,6 +60,7 @@ from dmpo_lightning.modules.generating import Generation, Prompt, generate
 from dmpo_lightning.modules.options import (
     Options,
     SchedulerFactory,
+    check_schedule,
     configured_options,
     plain,
     take_over,
@@ -64,10 +69,14 @@ from dmpo_lightning.policy import Policy
 from dmpo_lightning.rollout import Sampling
 from dmpo_lightning.samplers import ConfidenceSampler, Sampler
 
+FIXED = (
+    "What is trained cannot change in a run of several ranks, or of a strategy for them: gradients of thawed weights "
+    "would stay each rank's own. Freeze in `setup` of a callback, for the whole run, or take one device."
+)
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 REFUSED: dict[type[Callback], str] = {
-    BaseFinetuning: "thaws weights in the middle of a run, and what a run of a policy trains is fixed by its start; "
-    "freeze in `setup` of a callback, for the whole run",
+    BackboneFinetuning: "trains a new head before its backbone, and a language model has no new head; write a "
+    "BaseFinetuning that freezes parts of `pl_module.policy.model`",
     LearningRateFinder: "looks for the rate at which a loss falls fastest, which says little of a policy, whose loss "
     "is weighted anew with each buffer; compare short runs",
 }
@@ -86,7 +95,8 @@ class PolicyModule(LightningModule):
         model: a name, a `Backbone` or a module.
         with_reference: whether a reference policy is needed.
         optimizer: from parameters to an optimizer. None is AdamW as published.
-        lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step.
+        lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step. Lightning's own
+            `ReduceLROnPlateau` of ``lightning.pytorch.cli`` looks at its ``monitor`` after each validation.
         seed: of all draws. None is 0.
     """
 
@@ -130,6 +140,10 @@ class PolicyModule(LightningModule):
         self._shapes: Shapes | None = None
         """Of the whole weights, from when a strategy divides them."""
         self._held = {f"policy.{name}" for name in trainable_by_design(self.policy)} | trainable(self)
+        self._optimized: set[str] = set()
+        self._start: set[str] = set()
+        """What is trained: where the optimizer is made, and where training starts."""
+        self._stored_trained: dict[str, list[str]] | None = None
         self.register_load_state_dict_post_hook(_forgive_frozen)
 
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
@@ -290,7 +304,9 @@ class PolicyModule(LightningModule):
         if stage == "fit":
             resume_whole_runs(self.trainer)
         # Those may be of a checkpoint that was evaluated before.
-        self._stored_options = None
+        self._stored_options = self._stored_trained = None
+        if not isinstance(strategy, SingleDeviceStrategy) and callbacks_of(self.trainer, BaseFinetuning):
+            raise ValueError(FIXED)
         if self.trainer.world_size > 1 and divides_weights(strategy):
             # A sampler that stops early on one rank would leave the others waiting for its part of the weights.
             self.policy.anywhere = lambda flag: strategy.reduce_boolean_decision(flag, all=False)
@@ -312,9 +328,25 @@ class PolicyModule(LightningModule):
                 )
 
     def configure_optimizers(self) -> Any:
-        """An optimizer over the trainable parameters. A scheduler advances once per optimizer step."""
+        """An optimizer over the trainable parameters. A scheduler advances once per optimizer step.
+
+        Raises:
+            ValueError: the checkpoint's optimizer has other parameters, or a scheduler has no value to look at.
+        """
+        self._optimized = trainable(self)
+        if self._stored_trained and (odd := self._optimized ^ set(self._stored_trained["optimized"])):
+            raise ValueError(
+                f"The checkpoint's optimizer has other weights than this run's: {len(odd)} differ, such as {min(odd)}. "
+                "Freeze what it has behind the start, such as in `on_fit_start` of a callback, or as its run did."
+            )
         optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
         scheduler = None if self.scheduler_factory is None else self.scheduler_factory(optimizer)
+        is_plateau, validates = isinstance(scheduler, ReduceLROnPlateau), self.trainer.enable_validation
+        if is_plateau and not (validates and hasattr(scheduler, "monitor")):
+            raise ValueError(
+                "`lr_scheduler` ReduceLROnPlateau looks at a value after each validation: take that of "
+                "lightning.pytorch.cli with `monitor`, such as val/sampled/accuracy, in a run that validates."
+            )
         # Taken now: Lightning puts the checkpoint's options back before training starts.
         self._options = configured_options(optimizer, scheduler)
         self.save_hyperparameters(
@@ -322,8 +354,32 @@ class PolicyModule(LightningModule):
         )
         if scheduler is None:
             return optimizer
-        # Lightning's own default is an advance per epoch.
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        # Lightning's own default is an advance per epoch. Behind a validation it would come after the checkpoint.
+        own = {"scheduler": scheduler, "interval": "step", "reduce_on_plateau": False}
+        return {"optimizer": optimizer, "lr_scheduler": own}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """As Lightning does it. `ReduceLROnPlateau` advances in `on_validation_epoch_end`."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def on_validation_epoch_end(self) -> None:
+        """Lets a `ReduceLROnPlateau` look at its ``monitor``, before the checkpoint behind a validation is written.
+
+        Raises:
+            ValueError: nothing of that name is logged.
+        """
+        scheduler, logged = self.lr_schedulers(), self.trainer.callback_metrics
+        if not isinstance(scheduler, ReduceLROnPlateau) or self.trainer.sanity_checking:
+            return
+        monitor: Any = vars(scheduler)["monitor"]
+        if monitor not in logged:
+            raise ValueError(
+                f"`lr_scheduler` ReduceLROnPlateau looks at {monitor!r}, which is not logged; `monitor` is one of: "
+                f"{', '.join(sorted(logged))}."
+            )
+        # What is logged of training is each rank's own, and all must lower the rate together.
+        scheduler.step(float(self.trainer.strategy.reduce(logged[monitor])))
 
     def on_fit_start(self) -> None:
         """Before any forward.
@@ -338,11 +394,15 @@ class PolicyModule(LightningModule):
 
         Raises:
             RuntimeError: ranks continue at different steps.
+            ValueError: the scheduler ends before the run.
         """
         check_same_start(f"at optimizer step {self.trainer.global_step}")
         for each in callbacks_of(self.trainer, Checkpoint) if self.trainer.ckpt_path is not None else ():
             # A rank that does not see the same files would save under other names, and the others wait for it.
             each.load_state_dict(self.trainer.strategy.broadcast(each.state_dict()))
+        if self.scheduler_factory and self._options and not callbacks_of(self.trainer, GradientAccumulationScheduler):
+            check_schedule(self.scheduler_factory, self._options, steps=self.trainer.estimated_stepping_batches)
+        self._go_on_training()
         stored, self._stored_options = self._stored_options, None
         if stored is None or self._options is None:
             return
@@ -355,9 +415,26 @@ class PolicyModule(LightningModule):
             steps=self.trainer.global_step,
         )
 
+    def _go_on_training(self) -> None:
+        """A run that continues goes on with what callbacks had frozen and thawed on its way. Where this one begins with
+        other weights, that is its own choice, and stays.
+        """
+        self._start, stored, self._stored_trained = trainable(self), self._stored_trained, None
+        if stored and set(stored["start"]) == self._start:
+            for name, weight in self.named_parameters():
+                weight.requires_grad_(plain_name(name) in stored["now"])
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """The policy is about to move away from a reference that equals it."""
+        """The policy is about to move away from a reference that equals it. What is trained is asked anew.
+
+        Raises:
+            ValueError: it is no longer what a strategy has prepared ranks for.
+        """
         self.policy.reference.announce_update()
+        now = trainable(self)
+        if now != self._optimized and not isinstance(self.trainer.strategy, SingleDeviceStrategy):
+            raise ValueError(FIXED)
+        self._held |= now
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Lightning calls this and `on_train_epoch_end` behind the callbacks that average weights."""
@@ -436,6 +513,7 @@ class PolicyModule(LightningModule):
         self.check_fit(checkpoint)
         options = checkpoint.get("options")
         self._stored_options = options and {name: options[name] for name in ("optimizer", "lr_scheduler")}
+        self._stored_trained = checkpoint.get(TRAINED)
         trainer = attached_trainer(self)
         if trainer is not None and trainer.ckpt_path is not None:
             emptied = confine_paths(checkpoint, callbacks_of(trainer, Checkpoint), trainer.ckpt_path)
@@ -453,6 +531,8 @@ class PolicyModule(LightningModule):
         held, shapes = self.held_names(), self._shapes or own_shapes(self)
         checkpoint[SHAPES] = {name: shape for name, shape in shapes.items() if name in held}
         checkpoint[SCALE] = adapter_scale(self.policy.model)
+        trained = {"optimized": self._optimized, "start": self._start, "now": trainable(self)}
+        checkpoint[TRAINED] = {name: sorted(names) for name, names in trained.items()}
         # In the place of Lightning's own, from which its command line would take options.
         checkpoint[ARGUMENTS] = plain(checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
         checkpoint.pop("hparams_name", None)

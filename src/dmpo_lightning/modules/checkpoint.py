@@ -18,6 +18,7 @@ from dmpo_lightning.policy import Policy
 from dmpo_lightning.samplers import Sampler
 
 ARGUMENTS, REFERENCE_PARTS, SHAPES, SCALE = "arguments", "reference_parts", "trained_shapes", "adapter_scale"
+TRAINED = "trained_names"
 CODE = ("optimizer", "lr_scheduler", "reward")
 """Arguments that are code of the user's own. A module that is loaded without them can do all but train."""
 CLASS = "class"

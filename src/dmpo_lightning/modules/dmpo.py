@@ -72,7 +72,8 @@ class DMPO(PolicyModule):
             once per evaluated batch, instead of block by block in each forward. Takes the room of the whole model, and
             of a whole reference copy.
         optimizer: from parameters to an optimizer. None is AdamW as published.
-        lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step.
+        lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step. Lightning's own
+            `ReduceLROnPlateau` of ``lightning.pytorch.cli`` looks at its ``monitor`` after each validation.
         seed: of rollouts, masks, prompt order and fresh weights. None is 0, or the command line's seed_everything.
 
     Raises:
@@ -352,6 +353,7 @@ class DMPO(PolicyModule):
 
     def on_validation_epoch_end(self) -> None:
         self.evaluator.finish("val")
+        super().on_validation_epoch_end()
 
     def on_test_start(self) -> None:
         self.evaluator.start(self.trainer.test_dataloaders)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dmpo_lightning.data.prompts import pad_left
-from dmpo_lightning.data.tokens import named, tokenize_prompt
+from dmpo_lightning.data.tokens import named, tokenize_prompt, warn_of_lost_text
 from dmpo_lightning.evaluation.batch import EVALUATION
 from dmpo_lightning.functional.randomness import check_seed
 from dmpo_lightning.policy import Policy
@@ -169,6 +169,7 @@ def _batch(
                 f"Prompt {number} of {len(prompts)} has {len(rows[-1])} tokens, but the model takes "
                 f"{policy.max_length}, of which `completion_length` leaves {room}; shorten one of them."
             )
+    warn_of_lost_text(policy.tokenizer, prompts, prefill=prefill)
     device = next(policy.model.parameters()).device
     ids, mask = pad_left(rows, policy.facts.pad_token_id)
     nothing: Tensor = torch.zeros(len(rows), dtype=torch.bool)

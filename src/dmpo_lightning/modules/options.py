@@ -1,7 +1,7 @@
 """Options of optimizer and scheduler on a resume: those of this run win over those that a checkpoint brings back."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -9,13 +9,38 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 Options = dict[str, Any]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 MOVING = frozenset({"base_lrs", "last_epoch", "_last_lr", "_step_count", "_get_lr_called_within_step", "_is_initial"})
 """What a scheduler counts, or takes from the optimizer. The rest of its state are options."""
+
+
+REPLAYED = 100_000
+"""Steps of a schedule that are tried out before a run, which takes less than a second."""
+
+
+def check_schedule(scheduler_factory: SchedulerFactory, options: Options, *, steps: int | float) -> None:
+    """Tries a schedule out for as many optimizer steps as a run has.
+
+    Raises:
+        ValueError: the scheduler raises an error before the run ends, as OneCycleLR does behind its ``total_steps``.
+    """
+    scheduler = scheduler_factory(_stand_in(options))
+    if isinstance(scheduler, ReduceLROnPlateau):
+        return
+    done = 0
+    try:
+        for done in _advanced(scheduler, int(min(steps, REPLAYED))):  # noqa: B007  said where the next one fails
+            pass
+    # It may be anybody's, and raise anything.
+    except Exception as error:
+        raise ValueError(
+            f"`lr_scheduler` {type(scheduler).__name__} ends after {done} optimizer steps, but the run has {steps} "
+            f"({error}); give it as many steps as the run, or the run no more (`max_steps`)."
+        ) from error
 
 
 def configured_options(optimizer: Optimizer, scheduler: LRScheduler | None) -> Options:
@@ -74,6 +99,11 @@ def _parts(value: Any) -> dict[Any, Any] | None:
     return dict(value) if isinstance(value, Mapping) else None
 
 
+def differences_text(differing: Mapping[str, tuple[Any, Any]]) -> str:
+    """One line each."""
+    return "\n".join(f"  {name}: {stored} -> {now}" for name, (stored, now) in differing.items())
+
+
 def take_over(
     optimizer: Any,
     scheduler: LRScheduler | None,
@@ -92,17 +122,21 @@ def take_over(
     differing = differences(stored, now)
     if not differing:
         return
-    lines = "\n".join(f"  {name}: {then} -> {own}" for name, (then, own) in differing.items())
     rank_zero_warn(
-        f"The checkpoint's optimizer and scheduler had other options; this run's are used (stored -> now):\n{lines}"
+        "The checkpoint's optimizer and scheduler had other options; this run's are used (stored -> now):\n"
+        + differences_text(differing)
     )
     moved = _stand_in(now)
     again = None if scheduler_factory is None else scheduler_factory(moved)
-    if again is not None and scheduler is not None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
-            for _ in range(steps):
-                again.step()
+    if isinstance(again, ReduceLROnPlateau) and scheduler is not None:
+        before, after = stored["lr_scheduler"] or {}, now["lr_scheduler"]
+        scheduler.load_state_dict({name: value for name, value in after.items() if before.get(name) != value})
+        for group, then, reached in zip(optimizer.param_groups, stored["optimizer"], moved.param_groups, strict=False):
+            # By how much it has lowered the rate follows from what it has seen, and not from a number of steps.
+            reached["lr"] *= group["lr"] / then["lr"] if "patience" in before else 1.0
+    elif again is not None and scheduler is not None:
+        for _ in _advanced(again, steps):
+            pass
         scheduler.load_state_dict(again.state_dict())
     for group, reached in zip(optimizer.param_groups, moved.param_groups, strict=False):
         _set(group, {name: value for name, value in reached.items() if name != "params"})
@@ -113,6 +147,15 @@ def _stand_in(options: Options) -> Optimizer:
     groups = options["optimizer"]
     # Those that move momentum or betas, such as OneCycleLR, look for them in `defaults` as well.
     return Optimizer([group | {"params": [torch.zeros(1)]} for group in groups], dict(groups[0]))
+
+
+def _advanced(scheduler: LRScheduler, steps: int) -> Iterator[int]:
+    """Advances a schedule by so many steps, and counts those that it has made before each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
+        for step in range(steps):
+            yield step
+            scheduler.step()
 
 
 def _set(group: dict[str, Any], options: Options) -> None:

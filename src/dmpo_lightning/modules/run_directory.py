@@ -5,6 +5,7 @@ import glob
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,19 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from dmpo_lightning.checkpoints.reading import facts_beside_weights
 from dmpo_lightning.distributed.internals import FILE_LOGGERS, NoLog, continue_log, given_version, name_version
-from dmpo_lightning.reports.lines import read_file
-from dmpo_lightning.reports.record import COMPLETIONS, KNOWN, RUN
+from dmpo_lightning.reports.lines import read_file, read_lines
+from dmpo_lightning.reports.record import (
+    AFTER,
+    BASE,
+    BEFORE,
+    COMPLETIONS,
+    EVALUATION,
+    KNOWN,
+    METRICS,
+    ROLLOUTS,
+    RUN,
+    SUMMARY,
+)
 
 LATEST = "latest"
 """The link beside the directories of runs that leads to that of the run that trained last."""
@@ -25,6 +37,75 @@ KINDS = {"fit": "", "validate": "_validate", "test": "_test", "predict": "_predi
 CONFIG = "config.yaml"
 TRACES = (CONFIG, "hparams.yaml", "metrics.csv", "events.out.tfevents.*", "checkpoints", COMPLETIONS, *KNOWN)
 """By any of these a directory is that of a run, into which no other one writes."""
+KEPT = ("checkpoints/*", f"{ROLLOUTS}/rank*", "metrics.csv", COMPLETIONS, EVALUATION, SUMMARY)
+"""By any of these, or by metrics of more than the base, more has become of a run than a start."""
+HELD_OUT = (f"{ROLLOUTS}/{BEFORE}.jsonl", f"{ROLLOUTS}/{AFTER}.jsonl")
+STARTED = (CONFIG, "hparams.yaml", "events.out.tfevents.*", RUN, METRICS, *HELD_OUT)
+"""What runs write before anything is trained or evaluated."""
+
+
+@dataclass
+class Start:
+    """What the start of a run makes, so that one of which nothing comes leaves nothing."""
+
+    taken: set[Path] = field(default_factory=set)
+    """The directories of the run, and those within that its loggers write to."""
+    made: list[Path] = field(default_factory=list)
+    """Those of them, and of the folders above, that were not there before."""
+    link: Path | None = None
+    led_to: str | None = None
+
+    def take(self, folder: Path, *, anew: bool) -> bool:
+        """Whether a folder is this run's from now on, not another's. Of two runs at the same moment one gets it.
+
+        Args:
+            folder: of a run.
+            anew: whether it must not be there yet. Else it may be, but must hold no run.
+        """
+        if folder in self.taken:
+            return True
+        missing = [each for each in reversed((folder, *folder.parents)) if not each.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=not anew)
+            self.made += missing
+            if not anew:
+                if any(next(folder.glob(trace), None) for trace in TRACES):
+                    return False
+                (folder / CONFIG).touch(exist_ok=False)
+        except OSError as error:
+            if isinstance(error, FileExistsError) and folder.parent.is_dir() and (anew or folder.is_dir()):
+                return False
+            raise ValueError(
+                f"The run directory {folder} cannot be made: {error.filename or folder}: {error.strerror}. Checkpoints "
+                "and logs would go there; name a folder that can be written by --trainer.logger.save_dir, or by "
+                "--trainer.default_root_dir where no logger is configured."
+            ) from error
+        self.taken.add(folder)
+        return True
+
+    def undo(self) -> bool:
+        """Removes what a start leaves, where it led to nothing else, and says whether it did. Rank 0 calls it.
+
+        What others have written there stays.
+        """
+        is_kept = any(next(run.glob(each), None) for run in self.taken for each in KEPT)
+        if is_kept or any(line.get("kind") != BASE for run in self.taken for line in read_lines(run / METRICS)):
+            return False
+        files = [path for folder in self.taken for each in STARTED for path in folder.glob(each)]
+        inner = {each for path in files for each in path.parents if not self.taken.isdisjoint(each.parents)}
+        with contextlib.suppress(OSError):
+            # Another run may have begun since.
+            if self.link is not None and self.link.resolve() in {each.resolve() for each in self.taken}:
+                self.link.unlink()
+                if self.led_to is not None:
+                    _lead(self.link, self.led_to)
+            for path in files:
+                path.unlink()
+        for folder in [*sorted(inner, reverse=True), *reversed(self.made)]:
+            # Only an empty one is removed.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        return bool(self.taken)
 
 
 def run_directory(trainer: Trainer) -> Path:
@@ -73,7 +154,7 @@ def own_directories(trainer: Trainer) -> tuple[list[Path], Path]:
     return sorted(each for each in found if each.is_dir() and not each.is_symlink()), where
 
 
-def choose_directory(trainer: Trainer, checkpoint: str | Path | None = None, kind: str = "") -> None:
+def choose_directory(trainer: Trainer, checkpoint: str | Path | None = None, kind: str = "") -> Start:
     """Says to the loggers where this run lives, before they begin. A run of the command line calls it once.
 
     A run that continues a checkpoint of its own lives where the run lived that wrote it. Any other one has a directory
@@ -87,11 +168,15 @@ def choose_directory(trainer: Trainer, checkpoint: str | Path | None = None, kin
         checkpoint: that the run continues, None for one that begins.
         kind: of the run, such as ``_test``, empty for training.
 
+    Returns:
+        What can be undone, if nothing comes of the run.
+
     Raises:
         ValueError: the directory cannot be made, so that a run ends before it computes what it could not keep.
     """
+    start = Start()
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return
+        return start
     trainer.loggers = trainer.loggers or [NoLog(trainer.default_root_dir)]
     facts = (facts_beside_weights(Path(checkpoint)) or {}) if checkpoint is not None else {}
     run = None if checkpoint is None else _directory_of(checkpoint, facts, own_directories(trainer)[0])
@@ -99,19 +184,26 @@ def choose_directory(trainer: Trainer, checkpoint: str | Path | None = None, kin
         _continue(trainer, run, facts)
     # Other ranks are told by rank 0.
     elif trainer.is_global_zero:
-        _begin(trainer, kind)
+        try:
+            _begin(trainer, start, kind)
+        except ValueError:
+            start.undo()
+            raise
     if trainer.is_global_zero:
-        _link(trainer, LATEST + kind)
+        _link(trainer, start, LATEST + kind)
+    return start
 
 
 def _continue(trainer: Trainer, run: Path, facts: Mapping[str, Any]) -> None:
     """Has the loggers go on in the directory of a run, from the step of its checkpoint."""
     runs = _runs(trainer, trainer.logger)
     step = facts["global_step"] if isinstance(facts.get("global_step"), int) else None
+    lines = read_lines(run / METRICS)
+    is_validated = any(line.get("kind") == "validation" and line.get("step") == step for line in lines)
     for logger in trainer.loggers:
         if _runs(trainer, logger) == runs or given_version(logger) is None:
             name_version(logger, "" if run == runs else str(run.relative_to(runs)))
-        continue_log(logger, step)
+        continue_log(logger, step, is_validated=is_validated)
     rank_zero_info(f"Continues in {run}.")
 
 
@@ -126,48 +218,24 @@ def _directory_of(checkpoint: str | Path, facts: Any, directories: list[Path]) -
     return next((each for each in directories if facts and read_file(each / RUN).get("run") == facts), None)
 
 
-def _begin(trainer: Trainer, kind: str) -> None:
+def _begin(trainer: Trainer, start: Start, kind: str) -> None:
     """Takes a directory for each logger of files. Those of a run that write to the same place share one."""
-    now, taken = time.strftime("%Y-%m-%d_%H-%M-%S") + kind, set[Path]()
+    now = time.strftime("%Y-%m-%d_%H-%M-%S") + kind
     for logger in (each for each in trainer.loggers if isinstance(each, FILE_LOGGERS)):
         runs, given = _runs(trainer, logger), given_version(logger)
         # A logger may write to one folder, without name and version: the runs behind its first have folders in there.
         first, behind = now if given is None else given, f"{given}{kind}" if given else now
         names = chain(dict.fromkeys((first, behind)), (f"{behind}_{number}" for number in count(2)))
-        name = next(each for each in names if runs / each in taken or _take(runs / each, anew=given is None))
+        name = next(each for each in names if start.take(runs / each, anew=given is None))
         name_version(logger, name)
-        taken |= {runs / name, Path(logger.log_dir or runs / name)}
+        start.taken.add(Path(logger.log_dir or runs / name))
         if name != first and given is not None:
             rank_zero_info(
                 f"{runs / given} holds a run already, which stays as it is. This one lives in {runs / name}."
             )
 
 
-def _take(folder: Path, *, anew: bool) -> bool:
-    """Whether a folder is this run's from now on, not another's. Of two runs at the same moment one gets it.
-
-    Args:
-        folder: of a run.
-        anew: whether it must not be there yet. Else it may be, but must hold no run.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=not anew)
-        if not anew:
-            if any(next(folder.glob(trace), None) for trace in TRACES):
-                return False
-            (folder / CONFIG).touch(exist_ok=False)
-    except OSError as error:
-        if isinstance(error, FileExistsError) and folder.parent.is_dir() and (anew or folder.is_dir()):
-            return False
-        raise ValueError(
-            f"The run directory {folder} cannot be made: {error.filename or folder}: {error.strerror}. Checkpoints and "
-            "logs would go there; name a folder that can be written by --trainer.logger.save_dir, or by "
-            "--trainer.default_root_dir where no logger is configured."
-        ) from error
-    return True
-
-
-def _link(trainer: Trainer, name: str) -> None:
+def _link(trainer: Trainer, start: Start, name: str) -> None:
     """Has the link of a name lead to the directory of this run.
 
     It is a link to a folder beside it, so that all of them can be moved together. A file system without links, and
@@ -178,8 +246,13 @@ def _link(trainer: Trainer, name: str) -> None:
         return
     link = _runs(trainer, logger) / name
     if link.is_symlink() or not link.exists():
-        partial = link.with_name(f".{link.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):
-            partial.symlink_to(run, target_is_directory=True)
-            # In one step, so that somebody who looks meets the old run or the new one.
-            partial.replace(link)
+        start.link, start.led_to = link, os.readlink(link) if link.exists() else None
+        _lead(link, run)
+
+
+def _lead(link: Path, run: str) -> None:
+    partial = link.with_name(f".{link.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        partial.symlink_to(run, target_is_directory=True)
+        # In one step, so that somebody who looks meets the old run or the new one.
+        partial.replace(link)

@@ -31,7 +31,8 @@ class MaskedSFT(PolicyModule):
         replicates: random maskings per completion and step. It must be even when ``antithetic`` is true.
         antithetic: draw the maskings in pairs.
         optimizer: from parameters to an optimizer.
-        lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step.
+        lr_scheduler: from an optimizer to a scheduler that advances once per optimizer step. Lightning's own
+            `ReduceLROnPlateau` of ``lightning.pytorch.cli`` looks at its ``monitor`` after each validation.
         seed: of masks and fresh weights. None is 0, or the command line's ``seed_everything``.
 
     Raises:

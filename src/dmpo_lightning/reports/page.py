@@ -38,6 +38,7 @@ KINDS = ("never", "sometimes", "always")
 """How often rollouts of a prompt were right."""
 ITEM_BYTES = 1_200_000
 """Of all completions of a page."""
+TIMES = ("sampling", "scoring", "training", "validation", "evaluation")
 Cell = str | Sequence[tuple[str, float]]
 """Of a table: a text, or a bar with its parts."""
 
@@ -75,7 +76,7 @@ def page(runs: Sequence[Run], *, live: bool = False) -> str:
     top += [f'<p class="soft">Written at {time.strftime("%H:%M on %Y-%m-%d")}, and anew at each validation.</p>'] * live
     top += ['<div id="controls" class="controls"></div>', *areas[:1], results(runs), guards(runs)]
     rest = [prompts(own, items, prefix) for own, prefix in zip(sampled, _prefixes(runs), strict=True)]
-    rest += _grouped(found[1:], areas[1:])
+    rest += [time_spent(runs), *_grouped(found[1:], areas[1:])]
     if said:
         rest.append(f'<h2>Without a plot</h2><p class="soft">{escaped_html("; ".join(said), 5000)}.</p>')
     # Once all has been read.
@@ -256,6 +257,22 @@ def solved(found: Iterable[Completion]) -> dict[int, str]:
     for each in found:
         right.setdefault(each.prompt_index, []).append(each.verdict == "right")
     return {index: "always" if all(own) else "sometimes" if any(own) else "never" for index, own in right.items()}
+
+
+def time_spent(runs: Sequence[Run]) -> str:
+    """Where the time went: a bar for each run."""
+    rows = []
+    for run, prefix in zip(runs, _prefixes(runs), strict=True):
+        points = (*run.base, *run.buffers, *run.validations, *run.after)
+        parts = {what: sum(point.values.get(f"time/{what}", 0.0) for point in points) for what in TIMES}
+        parts["other"] = max(run.seconds - sum(parts.values()), 0.0)
+        stated = [(what, seconds) for what, seconds in parts.items() if seconds >= 0.5]
+        words = ", ".join(
+            f'<span class="short"><span class="key {what}"></span>{what} {seconds:.0f} s</span>'
+            for what, seconds in stated
+        )
+        rows += [f"<p>{escaped_html(prefix)}{words}, in all {clock(run.seconds)}</p>{bar(stated)}"] * (len(stated) > 1)
+    return f"<h2>Where the time went</h2>{''.join(rows)}" if rows else ""
 
 
 def bar(parts: Sequence[tuple[str, float]]) -> str:

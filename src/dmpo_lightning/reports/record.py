@@ -14,8 +14,8 @@ RUN, METRICS, ROLLOUTS = "run.json", "metrics.jsonl", "rollouts"
 SUMMARY, EVALUATION, REPORT = "summary.json", "evaluation.json", "report.html"
 COMPLETIONS = "completions.jsonl"
 BEFORE, AFTER, BASE = "before", "after", "base"
-"""The names of files within `ROLLOUTS` that hold held-out examples, of before a fit and of after it. `BASE` is the kind
-of the line of `METRICS` with what was measured before, which a run has that has not ended.
+"""The names of files within `ROLLOUTS` that hold held-out examples, of before a fit and of after it. Kinds of lines of
+`METRICS` are `BASE`, with what was measured before, which a run has that has not ended, and `AFTER`.
 """
 MOST_BYTES = 2**25
 """Of rollouts that a report reads, the newest buffers first."""
@@ -85,9 +85,19 @@ class Run:
     validations: tuple[Point, ...]
     base: tuple[Point, ...]
     """With which validations begin: the evaluation before the fit."""
+    after: tuple[Point, ...]
+    """The evaluation after the fit."""
     results: tuple[Result, ...]
     guards: tuple[tuple[float, str, str], ...]
     """Step, name and message."""
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole fit."""
+        points = (*self.base, *self.buffers, *self.validations, *self.after)
+        # The record may have begun behind the first evaluation.
+        unseen = [each.values.get("time/evaluation", 0.0) - each.seconds for each in self.base]
+        return max((point.seconds for point in points), default=0.0) + max([0.0, *unseen])
 
 
 def holds_run(folder: Path) -> bool:
@@ -107,9 +117,9 @@ def read_run(folder: Path, name: str) -> Run:
         raise ValueError(f"RUN must be the directory of a run, such as runs/sudoku_tiny/latest; got {folder}. {meant}")
     facts, summary, evaluation = (read_file(folder / file) for file in (RUN, SUMMARY, EVALUATION))
     lines = list(made_of_lines(folder / METRICS, _line))
-    buffers, validations, bases = (
+    buffers, validations, bases, ends = (
         tuple(sorted((point for own, point, _ in lines if own == kind), key=lambda point: point.step))
-        for kind in ("buffer", "validation", BASE)
+        for kind in ("buffer", "validation", BASE, AFTER)
     )
     tested = [
         Result(str(each["sampler"]), f"length {each['length']}", each["n"], _means(each["means"]))
@@ -126,6 +136,7 @@ def read_run(folder: Path, name: str) -> Run:
         buffers=buffers,
         validations=validations,
         base=bases[-1:],
+        after=ends[-1:],
         guards=tuple(
             (at.step, str(it.get("name")), str(it.get("message"))) for kind, at, it in lines if kind == "guard"
         ),

@@ -5,9 +5,12 @@ Imports no torch, so that worker processes start fast.
 
 import functools
 import inspect
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from dmpo_lightning.tasks.base import Example, Verdict
@@ -17,6 +20,10 @@ TAKES = ("an example", "a completion")
 LARGEST = 1e30
 """The largest score. Training computes in single precision, which ends at 3.4e38, with scores that are added up over a
 group and divided by the reward temperature."""
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+"""Signals by which people and schedulers end a run."""
+PROMISED = "neither `async def` nor `yield` is run here; return the result, of `asyncio.run(...)` if need be"
+_PROMISES = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
 ScoreFunction = Callable[[Example, str], "float | Mapping[str, float]"]
 BatchScoreFunction = Callable[[Sequence[Example], Sequence[str]], "Sequence[float | Mapping[str, float]]"]
 Check = Callable[[Example, str], Any]
@@ -68,6 +75,8 @@ class ScoreError(RuntimeError):
     @classmethod
     def of(cls, error: BaseException) -> "ScoreError":
         """The same for every exception, so that it can be pickled, whatever that exception is made of."""
+        if isinstance(error, PromiseError):
+            return error
         try:
             failure = cls(repr(error))
         # Whoever raises it may have got its words wrong too.
@@ -75,6 +84,10 @@ class ScoreError(RuntimeError):
             failure = cls(type(error).__name__)
         failure.__cause__ = error
         return failure
+
+
+class PromiseError(ScoreError):
+    """A function gave something that has yet to be run, for one completion as for any other."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +116,14 @@ class Judge:
         """Scores the completion and checks its text with special tokens.
 
         Whatever these functions raise is a failure of the completion, because one bad completion must not end a long
-        run, and a library may take itself for a program and exit. An interrupt is the user's.
+        run, and a library may take itself for a program and exit.
         """
         try:
             numbers = named_numbers(self.score(example, completion))
-            verdict = None if self.check is None else self.check(example, raw)
+            verdict = None if self.check is None else _value("check", self.check(example, raw))
             if self.check is not None and not isinstance(verdict, Verdict):
                 raise TypeError(f"the check must return a Verdict, got {verdict!r}")
             return Judgement(numbers, verdict)
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:
             return ScoreError.of(error)
 
@@ -129,16 +140,59 @@ class BatchJudge:
     ) -> "list[Judgement | ScoreError]":
         """As `Judge` does it. If the score function raises, or miscounts, all of them fail."""
         try:
+            value = self.score(examples, completions)
             # It may yield one result after the other.
-            values = list(self.score(examples, completions))
+            values = list(value if inspect.isgenerator(value) else _value("score", value))
             if len(values) != len(completions):
                 raise ValueError(f"batched scoring must return {len(completions)} results, got {len(values)}")
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:
             return [ScoreError.of(error)] * len(completions)
         rows = zip(values, examples, completions, raw, strict=True)
         return [Judge(lambda *_, v=value: v, self.check)(*row) for value, *row in rows]  # type: ignore[arg-type]
+
+
+def call_each(judge: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """What a judge gives for each tuple of arguments, in this process.
+
+    A judge makes a failure of whatever is raised under it, an interrupt too. One that a signal from outside has raised
+    is the user's, and is raised here, even where a score function has caught it.
+    """
+    received: list[BaseException] = []
+    # Only there handlers run, and can be set.
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers: dict[int, Any] = {
+        each: handler for each in STOPPING if is_main and callable(handler := signal.getsignal(each))
+    }
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        try:
+            handlers[number](number, frame)
+        except BaseException as error:
+            received.append(error)
+            raise
+
+    results = []
+    try:
+        for each in handlers:
+            signal.signal(each, handle)
+        for call in calls:
+            results.append(judge(*call))
+            if received:
+                raise received[0]
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    return results
+
+
+def _value(option: str, value: Any) -> Any:
+    """What a function returned. Raises PromiseError for what has yet to be run."""
+    if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
+        # Else Python warns that it was never awaited.
+        if inspect.iscoroutine(value):
+            value.close()
+        raise PromiseError(f"`{option}` returned a {type(value).__name__}: {PROMISED}")
+    return value
 
 
 def named_numbers(value: Any) -> dict[str, float]:
@@ -147,11 +201,13 @@ def named_numbers(value: Any) -> dict[str, float]:
     Raises:
         ValueError: a number that is not finite, or too large for what is computed with it.
         TypeError: what is no number, a text of digits included.
+        PromiseError: what has yet to be run.
     """
+    value = _value("score", value)
     components = value.items() if isinstance(value, Mapping) else [("reward", value)]
     if any(isinstance(number, str | bytes) for _, number in components):
         raise TypeError(f"the score must be a number, got {value!r:.200}")
-    numbers = {str(name): float(number) for name, number in components}
+    numbers = {str(name): float(_value(str(name), number)) for name, number in components}
     if not numbers:
         raise ValueError("the score must hold at least one component, got none")
     # A NaN is not smaller either.
@@ -160,7 +216,9 @@ def named_numbers(value: Any) -> dict[str, float]:
     return numbers
 
 
-def check_function(option: str, function: Callable[..., Any], takes: tuple[str, ...]) -> None:
+def check_function(
+    option: str, function: Callable[..., Any], takes: tuple[str, ...], *, may_yield: bool = False
+) -> None:
     """Refuses what cannot be meant: a function of Python itself, or one that does not take what it will be given.
 
     A configuration names functions by dotted path. One that names ``os.system`` would hand it what a model wrote.
@@ -178,6 +236,10 @@ def check_function(option: str, function: Callable[..., Any], takes: tuple[str, 
         raise ValueError(f"{wanted} of your own, got {name} of Python itself.")
     if isinstance(function, type):
         raise ValueError(f"{wanted}, got {name}, which is a class.")
+    # An object is called by the method of its class.
+    promises = _PROMISES[:2] if may_yield else _PROMISES
+    if any(is_promise(each) for each in (bare, type(bare).__call__) for is_promise in promises):
+        raise ValueError(f"{wanted} that returns its result, got {name}: {PROMISED}.")
     try:
         inspect.signature(function).bind(*takes)
     except TypeError as error:

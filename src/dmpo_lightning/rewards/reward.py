@@ -20,8 +20,10 @@ from dmpo_lightning.rewards.functions import (
     Check,
     Judge,
     Judgement,
+    PromiseError,
     ScoreError,
     ScoreFunction,
+    call_each,
     check_function,
 )
 from dmpo_lightning.rewards.scores import Scores
@@ -65,8 +67,8 @@ class Reward:
 
     Raises:
         ValueError: a time limit without workers, several workers for batched scoring, a score function that cannot be
-            pickled, a class, or a function of other arguments or of Python itself. At the first call: weights or an
-            accuracy of a component that there is not.
+            pickled, a class, or a function of other arguments, of Python itself, or that has yet to be awaited. At the
+            first call: weights or an accuracy of a component that there is not, and what has yet to be awaited.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class Reward:
     ) -> None:
         for option, function in {"score": score, "check": check}.items():
             if function is not None:
-                check_function(option, function, TAKES)
+                check_function(option, function, TAKES, may_yield=batched and option == "score")
         if not 0 <= max_failure_share <= 1:
             raise ValueError(f"`max_failure_share` must be in [0, 1], got {max_failure_share}.")
         # A NaN is not smaller either.
@@ -166,8 +168,11 @@ class Reward:
         calls: list[tuple[Any, ...]] = [row for _, row in rows]
         if self.batched and calls:
             calls = [tuple(zip(*calls, strict=True))]
-        results = [self._judge(*each) for each in calls] if self._pool is None else self._pool.map(calls)
+        results = call_each(self._judge, calls) if self._pool is None else self._pool.map(calls)
         judged = self._of_each(results, len(rows))
+        for each in judged:
+            if isinstance(each, PromiseError):
+                raise ValueError(f"{each}.")
         failed = [(index, each) for (index, _), each in zip(rows, judged, strict=True) if isinstance(each, ScoreError)]
         self._count(failed, len(rows))
         return self._scores(judged, (len(examples), len(completions[0]) if completions else 0))

@@ -10,7 +10,8 @@ but not the words of other ``\text{...}``, and commas and no-break blanks betwee
 ``x =``. It writes ``\dfrac`` and ``\tfrac`` as ``\frac``, ``\frac12`` and ``\sqrt2`` with braces, ``x^{2}`` as
 ``x^2``, and ``\leq`` as ``\le``. A number before a fraction less than one is a mixed number.
 
-Sums in another order, simplified roots and factors multiplied out are not equal, though mathematics says so.
+Sums in another order, simplified roots and factors multiplied out are not equal, though mathematics says so. `algebra`
+compares those.
 """
 
 import re

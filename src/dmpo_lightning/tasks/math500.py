@@ -1,7 +1,8 @@
 r"""MATH and its test selection MATH-500: competition problems with a LaTeX answer (Hendrycks et al. 2021)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from importlib.util import find_spec
 from typing import Any
 
 from dmpo_lightning.tasks import hendrycks, latex
@@ -18,11 +19,35 @@ class Math500(Benchmark):
     ``verified`` are ``format``, 0.5 for reasoning and answer in tags, and ``correctness``, 2.0.
 
     The check ``published`` compares strings normalised as in `hendrycks`, and ``verified`` as in `latex`.
+
+    Args:
+        data, benchmark: as in `Benchmark`.
+        algebra: whether ``verified`` asks math-verify about answers that `latex` calls unequal, see `algebra`.
+
+    Raises:
+        ValueError: as in `Benchmark`, or math-verify is needed and missing.
     """
 
     columns = fields = ("problem",)
     # The quotation mark behind the format, and the blanks as they are, stand in the published prompts.
     instructions = {"train": f"{TRAIN_FORMAT}\n\n{MATH_EXPERT} ", "eval": f'{MATH_EXPERT}\n{EVAL_FORMAT}" \n'}
+
+    def __init__(
+        self,
+        data: Mapping[str, Sequence[Example]] | None = None,
+        *,
+        algebra: bool = False,
+        **benchmark: Any,
+    ) -> None:
+        super().__init__(data, **benchmark)
+        self.algebra, self._algebra = algebra, None
+        if algebra:
+            if find_spec("math_verify") is None:
+                raise ValueError("`algebra` needs math-verify; install it with `pip install dmpo-lightning[math]`.")
+            # It brings sympy.
+            from dmpo_lightning.tasks.algebra import AlgebraicEquality
+
+            self._algebra = AlgebraicEquality()
 
     def task_text(self, example: Example) -> str:
         return str(example["problem"])
@@ -41,10 +66,16 @@ class Math500(Benchmark):
         return Verdict(answer, right, canonical=latex.canonical(answer or ""))
 
     def verified_check(self, example: Example, completion: str) -> Verdict:
-        """Equivalence by `latex.equivalent` of the last answer, in its tag or its box."""
-        answer = final_answer(completion)
-        right = latex.equivalent(answer, example["answer"])
+        """Equivalence by `latex.equivalent` of the last answer, in its tag or its box.
+
+        What it calls unequal, math-verify may call equal where ``algebra`` asks it.
+        """
+        answer, gold = final_answer(completion), example["answer"]
+        right = latex.equivalent(answer, gold) or (self._algebra is not None and self._algebra(gold, answer))
         return Verdict(answer[: latex.MAX_TEXT] or None, right, canonical=latex.canonical(answer))
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | ({"check": f"{self.check_name} with algebra"} if self.algebra else {})
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Example:
