@@ -7,7 +7,7 @@ import torch
 from dmpo_runs import TOKENIZER, SaveAt, loader, small_dmpo, trainer, weights
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dmpo_lightning import WDCE, WDDO, ConfidenceSampler, TrajectoryEstimator
+from dmpo_lightning import WDCE, WDDO, ConfidenceSampler, LoRA, TrajectoryEstimator
 from dmpo_lightning.checkpoints.export import save_policy
 from dmpo_lightning.functional import Purpose, block_weights, elbo_replicates, fold_in
 from dmpo_lightning.models.adapting import adapt
@@ -99,6 +99,14 @@ def test_a_mixture_of_experts_logs_its_routing_and_resumes_bit_for_bit(tmp_path)
     assert math.log(3) / math.log(8) < logged["routing/entropy"] == logged["routing/lowest_entropy"] <= 1
     assert 1 / 8 <= logged["routing/busiest_expert"] <= 1 / 3 + 1e-6
     assert {name: float(value) for name, value in again.logged_metrics.items() if name in logged} == logged
+
+
+def test_routing_is_also_that_of_a_merged_copy(tmp_path):
+    objective, model = WDCE(reward_temperature=0.03), tiny_llada2(initializer_range=0.1)
+    dmpo = block_causal(objective, model=model, adapter=LoRA(r=2), sample_merged=True)
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(dmpo, loader())
+    assert run.logged_metrics["routing/entropy"] > 0
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def model(source: str, **options):
         ("Gen-Verse/TraDo-4B-Instruct", 4_411_424_256),
         ("JetLM/SDAR-8B-Chat", 8_190_735_360),
         ("GSAI-ML/iLLaDA-8B-Instruct", 7_615_025_152),
+        ("JetLM/SDAR-30B-A3B-Chat", 30_532_122_624),
         ("inclusionAI/LLaDA2.0-mini", 16_255_638_528),
         ("inclusionAI/LLaDA2.1-flash", 102_889_697_280),
     ],

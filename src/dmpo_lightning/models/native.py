@@ -57,7 +57,8 @@ class NativeConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self._check_switches({"tie_word_embeddings": self.tie_word_embeddings} | kwargs)
+        own = {name: getattr(self, name) for name in self.fixed if name in self.__dataclass_fields__}
+        self._check_switches(own | kwargs)
         self.rope_theta = self._rotary_base(kwargs)
         self._check_numbers()
         super().__post_init__(**{name: value for name, value in kwargs.items() if not _OURS.fullmatch(name)})

@@ -315,7 +315,9 @@ class DMPO(PolicyModule):
         )
         with self.gathered():
             started = perf_counter()
-            with self.policy.merged() if self.sample_merged else nullcontext(), expert_load(self.policy) as loads:
+            merged = self.policy.merged() if self.sample_merged else nullcontext()
+            # The network is asked for inside, where it may be the copy.
+            with merged, expert_load(self.policy.predicting) as loads:
                 kept, whole = collect_informative(
                     self.policy, self.evaluator.reward, prompts, sampling, rounds=self.sampling_rounds
                 )

@@ -221,6 +221,11 @@ class Policy(nn.Module):
             return reveal_step
         return torch.where(reveal_step < 0, reveal_step, reveal_step % self.block_size)
 
+    @property
+    def predicting(self) -> Any:
+        """The network that the policy predicts by: its own, or inside `merged` the copy."""
+        return self._merged.model if self._samples_merged and self._merged is not None else self.model
+
     @contextmanager
     def predictor(self, reference: bool) -> Iterator[Any]:
         """Inside, what to call for the predictions of the policy or of its reference."""
@@ -228,8 +233,7 @@ class Policy(nn.Module):
             with self.reference.of(self.model) as model:
                 yield as_predictor(model)
         else:
-            merged = self._merged.model if self._samples_merged and self._merged is not None else None
-            yield as_predictor(self.model if merged is None else merged)
+            yield as_predictor(self.predicting)
 
     def expect_steps(self, done: int, total: int) -> None:
         """Says that ``done`` of ``total`` denoising steps are behind, before completions are sampled, and after."""
