@@ -115,8 +115,7 @@ def _attention_operations(query: torch.Size, key: torch.Size, *_: Any, **__: Any
 def cost(policy: Policy, size: Size, length: int, plain: Callable[..., Any], repeats: int) -> Cost:
     """Both sides at one length of completions."""
     prompt_ids, tokens = random_prompts(size), size.rows * length
-    is_mixture = isinstance(policy.model, LLaDA2ForMaskedDiffusion)
-    plain_model = with_loops(policy.model) if is_mixture else policy.model
+    plain_model = with_loops(policy.model)
     timing = interleaved(
         lambda: (
             plain(

@@ -1,11 +1,12 @@
 """A mixture of experts run as published: a loop over all of them, each with weights of its own."""
 
+from copy import deepcopy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmpo_lightning.models.llada2 import LLaDA2ForMaskedDiffusion
-from dmpo_lightning.models.mixture import Experts
+from dmpo_lightning.models.mixture import Experts, MixtureMLP
 
 
 class LoopedExperts(nn.Module):
@@ -55,11 +56,10 @@ def _said(expert: nn.ModuleList, rows: Tensor) -> Tensor:
     return down(F.silu(gate(rows)) * up(rows))
 
 
-def with_loops(model: LLaDA2ForMaskedDiffusion) -> LLaDA2ForMaskedDiffusion:
-    """The same model, whose experts are run as published."""
-    looped = LLaDA2ForMaskedDiffusion(model.config).train(model.training)
-    looped.load_state_dict(model.state_dict())
+def with_loops(model: nn.Module) -> nn.Module:
+    """A copy of a model, whose experts, if it has any, are run as published."""
+    looped = deepcopy(model)
     for module in looped.modules():
-        if isinstance(getattr(module, "experts", None), Experts):
+        if isinstance(module, MixtureMLP):
             module.experts = LoopedExperts(module.experts)
     return looped.train(model.training)

@@ -32,6 +32,11 @@ def last(rows: pd.DataFrame) -> pd.DataFrame:
     return ended.reset_index()
 
 
+def bold(text: str, is_best: bool) -> str:
+    """The best of a column in the pages' way."""
+    return f"**{text}**" if is_best else text
+
+
 def band(values: Sequence[float]) -> str:
     """The mean, and the half width of its 95 % band by Student's t where there are several values."""
     each = pd.Series(values)
@@ -64,9 +69,10 @@ def side_by_side(table: Path, figures: Path) -> Iterator[str]:
         yield f"\n### {problem}\n"
         base = of_problem[of_problem["step"] == 0].iloc[0]
         yield f"Base: {base[SAMPLED]:.3f} sampled, {base[GREEDY]:.3f} greedy.\n"
-        yield from _lines(_of_methods(last(of_problem), last(repeats), _curves(repeats)))
+        curves, ended = _curves(repeats), last(of_problem)
+        yield from _lines(_of_methods(ended[~ended["seed"].isin(seeds)], ended[ended["seed"].isin(seeds)], curves))
         figure = figures / f"side_by_side_{problem}.png"
-        draw(_curves(repeats), figure)
+        draw(curves, figure)
         yield f"\n![Mean of the two rates against rollouts and against forwards]({figure.name})"
 
 
@@ -88,7 +94,7 @@ def _of_methods(tuned: pd.DataFrame, repeats: pd.DataFrame, curves: pd.DataFrame
     for cost in ("rollouts", FORWARDS):
         lines[f"{cost} to {target:.3f}"] = [reached(curves.loc[[name]], target, cost) for name in lines.index]
     lines[FORWARDS] = of_seed[FORWARDS].mean()
-    first = tuned[~tuned["seed"].isin(repeats["seed"])].groupby("method")["gain"]
+    first = tuned.groupby("method")["gain"]
     lines["rates above the base"] = [
         f"{(first.get_group(name) > 0).sum()} of {first.size()[name]}" for name in lines.index
     ]
@@ -111,7 +117,7 @@ def _cells(name: str, column: pd.Series) -> list[str]:
         return [f"{each:g}" for each in column]
     if name == "rates above the base":
         most = column.max()
-        return [_bold(each, each == most) for each in column]
+        return [bold(each, each == most) for each in column]
     values = column.map(lambda each: pd.Series(each).mean())
     is_cost = name.startswith(("rollouts", FORWARDS))
     best = values.min() if is_cost else values.max()
@@ -119,7 +125,7 @@ def _cells(name: str, column: pd.Series) -> list[str]:
         best = None  # a run that collapsed was stopped, which is cheap
     digits = 0 if is_cost else 3
     texts = [band(each) if isinstance(each, list) else f"{each:.{digits}f}" for each in column]
-    return ["" if pd.isna(each) else _bold(text, each == best) for each, text in zip(values, texts, strict=True)]
+    return ["" if pd.isna(each) else bold(text, each == best) for each, text in zip(values, texts, strict=True)]
 
 
 def draw(curves: pd.DataFrame, path: Path) -> None:
@@ -156,12 +162,8 @@ def regime(table: Path, _: Path) -> Iterator[str]:
     for line, own in runs.sort_values("lr", kind="stable").groupby("line", sort=False):
         cells = (
             " / ".join(
-                _bold(f"{value:.2f}", value == highest[setting]) for value in own[own["setting"] == setting][MEAN]
+                bold(f"{value:.2f}", value == highest[setting]) for value in own[own["setting"] == setting][MEAN]
             )
             for setting in settings
         )
         yield f"| {line} | {' | '.join(cells)} | {(own['gain'] < 0).sum()} of {len(own)} |"
-
-
-def _bold(text: str, is_best: bool) -> str:
-    return f"**{text}**" if is_best else text

@@ -13,7 +13,7 @@ from math import hypot, sqrt
 from pathlib import Path
 from statistics import mean, median, stdev
 
-from benchmarks.ablation.comparison import regime, side_by_side
+from benchmarks.ablation.comparison import bold, regime, side_by_side
 from benchmarks.ablation.grid import OF_RUN, Grid
 
 ROOT = Path(__file__).parents[2]
@@ -110,8 +110,7 @@ def table(
     lines = [f"| method | {' | '.join(names)} | below the base |", "|---|" + "---|" * (len(names) + 1)]
     for method, of_method in cells.items():
         texts = [
-            f"**{band(each)}**" if each and mean(each) == most else band(each)
-            for each, most in zip(of_method, highest, strict=True)
+            bold(band(each), bool(each) and mean(each) == most) for each, most in zip(of_method, highest, strict=True)
         ]
         runs = _runs(settings, method)
         below, clearly = sum(run.is_below() for run in runs), sum(run.is_below(2) for run in runs)

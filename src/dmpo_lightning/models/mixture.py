@@ -38,7 +38,7 @@ class Router(nn.Module, ABC):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.experts, self.k = config.num_experts, config.num_experts_per_tok
+        self.num_experts, self.k = config.num_experts, config.num_experts_per_tok
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
 
     @abstractmethod

@@ -17,7 +17,7 @@ def expert_load(network: nn.Module) -> Iterator[list[Int[Tensor, " experts"]]]:
     Padding counts as it is computed, and a token in each forward that it goes through.
     """
     routers = [module for module in network.modules() if isinstance(module, Router)]
-    loads = [torch.zeros(router.experts, dtype=torch.int64) for router in routers]
+    loads = [torch.zeros(router.num_experts, dtype=torch.int64) for router in routers]
 
     def count(number: int, chosen: Tensor) -> None:
         loads[number] = (
