@@ -3,10 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 WORKERS ?= 2
-FEW_STEPS := fit --config sudoku_tiny.yaml --trainer.max_steps 4 --trainer.val_check_interval 4 \
-	--data.sizes '{train: 512, validation: 16, test: 16}'
 
-.PHONY: demo picture test test-all gpu gpu-tiny results ablation-smoke docs wheel-test wheel-test-lowest lint types clean
+.PHONY: demo picture test test-all gpu gpu-tiny results ablation-smoke docs wheel-test lint types clean
 
 # What the demo needs. What the tests need on top of it takes longer to install, and compilers for some of it.
 .venv/.installed: pyproject.toml constraints.txt
@@ -53,18 +51,15 @@ ablation-smoke: .venv/.installed  ## four steps of one run per problem of the ab
 docs: .venv/.installed-docs  ## the site, in docs/_build; DMPO_DOCS_ONLINE=1 links to the pages of torch, Lightning and transformers
 	$(BIN)/python -m sphinx --quiet -W -n --keep-going docs docs/_build $(ARGS)
 
-# Installed beside the newest versions of what it needs: those of .venv.
-wheel-test: .venv/.installed-dev  ## builds source archive and wheel; the wheel trains in an empty folder
+# With the newest versions tests/cli/test_shipped.py does it.
+wheel-test: .venv/.installed-dev  ## the wheel trains with the lowest versions that pyproject.toml allows, of torch that of constraints.txt
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
-	$(BIN)/pip install --quiet --no-deps --target dist/installed dist/*.whl
-	mkdir dist/empty && cd dist/empty && PYTHONPATH=../installed ../../$(BIN)/python -m dmpo_lightning $(FEW_STEPS)
-
-wheel-test-lowest: wheel-test  ## the same with the lowest versions that pyproject.toml allows, of torch that of constraints.txt
 	sed -n '/^dependencies/,/^]/s/^  "\([a-z]*\)[^>]*>=\([0-9.]*\).*/\1==\2/p' pyproject.toml | grep -v ^torch== > dist/lowest.txt
 	$(PYTHON) -m venv dist/lowest
 	dist/lowest/bin/pip install --quiet --constraint dist/lowest.txt --constraint constraints.txt dist/*.whl
-	cd dist/empty && ../lowest/bin/dmpo-lightning $(FEW_STEPS)
+	mkdir dist/empty && cd dist/empty && ../lowest/bin/dmpo-lightning fit --config sudoku_tiny.yaml --trainer.max_steps 4 \
+		--trainer.val_check_interval 4 --data.sizes '{train: 512, validation: 16, test: 16}'
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
