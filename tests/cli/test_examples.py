@@ -5,6 +5,7 @@ import runpy
 import shutil
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -33,6 +34,22 @@ def test_the_tokenizer_recipe_makes_the_embedded_tokenizer(tmp_path, model):
     embedded = Path(__file__).parents[2] / "src" / "dmpo_lightning" / "assets" / model
     for name in ("tokenizer.json", "chat_template.jinja"):
         assert (tmp_path / name).read_text() == (embedded / name).read_text()
+
+
+def test_a_puzzle_that_was_learnt_is_drawn_while_it_is_denoised(tmp_path):
+    tokens = ["<answer>", *"1234341221434321", "</answer>", "<|eot_id|>"]
+    puzzle = {"prompt": "user\n\n0230000000000000assistant\n\n", "tokens": tokens, "reveal_step": list(range(19))}
+    examples = [
+        puzzle | {"moment": moment, "prompt_index": index, "reward": reward}
+        for moment, rewards in (("before", (1, 0)), ("after", (1, 1)))
+        for index, reward in enumerate(rewards)
+    ]
+    (tmp_path / "examples.jsonl").write_text("\n".join(map(json.dumps, examples)))
+    runpy.run_path(str(EXAMPLES / "denoising_svg.py"))["main"](tmp_path, tmp_path / "denoising.svg")
+    drawn = ElementTree.parse(tmp_path / "denoising.svg").getroot().findall("{http://www.w3.org/2000/svg}text")
+    digits = [each for each in drawn if each.text in "1234"]
+    # Two titles; two of the sixteen numbers are the puzzle's own on both sides and do not appear.
+    assert (len(drawn), len(digits), sum(len(each) == 0 for each in digits)) == (34, 32, 4)
 
 
 @pytest.mark.slow
