@@ -2,22 +2,23 @@
 
     python examples/denoising_svg.py runs/sudoku_tiny/latest denoising.svg
 
-It takes the first puzzle that only the trained model solves. Tokens appear in the order in which they were revealed.
+It takes the puzzle whose reward rose most. Tokens appear in the order in which they were revealed.
 """
 
-import json
 import sys
 from pathlib import Path
+
+from dmpo_lightning.reports.record import Completion, held_out, read_run
 
 CELL, SECONDS, PAUSE = 36, 0.3, 8
 
 
-def cells(completion: dict, puzzle: str, left: int) -> list[str]:
+def cells(completion: Completion, left: int) -> list[str]:
     """A number for each cell, at the step that revealed it; the puzzle's own stand there from the start."""
-    tokens, steps = completion["tokens"][1:17], completion["reveal_step"][1:17]
-    end = max(completion["reveal_step"]) + 1 + PAUSE
+    puzzle = "".join(filter(str.isdigit, completion.prompt))
+    end = max(step for _, step, _ in completion.tokens) + 1 + PAUSE
     drawn = []
-    for number, (token, step) in enumerate(zip(tokens, steps, strict=True)):
+    for number, (token, step, _) in enumerate(completion.tokens[1:17]):
         x, y = left + CELL * (number % 4) + CELL // 2, 40 + CELL * (number // 4) + CELL // 2 + 6
         given = puzzle[number] != "0"
         appears = (
@@ -40,14 +41,9 @@ def grid(title: str, left: int) -> list[str]:
 
 
 def main(run: Path, output: Path) -> None:
-    examples = [json.loads(line) for line in (run / "examples.jsonl").read_text(encoding="utf-8").splitlines()]
-    before, after = (
-        {each["prompt_index"]: each for each in examples if each["moment"] == moment} for moment in ("before", "after")
-    )
-    index = next(index for index, each in after.items() if each["reward"] == 1 > before[index]["reward"])
-    puzzle = "".join(filter(str.isdigit, after[index]["prompt"]))
-    body = [*grid("before", 20), *cells(before[index], puzzle, 20)]
-    body += [*grid("after", 60 + 4 * CELL), *cells(after[index], puzzle, 60 + 4 * CELL)]
+    before, after = held_out(read_run(run, run.name))[0]
+    body = [*grid("before", 20), *cells(before, 20)]
+    body += [*grid("after", 60 + 4 * CELL), *cells(after, 60 + 4 * CELL)]
     size = f'width="{80 + 8 * CELL}" height="{60 + 4 * CELL}"'
     text = 'font-family="monospace" font-size="18" text-anchor="middle"'
     output.write_text(

@@ -36,20 +36,21 @@ def test_the_tokenizer_recipe_makes_the_embedded_tokenizer(tmp_path, model):
         assert (tmp_path / name).read_text() == (embedded / name).read_text()
 
 
-def test_a_puzzle_that_was_learnt_is_drawn_while_it_is_denoised(tmp_path):
-    tokens = ["<answer>", *"1234341221434321", "</answer>", "<|eot_id|>"]
-    puzzle = {"prompt": "user\n\n0230000000000000assistant\n\n", "tokens": tokens, "reveal_step": list(range(19))}
-    examples = [
-        puzzle | {"moment": moment, "prompt_index": index, "reward": reward}
-        for moment, rewards in (("before", (1, 0)), ("after", (1, 1)))
-        for index, reward in enumerate(rewards)
-    ]
-    (tmp_path / "examples.jsonl").write_text("\n".join(map(json.dumps, examples)))
-    runpy.run_path(str(EXAMPLES / "denoising_svg.py"))["main"](tmp_path, tmp_path / "denoising.svg")
-    drawn = ElementTree.parse(tmp_path / "denoising.svg").getroot().findall("{http://www.w3.org/2000/svg}text")
-    digits = [each for each in drawn if each.text in "1234"]
-    # Two titles; two of the sixteen numbers are the puzzle's own on both sides and do not appear.
-    assert (len(drawn), len(digits), sum(len(each) == 0 for each in digits)) == (34, 32, 4)
+@pytest.mark.slow
+def test_a_held_out_puzzle_of_a_run_is_drawn_while_it_is_denoised(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/sudoku_tiny/latest")
+    sizes = "--data.sizes={train: 64, validation: 4, test: 4}"
+    assert main(["fit", "--config", "sudoku_tiny.yaml", "--trainer.max_steps=4", "--model.micro_batch_size=8", sizes]) == 0
+    runpy.run_path(str(EXAMPLES / "denoising_svg.py"))["main"](run, Path("denoising.svg"))
+    drawn = ElementTree.parse("denoising.svg").getroot().findall("{http://www.w3.org/2000/svg}text")
+    titles, numbers = drawn[::17], [*drawn[1:17], *drawn[18:]]
+    assert [each.text for each in titles] == ["before", "after"]
+    examples = [json.loads(line) for line in (run / "rollouts/after.jsonl").read_text().splitlines()]
+    # The puzzle's own numbers do not appear, since they stand there.
+    given = "".join("." if len(each) else each.text for each in numbers[16:])
+    assert any(given.replace(".", "0") in example["prompt"] for example in examples)
+    assert all(each.text in "1234" for each in numbers[16:])
 
 
 @pytest.mark.slow
