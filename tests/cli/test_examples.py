@@ -40,8 +40,8 @@ def test_the_tokenizer_recipe_makes_the_embedded_tokenizer(tmp_path, model):
 def test_a_held_out_puzzle_of_a_run_is_drawn_while_it_is_denoised(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = Path("runs/sudoku_tiny/latest")
-    sizes = "--data.sizes={train: 64, validation: 4, test: 4}"
-    assert main(["fit", "--config", "sudoku_tiny.yaml", "--trainer.max_steps=4", "--model.micro_batch_size=8", sizes]) == 0
+    short = ["--trainer.max_steps=4", "--model.micro_batch_size=8", "--data.sizes={train: 64, validation: 4, test: 4}"]
+    assert main(["fit", "--config", "sudoku_tiny.yaml", *short]) == 0
     runpy.run_path(str(EXAMPLES / "denoising_svg.py"))["main"](run, Path("denoising.svg"))
     drawn = ElementTree.parse("denoising.svg").getroot().findall("{http://www.w3.org/2000/svg}text")
     titles, numbers = drawn[::17], [*drawn[1:17], *drawn[18:]]
