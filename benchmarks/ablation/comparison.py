@@ -9,6 +9,7 @@ from scipy.stats import t
 from benchmarks.ablation.grid import OF_RUN, Grid
 
 OURS = "DMPO"
+"""Its variants' names begin with it."""
 SAMPLED, GREEDY, MEAN = "T = 1", "greedy", "mean"
 FORWARDS = "forwards"
 """Millions of tokens: one with a gradient costs as much as three without."""
@@ -90,7 +91,7 @@ def _of_methods(tuned: pd.DataFrame, repeats: pd.DataFrame, curves: pd.DataFrame
     of_seed = repeats.groupby("method", sort=False)
     lines = of_seed[[SAMPLED, GREEDY, MEAN, "best"]].agg(list)
     lines["lr"] = of_seed["lr"].first()
-    target = max(each for name, each in of_seed[MEAN].mean().items() if name != OURS)
+    target = max(each for name, each in of_seed[MEAN].mean().items() if not name.startswith(OURS))
     for cost in ("rollouts", FORWARDS):
         lines[f"{cost} to {target:.3f}"] = [reached(curves.loc[[name]], target, cost) for name in lines.index]
     lines[FORWARDS] = of_seed[FORWARDS].mean()
@@ -132,8 +133,8 @@ def draw(curves: pd.DataFrame, path: Path) -> None:
     """The mean rate of each method against both costs: ours and the three best others in colours, with their bands."""
     from matplotlib.figure import Figure
 
-    final = curves.groupby(level="method")[MEAN].last().drop(OURS, errors="ignore")
-    named = [OURS, *final.nlargest(3).index]
+    final = curves.groupby(level="method")[MEAN].last()
+    named = [OURS, *final[~final.index.str.startswith(OURS)].nlargest(3).index]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for panel, cost in zip(figure.subplots(1, 2, sharey=True), ("rollouts", FORWARDS), strict=True):
         for method, curve in curves.groupby(level="method", sort=False):
