@@ -73,7 +73,14 @@ def joined(tables: Sequence[Any]) -> Any:
 
 @dataclass
 class PromptBatch(Table):
-    """The prompts of one rollout buffer, or of one evaluation batch, on one rank."""
+    """The prompts of one rollout buffer, or of one evaluation batch, on one rank.
+
+    Example:
+        >>> from dmpo_lightning import PromptLoader
+        >>> loader = PromptLoader([{"prompt": "12"}, {"prompt": "4"}], "sudoku_tiny", batch_size=2, shuffle=False)
+        >>> next(iter(loader)).prompt_mask.sum(dim=1)
+        tensor([12, 11])
+    """
 
     prompt_ids: Int[Tensor, "batch prompt"]
     """Token ids, padded on the left."""
@@ -106,7 +113,19 @@ class RolloutRows(Table):
 
 @dataclass
 class Rollouts(Table):
-    """Rollouts of some prompts, group by group. They hold facts only, from which objectives derive weights."""
+    """Rollouts of some prompts, group by group. They hold facts only, from which objectives derive weights.
+
+    Example:
+        >>> from dmpo_lightning import ConfidenceSampler, Policy, PromptLoader, Reward, load_model, load_tokenizer
+        >>> from dmpo_lightning.rollout import Sampling, collect
+        >>> policy = Policy(load_model("sudoku_tiny"), load_tokenizer("sudoku_tiny"))
+        >>> prompts = next(iter(PromptLoader([{"prompt": "0" * 16}], policy.tokenizer, batch_size=1)))
+        >>> reward = Reward(lambda example, completion: float(completion.count("1") == 4))
+        >>> sampling = Sampling(ConfidenceSampler(), completion_length=20, group_size=4)
+        >>> rollouts = collect(policy, reward, prompts, sampling)
+        >>> rollouts.reward.shape, rollouts.completion_ids.shape
+        (torch.Size([1, 4]), torch.Size([1, 4, 20]))
+    """
 
     prompts: PromptBatch
     completion_ids: Int[Tensor, "batch group length"]

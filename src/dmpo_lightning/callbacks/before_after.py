@@ -53,6 +53,12 @@ class BeforeAfterReport(Callback):
 
     Raises:
         ValueError: ``sampled`` or ``greedy`` is not among the samplers.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from dmpo_lightning import BeforeAfterReport, ConfidenceSampler
+        >>> samplers = {"temperature_1": ConfidenceSampler(), "greedy": ConfidenceSampler(temperature=0.0)}
+        >>> trainer = Trainer(max_steps=200, callbacks=[BeforeAfterReport(samplers)])
     """
 
     def __init__(

@@ -167,6 +167,11 @@ class LoggingExtras(RolloutObserver):
     Args:
         every_n_buffers: how often, beginning with the first buffer.
         prompts: of each such buffer.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from dmpo_lightning import LoggingExtras
+        >>> trainer = Trainer(callbacks=[LoggingExtras(every_n_buffers=1, prompts=2)])
     """
 
     def __init__(self, every_n_buffers: int = 10, prompts: int = 4) -> None:

@@ -29,6 +29,11 @@ class EvaluationReport(Callback):
     completion: index, sampler, length, rollout, example, completion, answer, correct, scores and effective_length.
     ``dmpo-lightning score`` reads them. Lines are appended while the run goes, so that an interrupted run leaves what
     it has evaluated. The command line adds the callback by itself.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from dmpo_lightning import EvaluationReport
+        >>> trainer = Trainer(callbacks=[EvaluationReport()])
     """
 
     def __init__(self) -> None:

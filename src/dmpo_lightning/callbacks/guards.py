@@ -169,6 +169,11 @@ class Guards(RolloutObserver):
 
     Raises:
         ValueError: a value is outside its range.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from dmpo_lightning import Guards
+        >>> trainer = Trainer(callbacks=[Guards(entropy=0.05, repetition=None)])
     """
 
     def __init__(

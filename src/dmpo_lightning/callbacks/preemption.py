@@ -41,6 +41,11 @@ class Preemption(Callback):
     ``--ckpt_path last`` finds it. The exit status of all ranks is 128 plus the signal's number, as of a process that
     the signal ended. A SLURM job is put back into the queue after Lightning's requeue signal, which a job script has
     sent before its time is up: SIGUSR1 unless `SLURMEnvironment` says otherwise. After SIGTERM SLURM itself decides.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from dmpo_lightning import Preemption
+        >>> trainer = Trainer(callbacks=[Preemption()])
     """
 
     def __init__(self) -> None:

@@ -50,6 +50,11 @@ class ProgressLine(ProgressBar, RolloutObserver):
         refresh_interval: seconds between two states of the line on a terminal, at least.
         plain_interval: seconds between two lines in a log, at least. Validations are written in any case.
         every_n_buffers: how often completions are shown, beginning with the first buffer.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from dmpo_lightning import ProgressLine
+        >>> trainer = Trainer(callbacks=[ProgressLine(plain_interval=60)])
     """
 
     def __init__(self, refresh_interval: float = 0.1, plain_interval: float = 10.0, every_n_buffers: int = 20) -> None:

@@ -45,6 +45,11 @@ class RunRecorder(RolloutObserver):
     A resumed run goes on in the same files. What it does again is removed first. Files of another run that are found
     there get other names, such as ``metrics_part1.jsonl``. A file that cannot be written ends no run: a warning says
     what is lost, once for each kind of file.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from dmpo_lightning import RunRecorder
+        >>> trainer = Trainer(callbacks=[RunRecorder()])
     """
 
     max_bytes = 2**28

@@ -17,6 +17,11 @@ class SavePretrained(Callback):
     Args:
         directory: created if need be. Files of the same names are replaced. One that holds weights of another kind, an
             adapter or a whole model, is refused at the start.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from dmpo_lightning import SavePretrained
+        >>> trainer = Trainer(callbacks=[SavePretrained("trained")])
     """
 
     def __init__(self, directory: str) -> None:

@@ -117,7 +117,12 @@ class BenchmarkDataModule(TaskDataModule):
 
 
 class GSM8KDataModule(BenchmarkDataModule):
-    """`GSM8K` from the hub (openai/gsm8k) or from files of ``question`` and ``answer``."""
+    """`GSM8K` from the hub (openai/gsm8k) or from files of ``question`` and ``answer``.
+
+    Example:
+        >>> from dmpo_lightning import GSM8KDataModule
+        >>> data = GSM8KDataModule(rewards="published", prompts_per_buffer=16, max_prompt_length=200)
+    """
 
     benchmark = GSM8K
     hub = {"train": ("openai/gsm8k", "main", "train"), "test": ("openai/gsm8k", "main", "test")}
@@ -131,6 +136,10 @@ class Math500DataModule(BenchmarkDataModule):
     Args:
         algebra: whether the check ``verified`` may compare by algebra, see `Math500`.
         options: of `BenchmarkDataModule`.
+
+    Example:
+        >>> from dmpo_lightning import Math500DataModule
+        >>> data = Math500DataModule(prompts_per_buffer=16, sizes={"validation": 256})
     """
 
     benchmark = Math500
@@ -162,6 +171,14 @@ class CountdownDataModule(BenchmarkDataModule):
         brackets: whether a generated puzzle may need brackets. Without, no number on the way is negative or a fraction
             either.
         options: of `BenchmarkDataModule`. ``seed`` is that of the generated puzzles too.
+
+    Example:
+        >>> from dmpo_lightning import CountdownDataModule
+        >>> options = {"tokenizer": "countdown_tiny", "prompts_per_buffer": 8, "sizes": {"train": 64, "validation": 8}}
+        >>> data = CountdownDataModule(source="generated", **options)
+        >>> data.setup("fit")
+        >>> next(iter(data.train_dataloader())).examples[0]
+        {'numbers': [84, 22, 22], 'target': 40}
     """
 
     benchmark = Countdown
@@ -242,6 +259,10 @@ class SudokuDataModule(BenchmarkDataModule):
         blanks: least and most blank cells of a generated puzzle.
         options: of `BenchmarkDataModule`. Without a ``path`` puzzles are generated, ``sizes`` of each split: 4096, 512
             and 1024 unless it says otherwise.
+
+    Example:
+        >>> from dmpo_lightning import SudokuDataModule
+        >>> data = SudokuDataModule(blanks=(4, 6), sizes={"train": 100}, tokenizer="sudoku_tiny", prompts_per_buffer=8)
     """
 
     benchmark = Sudoku

@@ -51,6 +51,14 @@ class DemonstrationsDataModule(LightningDataModule):
     Raises:
         ValueError: a tokenizer without an end token, a completion that does not fit, named by its row (at setup), or
             fewer pairs to train on than a batch (when training starts).
+
+    Example:
+        >>> from dmpo_lightning import DemonstrationsDataModule, LatinSquareDemonstrations
+        >>> task = LatinSquareDemonstrations(size=10)
+        >>> data = DemonstrationsDataModule(task, tokenizer="sudoku_tiny", completion_length=20, batch_size=4)
+        >>> data.setup("fit")
+        >>> next(iter(data.train_dataloader())).completion_ids.shape
+        torch.Size([4, 20])
     """
 
     def __init__(

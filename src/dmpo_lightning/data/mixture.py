@@ -30,6 +30,11 @@ class MixtureDataModule(PromptDataModule):
 
     Raises:
         ValueError: no task, a name with a slash, weights that do not fit the tasks, and as the datamodules do.
+
+    Example:
+        >>> from dmpo_lightning import CountdownDataModule, MixtureDataModule, SudokuDataModule
+        >>> tasks = {"sudoku": SudokuDataModule(), "countdown": CountdownDataModule(source="generated")}
+        >>> data = MixtureDataModule(tasks, weights={"sudoku": 1, "countdown": 3}, prompts_per_buffer=16)
     """
 
     def __init__(

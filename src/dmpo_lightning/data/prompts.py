@@ -63,10 +63,10 @@ class PromptLoader:
             by its row.
 
     Example:
-        ```python
-        loader = PromptLoader([{"prompt": "2 + 2 ="}, {"prompt": "3 + 4 ="}], tokenizer, batch_size=2)
-        Trainer(max_steps=100).fit(DMPO(...), loader)
-        ```
+        >>> from dmpo_lightning import PromptLoader
+        >>> loader = PromptLoader([{"prompt": "12"}, {"prompt": "4"}], "sudoku_tiny", batch_size=2)
+        >>> next(iter(loader)).prompt_ids.shape
+        torch.Size([2, 12])
     """
 
     def __init__(

@@ -72,6 +72,14 @@ class TaskDataModule(PromptDataModule):
 
     Raises:
         ValueError: no tokenizer, or an empty split (when a loader is built).
+
+    Example:
+        >>> from dmpo_lightning import Sudoku, TaskDataModule
+        >>> task = Sudoku(sizes={"train": 64, "validation": 8, "test": 8})
+        >>> data = TaskDataModule(task, reward_weights={"solved": 1.0}, tokenizer="sudoku_tiny", prompts_per_buffer=8)
+        >>> data.setup("fit")
+        >>> len(next(iter(data.train_dataloader())))
+        8
     """
 
     def __init__(

@@ -95,6 +95,10 @@ class FSDP2Strategy(WholeFolders, ModelParallelStrategy):
     Args:
         options: ``save_distributed_checkpoint``, ``process_group_backend`` and ``timeout`` of Lightning's
             `ModelParallelStrategy`.
+
+    Example:
+        >>> from dmpo_lightning import FSDP2Strategy
+        >>> strategy = FSDP2Strategy(save_distributed_checkpoint=True)
     """
 
     def __init__(self, **options: Any) -> None:
@@ -111,6 +115,10 @@ class FSDP1Strategy(WholeFolders, FSDPStrategy):
     """FSDP1 with checkpoint folders of one part per rank. See Lightning's `FSDPStrategy` for the arguments.
 
     `PolicyModule` wraps the blocks, so that no ``auto_wrap_policy`` is needed.
+
+    Example:
+        >>> from dmpo_lightning import FSDP1Strategy
+        >>> strategy = FSDP1Strategy(sharding_strategy="FULL_SHARD", state_dict_type="full")
     """
 
     def __init__(self, *, state_dict_type: Literal["full", "sharded"] = "sharded", **options: Any) -> None:
@@ -122,6 +130,10 @@ class ZeROStrategy(WholeFolders, DeepSpeedStrategy):
 
     ``timeout`` holds for the process groups too that DeepSpeed adds. The gradients of accumulated batches are averaged.
     Under Lightning's own strategy they are divided by the number of batches twice, by Lightning and by DeepSpeed.
+
+    Example:
+        >>> from dmpo_lightning import ZeROStrategy
+        >>> strategy = ZeROStrategy(stage=2, offload_optimizer=True)
     """
 
     def init_deepspeed(self) -> None:

@@ -35,10 +35,10 @@ class Backbone:
         ValueError: a module without a tokenizer.
 
     Example:
-        ```python
-        backbone = Backbone("GSAI-ML/LLaDA-8B-Instruct", dtype="bfloat16", adapter=LoRA(r=128))
-        DMPO(backbone, objective=WDCE(reward_temperature=0.04), ...)
-        ```
+        >>> from dmpo_lightning import Backbone, LoRA
+        >>> network = Backbone("sudoku_tiny", adapter=LoRA(r=8)).build()
+        >>> sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+        40960
     """
 
     model: str | nn.Module

@@ -79,6 +79,11 @@ def load_model(
         ValueError: there is nothing to load, or tensors of the checkpoint are missing, unexpected, misshapen or
             truncated. The message names the file and the tensor, and says what to do. Or the model is of a known
             kind that is not supported.
+
+    Example:
+        >>> from dmpo_lightning import load_model
+        >>> type(load_model("sudoku_tiny")).__name__
+        'LLaDAForMaskedDiffusion'
     """
     folder = fetch(source, revision)
     whole, adapter = weights_in(folder)
@@ -244,6 +249,11 @@ def load_tokenizer(source: str | PreTrainedTokenizerBase, *, revision: str | Non
 
     One that carries no chat template gets that of its family. A folder that holds an adapter alone gives the tokenizer
     of the adapter's base. Raises ValueError where there is no tokenizer to load.
+
+    Example:
+        >>> from dmpo_lightning import load_tokenizer
+        >>> load_tokenizer("sudoku_tiny").tokenize("<answer>1234")
+        ['<answer>', '1', '2', '3', '4']
     """
     if not isinstance(source, str):
         return source

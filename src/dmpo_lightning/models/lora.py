@@ -37,6 +37,12 @@ class LoRA:
     Raises:
         ValueError: the rank is below 1, the dropout is outside [0, 1) or above 0 with ``experts``, or ``targets`` is
             empty. When applied: a target matches no linear layer, or there are no experts.
+
+    Example:
+        >>> from dmpo_lightning import LoRA, load_model
+        >>> network = LoRA(r=8, alpha=16).apply(load_model("sudoku_tiny"), "sudoku_tiny")
+        >>> network.peft_config["default"].r
+        8
     """
 
     def __init__(

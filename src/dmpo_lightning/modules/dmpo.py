@@ -80,16 +80,18 @@ class DMPO(PolicyModule):
         ValueError: settings that do not fit together, and at fit start prompts and Trainer flags that do not fit.
 
     Example:
-        ```python
-        module = DMPO(
-            Backbone("GSAI-ML/LLaDA-8B-Instruct", adapter=LoRA()),
-            objective=WDCE(reward_temperature=0.04),
-            sampler=ConfidenceSampler(block_length=32, denoising_steps=128, temperature=0.2),
-            completion_length=256, group_size=16, micro_batch_size=8, num_iterations=8,
-            reward=lambda example, completion: float(example["answer"] in completion),
-        )
-        Trainer(accumulate_grad_batches=2).fit(module, PromptLoader(dataset, tokenizer, batch_size=1))
-        ```
+        >>> from dmpo_lightning import DMPO, WDCE, ConfidenceSampler
+        >>> module = DMPO(
+        ...     "sudoku_tiny",
+        ...     objective=WDCE(reward_temperature=0.1),
+        ...     sampler=ConfidenceSampler(),
+        ...     completion_length=20,
+        ...     group_size=8,
+        ...     micro_batch_size=32,
+        ...     reward=lambda example, completion: float("1234" in completion),
+        ... )
+        >>> module.generate("1234341221434320", sampler=ConfidenceSampler(temperature=0.0))[0].text
+        '<answer>1234341221434321</answer>'
     """
 
     sampler: Sampler

@@ -28,6 +28,11 @@ class Generation:
     """One answer to a prompt, and of each of its tokens when and how surely it was revealed.
 
     A notebook shows it in the viewer of reports, step by step.
+
+    Example:
+        >>> from dmpo_lightning import MaskedSFT
+        >>> MaskedSFT("sudoku_tiny").generate("1234341221434320", completion_length=20)
+        [Generation(prompt='1234341221434320', text='<answer>1234341221434321</answer>')]
     """
 
     prompt: Prompt

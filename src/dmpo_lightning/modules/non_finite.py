@@ -26,6 +26,11 @@ class SkipNonFiniteSteps(Callback):
 
     Args:
         limit: steps in a row that may be left out. One more ends the run with a ValueError.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from dmpo_lightning import SkipNonFiniteSteps
+        >>> trainer = Trainer(callbacks=[SkipNonFiniteSteps(limit=3)])
     """
 
     def __init__(self, limit: int = 10) -> None:

@@ -26,6 +26,11 @@ class RunMeter(RolloutObserver):
     ``time/sampling`` (with rewards), ``time/scoring`` and ``time/training`` are seconds of one buffer on this rank.
     ``rollouts/seen`` counts all ranks, ``rollouts/per_second`` is that of the last buffer, without validation.
     ``optimizer/lr`` is the learning rate of the first parameters.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from dmpo_lightning import RunMeter
+        >>> trainer = Trainer(callbacks=[RunMeter()])
     """
 
     def __init__(self) -> None:

@@ -37,6 +37,10 @@ class MaskedSFT(PolicyModule):
 
     Raises:
         ValueError: replicates below 1, or odd with antithetic pairs. There is nothing to load from ``model``.
+
+    Example:
+        >>> from dmpo_lightning import Backbone, LoRA, MaskedSFT
+        >>> module = MaskedSFT(Backbone("sudoku_tiny", adapter=LoRA(r=8)), replicates=4)
     """
 
     def __init__(

@@ -27,7 +27,20 @@ def score_rollouts(
 
 
 class Objective(ABC):
-    """Turns rollouts into weights and a loss. All that it may know is in the rollouts. `WDCE` is the usual one."""
+    """Turns rollouts into weights and a loss. All that it may know is in the rollouts. `WDCE` is the usual one.
+
+    Example:
+        >>> import torch
+        >>> from dmpo_lightning import Objective
+        >>> class Imitation(Objective):
+        ...     def prepare(self, policy, rollouts, *, rows_per_forward):
+        ...         return {"reward": rollouts.reward}, {}
+        ...     def loss(self, policy, rows, targets, *, iteration, planned_rollouts):
+        ...         masks = torch.ones_like(rows.completion_ids, dtype=torch.bool)[:, None]
+        ...         scored = policy.completion_log_probs(rows.prompt_ids, rows.prompt_mask, rows.completion_ids, masks)
+        ...         return -(targets["reward"] * scored.mean((1, 2))).sum() / planned_rollouts, {}
+        >>> objective = Imitation()
+    """
 
     def validate(self, *, group_size: int, sampler: Sampler) -> None:  # noqa: B027  optional hook
         """Raises ValueError where the objective cannot work with such groups or sampler."""

@@ -97,6 +97,10 @@ class ElboEstimator(LogProbEstimator):
 
     Raises:
         ValueError: there is no sample, or an odd number of them with antithetic pairs.
+
+    Example:
+        >>> from dmpo_lightning import WDCE, ElboEstimator
+        >>> objective = WDCE(reward_temperature=0.1, estimator=ElboEstimator(samples=8))
     """
 
     def __init__(self, samples: int = 4, *, antithetic: bool = True) -> None:
@@ -126,6 +130,10 @@ class TrajectoryEstimator(LogProbEstimator):
 
     Raises:
         ValueError: ``steps_per_forward`` is below 1.
+
+    Example:
+        >>> from dmpo_lightning import WDCE, TrajectoryEstimator
+        >>> objective = WDCE(reward_temperature=0.1, estimator=TrajectoryEstimator(steps_per_forward=8))
     """
 
     def __init__(self, steps_per_forward: int = 4) -> None:

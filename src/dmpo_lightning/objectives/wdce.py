@@ -87,6 +87,10 @@ class WDCE(WeightedObjective):
 
     Raises:
         ValueError: a value is outside its range, or two values exclude each other.
+
+    Example:
+        >>> from dmpo_lightning import WDCE
+        >>> published = WDCE(reward_temperature=0.04, negative_term="log_likelihood", uninformative_groups="train")
     """
 
     def __init__(

@@ -28,6 +28,10 @@ class WDDO(WeightedObjective):
 
     Raises:
         ValueError: a value is outside its range, or two values exclude each other.
+
+    Example:
+        >>> from dmpo_lightning import WDDO
+        >>> objective = WDDO(reward_temperature=0.1, beta=0.5)
     """
 
     def __init__(

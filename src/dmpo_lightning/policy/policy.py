@@ -48,6 +48,14 @@ class Policy(nn.Module):
 
     Raises:
         ValueError: no mask token id can be had, or the model is causal or cannot be called.
+
+    Example:
+        >>> import torch
+        >>> from dmpo_lightning import Policy, load_model, load_tokenizer
+        >>> policy = Policy(load_model("sudoku_tiny"), load_tokenizer("sudoku_tiny"))
+        >>> completions = torch.tensor([policy.tokenizer.convert_tokens_to_ids(list("1234"))])
+        >>> policy.decode(completions)
+        ['1234']
     """
 
     _ban: Tensor

@@ -40,6 +40,12 @@ class CombinedScore:
         ValueError: no functions, or something else than a function of an example and a completion.
 
     Example:
+        >>> from dmpo_lightning import CombinedScore
+        >>> right = lambda example, completion: float(completion == example["answer"])
+        >>> brief = lambda example, completion: 1 - len(completion) / 100
+        >>> CombinedScore({"right": right, "brief": brief})({"answer": "4"}, "4")
+        {'right': 1.0, 'brief': 0.99}
+
         ```yaml
         reward:
           class_path: dmpo_lightning.Reward

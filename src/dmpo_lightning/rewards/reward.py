@@ -69,6 +69,14 @@ class Reward:
         ValueError: a time limit without workers, several workers for batched scoring, a score function that cannot be
             pickled, a class, or a function of other arguments, of Python itself, or that has yet to be awaited. At the
             first call: weights or an accuracy of a component that there is not, and what has yet to be awaited.
+
+    Example:
+        >>> from dmpo_lightning import Reward
+        >>> def score(example, completion):
+        ...     return {"right": float(completion == example["answer"]), "brief": 1 - len(completion) / 10}
+        >>> reward = Reward(score, weights={"right": 1.0, "brief": 0.5})
+        >>> reward([{"answer": "4"}], [["4", "four"]]).total
+        tensor([[1.4500, 0.3000]])
     """
 
     def __init__(

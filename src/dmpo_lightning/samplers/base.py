@@ -40,6 +40,23 @@ class Sampler(ABC):
 
     Raises:
         ValueError: a value is outside its range.
+
+    Example:
+        >>> from dmpo_lightning import MaskedSFT, Sampler
+        >>> from dmpo_lightning.samplers import Canvas
+        >>> class LeftToRight(Sampler):
+        ...     def sample(self, policy, prompt_ids, prompt_mask, *, completion_length, keys):
+        ...         canvas = Canvas.blank(policy, prompt_ids, prompt_mask, completion_length, keys)
+        ...         positions = canvas.positions(canvas.whole)
+        ...         for step in range(completion_length):
+        ...             masked = canvas.masked(canvas.whole)
+        ...             first = masked & (masked.cumsum(1) == 1)
+        ...             drawn = canvas.draw(canvas.logits(positions), positions, step, self)
+        ...             canvas.reveal_where(canvas.whole, first, drawn, step)
+        ...         return canvas.samples()
+        >>> module, sampler = MaskedSFT("sudoku_tiny"), LeftToRight(temperature=0.0)
+        >>> module.generate("1234341221434320", completion_length=20, sampler=sampler)[0].text
+        '<answer>1234341221434321</answer>'
     """
 
     order_is_independent = False

@@ -61,6 +61,11 @@ class ConfidenceSampler(Sampler):
 
     Raises:
         ValueError: a value or a combination is impossible. `validate` checks against a completion length.
+
+    Example:
+        >>> from dmpo_lightning import ConfidenceSampler
+        >>> ConfidenceSampler(block_length=32, denoising_steps=64, temperature=0.2).num_steps(128)
+        64
     """
 
     def __init__(

@@ -30,6 +30,11 @@ class RandomOrderSampler(Sampler):
 
     Raises:
         ValueError: a value is impossible. `validate` checks against a completion length.
+
+    Example:
+        >>> from dmpo_lightning import RandomOrderSampler
+        >>> RandomOrderSampler(denoising_steps=8).order_is_independent
+        True
     """
 
     order_is_independent = True

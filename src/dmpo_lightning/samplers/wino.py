@@ -36,6 +36,12 @@ class WinoSampler(Sampler):
     Raises:
         ValueError: a value is impossible. At the first call: the model is not native, or it is shifted (Dream). There
             the logits of a token come from the column before it, whose shadow sees the token itself.
+
+    Example:
+        >>> from dmpo_lightning import MaskedSFT, WinoSampler
+        >>> sampler = WinoSampler(threshold=0.5, verification_threshold=0.8)
+        >>> MaskedSFT("sudoku_tiny").generate("1234341221434320", completion_length=20, sampler=sampler)[0].text
+        '<answer>1234341221434321</answer>'
     """
 
     def __init__(

@@ -99,19 +99,17 @@ class Task(ABC):
     the score also defines `check`. The other members have defaults.
 
     Example:
-        ```python
-        class Parity(Task):
-            accuracy = "correct"
-
-            def examples(self, split):
-                return [{"number": n} for n in range(100)]
-
-            def prompt(self, example):
-                return f"Is {example['number']} even or odd?"
-
-            def score(self, example, completion):
-                return {"correct": float(completion.strip() == ("even", "odd")[example["number"] % 2])}
-        ```
+        >>> from dmpo_lightning import Task
+        >>> class Parity(Task):
+        ...     accuracy = "correct"
+        ...     def examples(self, split):
+        ...         return [{"number": number} for number in range(0 if split == "train" else 1, 100, 2)]
+        ...     def prompt(self, example):
+        ...         return f"Is {example['number']} even or odd?"
+        ...     def score(self, example, completion):
+        ...         return {"correct": float(completion.strip() == ("even", "odd")[example["number"] % 2])}
+        >>> Parity().check({"number": 3}, " odd").correct
+        True
     """
 
     accuracy: str | None = None

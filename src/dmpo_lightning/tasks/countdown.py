@@ -46,6 +46,11 @@ class Countdown(Benchmark):
 
     Rewards ``verified`` are ``format``, 0.1 for reasoning and answer in tags, and ``correctness``, 1.0 for an
     expression of ``+ - * /`` and parentheses that reaches the target in exact rational arithmetic.
+
+    Example:
+        >>> from dmpo_lightning import Countdown
+        >>> Countdown().score({"numbers": [3, 5, 7], "target": 22}, "<answer>3 * 5 + 7</answer>")
+        {'format': 0.0, 'correctness': 1.0}
     """
 
     verified_rewards = (0.1, 1.0)

@@ -28,6 +28,13 @@ class JsonlPairs(Task):
 
     Raises:
         ValueError: no such file, or (when read) no pair in it, or a line that is no such pair, named by file and line.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from dmpo_lightning import JsonlPairs
+        >>> written = Path("pairs.jsonl").write_text('{"prompt": "2 + 2?", "completion": "4"}')
+        >>> JsonlPairs("pairs.jsonl", validation_share=0.0).examples("train")[0]
+        {'prompt': '2 + 2?', 'completion': '4'}
     """
 
     accuracy = "exact"
@@ -92,6 +99,11 @@ class LatinSquareDemonstrations(Task):
         size: number of training pairs. Validation and test hold a tenth as many.
         corruption: share in [0, 1] of the blanks whose answer is a random digit.
         seed: of all of it.
+
+    Example:
+        >>> from dmpo_lightning import LatinSquareDemonstrations
+        >>> LatinSquareDemonstrations(size=10).examples("train")[0]
+        {'puzzle': '2000000000010024', 'completion': '<answer>2143341441311324</answer>'}
     """
 
     accuracy = "latin"
@@ -144,6 +156,11 @@ class CountdownDemonstrations(Task):
 
     Raises:
         ValueError: ``sums`` is outside its range.
+
+    Example:
+        >>> from dmpo_lightning import CountdownDemonstrations
+        >>> CountdownDemonstrations(size=10).examples("train")[0]
+        {'numbers': [9, 6, 9], 'target': 12, 'completion': '<answer>9+6+9</answer>'}
     """
 
     accuracy = "right"

@@ -32,6 +32,11 @@ class GSM8K(Benchmark):
 
     The check ``published`` takes the first box with a number, else the last number of the first answer tag, and
     compares floats. ``verified`` compares the one number of the last answer exactly, see `numbers.one_number`.
+
+    Example:
+        >>> from dmpo_lightning import GSM8K
+        >>> GSM8K().score({"answer": "7"}, "<reasoning>3 + 4</reasoning><answer>7</answer>")
+        {'format': 0.5, 'correctness': 2.0}
     """
 
     columns = ("question", "answer")

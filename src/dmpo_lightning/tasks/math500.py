@@ -26,6 +26,11 @@ class Math500(Benchmark):
 
     Raises:
         ValueError: as in `Benchmark`, or math-verify is needed and missing.
+
+    Example:
+        >>> from dmpo_lightning import Math500
+        >>> Math500().score({"answer": "0.5"}, "<reasoning>1 / 2</reasoning><answer>1/2</answer>")
+        {'format': 0.5, 'correctness': 2.0}
     """
 
     columns = fields = ("problem",)

@@ -51,6 +51,13 @@ class ReasoningGym(Task):
 
     Raises:
         ValueError: no reasoning-gym, no such problem or a refused one, options or a level that it does not have.
+
+    Example:
+        >>> from dmpo_lightning import ReasoningGym
+        >>> task = ReasoningGym("basic_arithmetic", sizes={"train": 4}, answer_format="plain")
+        >>> example = task.examples("train")[0]
+        >>> task.score(example, example["answer"])
+        {'score': 1.0, 'correct': 1.0}
     """
 
     accuracy = "correct"

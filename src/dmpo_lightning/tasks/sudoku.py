@@ -198,6 +198,12 @@ class Sudoku(Benchmark):
     Raises:
         ValueError: as of `Benchmark`. Also blanks outside that range, an unknown or empty split, and when asked for,
             more puzzles than exist.
+
+    Example:
+        >>> from dmpo_lightning import Sudoku
+        >>> example = {"puzzle": "1234341221430000", "solution": "1234341221434321"}
+        >>> Sudoku().score(example, "<answer>1234341221434322</answer>")
+        {'cells': 0.75, 'solved': 0.0}
     """
 
     # The published reward. `solved` is for the log, or for weights of one's own.
