@@ -85,7 +85,8 @@ def test_prompts_come_from_options_files_and_standard_input(tmp_path, capsys, mo
         (["--model", "sudoku_tiny"], "There is no prompt: pass --prompt"),
         (["--model", "sudoku_tiny", "--prompts_file", "no.txt"], "`--prompts_file` must be a file"),
         (["--model", "sudoku_tiny", "--prompts_file", "bad.jsonl"], "bad.jsonl, line 2: no object with `prompt`."),
-        (["--ckpt_path", "no.ckpt", "--prompt", "1"], "No checkpoint file 'no.ckpt'"),
+        (["--ckpt_path", "no.ckpt", "--prompt", "1"], "No checkpoint file 'no.ckpt'; give a .ckpt"),
+        (["--ckpt_path", "no.ckpt", "--prompt", "1"], "of a run: there is a.ckpt, b.ckpt."),
         (["--ckpt_path", "bad.jsonl", "--prompt", "1"], "truncated, damaged or no checkpoint"),
         (["--model", "sudoku_tiny", "--prompt", "1", "--sampler.temprature", "2"], "Did you mean temperature?"),
         (["--model", "sudoku_tiny", "--prompt", "1", "--sampler.temperature=hot"], "Expected a float. Got value: hot"),
@@ -99,6 +100,8 @@ def test_a_mistake_is_one_line(arguments, said, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     (tmp_path / "bad.jsonl").write_text('{"prompt": "1"}\n{"text": "1"}\n')
+    for name in "ab":
+        (tmp_path / f"{name}.ckpt").touch()
     try:
         status = main(["generate", *arguments])
     except SystemExit as stop:

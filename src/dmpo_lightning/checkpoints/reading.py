@@ -248,7 +248,11 @@ def read_weights(checkpoint: str | Path, *, trust_checkpoint: bool = False) -> d
     """
     path = Path(checkpoint)
     if not path.exists():
-        raise ValueError(f"No checkpoint file {str(checkpoint)!r}; give a .ckpt file (or folder) of a run.")
+        beside = ", ".join(sorted(each.name for each in path.parent.glob("*.ckpt")))
+        raise ValueError(
+            f"No checkpoint file {str(checkpoint)!r}; give a .ckpt file (or folder) of a run"
+            f"{f': there is {beside}' if beside else ''}."
+        )
     if path.is_dir() and not trust_checkpoint:
         raise ValueError(
             f"{str(checkpoint)!r} is a folder, which is unpickled and can run any code; if you wrote it yourself, say "
